@@ -1,0 +1,68 @@
+# Two commands: `make run` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8080
+# How many test processes run at once; 0 runs them in this one.
+TEST_PROCESSES ?= auto
+TESTS ?= tests
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+NODE_CLIENTS := tests/clients/node
+
+export HOST PORT
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(VENV)/.installed ## Install, migrate, make a signing key, serve http://localhost:8080. HOST= and PORT= move it.
+	@$(BIN)/python -m app.cli.development
+
+.PHONY: test
+test: $(VENV)/.installed-for-tests node-clients ## Install and run every test, on a real PostgreSQL. TESTS= narrows it.
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) $(TESTS)
+
+.PHONY: check
+check: $(VENV)/.installed-for-tests ## Lint, format check, types, and the import stack.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest --quiet tests/test_architecture.py
+
+.PHONY: format
+format: $(VENV)/.installed-for-tests ## Format the code.
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+.PHONY: clean
+clean: ## Remove what was installed and built. Keeps instance/ and .env: keys, clients and peppers are yours.
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov $(NODE_CLIENTS)/node_modules
+	find app config migrations tests bench wsgi.py -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true
+
+# Made anew when what they were made from changes, so the second time is quick.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tokenhouse needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python setup.cfg setup.py constraints.txt
+	@echo "Installing into $(VENV) …"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-for-tests: $(VENV)/.installed
+	@echo "Installing what the tests need …"
+	@$(PIP) --editable '.[test,check]'
+	@touch $@
+
+# Clients in Node are tested where there is Node; where there is none, those tests say so.
+.PHONY: node-clients
+node-clients:
+	@if command -v npm >/dev/null; then \
+		test $(NODE_CLIENTS)/node_modules/.package-lock.json -nt $(NODE_CLIENTS)/package-lock.json || \
+		npm ci --prefix $(NODE_CLIENTS) --silent --no-audit --no-fund; fi

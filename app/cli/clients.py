@@ -1,0 +1,320 @@
+"""``flask clients``: make, look at, change and end clients. ``app.clients`` does it; here it is asked and shown."""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from app.cli.output import (
+    CommandGroup,
+    SecretFile,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    read_secret,
+    tell,
+    timestamp,
+)
+from app.client_auth import METHODS
+from app.client_fields import ClientFields, split_scopes
+from app.client_secrets import IMPORTED_SECRET_SAFE_CHARACTERS
+from app.clients import ANY_SECRET_METHOD, NewSecret
+from app.errors import ManagementError
+from app.grants import GRANTS
+from app.models import ClientRow, ClientSecretRow
+from app.services import services
+from app.settings import format_duration, parse_duration
+
+NO_GRANT = "none"
+METHOD_NAMES = (ANY_SECRET_METHOD, *(method.name for method in METHODS))
+SECRET_BEARING_METHODS = {ANY_SECRET_METHOD, *(method.name for method in METHODS if method.secret_bearing)}
+GRANT_NAMES = (*(str(grant.GRANT_TYPE) for grant in GRANTS), NO_GRANT)
+
+
+class Duration(click.ParamType[int]):
+    """``90s``, ``15m``, ``24h``, ``7d``: whole seconds."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse, or fail with what is allowed."""
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            return self.fail(str(error), param, ctx)
+
+
+class Lifetime(Duration):
+    """A duration, or ``default`` for the server's own."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse; 0 stands for the default, and no lifetime can be that short."""
+        if value == "default":
+            return 0
+        return super().convert(value, param, ctx) or self.fail("must be from 1s to 24h", param, ctx)
+
+
+def field_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options for what a client is made of, alike in ``create`` and ``update``."""
+    for option in reversed(
+        (
+            click.option(
+                "--scope", "scopes", multiple=True, help="Scopes, space-separated; may be given several times."
+            ),
+            click.option(
+                "--audience", "audiences", multiple=True, help="An API its tokens may be for; the first is default."
+            ),
+            click.option("--lifetime", type=Lifetime(), help="Of its tokens: 1s to 24h, or `default`."),
+            click.option("--auth-method", type=click.Choice(METHOD_NAMES), help="How it authenticates."),
+            click.option("--grant-type", "grant_types", multiple=True, type=click.Choice(GRANT_NAMES)),
+            click.option("--contact", "contacts", multiple=True, help="Whom to call at night."),
+            click.option("--description", help="What it is for."),
+            click.option("--label", "labels", multiple=True, metavar="K=V"),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group("clients", cls=CommandGroup)
+def clients() -> None:
+    """Make, look at, change and end clients."""
+
+
+@clients.command("create")
+@click.argument("name")
+@click.option("--client-id", help="Take an id over from elsewhere; otherwise one is made.")
+@field_options
+@click.option("--secret-file", metavar="FILE|-", help="Take a secret over from elsewhere.")
+@click.option("--secret-expires", type=Duration(), help="How long the secret is valid; for ever unless given.")
+@click.option("--secret-out", metavar="FILE", help="Write the secret to a new file (0600) instead of printing it.")
+@json_option
+def create_client(  # noqa: PLR0913 - The options of the contract.
+    name: str,
+    client_id: str | None,
+    secret_file: str | None,
+    secret_expires: int | None,
+    secret_out: str | None,
+    *,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make a client and print its secret, once."""
+    fields = ClientFields(client_name=name, **_given_fields(options))
+    imported = read_secret(secret_file) if secret_file else None
+    if secret_expires == 0:
+        raise ManagementError("--secret-expires must be 1s or more")
+    file = SecretFile(secret_out) if secret_out else None
+    try:
+        row, secret = services().clients.register(
+            fields,
+            client_id=client_id,
+            with_secret=fields.token_endpoint_auth_method in SECRET_BEARING_METHODS,
+            secret=imported,
+            secret_expires_after=timedelta(seconds=secret_expires) if secret_expires else None,
+        )
+    except BaseException:
+        if file:
+            file.discard()
+        raise
+    if file and secret:
+        file.write(secret.secret)
+    _warn(row.client_id, imported)
+    _print_new_client(row, secret, shown=file is None, as_json=as_json)
+
+
+@clients.command("list")
+@json_option
+def list_clients(*, as_json: bool) -> None:
+    """Show all clients, oldest first."""
+    rows = services().clients.list_all()
+    if as_json:
+        print_json([_describe(row) for row in rows])
+        return
+    print_table(
+        ("client_id", "name", "state", "scope", "audiences", "lifetime", "created"),
+        (
+            (
+                row.client_id,
+                row.client_name,
+                _state(row),
+                " ".join(row.scope),
+                " ".join(row.audiences),
+                format_duration(row.access_token_lifetime) if row.access_token_lifetime else "default",
+                timestamp(row.created_at),
+            )
+            for row in rows
+        ),
+    )
+
+
+@clients.command("show")
+@click.argument("client_id", metavar="ID")
+@json_option
+def show_client(client_id: str, *, as_json: bool) -> None:
+    """Show one client with its secrets (never the secrets themselves)."""
+    row = services().clients.find(client_id)
+    if as_json:
+        print_json(_describe(row))
+        return
+    print_fields({name: value for name, value in _describe(row).items() if name != "secrets"})
+    for secret in row.secrets:
+        tell("")
+        print_fields({f"secret {name}": value for name, value in _describe_secret(secret).items()})
+
+
+@clients.command("update")
+@click.argument("client_id", metavar="ID")
+@click.option("--name", "client_name")
+@field_options
+@json_option
+def update_client(client_id: str, client_name: str | None, *, as_json: bool, **options: Any) -> None:
+    """Change a client. Each option replaces the whole field; an empty value clears it."""
+    changes = _given_fields(options) | ({} if client_name is None else {"client_name": client_name})
+    if not changes:
+        raise ManagementError("nothing to change: `flask clients update --help` shows what can be")
+    row = services().clients.update(client_id, **changes)
+    if as_json:
+        print_json(_describe(row))
+    tell(f"{row.client_id} was changed. Tokens that it has keep what they say until they expire.")
+
+
+@clients.command("disable")
+@click.argument("client_id", metavar="ID")
+def disable_client(client_id: str) -> None:
+    """Refuse a client from now on."""
+    row = services().clients.disable(client_id)
+    tell(f"{row.client_id} gets no more tokens. Those that it has are valid until they expire.")
+
+
+@clients.command("enable")
+@click.argument("client_id", metavar="ID")
+def enable_client(client_id: str) -> None:
+    """Serve a disabled client again."""
+    tell(f"{services().clients.enable(client_id).client_id} gets tokens again.")
+
+
+@clients.command("delete")
+@click.argument("client_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete_client(client_id: str, *, yes: bool) -> None:
+    """Delete a client and its secrets. Its id can never be used again."""
+    row = services().clients.find(client_id)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ManagementError(f"deleting {client_id!r} cannot be undone: say --yes")
+        click.confirm(f"Delete {row.client_id} ({row.client_name}) for good?", abort=True, err=True)
+    services().clients.delete(client_id)
+    tell(f"{client_id} was deleted.")
+
+
+def curl_line(token_endpoint: str, client_id: str, secret: str) -> str:
+    """One line to paste that fetches a token."""
+    return shlex.join(["curl", "-u", f"{client_id}:{secret}", "-d", "grant_type=client_credentials", token_endpoint])
+
+
+def _given_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of :class:`ClientFields` that options were given for."""
+    fields: dict[str, Any] = {}
+    if options["scopes"]:
+        fields["scope"] = split_scopes(options["scopes"])
+    for name in ("audiences", "contacts"):
+        if options[name]:
+            fields[name] = tuple(dict.fromkeys(value for value in options[name] if value))
+    if options["lifetime"] is not None:
+        fields["access_token_lifetime"] = options["lifetime"] or None
+    if options["auth_method"]:
+        fields["token_endpoint_auth_method"] = options["auth_method"]
+    if options["grant_types"]:
+        fields["grant_types"] = _grant_types(options["grant_types"])
+    if options["description"] is not None:
+        fields["description"] = options["description"]
+    if options["labels"]:
+        fields["labels"] = _labels(options["labels"])
+    return fields
+
+
+def _grant_types(given: Sequence[str]) -> tuple[str, ...]:
+    if NO_GRANT in given:
+        if len(set(given)) > 1:
+            raise ManagementError(f"--grant-type {NO_GRANT} goes with no other grant type")
+        return ()
+    return tuple(dict.fromkeys(given))
+
+
+def _labels(given: Sequence[str]) -> dict[str, str]:
+    labels = {}
+    for label in filter(None, given):
+        key, equals, value = label.partition("=")
+        if not equals:
+            raise ManagementError(f"label {label!r} must be K=V")
+        labels[key] = value
+    return labels
+
+
+def _warn(client_id: str, imported: str | None) -> None:
+    if ":" in client_id:
+        tell("Warning: Basic cannot carry an id with a colon raw: form-encode it, or send it in the body.")
+    if imported is not None and len(imported) < IMPORTED_SECRET_SAFE_CHARACTERS:
+        tell(f"Warning: the secret has under {IMPORTED_SECRET_SAFE_CHARACTERS} characters; a generated one is safer.")
+
+
+def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, as_json: bool) -> None:
+    described = {
+        "client_id": row.client_id,
+        **({"client_secret": secret.secret} if secret and shown else {}),
+        "client_name": row.client_name,
+        "token_endpoint_auth_method": row.token_endpoint_auth_method,
+        "grant_types": row.grant_types,
+        "scope": " ".join(row.scope),
+        "audiences": row.audiences,
+        "access_token_lifetime": row.access_token_lifetime,
+        "client_secret_expires_at": int(secret.expires_at.timestamp()) if secret and secret.expires_at else 0,
+    }
+    if as_json:
+        print_json(described)
+        return
+    print_fields(described)
+    if secret and shown:
+        tell("\nThe secret is shown this once. Try it:\n")
+        tell(f"  {curl_line(services().metadata['token_endpoint'], row.client_id, secret.secret)}")
+
+
+def _describe(row: ClientRow) -> dict[str, Any]:
+    return {
+        "client_id": row.client_id,
+        "client_name": row.client_name,
+        "description": row.description,
+        "state": _state(row),
+        "token_endpoint_auth_method": row.token_endpoint_auth_method,
+        "grant_types": row.grant_types,
+        "scope": " ".join(row.scope),
+        "audiences": row.audiences,
+        "access_token_lifetime": row.access_token_lifetime,
+        "contacts": row.contacts,
+        "labels": row.labels,
+        "created_at": timestamp(row.created_at),
+        "updated_at": timestamp(row.updated_at),
+        "disabled_at": timestamp(row.disabled_at),
+        "secrets": [_describe_secret(secret) for secret in row.secrets],
+    }
+
+
+def _describe_secret(secret: ClientSecretRow) -> dict[str, Any]:
+    return {
+        "id": secret.secret_id,
+        "last_four": secret.last_four,
+        "origin": secret.origin,
+        "created_at": timestamp(secret.created_at),
+        "expires_at": timestamp(secret.expires_at),
+        "last_used_at": timestamp(secret.last_used_at),
+        "revoked_at": timestamp(secret.revoked_at),
+    }
+
+
+def _state(row: ClientRow) -> str:
+    return "disabled" if row.disabled_at else "enabled"

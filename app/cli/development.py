@@ -1,0 +1,137 @@
+"""``make run``: everything that a first start on a developer's machine needs, then gunicorn, as in production.
+
+Makes what is missing and keeps what is there: settings in ``.env``, the database, a signing key, the client ``demo``.
+"""
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+from flask import Flask
+from flask_migrate import upgrade
+from gunicorn.app.wsgiapp import WSGIApplication
+
+from app import create_app
+from app.cli.clients import curl_line
+from app.client_fields import ClientFields
+from app.errors import ManagementError
+from app.keyring.file import write_private_file
+from app.models import db
+from app.services import services
+from app.settings import PROJECT_FOLDER, SETTING_NAMES, Settings, StartError
+from app.settings_layers import CONFIG_NAME, development_issuer, is_text, load_settings
+
+DEMO_CLIENT = "demo"
+DEMO_SCOPES = ("read", "write")
+_PEPPERS, _ISSUER = "TOKENHOUSE_SECRET_PEPPERS", "TOKENHOUSE_ISSUER"
+_MARKER = "# What the last `make run` was given; written anew by each."
+
+
+def main() -> None:
+    """Prepare and serve."""
+    os.environ.setdefault(CONFIG_NAME, "development")
+    os.umask(0o077)
+    try:
+        if os.environ[CONFIG_NAME] == "development":
+            write_environment_file(PROJECT_FOLDER / ".env", os.environ)
+        settings = load_settings()
+        app = create_app(settings)
+        with app.app_context():
+            prepare(settings)
+    except (StartError, ManagementError, OSError) as error:
+        sys.exit(f"tokenhouse: {error}")
+    DevelopmentServer(app, settings).run()
+
+
+def write_environment_file(path: Path, environment: Mapping[str, str]) -> None:
+    """Leave in ``.env`` what this start is made with, so that ``flask`` by hand uses the same.
+
+    Below a marker line stands what this run was given, anew each time; above it a pepper that is made once, and
+    whatever people have written there.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Read by `make run` and `flask`; ignored by git.\n"
+    above = text.partition(_MARKER)[0].rstrip("\n")
+    own = dotenv_values(stream=StringIO(above), interpolate=False)
+    if not own.get(_PEPPERS) and not environment.get(_PEPPERS):
+        above += f"\n{_PEPPERS}=dev1:{secrets.token_urlsafe(32)}"
+    given = {name: environment[name] for name in SETTING_NAMES if environment.get(name)}
+    if not own.get(_ISSUER):
+        given.setdefault(_ISSUER, development_issuer(environment.get("HOST", ""), environment.get("PORT", "")))
+    for name, value in given.items():
+        if "\r" in value or not is_text(value):
+            raise StartError(f"{name} must be UTF-8 text without a carriage return to be kept in .env")
+    lines = [above, "", _MARKER, *(f"{name}={_quoted(value)}" for name, value in given.items()), ""]
+    if (written := "\n".join(lines)) != text:
+        write_private_file(path, written.encode())
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def prepare(settings: Settings) -> None:
+    """Bring the database up to date, and make a signing key if there is none."""
+    database = db.engine.url.database
+    if db.engine.url.get_backend_name() == "sqlite" and database:
+        Path(database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    upgrade()
+    here = services()
+    if here.ring.home.is_empty():
+        now = here.clock()
+        here.ring.home.generate(published_at=now, signs_from=now)
+        print(f"Made a signing key in {settings.keyring}.")  # noqa: T201 - Talk to a person.
+    db.engine.dispose()
+
+
+class DevelopmentServer(WSGIApplication):
+    """gunicorn with the project's settings, which greets once it listens."""
+
+    def __init__(self, app: Flask, settings: Settings) -> None:
+        self._flask_app = app
+        self._settings = settings
+        sys.argv = ["gunicorn", "--config", str(PROJECT_FOLDER / "config" / "gunicorn.py"), "wsgi:app"]
+        super().__init__("%(prog)s [OPTIONS] [APP_MODULE]")
+
+    def load_config(self) -> None:
+        """Add the greeting to the settings of ``config/gunicorn.py``."""
+        super().load_config()
+        self.cfg.set("when_ready", self._greet)
+
+    def _greet(self, _arbiter: Any) -> None:
+        """Say how to get a token. Only now: a secret that is printed before the port is ours could be lost."""
+        with self._flask_app.app_context():
+            print(greeting(self._settings), flush=True)  # noqa: T201 - Talk to a person.
+            db.session.remove()
+            # No connection may be shared with the workers that are forked from here.
+            db.engine.dispose()
+
+
+def greeting(settings: Settings) -> str:
+    """Make the demo client where it belongs, and say what to do next."""
+    here = services()
+    endpoint = here.metadata["token_endpoint"]
+    if settings.config == "development" and not here.clients.list_all():
+        try:
+            _, secret = here.clients.register(
+                ClientFields(client_name="Demo", scope=DEMO_SCOPES, description="Made by the first `make run`."),
+                client_id=DEMO_CLIENT,
+            )
+        except ManagementError:
+            secret = None
+        if secret:
+            line = curl_line(endpoint, DEMO_CLIENT, secret.secret)
+            return (
+                f"\nTokenhouse serves {settings.issuer}\n\nFetch a token (the secret is shown this once):\n\n  {line}\n"
+            )
+    make = '.venv/bin/flask clients create "My service" --scope "read write"'
+    return f"\nTokenhouse serves {settings.issuer}\n\nMake another client:\n\n  {make}\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""How commands speak: data on standard output, talk on standard error, one line and a non-zero status for a failure."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from flask.cli import AppGroup
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.errors import ManagementError, ServiceUnavailable
+from app.settings import StartError
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+class CommandGroup(AppGroup):
+    """A noun with its verbs. What may go wrong in them ends in one line on standard error."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except (ManagementError, StartError) as error:
+            raise click.ClickException(str(error)) from None
+        except (SQLAlchemyError, ServiceUnavailable) as error:
+            cause = type(getattr(error, "orig", None) or error.__cause__ or error).__name__
+            raise click.ClickException(
+                f"the database cannot be used ({cause}): is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"
+            ) from None
+
+
+def tell(message: str) -> None:
+    """Say something to a person: standard error."""
+    click.echo(message, err=True)
+
+
+def print_json(data: object) -> None:
+    """Print data for a script."""
+    click.echo(json.dumps(data, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows for a person: a table on a terminal, tab-separated lines in a pipe."""
+    cells = [["" if value is None else str(value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        table = Table(*columns, box=None, pad_edge=False)
+        for row in cells:
+            table.add_row(*row)
+        Console(markup=False, highlight=False).print(table)
+        return
+    for line in [list(columns), *cells]:
+        click.echo("\t".join(line))
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Print the fields of one thing for a person, a line each; what is empty is left out."""
+    width = max(map(len, fields), default=0)
+    for name, value in fields.items():
+        if value not in (None, "", [], {}):
+            click.echo(f"{name:<{width}}  {_plain(value)}")
+
+
+def timestamp(time: datetime | None) -> str | None:
+    """``time`` as RFC 3339 in UTC, to the second."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if time else None
+
+
+def read_secret(source: str) -> str:
+    """Read a secret from a file, or from standard input (``-``); one trailing newline is not part of it.
+
+    :raises ManagementError: it cannot be read. Never quotes it.
+    """
+    try:
+        raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        return raw.decode().removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ManagementError(f"the secret file {source} cannot be read: {cause}") from None
+
+
+class SecretFile:
+    """A new file, for its owner only, that takes one secret. Made before the secret, so that no secret is ever lost."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        try:
+            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+        except FileExistsError:
+            raise ManagementError(f"{path} exists, and a secret is never written over another file") from None
+        except OSError as error:
+            raise ManagementError(f"{path} cannot be written: {error.strerror}") from None
+
+    def write(self, secret: str) -> None:
+        """Write ``secret`` and close."""
+        with os.fdopen(self._descriptor, "w") as file:
+            file.write(f"{secret}\n")
+
+    def discard(self) -> None:
+        """Take the file away again: there is no secret for it."""
+        os.close(self._descriptor)
+        self._path.unlink(missing_ok=True)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={text}" for key, text in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,109 @@
+"""Client secrets, by HTTP Basic and in the body: RFC 6749 section 2.3.1.
+
+Basic comes raw from half of the field's clients and form-encoded from the other half, as the RFC asks. Both readings
+are candidates: (raw id, raw secret) and (decoded id, decoded secret), never mixed, always both looked up and digested.
+Whose a secret is, and whether it still works, is left to ``clients``.
+"""
+
+import binascii
+import re
+from base64 import b64decode
+
+from app.client_fields import form_decode
+from app.client_secrets import is_vschar
+from app.clients import ClientStore
+from app.contracts import Authentication, Credentials, TokenRequest
+from app.errors import InvalidClient, InvalidRequest
+
+_BASIC = re.compile(r"basic(?: +(.*))?", re.IGNORECASE | re.DOTALL)
+
+
+class ClientSecretBasic:
+    """``client_secret_basic``: the credentials stand in the ``Authorization`` header."""
+
+    name = "client_secret_basic"
+    parameters = frozenset({"client_id"})
+    secret_bearing = True
+
+    def __init__(self, clients: ClientStore) -> None:
+        self._clients = clients
+
+    def is_presented(self, request: TokenRequest) -> bool:
+        """Any ``Authorization`` header counts: whatever its scheme, it is an attempt to authenticate."""
+        return request.authorization is not None
+
+    def authenticate(self, request: TokenRequest) -> Authentication:
+        """Who sent ``request``.
+
+        :raises InvalidClient: not Basic, malformed, or wrong.
+        :raises InvalidRequest: a ``client_id`` in the body is another one.
+        """
+        raw = _read_basic(request.authorization or "")
+        decoded = _form_decoded(raw)
+        body_id = request.parameters.get("client_id")
+        if body_id not in {None, raw.client_id, decoded.client_id}:
+            raise _other_client_id()
+        authentication = self._clients.verify_secret([raw, decoded], self.name)
+        if body_id not in {None, authentication.client.client_id}:
+            raise _other_client_id()
+        return authentication
+
+
+class ClientSecretPost:
+    """``client_secret_post``: the credentials stand in the body."""
+
+    name = "client_secret_post"
+    parameters = frozenset({"client_id", "client_secret"})
+    secret_bearing = True
+
+    def __init__(self, clients: ClientStore) -> None:
+        self._clients = clients
+
+    def is_presented(self, request: TokenRequest) -> bool:
+        """Whether there is a secret in the body."""
+        return "client_secret" in request.parameters
+
+    def authenticate(self, request: TokenRequest) -> Authentication:
+        """Who sent ``request``.
+
+        :raises InvalidRequest: ``client_id`` is missing.
+        :raises InvalidClient: malformed or wrong.
+        """
+        client_id = request.parameters.get("client_id")
+        if client_id is None:
+            raise InvalidRequest("missing_parameter", "The parameter client_id is missing.")
+        credentials = Credentials(client_id, request.parameters["client_secret"])
+        if not (is_vschar(credentials.client_id) and is_vschar(credentials.secret)):
+            raise InvalidClient("malformed_credentials")
+        return self._clients.verify_secret([credentials], self.name)
+
+
+def _read_basic(authorization: str) -> Credentials:
+    """Take the header apart: RFC 7617 section 2, in the characters of RFC 6749 appendix A."""
+    found = _BASIC.fullmatch(authorization)
+    if found is None:
+        raise InvalidClient("unsupported_scheme")
+    try:
+        text = b64decode((found[1] or "").encode("latin-1"), validate=True).decode("ascii")
+    except (binascii.Error, UnicodeError):
+        raise InvalidClient("malformed_credentials") from None
+    client_id, colon, secret = text.partition(":")
+    if not (client_id and colon and secret and is_vschar(text)):
+        raise InvalidClient("malformed_credentials")
+    return Credentials(client_id, secret)
+
+
+def _form_decoded(raw: Credentials) -> Credentials:
+    """Read ``raw`` as form-encoded, both or neither; where that cannot be, the raw reading stands in for it.
+
+    It is digested and compared all the same, so that no reading costs less than another.
+    """
+    try:
+        decoded = Credentials(form_decode(raw.client_id), form_decode(raw.secret))
+    except UnicodeDecodeError:
+        return raw
+    return decoded if is_vschar(decoded.client_id) and is_vschar(decoded.secret) else raw
+
+
+def _other_client_id() -> InvalidRequest:
+    return InvalidRequest("other_client_id", "The client_id in the body is not the one that authenticates.")

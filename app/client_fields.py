@@ -1,0 +1,133 @@
+"""What a client may be made of: every field checked, before anything is stored. Pure.
+
+Names are RFC 7591's where it has one. Which grants and authentication methods exist is left to whoever lists the
+registries: the command line, later the admin API and registration.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import unquote_plus
+
+from app.client_secrets import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_SECRET_MIN_CHARACTERS, is_vschar
+from app.errors import InvalidScope, ManagementError
+from app.models import CLIENT_ID_MAX_CHARACTERS
+from app.policy import RESERVED_SCOPE_PREFIX, parse_scope
+from app.settings import DAY, format_duration, is_absolute_uri
+
+LONGEST_LIFETIME_SECONDS = DAY
+TEXT_MAX_CHARACTERS = 1000
+LIST_MAX_ENTRIES = 1000
+SCOPE_MAX_CHARACTERS = 4096
+AUDIENCE_MAX_CHARACTERS = 2000
+"""A token travels in a header, and most servers take headers of 8 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFields:
+    """What whoever makes or changes a client says of it. Checked when it is made.
+
+    :param access_token_lifetime: whole seconds, 1 s to 24 h, or ``None`` for the server's default.
+    :raises ManagementError: a field that is wrong, with what is allowed.
+    """
+
+    client_name: str
+    scope: tuple[str, ...] = ()
+    audiences: tuple[str, ...] = ()
+    access_token_lifetime: int | None = None
+    token_endpoint_auth_method: str = "client_secret"  # noqa: S105 - A method's name.
+    grant_types: tuple[str, ...] = ("client_credentials",)
+    contacts: tuple[str, ...] = ()
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse by raising; what exists is good."""
+        _check_text("name", self.client_name, required=True)
+        _check_text("description", self.description)
+        for contact in self.contacts:
+            _check_text("contact", contact, required=True)
+        for key, value in self.labels.items():
+            _check_text("label", key, required=True)
+            _check_text(f"label {key}", value)
+        for entries in (self.scope, self.audiences, self.contacts, self.labels):
+            if len(entries) > LIST_MAX_ENTRIES:
+                raise ManagementError(f"a client has at most {LIST_MAX_ENTRIES} scopes, audiences, contacts or labels")
+        if len(" ".join(self.scope)) > SCOPE_MAX_CHARACTERS:
+            raise ManagementError(f"all scopes of a client together have at most {SCOPE_MAX_CHARACTERS} characters")
+        for token in self.scope:
+            _check_scope_token(token)
+        for audience in self.audiences:
+            _check_audience(audience)
+        lifetime = self.access_token_lifetime
+        if lifetime is not None and not 1 <= lifetime <= LONGEST_LIFETIME_SECONDS:
+            raise ManagementError(f"lifetime must be from 1s to {format_duration(LONGEST_LIFETIME_SECONDS)}")
+
+
+def split_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
+    """Join what was given in several places, each a space-separated list: in order, each token once.
+
+    :raises ManagementError: one that breaks RFC 6749 section 3.3.
+    """
+    tokens: dict[str, None] = {}
+    for scope in scopes:
+        if not scope:
+            continue
+        try:
+            tokens.update(dict.fromkeys(parse_scope(scope)))
+        except InvalidScope:
+            raise ManagementError(
+                f"scope {scope!r} must be tokens of printable ASCII without quote and backslash, one space between them"
+            ) from None
+    return tuple(tokens)
+
+
+def check_client_id(client_id: str) -> None:
+    """Check an id that is taken over from elsewhere.
+
+    :raises ManagementError: it is empty, too long, or not %x20-7E (RFC 6749 appendix A.1).
+    """
+    if not 1 <= len(client_id) <= CLIENT_ID_MAX_CHARACTERS or not is_vschar(client_id):
+        raise ManagementError(f"client id must be 1 to {CLIENT_ID_MAX_CHARACTERS} characters of printable ASCII")
+
+
+def check_imported_secret(secret: str) -> None:
+    """Check a secret that is taken over from elsewhere.
+
+    :raises ManagementError: it is too short, or not %x20-7E (RFC 6749 appendix A.2). Never quotes it.
+    """
+    if not IMPORTED_SECRET_MIN_CHARACTERS <= len(secret) <= IMPORTED_SECRET_MAX_CHARACTERS or not is_vschar(secret):
+        raise ManagementError(
+            f"the secret must be {IMPORTED_SECRET_MIN_CHARACTERS} to {IMPORTED_SECRET_MAX_CHARACTERS} characters "
+            "of printable ASCII"
+        )
+
+
+def form_decode(text: str) -> str:
+    """Read ``text`` as form-encoded, as clients that follow RFC 6749 section 2.3.1 send it in Basic.
+
+    :raises UnicodeDecodeError: decoded it is not UTF-8, so it was not form-encoded.
+    """
+    return unquote_plus(text, errors="strict")
+
+
+def _check_scope_token(token: str) -> None:
+    if split_scopes([token]) != (token,):
+        raise ManagementError(f"scope {token!r} must be one scope token")
+    if token.startswith(RESERVED_SCOPE_PREFIX):
+        raise ManagementError(
+            f"scope {token!r}: scopes that begin with {RESERVED_SCOPE_PREFIX!r} are this server's own"
+        )
+
+
+def _check_audience(audience: str) -> None:
+    if len(audience) > AUDIENCE_MAX_CHARACTERS:
+        raise ManagementError(f"an audience has at most {AUDIENCE_MAX_CHARACTERS} characters")
+    if not is_absolute_uri(audience):
+        raise ManagementError(f"audience {audience!r} must be an absolute URI without a fragment")
+
+
+def _check_text(name: str, text: str, *, required: bool = False) -> None:
+    if (required and not text.strip()) or len(text) > TEXT_MAX_CHARACTERS or not text.isprintable():
+        raise ManagementError(
+            f"{name} must be {'1' if required else '0'} to {TEXT_MAX_CHARACTERS} printable characters in one line"
+        )

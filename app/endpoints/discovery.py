@@ -1,0 +1,84 @@
+"""What verifiers read: the JWKS (RFC 7517) and the metadata (RFC 8414, at OpenID Connect Discovery's path too).
+
+Public documents: they may be cached, and read from a browser. Which keys are in the JWKS is left to ``keyring``.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from flask import Blueprint, Response, request
+
+from app.contracts import Metadata
+from app.services import Endpoint, Services
+
+JWKS_PATH = "/.well-known/jwks.json"
+OAUTH_METADATA_PATH = "/.well-known/oauth-authorization-server"
+OPENID_METADATA_PATH = "/.well-known/openid-configuration"
+
+
+def _create_blueprint(services: Services) -> Blueprint:
+    blueprint = Blueprint("discovery", __name__)
+    blueprint.after_request(_let_browsers_read)
+    max_age = services.settings.jwks_max_age
+    metadata = json.dumps(services.metadata, indent=2).encode()
+    metadata_etag = _etag(metadata)
+    read_jwks = _jwks_reader(services)
+
+    @blueprint.get(JWKS_PATH)
+    def show_jwks() -> Response:
+        return _public_document(*read_jwks(), max_age)
+
+    @blueprint.get(OAUTH_METADATA_PATH)
+    @blueprint.get(OPENID_METADATA_PATH)
+    @blueprint.get(f"{OAUTH_METADATA_PATH}{urlsplit(services.settings.issuer).path}", endpoint="at_issuer_path")
+    def show_metadata() -> Response:
+        return _public_document(metadata, metadata_etag, max_age)
+
+    return blueprint
+
+
+def _metadata(issuer: str) -> Metadata:
+    return {"jwks_uri": f"{issuer}{JWKS_PATH}"}
+
+
+def _jwks_reader(services: Services) -> Callable[[], tuple[bytes, str]]:
+    """Build the function that gives the JWKS and its ETag, encoded anew only when the published keys have changed."""
+    latest: tuple[tuple[str, ...], bytes, str] = ((), b"", "")
+
+    def read() -> tuple[bytes, str]:
+        nonlocal latest
+        keys = services.ring().published_keys(services.clock())
+        kids = tuple(key.kid for key in keys)
+        # Read once and replaced whole: other threads do the same, maybe with other keys.
+        encoded_kids, body, etag = latest
+        if encoded_kids != kids or not body:
+            body = json.dumps({"keys": [key.public_jwk for key in keys]}, indent=2).encode()
+            etag = _etag(body)
+            latest = kids, body, etag
+        return body, etag
+
+    return read
+
+
+def _public_document(body: bytes, etag: str, max_age: int) -> Response:
+    response = Response(body, content_type="application/json")
+    response.set_etag(etag)
+    response.headers["Cache-Control"] = f"public, max-age={max_age}"
+    response.make_conditional(request)
+    return response
+
+
+def _let_browsers_read(response: Response) -> Response:
+    """Allow it, and answer a browser that asks before it reads, with ``OPTIONS``."""
+    response.headers["Access-Control-Allow-Origin"] = "*"
+    response.headers["Access-Control-Allow-Headers"] = "*"
+    return response
+
+
+def _etag(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:32]
+
+
+DISCOVERY = Endpoint(_create_blueprint, _metadata)

@@ -1,0 +1,54 @@
+"""``/livez`` and ``/readyz``, for orchestrators: names and ``ok`` or ``failed``, no more."""
+
+import logging
+
+from flask import Blueprint, Response
+
+from app.contracts import Metadata
+from app.errors import ServiceUnavailable
+from app.services import Endpoint, Services
+from app.settings import StartError
+from app.web import json_response
+
+log = logging.getLogger(__name__)
+
+
+def _create_blueprint(services: Services) -> Blueprint:
+    blueprint = Blueprint("ops", __name__)
+
+    @blueprint.get("/livez")
+    def show_alive() -> Response:
+        return json_response(200, {"status": "ok"})
+
+    @blueprint.get("/readyz")
+    def show_ready() -> Response:
+        checks = {"database": _database(services), "keyring": _keyring(services)}
+        ready = all(state == "ok" for state in checks.values())
+        return json_response(200 if ready else 503, {"status": "ok" if ready else "failed", "checks": checks})
+
+    return blueprint
+
+
+def _database(services: Services) -> str:
+    try:
+        services.clients.answers()
+    except ServiceUnavailable as error:
+        log.error("not ready: %s", error.reason)  # noqa: TRY400 - The driver's words can name hosts and users.
+        return "failed"
+    return "ok"
+
+
+def _keyring(services: Services) -> str:
+    try:
+        services.ring().signing_key(services.clock())
+    except StartError as error:
+        log.error("not ready: %s", error)  # noqa: TRY400 - One clear line says it all.
+        return "failed"
+    return "ok"
+
+
+def _metadata(issuer: str) -> Metadata:  # noqa: ARG001 - Nothing of this is for clients.
+    return {}
+
+
+OPS = Endpoint(_create_blueprint, _metadata)

@@ -1,0 +1,158 @@
+"""Every refusal on one screen: its code, its status and the one sentence that a caller reads.
+
+The form of each answer is that of RFC 6749 section 5.2, for every status. The sentence is constant, so that nothing a
+caller sent comes back, except scopes and resources that have passed their grammar. Why a request was refused in truth
+is the ``reason``: it goes to the log, never to the wire. When to raise what is left to the rooms above.
+"""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import ClassVar
+
+from authlib.oauth2 import OAuth2Error
+
+BODY_LIMIT_BYTES = 16 * 1024
+"""The largest request body, in bytes. The worker buffers up to this much, and the server refuses more."""
+
+RETRY_AFTER_SECONDS = 1
+"""What ``Retry-After`` says while something that we need is away: callers back off from there by themselves."""
+
+Rendered = tuple[int, dict[str, str], list[tuple[str, str]]]
+"""Status, JSON body, headers."""
+
+
+class ManagementError(Exception):
+    """A change to clients or keys that is refused: one line that names what is wrong and what is allowed."""
+
+
+class OAuthError(OAuth2Error):
+    """A refusal: the caller reads code and description, the log also the ``reason``.
+
+    :param reason: why, in snake_case, for the operator; never sent to the caller.
+    :param description: a sentence for the caller, in the characters of RFC 6749 section 5.2.
+    :param client_id: the client, when it is known to exist.
+    """
+
+    error: str
+    status_code: int = HTTPStatus.BAD_REQUEST
+    description: str
+    cause: ClassVar[str] = ""
+
+    def __init__(self, reason: str = "", description: str | None = None, *, client_id: str | None = None) -> None:
+        super().__init__(description=description)
+        self.reason = reason or self.cause or self.error
+        self.client_id = client_id
+
+    def extra_headers(self) -> list[tuple[str, str]]:
+        """Headers that this refusal adds."""
+        return []
+
+
+class InvalidRequest(OAuthError):
+    """The request is malformed: RFC 6749 section 5.2."""
+
+    error = "invalid_request"
+    description = "The request is malformed."
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is longer than :data:`BODY_LIMIT_BYTES`; it has not been parsed."""
+
+    status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    description = f"The request body is longer than {BODY_LIMIT_BYTES} bytes."
+    cause = "body_too_large"
+
+
+class InvalidClient(OAuthError):
+    """Client authentication failed. One sentence for every cause, so that no caller learns which clients exist."""
+
+    error = "invalid_client"
+    status_code = HTTPStatus.UNAUTHORIZED
+    description = "Client authentication failed."
+
+    def extra_headers(self) -> list[tuple[str, str]]:
+        """The challenge of RFC 6749 section 5.2, with the error in it for clients that read it before the body."""
+        challenge = f'Basic realm="tokenhouse", error="{self.error}", error_description="{self.description}"'
+        return [("WWW-Authenticate", challenge)]
+
+
+class UnauthorizedClient(OAuthError):
+    """The client is who it says, and may not use this grant."""
+
+    error = "unauthorized_client"
+    description = "The client is not authorized to use this grant type."
+    cause = "grant_not_allowed"
+
+
+class UnsupportedGrantType(OAuthError):
+    """No such grant is registered."""
+
+    error = "unsupported_grant_type"
+    description = "The grant type is not supported by this server."
+    cause = "unknown_grant_type"
+
+
+class InvalidScope(OAuthError):
+    """The scope breaks the grammar of RFC 6749 section 3.3, or asks for more than the client was granted."""
+
+    error = "invalid_scope"
+    description = "The scope must be scope tokens separated by single spaces."
+
+
+class InvalidTarget(OAuthError):
+    """A resource that is malformed or that the client was not granted: RFC 8707 section 2."""
+
+    error = "invalid_target"
+    description = "A resource must be an absolute URI without a fragment."
+
+
+class ServerError(OAuthError):
+    """Something of ours failed."""
+
+    error = "server_error"
+    status_code = HTTPStatus.INTERNAL_SERVER_ERROR
+    description = "The server failed to handle the request."
+
+
+class ServiceUnavailable(ServerError):
+    """Something that we need is away: worth a retry."""
+
+    status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    description = "The server cannot handle the request right now."
+
+    def extra_headers(self) -> list[tuple[str, str]]:
+        """When to come again."""
+        return [("Retry-After", str(RETRY_AFTER_SECONDS))]
+
+
+_BELOW_OAUTH: dict[int, tuple[str, str]] = {
+    400: ("invalid_request", InvalidRequest.description),
+    404: ("not_found", "There is nothing at this path."),
+    405: ("method_not_allowed", "This path does not answer this method."),
+    408: ("invalid_request", "The request was not complete in time."),
+    411: ("invalid_request", "The request must say how long its body is."),
+    413: ("invalid_request", BodyTooLarge.description),
+    414: ("invalid_request", "The request line is too long."),
+    415: ("invalid_request", "The content type is not supported here."),
+    417: ("invalid_request", "The expectation cannot be met."),
+    431: ("invalid_request", "The request headers are too large."),
+    500: ("server_error", ServerError.description),
+    501: ("invalid_request", "The transfer coding is not supported."),
+    503: ("server_error", ServiceUnavailable.description),
+}
+
+
+def below_oauth(status: int) -> dict[str, str]:
+    """Body of an error answer for a fault below OAuth: HTTP framing, an unknown path, a wrong method.
+
+    :param status: the HTTP status; one without a sentence of its own reads as 400 below 500, and as 500 from there on.
+    """
+    fallback = HTTPStatus.BAD_REQUEST if status < HTTPStatus.INTERNAL_SERVER_ERROR else HTTPStatus.INTERNAL_SERVER_ERROR
+    code, description = _BELOW_OAUTH.get(status, _BELOW_OAUTH[fallback])
+    return {"error": code, "error_description": description}
+
+
+def render(error: OAuthError, extra: Iterable[tuple[str, str]] = ()) -> Rendered:
+    """What goes over the wire for ``error``."""
+    body = {"error": error.error, "error_description": error.description}
+    return error.status_code, body, [*error.extra_headers(), *extra]

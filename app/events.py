@@ -1,0 +1,84 @@
+"""Typed facts, past tense, safe to log by construction: no field can hold a secret, an assertion, a token or a key.
+
+Whoever wants to know subscribes: the audit log (``logs``), later the metrics. An event never holds what an
+unauthenticated caller wrote: a client's id stands in it only when there is such a client, since people paste secrets
+into the wrong field.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFacts:
+    """What is known of every request.
+
+    :param source_address: the TCP peer.
+    :param duration_ms: from the complete request to the event.
+    """
+
+    request_id: str
+    source_address: str | None
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenIssued:
+    """An access token was signed and is about to be sent."""
+
+    request: RequestFacts
+    client_id: str
+    auth_method: str
+    secret_id: str | None
+    grant_type: str
+    scope: str
+    audience: tuple[str, ...]
+    jti: str
+    kid: str
+    expires_in: int
+    outcome: str = field(default="issued", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRefused:
+    """A request at the token endpoint got no token.
+
+    :param client_id: the client, when there is one of the id that was sent.
+    :param error: the code that the caller reads.
+    :param reason: what was wrong in truth.
+    :param detail: more of the reason, from values that have passed their grammar.
+    """
+
+    request: RequestFacts
+    client_id: str | None
+    error: str
+    status: int
+    reason: str
+    detail: str | None = None
+    outcome: str = field(default="refused", init=False)
+
+
+Event = TokenIssued | TokenRefused
+Subscriber = Callable[[Event], None]
+
+
+class Events:
+    """Hands each event to every subscriber, in the order in which they subscribed."""
+
+    def __init__(self) -> None:
+        self._subscribers: list[Subscriber] = []
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call ``subscriber`` with every event from now on."""
+        self._subscribers.append(subscriber)
+
+    def emit(self, event: Event) -> None:
+        """Tell all subscribers. One that fails (a full disk, a closed pipe) costs nobody a token; it is logged."""
+        for subscriber in self._subscribers:
+            try:
+                subscriber(event)
+            except Exception:
+                log.exception("%s was lost, request_id=%s", type(event).__name__, event.request.request_id)

@@ -1,0 +1,95 @@
+"""Tables: clients and their secrets. No policy, no hashing; how rows are used is left to ``clients``.
+
+Times are aware and in UTC. What has several values but is never searched by (scopes, audiences, labels) is one JSON
+column, since a client is always read whole.
+"""
+
+from datetime import UTC, datetime
+
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, LargeBinary, MetaData, String, Text, TypeDecorator
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+CLIENT_ID_MAX_CHARACTERS = 255
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC: SQLite would forget the zone, and PostgreSQL answer in the session's."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Refuse a naive datetime: it has no moment."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a stored time must be aware")
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Give the zone back."""
+        return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
+
+
+class Base(DeclarativeBase):
+    """All tables. Constraints have names, so that a migration can drop them on every database."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+db = SQLAlchemy(model_class=Base)
+
+
+class ClientRow(Base):
+    """A client, in RFC 7591's words where it has one.
+
+    A deleted client leaves its id and the time behind (``deleted_at``): an id is never reused, so old tokens stay dead.
+
+    ``form_decoded_id`` is how the id reads when it is taken for form-encoded, as Basic credentials may be (RFC 6749
+    appendix B). No two clients may meet in one reading.
+    """
+
+    __tablename__ = "clients"
+
+    client_id: Mapped[str] = mapped_column(String(CLIENT_ID_MAX_CHARACTERS), primary_key=True)
+    form_decoded_id: Mapped[str] = mapped_column(String(CLIENT_ID_MAX_CHARACTERS), index=True)
+    client_name: Mapped[str] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(Text)
+    contacts: Mapped[list[str]] = mapped_column(JSON)
+    labels: Mapped[dict[str, str]] = mapped_column(JSON)
+    token_endpoint_auth_method: Mapped[str] = mapped_column(String(64))
+    grant_types: Mapped[list[str]] = mapped_column(JSON)
+    scope: Mapped[list[str]] = mapped_column(JSON)
+    audiences: Mapped[list[str]] = mapped_column(JSON)
+    access_token_lifetime: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    disabled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    secrets: Mapped[list["ClientSecretRow"]] = relationship(
+        order_by="ClientSecretRow.created_at", cascade="all, delete-orphan", passive_deletes=True
+    )
+
+
+class ClientSecretRow(Base):
+    """One secret of a client, as a keyed digest; several may be valid at once. ``pepper_id`` tells which key did it."""
+
+    __tablename__ = "client_secrets"
+
+    secret_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    client_id: Mapped[str] = mapped_column(ForeignKey(ClientRow.client_id, ondelete="CASCADE"), index=True)
+    digest: Mapped[bytes] = mapped_column(LargeBinary(32))
+    pepper_id: Mapped[str] = mapped_column(String(16))
+    last_four: Mapped[str] = mapped_column(String(4))
+    origin: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UTCDateTime)

@@ -1,0 +1,97 @@
+"""What may this client's token say? Scope, audience and lifetime; nothing else decides them.
+
+RFC 6749 section 3.3 (scope), RFC 8707 (resources). Pure: no Flask, no database, no clock. Who the client is has been
+settled before.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.contracts import Client, Decision
+from app.errors import InvalidScope, InvalidTarget
+from app.settings import is_absolute_uri
+
+SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
+"""One scope token: RFC 6749 section 3.3."""
+
+RESERVED_SCOPE_PREFIX = "tokenhouse:"
+"""Scopes of this server's own management; no client gets one by asking for it."""
+
+_SCOPE = re.compile(rf"{SCOPE_TOKEN.pattern}(?: {SCOPE_TOKEN.pattern})*")
+
+# A refusal names what was refused, but an answer stays small whatever was asked for.
+_NAMED_IN_A_REFUSAL = 10
+_NAMED_CHARACTERS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The server's own defaults, for clients that have none.
+
+    :param access_token_lifetime: whole seconds.
+    """
+
+    access_token_lifetime: int
+    default_audience: str
+
+
+def parse_scope(scope: str) -> tuple[str, ...]:
+    """Split ``scope`` into its tokens, in order, each once.
+
+    :raises InvalidScope: it is not scope tokens separated by exactly one space.
+    """
+    if not _SCOPE.fullmatch(scope):
+        raise InvalidScope("malformed_scope")
+    return tuple(dict.fromkeys(scope.split(" ")))
+
+
+def decide(client: Client, *, scope: str | None, resources: Sequence[str], policy: Policy) -> Decision:
+    """Settle what a token for ``client`` may say.
+
+    :param scope: space-separated scope tokens (RFC 6749 section 3.3), or ``None`` when the request had none.
+    :param resources: absolute URIs without fragment (RFC 8707 section 2); empty means the client's default.
+    :returns: scopes in the order in which they were asked for (all of the client's when none was), audiences, lifetime.
+    :raises InvalidScope: a scope that the client was not granted.
+    :raises InvalidTarget: a resource that the client was not granted.
+    """
+    lifetime = client.access_token_lifetime
+    return Decision(
+        scope=_granted_scope(client, scope),
+        audiences=_granted_audiences(client, resources, policy),
+        lifetime_seconds=policy.access_token_lifetime if lifetime is None else lifetime,
+    )
+
+
+def _granted_scope(client: Client, scope: str | None) -> tuple[str, ...]:
+    if scope is None:
+        return client.scope
+    asked = parse_scope(scope)
+    if refused := [token for token in asked if token not in client.scope]:
+        raise InvalidScope(
+            "scope_not_granted",
+            f"The client was not granted: {_list_some(refused)}",
+            client_id=client.client_id,
+        )
+    return asked
+
+
+def _granted_audiences(client: Client, resources: Sequence[str], policy: Policy) -> tuple[str, ...]:
+    if not resources:
+        return client.audiences[:1] or (policy.default_audience,)
+    if not all(map(is_absolute_uri, resources)):
+        raise InvalidTarget("malformed_resource")
+    if refused := [resource for resource in resources if resource not in client.audiences]:
+        raise InvalidTarget(
+            "resource_not_granted", f"The client was not granted: {_list_some(refused)}", client_id=client.client_id
+        )
+    return tuple(dict.fromkeys(resources))
+
+
+def _list_some(tokens: Sequence[str]) -> str:
+    """Name the first few of ``tokens``, which have passed their grammar, each once."""
+    named = [
+        token if len(token) <= _NAMED_CHARACTERS else f"{token[:_NAMED_CHARACTERS]}..."
+        for token in dict.fromkeys(tokens)
+    ]
+    return " ".join(named[:_NAMED_IN_A_REFUSAL]) + (" ..." if len(named) > _NAMED_IN_A_REFUSAL else "")

@@ -1,0 +1,52 @@
+"""What ``create_app`` composes once and hands to endpoints and commands."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Blueprint, Flask, current_app
+
+from app.clients import ClientStore
+from app.contracts import Clock, Metadata
+from app.keyring.current import CurrentRing
+from app.server import TokenServer
+from app.settings import Settings
+
+EXTENSION = "tokenhouse"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one application.
+
+    :param metadata: the document of RFC 8414, computed from the registries and the settings.
+    """
+
+    settings: Settings
+    clock: Clock
+    clients: ClientStore
+    ring: CurrentRing
+    server: TokenServer
+    metadata: Mapping[str, Any]
+
+    def install(self, app: Flask) -> None:
+        """Let commands find these services."""
+        app.extensions[EXTENSION] = self
+
+
+def services() -> Services:
+    """The services of the current application."""
+    found: Services = current_app.extensions[EXTENSION]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One room of ``endpoints.ENDPOINTS``: its routes, and what the metadata says of it.
+
+    :param create_blueprint: the routes.
+    :param metadata: members of the metadata, for the issuer's URL.
+    """
+
+    create_blueprint: Callable[[Services], Blueprint]
+    metadata: Callable[[str], Metadata]

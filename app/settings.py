@@ -1,0 +1,228 @@
+"""Every setting: its type, its unit, its default and its reason.
+
+Where values come from is left to ``settings_layers``; what a value means for the system (is the key ring sound, does
+the database answer), to the rooms that use it.
+"""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, model_validator
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+"""What relative paths in settings mean, from wherever a command runs."""
+
+PREFIX = "TOKENHOUSE_"
+
+MINUTE, HOUR, DAY = 60, 3600, 86400
+"""Seconds."""
+
+CONFIG_PATTERN = re.compile(r"[a-z][a-z0-9_-]*")
+_UNITS = {"s": 1, "m": MINUTE, "h": HOUR, "d": DAY}
+_LONGEST_DURATION = 3650 * DAY
+_DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
+_PEPPER_ID = re.compile(r"[A-Za-z0-9_-]{1,16}")
+_PEPPER_MIN_CHARACTERS = 32
+_ISSUER = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])"
+    r"(?::(?P<port>[1-9][0-9]{0,4}))?(?P<path>(?:/[A-Za-z0-9._~-]+)*)"
+)
+_ISSUER_RULE = (
+    "must be an https URL (http on loopback only) in lower case, with no default port, trailing slash, query, fragment "
+    "or user name"
+)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_LARGEST_PORT = 65535
+
+
+class StartError(Exception):
+    """What stops a start: one line for each fault, which names what is wrong and what is allowed."""
+
+
+class Pepper(NamedTuple):
+    """A key for digesting secrets: ``id`` stands beside each digest that it made."""
+
+    id: str
+    value: SecretStr
+
+
+def parse_duration(value: object) -> int:
+    """Whole seconds of ``90s``, ``15m``, ``24h``, ``7d``, or of an integer that counts seconds.
+
+    :raises ValueError: anything else, or more than ten years.
+    """
+    found = _DURATION.fullmatch(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    if found is None:
+        raise ValueError("must be a duration such as 90s, 15m, 24h or 7d")
+    seconds = int(found[1]) * _UNITS[found[2] or "s"]
+    if seconds > _LONGEST_DURATION:
+        raise ValueError("must be at most 3650d")
+    return seconds
+
+
+def format_duration(seconds: int) -> str:
+    """Write ``seconds`` in the largest unit that divides them: 3600 is ``1h``."""
+    unit = next((unit for unit in "dhm" if seconds and seconds % _UNITS[unit] == 0), "s")
+    return f"{seconds // _UNITS[unit]}{unit}"
+
+
+def _between(shortest: int, longest: int) -> BeforeValidator:
+    """Duration with bounds, in seconds."""
+
+    def check(value: object) -> int:
+        seconds = parse_duration(value)
+        if not shortest <= seconds <= longest:
+            raise ValueError(f"must be from {format_duration(shortest)} to {format_duration(longest)}")
+        return seconds
+
+    return BeforeValidator(check)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, a name or an address, can only be this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _parse_issuer(value: object) -> str:
+    """Check an issuer. Verifiers compare it to the letter, so what could be written in two ways is refused."""
+    found = _ISSUER.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not _is_host(found["host"]):
+        raise ValueError(_ISSUER_RULE)
+    secure = found["scheme"] == "https" or is_loopback(found["host"].strip("[]"))
+    port = int(found["port"] or 0)
+    plain = port != _DEFAULT_PORTS[found["scheme"]] and port <= _LARGEST_PORT
+    if not (secure and plain) or {".", ".."} & set(found["path"].split("/")):
+        raise ValueError(_ISSUER_RULE)
+    return found[0]
+
+
+def _is_host(host: str) -> bool:
+    if not host.startswith("["):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).version == 6  # noqa: PLR2004
+    except ValueError:
+        return False
+
+
+def _parse_audience(value: object) -> str:
+    if not isinstance(value, str) or not is_absolute_uri(value):
+        raise ValueError("must be an absolute URI without a fragment, such as https://api.example.com")
+    return value
+
+
+def is_absolute_uri(value: str) -> bool:
+    """Whether ``value`` may name a resource: RFC 8707 section 2, in the characters of RFC 3986."""
+    return re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]+", value) is not None
+
+
+def _parse_database_url(value: object) -> SecretStr:
+    allowed = "must be sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+    try:
+        url = make_url(value.get_secret_value() if isinstance(value, SecretStr) else str(value))
+    except (ArgumentError, ValueError):
+        raise ValueError(allowed) from None
+    if url.drivername in {"postgres", "postgresql", "postgresql+psycopg"}:
+        return SecretStr(url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False))
+    if url.drivername in {"sqlite", "sqlite+pysqlite"}:
+        return SecretStr(_absolute_sqlite_url(url).render_as_string(hide_password=False))
+    raise ValueError(allowed)
+
+
+def _absolute_sqlite_url(url: URL) -> URL:
+    if url.database in {None, "", ":memory:"}:
+        raise ValueError("must name a file: a SQLite database in memory cannot be shared by several workers")
+    return url.set(database=str(PROJECT_FOLDER / str(url.database)))
+
+
+def _parse_path(value: object) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("must be the path of a file")
+    return PROJECT_FOLDER / value
+
+
+def _parse_peppers(value: object) -> tuple[Pepper, ...]:
+    if isinstance(value, tuple):
+        return value
+    allowed = f"must be comma-separated id:value pairs, each value of {_PEPPER_MIN_CHARACTERS} characters or more"
+    peppers = []
+    for pair in str(value).split(","):
+        pepper_id, colon, secret = pair.strip().partition(":")
+        if not colon or not _PEPPER_ID.fullmatch(pepper_id) or len(secret) < _PEPPER_MIN_CHARACTERS:
+            raise ValueError(allowed)
+        peppers.append(Pepper(pepper_id, SecretStr(secret)))
+    if len({pepper.id for pepper in peppers}) < len(peppers):
+        raise ValueError("must not name an id twice")
+    return tuple(peppers)
+
+
+class Settings(BaseModel):
+    """The settings of one process, frozen. Durations are whole seconds, paths are absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
+
+    config: str = "production"
+    """Which file of ``config/`` counts besides ``default.toml``."""
+
+    issuer: Annotated[str, BeforeValidator(_parse_issuer)]
+    """``iss`` of every token and the base of every URL in the metadata. Never taken from a request."""
+
+    database_url: Annotated[SecretStr, BeforeValidator(_parse_database_url)] = SecretStr(
+        "sqlite:///instance/tokenhouse.db"
+    )
+    """Clients and their secrets' digests."""
+
+    keyring: Annotated[Path, BeforeValidator(_parse_path)] = Path("instance/keyring.toml")
+    """The signing keys and their times; private keys lie in PEM files beside it."""
+
+    keyring_passphrase: SecretStr | None = None
+    """Decrypts encrypted PEM files."""
+
+    key_announce: Annotated[int, _between(0, 365 * DAY)] = 7 * DAY
+    """How long a new key is published before it may sign: some verifiers cache a JWKS for a week."""
+
+    jwks_max_age: Annotated[int, _between(1, DAY)] = 5 * MINUTE
+    """How long a verifier may cache the JWKS. Most refetch on an unknown ``kid`` only after that."""
+
+    secret_peppers: Annotated[tuple[Pepper, ...], BeforeValidator(_parse_peppers)]
+    """Keys for the digests of client secrets: a stolen database alone is worth little. The first digests new ones."""
+
+    access_token_lifetime: Annotated[int, _between(MINUTE, DAY)] = HOUR
+    """For clients without a lifetime of their own: short, because an access token cannot be called back offline."""
+
+    default_audience: Annotated[str, BeforeValidator(_parse_audience)]
+    """``aud`` for clients without audiences; the issuer unless set."""
+
+    log_format: Literal["console", "json"] = "json"
+    """``console`` for people, ``json`` for machines."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much the diagnostic log says. The audit log is always complete. No level shows a secret."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_audience_is_the_issuer(cls, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"default_audience": _parse_issuer(values.get("issuer")), **values}
+        except ValueError:
+            return values
+
+    @model_validator(mode="after")
+    def _announced_keys_reach_every_verifier(self) -> Self:
+        if self.key_announce < self.jwks_max_age:
+            raise ValueError(
+                "TOKENHOUSE_KEY_ANNOUNCE must not be shorter than TOKENHOUSE_JWKS_MAX_AGE: "
+                "a key would sign before verifiers have fetched it"
+            )
+        return self
+
+
+SETTING_NAMES = tuple(f"{PREFIX}{field.upper()}" for field in Settings.model_fields)
+"""Every variable that counts."""

@@ -1,0 +1,374 @@
+"""The gunicorn worker: complete requests in, whole answers out, and a slow caller costs a buffer, never a thread.
+
+Each of the few serving threads waits on the process's one epoll and serves what it is handed: it accepts, or adds bytes
+to a buffer, or, when the buffer holds a complete request, runs the application and sends the answer in one piece. What
+a head means (RFC 9112) is left to gunicorn's own parser, fed from memory; what a request means is left to the
+application. Why not a stock worker, with figures: ``docs/worker.md``. Linux only, for its epoll.
+"""
+
+import contextlib
+import errno
+import heapq
+import io
+import mmap
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import MutableMapping
+from http import HTTPStatus
+from itertools import count
+from typing import Any, ClassVar, cast
+
+from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.wsgi import create
+from gunicorn.sock import ssl_context
+from gunicorn.workers.base import Worker
+
+from app.worker.connection import READ, SERVER, Connection, Outbox, TooSlow, refusal, status_of
+from app.worker.framing import Inbox
+
+LINGER_SECONDS = 2.0
+"""How long a caller that was refused may still send, so that it reads the answer before the connection is reset."""
+LINGER_BYTES = 8 * 1024 * 1024
+SWEEP_SECONDS = 1.0
+EVICTED_AT_ONCE = 16
+PEERS = 64
+"""Workers that see each other's load; with more, some share a place and the balance is less exact."""
+FILES_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class BufferedWorker(Worker):
+    """Serving threads around one epoll, and a main thread that keeps deadlines, the heartbeat and the way out."""
+
+    REQUEST_SECONDS: ClassVar[float] = 8.0
+    """From a request's first byte to its last: with the sweep, half-way callers are gone well within 10 s."""
+    STOP_SECONDS: ClassVar[float] = 2.0
+    """How long a worker that stops still waits for requests on idle connections: they may be on their way."""
+    YIELD_SECONDS: ClassVar[float] = 0.001
+    """How long a worker leaves a new connection to one that has fewer."""
+
+    # Open connections and the second of the last heartbeat, for each worker: made in the master, shared by all.
+    _peers: ClassVar[memoryview] = memoryview(mmap.mmap(-1, PEERS * 8)).cast("i")
+
+    def init_process(self) -> None:
+        """Prepare what belongs to this process alone, then load the application and run."""
+        self.epoll = select.epoll()
+        self.place = 2 * (self.age % PEERS)
+        self.connections: set[Connection] = set()
+        self.waiting: dict[int, Connection] = {}
+        self.listeners: dict[int, tuple[Any, Any]] = {}
+        self.busy_since = [0.0] * self.cfg.threads
+        self.numbers = count(1)
+        self.keepalive: int = self.cfg.keepalive
+        self.tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
+        super().init_process()
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        for listener in self.sockets:
+            listener.setblocking(False)  # noqa: FBT003
+            self.listeners[listener.fileno()] = (listener, listener.getsockname())
+            self.epoll.register(listener.fileno(), READ)
+        self.threads = [threading.Thread(target=self._serve, args=(n,), daemon=True) for n in range(self.cfg.threads)]
+        for thread in self.threads:
+            thread.start()
+        while self.alive:
+            self._tick(SWEEP_SECONDS)
+            self._stop_unless_healthy()
+        self._stop()
+
+    # The main thread.
+
+    def _tick(self, seconds: float) -> None:
+        now = time.monotonic()
+        self.notify()
+        self._publish(int(now) if self.alive else 0)
+        for connection in list(self.waiting.values()):
+            if connection.deadline <= now and self._claim(connection):
+                self._expire(connection)
+        if select.select([self.PIPE[0]], [], [], seconds)[0]:
+            os.read(self.PIPE[0], 4096)
+
+    def _stop_unless_healthy(self) -> None:
+        if self.ppid != os.getppid():
+            self.log.info("Parent changed, shutting down: %s", self)
+            self.alive = False
+        if self._lost_threads():
+            # The rest of this worker still serves: ending by itself lets it finish, where the arbiter would kill it.
+            self.log.critical(
+                "Serving threads have died or hang longer than %s s: worker %s is replaced", self.timeout, self.pid
+            )
+            self.alive = False
+
+    def _lost_threads(self) -> int:
+        limit = time.monotonic() - self.cfg.timeout if self.cfg.timeout else 0.0
+        hung = sum(0.0 < since < limit for since in self.busy_since)
+        return hung + sum(not thread.is_alive() for thread in self.threads)
+
+    def _stop(self) -> None:
+        began = time.monotonic()
+        for connection in list(self.waiting.values()):
+            if not connection.halfway:
+                connection.deadline = min(connection.deadline, began + self.STOP_SECONDS)
+        self._finish(began + min(self.STOP_SECONDS, self.cfg.graceful_timeout))
+        for fd, (listener, _) in list(self.listeners.items()):
+            self.epoll.unregister(fd)
+            # What the kernel has accepted for us already is served; whoever comes later meets a closed door.
+            for _ in range(self.cfg.backlog):
+                if not self._accept_one(fd):
+                    break
+            del self.listeners[fd]
+            listener.close()
+        self._finish(began + self.cfg.graceful_timeout)
+
+    def _finish(self, end: float) -> None:
+        while len(self.connections) > self._lost_threads() and time.monotonic() < end:
+            self._tick(0.05)
+
+    def _expire(self, connection: Connection) -> None:
+        if connection.halfway and not connection.unsent:
+            outbox = Outbox()
+            self.handle_error(connection.inbox.request, outbox, connection.peer, TooSlow())
+            connection.unsent = b"".join(outbox.parts)
+            with contextlib.suppress(OSError):
+                connection.flush()
+        self._close(connection)
+
+    # The serving threads.
+
+    def _serve(self, number: int) -> None:
+        poll, busy_since = self.epoll.poll, self.busy_since
+        while True:
+            fd, _ = poll(None, 1)[0]
+            busy_since[number] = time.monotonic()
+            connection = self.waiting.pop(fd, None)
+            try:
+                if connection:
+                    self._attend(connection)
+                elif fd in self.listeners:
+                    self._welcome(fd)
+            except OSError:
+                # The caller has gone, or its TLS handshake has failed.
+                self._close(connection)
+            except Exception:
+                self.log.exception("A connection is dropped")
+                self._close(connection)
+            busy_since[number] = 0.0
+
+    def _welcome(self, fd: int) -> None:
+        if not self.alive or self._is_crowded():
+            time.sleep(self.YIELD_SECONDS)
+        while self._accept_one(fd) and not self._is_crowded():
+            # All that is due to this worker: busy connections would come in between each two.
+            pass
+        self._arm(fd, READ)
+
+    def _is_crowded(self) -> bool:
+        """Whether a live worker has fewer connections than this one."""
+        values = self._peers.tolist()
+        alive_since = int(time.monotonic()) - 3
+        fewest = min((values[i] for i in range(0, 2 * PEERS, 2) if values[i + 1] >= alive_since), default=0)
+        return len(self.connections) > fewest + 1
+
+    def _accept_one(self, fd: int) -> bool:
+        try:
+            listener, server = self.listeners[fd]
+            sock, peer = listener.accept()
+            sock.setblocking(False)  # noqa: FBT003
+            if self.tls:
+                sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        except (KeyError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in FILES_EXHAUSTED:
+                self._evict()
+                # When every connection is being served there is nobody to evict: not to ask again at once.
+                time.sleep(self.YIELD_SECONDS)
+            return False
+        if len(self.connections) >= self.cfg.worker_connections:
+            self._evict()
+        connection = Connection(sock, peer, server, Inbox(self.cfg, peer))
+        self.connections.add(connection)
+        self._publish()
+        connection.deadline = time.monotonic() + self._patience()
+        self.waiting[connection.fd] = connection
+        with contextlib.suppress(OSError):
+            self.epoll.register(connection.fd, READ)
+        return True
+
+    def _attend(self, connection: Connection) -> None:
+        if connection.lingering:
+            self._discard(connection)
+        elif connection.unsent:
+            if self._send(connection, connection.unsent):
+                self._proceed(connection)
+        else:
+            data = connection.receive()
+            if data:
+                connection.inbox.buffer += data
+                self._proceed(connection)
+            elif data is None:
+                if self.tls and connection.inbox.is_new:
+                    # It has sent a part of its handshake, or not even that.
+                    self._hurry(connection)
+                self._park(connection, connection.events)
+            elif connection.inbox.begun:
+                self._proceed(connection, at_end=True)
+            else:
+                self._close(connection)
+
+    def _proceed(self, connection: Connection, *, at_end: bool = False) -> None:
+        """Serve what is complete, in order, until more must come or an answer cannot leave."""
+        inbox = connection.inbox
+        while True:
+            try:
+                complete = inbox.take(at_end=at_end)
+            except (ParseException, NoMoreData) as error:
+                answer = self._refusal(inbox.request, connection, error)
+            else:
+                if complete is None:
+                    return self._await(connection)
+                answer = self._answer(connection, *complete)
+            connection.halfway = False
+            if not self._send(connection, answer):
+                return None
+
+    def _await(self, connection: Connection) -> None:
+        if connection.inbox.begun:
+            self._hurry(connection)
+            if connection.inbox.must_continue():
+                connection.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        else:
+            connection.deadline = time.monotonic() + self._patience()
+        self._park(connection, connection.events)
+
+    def _hurry(self, connection: Connection) -> None:
+        if not connection.halfway:
+            connection.halfway = True
+            connection.deadline = time.monotonic() + self.REQUEST_SECONDS
+
+    def _patience(self) -> float:
+        seconds = self.keepalive or self.REQUEST_SECONDS
+        return seconds if self.alive else min(seconds, self.STOP_SECONDS)
+
+    def _answer(self, connection: Connection, request: Any, body: bytes) -> bytes:
+        outbox = Outbox()
+        started = time.perf_counter()
+        # The caller has been told to continue, or has not waited for it: gunicorn would say it again, too late.
+        request._expected_100_continue = False  # noqa: SLF001
+        if next(self.numbers) >= self.max_requests and self.alive:
+            self.alive = False
+            os.write(self.PIPE[1], b"1")
+        try:
+            response, environ = create(request, cast("Any", outbox), connection.peer, connection.server, self.cfg)
+            response.version = SERVER
+            environ["wsgi.input"] = io.BytesIO(body)
+            environ["wsgi.multithread"] = self.cfg.threads > 1
+            environ["tokenhouse.received_at"] = started
+            if isinstance(connection.sock, ssl.SSLSocket):
+                environ["tokenhouse.client_certificate"] = connection.sock.getpeercert(binary_form=True)
+            self._run(environ, response)
+        except Exception as error:  # noqa: BLE001
+            return self._refusal(request, connection, error)
+        connection.closing = response.should_close()
+        return b"".join(outbox.parts)
+
+    def _run(self, environ: MutableMapping[str, Any], response: Any) -> None:
+        items = self.wsgi(environ, response.start_response)
+        try:
+            # Not before: a worker that was told to stop while the application ran says so in this very answer.
+            if not (self.alive and self.keepalive):
+                response.force_close()
+            for item in items:
+                response.write(item)
+            response.close()
+        finally:
+            if hasattr(items, "close"):
+                items.close()
+
+    def _refusal(self, request: Any, connection: Connection, error: Exception) -> bytes:
+        connection.closing = connection.refused = True
+        outbox = Outbox()
+        self.handle_error(request, outbox, connection.peer, error)
+        return b"".join(outbox.parts)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Write a JSON answer for ``exc`` to ``client``. Nothing that the caller sent is logged."""
+        status = status_of(exc)
+        if status != HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.log.info(
+                "Refused with %d: %s from %s", status, type(exc).__name__, addr[0] if addr else "a unix socket"
+            )
+        else:
+            self.log.error("Error handling a %s request", req.method, exc_info=exc)
+        client.sendall(refusal(exc, to_head=bool(req) and req.method == "HEAD"))
+
+    # What both do with a connection that they own.
+
+    def _send(self, connection: Connection, answer: bytes | memoryview) -> bool:
+        """Send ``answer``, and tell whether the connection is ready for the next request."""
+        connection.unsent = answer
+        if not connection.flush():
+            self._hurry(connection)
+            self._park(connection, connection.events)
+            return False
+        connection.halfway = False
+        if not connection.closing:
+            return True
+        if connection.refused or connection.inbox.begun:
+            self._linger(connection)
+        else:
+            self._close(connection)
+        return False
+
+    def _linger(self, connection: Connection) -> None:
+        # Closing while unread bytes arrive makes the kernel send a reset, which can overtake the answer: RFC 9112
+        # section 9.6.
+        connection.lingering = True
+        connection.deadline = time.monotonic() + LINGER_SECONDS
+        connection.sock.shutdown(socket.SHUT_WR)
+        self._park(connection, READ)
+
+    def _discard(self, connection: Connection) -> None:
+        data = connection.receive()
+        connection.discarded += len(data or b"")
+        if data == b"" or connection.discarded > LINGER_BYTES:
+            self._close(connection)
+        else:
+            self._park(connection, READ)
+
+    def _park(self, connection: Connection, events: int) -> None:
+        # First waiting, then armed: an event that finds nobody waiting would be lost. In between the main thread may
+        # close it, and its number may belong to a newcomer, who is then woken for nothing.
+        self.waiting[connection.fd] = connection
+        self._arm(connection.fd, events)
+
+    def _arm(self, fd: int, events: int) -> None:
+        with contextlib.suppress(OSError):
+            self.epoll.modify(fd, events)
+
+    def _claim(self, connection: Connection) -> bool:
+        claimed = self.waiting.pop(connection.fd, None)
+        if claimed not in {None, connection}:
+            self._park(claimed, claimed.events)
+        return claimed is connection
+
+    def _evict(self) -> None:
+        """Make room: the longest idle go first, then those who have been half-way for longest."""
+        for connection in heapq.nsmallest(
+            EVICTED_AT_ONCE, list(self.waiting.values()), key=lambda one: (one.halfway, one.deadline)
+        ):
+            if self._claim(connection):
+                self._close(connection)
+
+    def _close(self, connection: Connection | None) -> None:
+        if connection:
+            self.connections.discard(connection)
+            self._publish()
+            connection.sock.close()
+
+    def _publish(self, beat: int | None = None) -> None:
+        self._peers[self.place] = len(self.connections)
+        if beat is not None:
+            self._peers[self.place + 1] = beat

@@ -1,0 +1,126 @@
+"""One caller's socket, buffers and state, and what a refused caller reads; when to do what is left to the worker."""
+
+import json
+import secrets
+import select
+import socket
+import ssl
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn import util
+from gunicorn.http.errors import (  # type: ignore[attr-defined]  # The stubs lack two names of gunicorn 27.
+    ExpectationFailed,
+    InvalidResponseHeader,
+    InvalidResponseHeaderName,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    NoMoreData,
+    ParseException,
+    UnsupportedTransferCoding,
+)
+
+from app.errors import below_oauth
+from app.worker.framing import Inbox, TooLong
+
+SERVER = "tokenhouse"
+RECEIVE_BYTES = 16 * 1024
+"""Read at once. A TLS record holds no more, so that nothing decrypted stays behind where epoll does not see it."""
+READ = select.EPOLLIN | select.EPOLLONESHOT
+WRITE = select.EPOLLOUT | select.EPOLLONESHOT
+
+
+class TooSlow(ParseException):
+    """The request was not complete in time."""
+
+
+_STATUS_BY_ERROR = (
+    (LimitRequestLine, HTTPStatus.REQUEST_URI_TOO_LONG),
+    (LimitRequestHeaders, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
+    (ExpectationFailed, HTTPStatus.EXPECTATION_FAILED),
+    (UnsupportedTransferCoding, HTTPStatus.NOT_IMPLEMENTED),
+    (TooLong, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (TooSlow, HTTPStatus.REQUEST_TIMEOUT),
+    # What the application sends and gunicorn refuses is the application's fault, though the classes are a caller's.
+    ((InvalidResponseHeader, InvalidResponseHeaderName), HTTPStatus.INTERNAL_SERVER_ERROR),
+)
+
+
+class Outbox:
+    """Stands where gunicorn expects a socket and collects the answer, so that it leaves in one piece."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def sendall(self, data: bytes) -> None:
+        """Take ``data`` as part of the answer."""
+        self.parts.append(data)
+
+
+class Connection:
+    """One caller. Whoever takes it out of the worker's ``waiting`` owns it until it is parked again or closed."""
+
+    __slots__ = ("closing", "deadline", "discarded", "events", "fd", "halfway", "inbox", "lingering", "peer", "refused",
+                 "server", "sock", "unsent")  # fmt: skip
+
+    def __init__(self, sock: socket.socket, peer: Any, server: Any, inbox: Inbox) -> None:
+        self.sock, self.fd, self.peer, self.server, self.inbox = sock, sock.fileno(), peer, server, inbox
+        self.unsent: memoryview | bytes = b""
+        self.closing = self.refused = self.lingering = self.halfway = False
+        self.discarded = 0
+        self.events = READ
+        self.deadline = 0.0
+
+    def receive(self) -> bytes | None:
+        """What has arrived, empty at the end, ``None`` when there is nothing yet."""
+        self.events = READ
+        try:
+            return self.sock.recv(RECEIVE_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        except ssl.SSLWantWriteError:
+            self.events = WRITE
+            return None
+
+    def flush(self) -> bool:
+        """Send what is unsent as far as the kernel takes it, and tell whether that was all."""
+        self.events = WRITE
+        try:
+            sent = self.sock.send(self.unsent)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            return False
+        except ssl.SSLWantReadError:
+            self.events = READ
+            return False
+        self.unsent = memoryview(self.unsent)[sent:] if sent < len(self.unsent) else b""
+        return not self.unsent
+
+
+def refusal(error: BaseException, *, to_head: bool) -> bytes:
+    """The whole JSON answer for ``error``."""
+    status = status_of(error)
+    body = json.dumps(below_oauth(status), separators=(",", ":")).encode()
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+        f"Server: {SERVER}\r\n"
+        f"Date: {util.http_date()}\r\n"
+        "Connection: close\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Cache-Control: no-store\r\n"
+        "Pragma: no-cache\r\n"
+        "X-Content-Type-Options: nosniff\r\n"
+        f"X-Request-ID: {secrets.token_hex(16)}\r\n\r\n"
+    )
+    return head.encode("latin-1") + (b"" if to_head else body)
+
+
+def status_of(error: BaseException) -> HTTPStatus:
+    """The status that a caller reads for ``error``."""
+    for kind, status in _STATUS_BY_ERROR:
+        if isinstance(error, kind):
+            return status
+    is_callers = isinstance(error, (ParseException, NoMoreData))
+    return HTTPStatus.BAD_REQUEST if is_callers else HTTPStatus.INTERNAL_SERVER_ERROR

@@ -1,0 +1,183 @@
+"""Where a request ends, and whether it is sound: bytes in, complete requests out (RFC 9112).
+
+The judge is gunicorn's own parser, fed from memory; this only decides what it is given. Sockets are left to the others.
+"""
+
+import re
+from typing import Any
+
+from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import InvalidChunkSize, InvalidHeader, LimitRequestHeaders, NoMoreData, ParseException
+from gunicorn.http.message import Request
+from gunicorn.http.unreader import IterUnreader
+
+from app.errors import BODY_LIMIT_BYTES
+
+HEAD_LIMIT_BYTES = 32 * 1024
+"""The longest head that is buffered. The finer limits on it are gunicorn's ``limit_request_*`` settings."""
+ENCODED_LIMIT_BYTES = 8 * BODY_LIMIT_BYTES
+"""The longest chunked body on the wire: a full body in chunks of one byte each takes six times its length."""
+CHUNK_LINE_LIMIT_BYTES = 256
+TRAILER_LIMIT_BYTES = 4096
+
+_HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]+")
+
+
+class TooLong(ParseException):
+    """The body is longer than ``BODY_LIMIT_BYTES``."""
+
+
+class ChunkScan:
+    """Finds the end of a chunked body and looks at each byte once; what it means is left to gunicorn's reader."""
+
+    __slots__ = ("_in_trailers", "_position", "_searched", "_total")
+
+    def __init__(self) -> None:
+        self._position = self._searched = self._total = 0
+        self._in_trailers = False
+
+    def end(self, buffer: bytearray) -> int | None:
+        """Where the body in ``buffer`` ends or stops making sense, or ``None`` while more is to come.
+
+        :raises TooLong: the chunks add up to more than the limit, whether they are there yet or not.
+        """
+        while not self._in_trailers:
+            position = self._position
+            if len(buffer) < position:
+                return None
+            if position and buffer[position - 2 : position] != b"\r\n":
+                return position
+            line_end = buffer.find(b"\r\n", self._searched, position + CHUNK_LINE_LIMIT_BYTES)
+            if line_end < 0:
+                self._searched = max(position, len(buffer) - 1)
+                cut = position + CHUNK_LINE_LIMIT_BYTES
+                return cut if len(buffer) >= cut else None
+            size = bytes(buffer[position:line_end]).partition(b";")[0].rstrip(b" \t")
+            if not _CHUNK_SIZE.fullmatch(size):
+                return line_end + 2
+            self._begin(int(size, 16), line_end + 2)
+        return self._trailers_end(buffer)
+
+    def _begin(self, size: int, data_start: int) -> None:
+        self._in_trailers = size == 0
+        self._total += size
+        self._position = data_start + size + 2 if size else data_start
+        self._searched = self._position
+        if self._total > BODY_LIMIT_BYTES or self._position > ENCODED_LIMIT_BYTES:
+            raise TooLong
+
+    def _trailers_end(self, buffer: bytearray) -> int | None:
+        start = self._position
+        if buffer[start : start + 2] == b"\r\n":
+            return start + 2
+        cut = start + TRAILER_LIMIT_BYTES
+        end = buffer.find(b"\r\n\r\n", self._searched, cut)
+        if end >= 0:
+            return end + 4
+        self._searched = max(start, len(buffer) - 3)
+        return cut if len(buffer) >= cut else None
+
+
+class Inbox:
+    """What one caller has sent and has not been served yet; gives out one complete request at a time.
+
+    Where it cuts depends on the bytes alone, never on how they were split into segments.
+    """
+
+    __slots__ = ("_cfg", "_chunks", "_peer", "_scanned", "_served", "buffer", "request")
+
+    def __init__(self, cfg: Any, peer: Any) -> None:
+        self._cfg, self._peer = cfg, peer
+        self._scanned = self._served = 0
+        self._chunks: ChunkScan | None = None
+        self.buffer = bytearray()
+        self.request: Any = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a request is here in part."""
+        return self.request is not None or bool(self.buffer)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no request has ever been complete."""
+        return self._served == 0
+
+    def take(self, *, at_end: bool = False) -> tuple[Any, bytes] | None:
+        """The next complete request and its whole body, or ``None`` while more is to come.
+
+        :param at_end: the caller will send nothing more.
+        :raises ParseException: gunicorn's reason for a refusal, or ours.
+        :raises NoMoreData: the request ends before it is complete.
+        """
+        if self.request is None and not self._read_head(at_end=at_end):
+            return None
+        body = self._read_body()
+        if body is None:
+            if at_end:
+                raise NoMoreData
+            return None
+        request, self.request, self._chunks = self.request, None, None
+        self._scanned = 0
+        self._served += 1
+        return request, body
+
+    def must_continue(self) -> bool:
+        """Whether the caller waits for ``100 Continue`` (RFC 9110 section 10.1.1), with none of the body here."""
+        return self.request is not None and self.request._expected_100_continue and not self.buffer  # noqa: SLF001
+
+    def _read_head(self, *, at_end: bool) -> bool:
+        buffer = self.buffer
+        found = _HEAD_END.search(buffer, max(0, self._scanned - 3), HEAD_LIMIT_BYTES)
+        if found:
+            end = found.end()
+        elif len(buffer) >= HEAD_LIMIT_BYTES or (at_end and buffer):
+            end = min(len(buffer), HEAD_LIMIT_BYTES)
+        else:
+            self._scanned = len(buffer)
+            return False
+        head = bytes(buffer[:end])
+        del buffer[:end]
+        try:
+            # The unreader ends with the head: the parser can neither block nor take what belongs to the body.
+            self.request = Request(self._cfg, IterUnreader((head,)), self._peer, self._served + 1)
+        except NoMoreData:
+            raise (LimitRequestHeaders("head") if end >= HEAD_LIMIT_BYTES else NoMoreData) from None
+        self._require_host()
+        self._require_one_authorization()
+        if isinstance(self.request.body.reader, ChunkedReader):
+            self._chunks = ChunkScan()
+        return True
+
+    def _require_host(self) -> None:
+        # RFC 9112 section 3.2; gunicorn only sees that there are not two. What it says is of no interest here.
+        if self.request.version >= (1, 1) and not any(name == "HOST" for name, _ in self.request.headers):
+            raise InvalidHeader("HOST")
+
+    def _require_one_authorization(self) -> None:
+        # gunicorn would join two values with a comma, and a lenient base64 decoder reads what results as a third one.
+        if sum(name == "AUTHORIZATION" for name, _ in self.request.headers) > 1:
+            raise InvalidHeader("AUTHORIZATION")
+
+    def _read_body(self) -> bytes | None:
+        if self._chunks is not None:
+            end = self._chunks.end(self.buffer)
+            return None if end is None else self._decode(self._cut(end))
+        length = self.request.body.reader.length
+        if length > BODY_LIMIT_BYTES:
+            raise TooLong
+        return self._cut(length) if len(self.buffer) >= length else None
+
+    def _cut(self, end: int) -> bytes:
+        piece = bytes(self.buffer[:end])
+        del self.buffer[:end]
+        return piece
+
+    def _decode(self, encoded: bytes) -> bytes:
+        self.request.unreader.unread(encoded)
+        body: bytes = self.request.body.read()
+        if self.request.unreader.take_buffered():
+            # The scan and gunicorn's reader see different ends: nothing after this point can be trusted.
+            raise InvalidChunkSize(b"")
+        return body

@@ -1,0 +1,63 @@
+"""How gunicorn runs Tokenhouse: values, each with its reason. What the application does is in the TOML files."""
+
+import os
+import pathlib
+import runpy
+import select
+from typing import Any
+
+_host = os.environ.get("HOST") or "127.0.0.1"
+_port = os.environ.get("PORT") or "8080"
+_shared_memory = pathlib.Path("/dev/shm")  # noqa: S108
+
+# The checkout, so that gunicorn may be started from any folder.
+chdir = str(pathlib.Path(__file__).resolve().parent.parent)
+# The worker class is imported before gunicorn changes its folder.
+pythonpath = chdir
+
+# Local unless told otherwise: who opens it to a network says so. An IPv6 address goes into brackets.
+bind = [f"[{_host}]:{_port}" if ":" in _host else f"{_host}:{_port}"]
+
+# Signing is all CPU and releases the GIL: one process for each core that this one may use.
+_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+workers = int(os.environ.get("WEB_CONCURRENCY") or _cores or 1)
+# Ours stands slow callers and needs Linux; elsewhere, on a laptop, the stock one will do. See docs/worker.md.
+worker_class = "app.worker.buffered.BufferedWorker" if hasattr(select, "epoll") else "gthread"
+# So many requests of one worker may wait for the database at once. The fourth thread costs an empty request 2 % CPU.
+threads = 4
+# For each worker. A process may open 1024 files unless told otherwise, and the database and the logs need some.
+worker_connections = 900
+
+# Load balancers keep idle connections for 60 s: whoever closes first must be them, or a request meets a closed door.
+keepalive = 75
+# A request that takes longer hangs: its worker is replaced.
+timeout = 30
+# What is in flight at SIGTERM may take this long; a container is usually killed after 30 s.
+graceful_timeout = 25
+# The heartbeat is a file's time: on a disk it can block, and a worker that only waits for a disk would be killed.
+worker_tmp_dir = str(_shared_memory) if _shared_memory.is_dir() else None
+
+# An assertion of RFC 7523 in a header, or a DPoP proof, takes 2 to 3 KiB; nothing that we serve has longer lines.
+limit_request_line = 4094
+limit_request_fields = 64
+limit_request_field_size = 8190
+# No proxy may rewrite the path by header: gunicorn would take SCRIPT_NAME and PATH_INFO from any local caller.
+forwarder_headers = ""
+
+# Each worker loads the application itself: no key or connection is shared across a fork.
+preload_app = False
+# It would open a socket in the home folder, where whoever can write may steer the server.
+control_socket_disable = True
+# The audit log tells more, and no secret.
+accesslog = None
+errorlog = "-"
+
+
+def on_starting(server: Any) -> None:
+    """Stop with one line, before there is a worker, when the settings or the keys are wrong.
+
+    Run, not imported: each worker imports the application itself, and so reads the settings anew after a SIGHUP.
+    """
+    if worker_class == "gthread":
+        server.log.warning("Without epoll a stock worker serves, which slow callers can block: not for production")
+    runpy.run_path(str(pathlib.Path(chdir) / "wsgi.py"))

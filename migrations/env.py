@@ -1,0 +1,28 @@
+"""How Alembic runs the migrations: in the application's own database, one transaction for each."""
+
+from alembic import context
+from alembic.util import CommandError
+from flask import current_app
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.models import db
+
+
+def run_migrations() -> None:
+    """Apply what is missing. Flask-Migrate's own arguments make Alembic compare types and copy tables on SQLite."""
+    with db.engine.connect() as connection:
+        context.configure(
+            connection=connection,
+            target_metadata=db.metadata,
+            transaction_per_migration=True,
+            **current_app.extensions["migrate"].configure_args,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+try:
+    run_migrations()
+except SQLAlchemyError as error:
+    cause = type(getattr(error, "orig", None) or error).__name__
+    raise CommandError(f"the database cannot be used ({cause}): is TOKENHOUSE_DATABASE_URL right?") from None

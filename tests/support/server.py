@@ -1,0 +1,314 @@
+"""A real Tokenhouse for tests: gunicorn as it is deployed, on a free port, with a database and keys of its own."""
+
+import base64
+import contextlib
+import http.client
+import io
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jwt
+import requests
+from flask import Flask
+from flask_migrate import upgrade
+
+from app import create_app
+from app.client_fields import ClientFields
+from app.models import db
+from app.services import Services
+from app.settings import PROJECT_FOLDER, Settings
+from app.settings_layers import load_settings
+
+START_SECONDS = 30
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+def free_port() -> int:
+    """A port that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment_for(folder: Path, **settings: str) -> dict[str, str]:
+    """What a production-like server needs in its environment, without anything of the one who runs the tests."""
+    ours = ("TOKENHOUSE_", "FLASK_", "GUNICORN_", "WEB_CONCURRENCY", "HOST", "PORT")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    defaults = {
+        "TOKENHOUSE_CONFIG": "testing",
+        "TOKENHOUSE_ISSUER": "https://tokens.example.com",
+        "TOKENHOUSE_DATABASE_URL": f"sqlite:///{folder}/tokenhouse.db",
+        "TOKENHOUSE_KEYRING": str(folder / "keyring.toml"),
+        "TOKENHOUSE_SECRET_PEPPERS": f"p1:{secrets.token_urlsafe(32)}",
+    }
+    return {**inherited, **defaults, **settings}
+
+
+@dataclass(frozen=True)
+class NewClient:
+    """A client made for a test, with its secret in clear."""
+
+    client_id: str
+    secret: str
+
+    @property
+    def basic(self) -> str:
+        """Its ``Authorization`` header, raw as curl sends it."""
+        return basic(self.client_id, self.secret)
+
+
+def basic(client_id: str, secret: str) -> str:
+    """``Authorization`` header with these credentials as they are."""
+    return "Basic " + base64.b64encode(f"{client_id}:{secret}".encode()).decode()
+
+
+class _Received(io.BytesIO):
+    """Stands where ``http.client`` expects a socket; stays open, since the next answer is read from it too."""
+
+    def makefile(self, _mode: str) -> "_Received":
+        """Return itself."""
+        return self
+
+    def close(self) -> None:
+        """Stay open."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, to the byte. Header fields in their order, with repeats."""
+
+    status_code: int
+    headers: http.client.HTTPMessage
+    content: bytes
+
+    def json(self) -> Any:
+        """The parsed body."""
+        return json.loads(self.content)
+
+
+def read_answers(received: bytes, method: str = "POST") -> list[Answer]:
+    """Take apart what a server sent on one connection to requests of ``method``."""
+    stream = _Received(received)
+    answers = []
+    while stream.tell() < len(received):
+        response = http.client.HTTPResponse(stream, method=method)  # type: ignore[arg-type]
+        response.begin()
+        answers.append(Answer(response.status, response.headers, response.read()))
+    return answers
+
+
+class Installation:
+    """Settings, database and keys of one Tokenhouse; what ``flask`` works on, with or without a running server."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.environment = environment_for(folder, **settings)
+        self.settings: Settings = load_settings(self.environment)
+
+    @cached_property
+    def app(self) -> Flask:
+        """The application in this process: for making clients fast, not for what is tested."""
+        return create_app(self.settings)
+
+    @property
+    def services(self) -> Services:
+        """The parts of :attr:`app`."""
+        found: Services = self.app.extensions["tokenhouse"]
+        return found
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """The application's context; no connection to the database outlives it."""
+        with self.app.app_context():
+            try:
+                yield
+            finally:
+                db.session.remove()
+                db.engine.dispose()
+
+    def prepare(self) -> None:
+        """Migrate, and make a first key."""
+        with self.context():
+            upgrade()
+            now = self.services.clock()
+            self.services.ring.home.generate(published_at=now, signs_from=now)
+
+    def create_client(self, name: str = "A service", *, client_id: str | None = None, **fields: Any) -> NewClient:
+        """Register a client; ``secret``, ``secret_expires_after`` and the fields of ``ClientFields`` may be given."""
+        options = {name: fields.pop(name) for name in ("secret", "secret_expires_after") if name in fields}
+        with self.context():
+            row, secret = self.services.clients.register(
+                ClientFields(client_name=name, **fields), client_id=client_id, **options
+            )
+            assert secret is not None
+            return NewClient(row.client_id, secret.secret)
+
+    def flask(
+        self, *arguments: str, stdin: bytes | None = None, cwd: Path = PROJECT_FOLDER
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``flask …`` as a person or a script does. Does not check the status."""
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", *arguments],
+            env=self.environment,
+            cwd=cwd,
+            input=stdin,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def flask_json(self, *arguments: str) -> Any:
+        """Run ``flask … --json``, which must work, and parse what it prints."""
+        done = self.flask(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+class RunningServer(Installation):
+    """An installation that is served."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def start(self, *gunicorn_options: str) -> None:
+        """Start gunicorn with the project's own configuration and wait until it answers."""
+        self.port = int(self.environment.get("PORT") or free_port())
+        self.environment |= {"HOST": "127.0.0.1", "PORT": str(self.port)}
+        self.stdout_path = self.folder / "stdout.log"
+        self.stderr_path = self.folder / "stderr.log"
+        with self.stdout_path.open("ab") as stdout, self.stderr_path.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "--config", "config/gunicorn.py", *gunicorn_options, "wsgi:app"],
+                env=self.environment,
+                cwd=PROJECT_FOLDER,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        self._wait_until_it_answers()
+
+    def stop(self) -> None:
+        """End the server and whatever it started."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=15)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def token_url(self) -> str:
+        """The token endpoint."""
+        return f"{self.url}/oauth/token"
+
+    def post_token(
+        self,
+        data: dict[str, str] | list[tuple[str, str]] | str | bytes | None = None,
+        *,
+        headers: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> requests.Response:
+        """Send a token request; ``data`` defaults to the least that is needed. A string goes as it is, as a form."""
+        body = {"grant_type": "client_credentials"} if data is None else data
+        typed = {**(FORM if isinstance(body, str | bytes) else {}), **(headers or {})}
+        return requests.post(self.token_url, data=body, headers=typed, timeout=10, **kwargs)
+
+    def send(self, raw: bytes, method: str = "POST") -> list[Answer]:
+        """Send bytes as they are on a connection of their own, say that no more will come, and read every answer."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=15) as connection:
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
+            received = b"".join(iter(lambda: connection.recv(65536), b""))
+        return read_answers(received, method)
+
+    def send_form(self, body: bytes, *header_lines: bytes, target: bytes = b"/oauth/token") -> Answer:
+        """Post ``body`` as a form with exactly these further header lines, which may repeat or hold any byte."""
+        head = [
+            b"POST %s HTTP/1.1" % target,
+            b"Host: tokens.example.com",
+            b"Connection: close",
+            b"Content-Type: application/x-www-form-urlencoded",
+            b"Content-Length: %d" % len(body),
+            *header_lines,
+        ]
+        (answer,) = self.send(b"\r\n".join(head) + b"\r\n\r\n" + body)
+        return answer
+
+    def get_token(self, client: NewClient, **parameters: str) -> dict[str, Any]:
+        """Fetch a token that must be granted; the whole answer."""
+        body = {"grant_type": "client_credentials", **parameters}
+        response = self.post_token(body, headers={"Authorization": client.basic})
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def jwks(self) -> dict[str, Any]:
+        """The published keys."""
+        document: dict[str, Any] = requests.get(f"{self.url}/.well-known/jwks.json", timeout=10).json()
+        return document
+
+    def verify(self, access_token: str, audience: str | None = None) -> dict[str, Any]:
+        """Verify a token as a strict API does, with the keys that the server publishes; its claims."""
+        keys = {key["kid"]: jwt.PyJWK(key) for key in self.jwks()["keys"]}
+        header = jwt.get_unverified_header(access_token)
+        assert header["typ"] == "at+jwt"
+        claims: dict[str, Any] = jwt.decode(
+            access_token,
+            keys[header["kid"]].key,
+            algorithms=["RS256"],
+            issuer=self.settings.issuer,
+            audience=audience or self.settings.default_audience,
+            leeway=60,
+            options={"require": ["iss", "sub", "aud", "exp", "iat", "jti", "client_id"]},
+        )
+        return claims
+
+    def events(self) -> list[dict[str, Any]]:
+        """All lines of the audit log so far."""
+        return [json.loads(line) for line in self.stdout_path.read_text().splitlines() if line.startswith("{")]
+
+    def event_of(self, response: requests.Response | Answer) -> dict[str, Any]:
+        """The audit line of one answer."""
+        request_id = response.headers["X-Request-ID"]
+        found = [event for event in self.events() if event.get("request_id") == request_id]
+        assert len(found) == 1, f"{len(found)} audit lines for {request_id}"
+        return found[0]
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"gunicorn ended: {self.stderr_path.read_text()}"
+            with contextlib.suppress(OSError):
+                if requests.get(f"{self.url}/livez", timeout=1).status_code == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"gunicorn did not answer within {START_SECONDS} s: {self.stderr_path.read_text()}")
+
+
+@contextlib.contextmanager
+def running_server(folder: Path, *gunicorn_options: str, **settings: str) -> Iterator[RunningServer]:
+    """Serve a fresh installation for as long as the block runs."""
+    server = RunningServer(folder, **settings)
+    server.prepare()
+    server.start(*gunicorn_options)
+    try:
+        yield server
+    finally:
+        server.stop()

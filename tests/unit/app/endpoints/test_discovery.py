@@ -1,0 +1,113 @@
+"""The documents that verifiers read: computed from settings and registries, cached, and the same at every path."""
+
+import hashlib
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from conftest import SettableClock
+from unit.house import House, open_house
+
+JWKS = "/.well-known/jwks.json"
+METADATA = ("/.well-known/oauth-authorization-server", "/.well-known/openid-configuration")
+ISSUER = "https://tokens.example.com"
+
+
+def test_the_metadata_is_exactly_this_at_both_paths(house: House) -> None:
+    for path in METADATA:
+        answer = house.app.test_client().get(path, headers={"Host": "evil.example", "X-Forwarded-Host": "evil.example"})
+        assert answer.get_json() == {
+            "issuer": ISSUER,
+            "token_endpoint": f"{ISSUER}/oauth/token",
+            "jwks_uri": f"{ISSUER}/.well-known/jwks.json",
+            "grant_types_supported": ["client_credentials"],
+            "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "response_types_supported": ["none"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+        }
+
+
+@pytest.mark.parametrize("path", [JWKS, *METADATA])
+def test_a_document_may_be_cached_and_read_from_browsers(house: House, path: str) -> None:
+    answer = house.app.test_client().get(path)
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["Cache-Control"] == "public, max-age=300"
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    assert answer.headers["ETag"] == f'"{hashlib.sha256(answer.data).hexdigest()[:32]}"'
+
+
+@pytest.mark.parametrize("path", [JWKS, *METADATA])
+def test_a_document_that_is_known_is_not_sent_again(house: House, path: str) -> None:
+    caller = house.app.test_client()
+    etag = caller.get(path).headers["ETag"]
+    for known in (etag, f'"other", {etag}', f"W/{etag}", "*"):
+        answer = caller.get(path, headers={"If-None-Match": known})
+        assert (answer.status_code, answer.data) == (304, b"")
+        assert answer.headers["ETag"] == etag
+        assert answer.headers["Cache-Control"] == "public, max-age=300"
+    assert caller.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_the_jwks_holds_the_published_keys_and_public_members_only(house: House) -> None:
+    keys = house.app.test_client().get(JWKS).get_json()["keys"]
+    (own,) = house.services.ring().keys
+    assert keys == [own.public_jwk]
+    assert list(keys[0]) == ["kty", "kid", "use", "alg", "n", "e"]
+
+
+def test_the_jwks_changes_with_the_clock_alone(house: House) -> None:
+    later = house.clock() + timedelta(days=30)
+    following = house.services.ring.home.generate(published_at=later, signs_from=later + timedelta(days=7))
+    caller = house.app.test_client()
+    first = caller.get(JWKS)
+    house.clock.now = later
+    second = caller.get(JWKS)
+    assert [key["kid"] for key in second.get_json()["keys"]] == [first.get_json()["keys"][0]["kid"], following.kid]
+    assert first.headers["ETag"] != second.headers["ETag"]
+
+
+def test_the_cache_time_is_a_setting(tmp_path: Path, clock: SettableClock) -> None:
+    with open_house(tmp_path, clock, jwks_max_age="1h") as house:
+        assert house.app.test_client().get(JWKS).headers["Cache-Control"] == "public, max-age=3600"
+
+
+def test_an_issuer_with_a_path_has_its_documents_where_the_rfcs_say(tmp_path: Path, clock: SettableClock) -> None:
+    with open_house(tmp_path, clock, issuer="https://example.com/auth/eu") as house:
+        caller = house.app.test_client()
+        found = [
+            caller.get(path).get_json()
+            for path in (
+                "/.well-known/oauth-authorization-server/auth/eu",
+                "/auth/eu/.well-known/openid-configuration",
+                "/auth/eu/.well-known/oauth-authorization-server",
+                *METADATA,
+            )
+        ]
+        assert all(document == found[0] for document in found)
+        assert found[0]["issuer"] == "https://example.com/auth/eu"
+        assert found[0]["jwks_uri"] == "https://example.com/auth/eu/.well-known/jwks.json"
+        assert caller.get("/auth/eu/.well-known/jwks.json").data == caller.get(JWKS).data
+        assert caller.get("/auth/eu/oauth/token").status_code == caller.get("/oauth/token").status_code == 405
+
+
+def test_documents_are_json_of_ascii(house: House) -> None:
+    for path in (JWKS, *METADATA):
+        assert json.loads(house.app.test_client().get(path).data.decode("ascii"))
+
+
+@pytest.mark.parametrize("path", [JWKS, *METADATA])
+def test_a_browser_may_ask_before_it_reads(house: House, path: str) -> None:
+    headers = {"Origin": "https://app.example", "Access-Control-Request-Headers": "x-trace"}
+    answer = house.app.test_client().options(path, headers=headers)
+    assert (answer.status_code, answer.data) == (200, b"")
+    assert answer.headers["Access-Control-Allow-Origin"] == answer.headers["Access-Control-Allow-Headers"] == "*"
+    assert "Content-Type" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/oauth/token", "/livez", "/readyz", "/nowhere"])
+def test_nothing_else_may_be_read_from_browsers(house: House, path: str) -> None:
+    for method in ("GET", "POST", "OPTIONS"):
+        answer = house.app.test_client().open(path, method=method, headers={"Origin": "https://app.example"})
+        assert not [name for name, _ in answer.headers if name.startswith("Access-Control-")]

@@ -1,0 +1,256 @@
+"""The states of keys: a pure function of the ring and the clock. A table for people, hypothesis for all rings."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from itertools import permutations
+from random import Random
+from typing import NamedTuple
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey, earliest_safe_time
+from app.settings import StartError
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+TICK = timedelta(microseconds=1)
+DAY = 24 * HOUR
+ANNOUNCED, SIGNING, RETIRING, GONE, REVOKED = KeyState
+
+
+@cache
+def private_key() -> rsa.RSAPrivateKey:
+    """One key for all: states look at times only."""
+    return rsa.generate_private_key(65537, 2048)
+
+
+def key(kid: str, published: timedelta, signs: timedelta, revoked: timedelta | None = None) -> SigningKey:
+    revoked_at = None if revoked is None else T0 + revoked
+    return SigningKey(kid, "RS256", T0 + published, T0 + signs, revoked_at, private_key())
+
+
+# a signs from the start; b is announced on day 10 and signs from day 17; c on day 17 and from day 24.
+RING = Ring((key("a", 0 * DAY, 0 * DAY), key("b", 10 * DAY, 17 * DAY), key("c", 17 * DAY, 24 * DAY)))
+
+
+class Moment(NamedTuple):
+    """What must be seen at a time."""
+
+    time: timedelta
+    states: str
+    published: str
+    signing: str
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        Moment(0 * DAY, "signing announced announced", "a", "a"),
+        Moment(10 * DAY - TICK, "signing announced announced", "a", "a"),
+        Moment(10 * DAY, "signing announced announced", "a b", "a"),
+        Moment(17 * DAY - TICK, "signing announced announced", "a b", "a"),
+        Moment(17 * DAY, "retiring signing announced", "a b c", "b"),
+        Moment(17 * DAY + RETIRE_AFTER - TICK, "retiring signing announced", "a b c", "b"),
+        Moment(17 * DAY + RETIRE_AFTER, "gone signing announced", "b c", "b"),
+        Moment(24 * DAY - TICK, "gone signing announced", "b c", "b"),
+        Moment(24 * DAY, "gone retiring signing", "b c", "c"),
+        Moment(24 * DAY + RETIRE_AFTER, "gone gone signing", "c", "c"),
+        Moment(3650 * DAY, "gone gone signing", "c", "c"),
+    ],
+    ids=lambda moment: f"{moment.time}",
+)
+def test_states_over_time(moment: Moment) -> None:
+    now = T0 + moment.time
+    for keys in permutations(RING.keys):
+        ring = Ring(keys)
+        assert " ".join(ring.state_of(each, now) for each in RING.keys) == moment.states
+        assert " ".join(each.kid for each in ring.published_keys(now)) == moment.published
+        assert ring.signing_key(now).kid == moment.signing
+
+
+def test_a_key_retires_for_the_longest_life_of_a_token_and_a_minute() -> None:
+    assert timedelta(hours=24, seconds=60) == RETIRE_AFTER
+
+
+def test_a_revoked_key_leaves_at_its_moment_and_its_predecessor_signs_again() -> None:
+    ring = Ring((key("a", 0 * DAY, 0 * DAY), key("b", 1 * DAY, 2 * DAY, revoked=3 * DAY)))
+    a, b = ring.keys
+    before, after = T0 + 3 * DAY - TICK, T0 + 3 * DAY
+    assert (ring.signing_key(before), ring.signing_key(after)) == (b, a)
+    assert (ring.state_of(b, before), ring.state_of(b, after)) == (SIGNING, REVOKED)
+    assert (ring.published_keys(before), ring.published_keys(after)) == ((a, b), (a,))
+
+
+def test_a_key_that_is_revoked_before_its_time_never_signs() -> None:
+    ring = Ring((key("a", 0 * DAY, 0 * DAY), key("b", 1 * DAY, 3 * DAY, revoked=2 * DAY)))
+    for time in (2 * DAY, 3 * DAY, 30 * DAY):
+        assert ring.signing_key(T0 + time).kid == "a"
+        assert [each.kid for each in ring.published_keys(T0 + time)] == ["a"]
+
+
+def test_of_two_keys_of_one_time_the_kid_settles_who_signs() -> None:
+    ring = Ring((key("b", 0 * DAY, 0 * DAY), key("a", 0 * DAY, 0 * DAY)))
+    assert ring.signing_key(T0).kid == "b"
+    assert [ring.state_of(each, T0) for each in ring.keys] == [SIGNING, RETIRING]
+
+
+def test_a_ring_whose_time_has_not_come_says_when() -> None:
+    ring = Ring((key("b", 0 * DAY, 9 * DAY), key("a", 0 * DAY, 8 * DAY), key("c", 0 * DAY, 7 * DAY, revoked=0 * DAY)))
+    with pytest.raises(StartError) as caught:
+        ring.signing_key(T0)
+    assert str(caught.value) == (
+        "the key ring has no key that may sign now: the first may sign from 2026-01-09T00:00:00+00:00 on"
+    )
+
+
+def test_a_ring_whose_keys_are_all_revoked_says_what_to_do() -> None:
+    ring = Ring((key("a", 0 * DAY, 0 * DAY, revoked=1 * DAY),))
+    with pytest.raises(StartError) as caught:
+        ring.signing_key(T0 + 1 * DAY)
+    assert str(caught.value) == "the key ring has no key that may sign now: `flask keys generate` makes one"
+    assert ring.published_keys(T0 + 1 * DAY) == ()
+
+
+def test_two_keys_of_one_kid_are_refused() -> None:
+    with pytest.raises(StartError) as caught:
+        Ring((key("a", 0 * DAY, 0 * DAY), key("b", 0 * DAY, 0 * DAY), key("a", 1 * DAY, 1 * DAY)))
+    assert str(caught.value) == "the key ring has kid 'a' twice: each key needs a kid of its own"
+
+
+def test_the_jwk_holds_public_members_only() -> None:
+    (a, *_) = RING.keys
+    numbers = private_key().public_key().public_numbers()
+    assert list(a.public_jwk) == ["kty", "kid", "use", "alg", "n", "e"]
+    assert {name: a.public_jwk[name] for name in ("kty", "kid", "use", "alg", "e")} == {
+        "kty": "RSA",
+        "kid": "a",
+        "use": "sig",
+        "alg": "RS256",
+        "e": "AQAB",
+    }
+    assert numbers.e == 65537
+    assert repr(a) == "SigningKey(a)"
+
+
+def test_a_new_key_is_safe_when_every_cache_has_run_out() -> None:
+    now = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    for announce, max_age, skew, seconds in (
+        (604800, 300, 60, 604800),
+        (0, 300, 60, 360),
+        (359, 300, 60, 360),
+        (361, 300, 60, 361),
+    ):
+        found = earliest_safe_time(now, announce_seconds=announce, jwks_max_age_seconds=max_age, skew_seconds=skew)
+        assert found == now + timedelta(seconds=seconds)
+
+
+# For all rings
+
+
+hours = st.integers(0, 100).map(lambda number: number * HOUR)
+
+
+@st.composite
+def rings(draw: st.DrawFn) -> Ring:
+    """Rings as a file may hold them: no key signs before it is published."""
+    keys = []
+    for number in range(draw(st.integers(1, 5))):
+        published, wait = draw(hours), draw(hours)
+        revoked = draw(st.none() | hours)
+        keys.append(key(f"k{number}", published, published + wait, revoked))
+    return Ring(tuple(draw(st.permutations(keys))))
+
+
+def usable(ring: Ring, now: datetime) -> list[SigningKey]:
+    """Told another way than the ring does: who might sign at ``now``."""
+    return [each for each in ring.keys if each.signs_from <= now and not (each.revoked_at and each.revoked_at <= now)]
+
+
+def signer(ring: Ring, now: datetime) -> SigningKey | None:
+    return max(usable(ring, now), key=lambda each: (each.signs_from, each.kid), default=None)
+
+
+def changes(ring: Ring) -> Sequence[datetime]:
+    return sorted(
+        {time for each in ring.keys for time in (each.published_at, each.signs_from, each.revoked_at) if time}
+    )
+
+
+moments = st.tuples(
+    st.integers(-5, 250).map(lambda number: number * HOUR), st.sampled_from([-TICK, 0 * TICK, TICK, 60 * 10**6 * TICK])
+)
+
+
+@given(rings(), moments)
+def test_exactly_one_key_signs_while_any_may(ring: Ring, moment: tuple[timedelta, timedelta]) -> None:
+    now = T0 + sum(moment, timedelta())
+    signing = [each for each in ring.keys if ring.state_of(each, now) is SIGNING]
+    assert signing == ([ring.signing_key(now)] if usable(ring, now) else [])
+    if not usable(ring, now):
+        with pytest.raises(StartError):
+            ring.signing_key(now)
+    else:
+        assert ring.signing_key(now) == signer(ring, now)
+
+
+@given(rings(), moments)
+def test_every_key_that_signed_lately_is_published_unless_it_was_revoked(
+    ring: Ring, moment: tuple[timedelta, timedelta]
+) -> None:
+    now = T0 + sum(moment, timedelta())
+    window = [now - RETIRE_AFTER + TICK, *(time for time in changes(ring) if now - RETIRE_AFTER < time <= now), now]
+    signed = {each.kid for time in window if (each := signer(ring, time))}
+    revoked = {each.kid for each in ring.keys if each.revoked_at and each.revoked_at <= now}
+    published = {each.kid for each in ring.published_keys(now)}
+    assert signed - revoked <= published
+    assert not revoked & published
+
+
+@given(rings(), moments)
+def test_a_key_is_published_before_it_may_sign_and_never_too_early(
+    ring: Ring, moment: tuple[timedelta, timedelta]
+) -> None:
+    now = T0 + sum(moment, timedelta())
+    published = ring.published_keys(now)
+    assert all(each.published_at <= now for each in published)
+    for each in ring.keys:
+        if each.published_at <= now < each.signs_from and not (each.revoked_at and each.revoked_at <= now):
+            assert each in published
+            assert ring.state_of(each, now) is ANNOUNCED
+
+
+@given(rings(), moments, st.randoms(use_true_random=False))
+def test_the_order_of_entries_does_not_matter(ring: Ring, moment: tuple[timedelta, timedelta], random: Random) -> None:
+    now = T0 + sum(moment, timedelta())
+    shuffled = list(ring.keys)
+    random.shuffle(shuffled)
+    other = Ring(tuple(shuffled))
+    assert other.published_keys(now) == ring.published_keys(now)
+    assert [other.state_of(each, now) for each in ring.keys] == [ring.state_of(each, now) for each in ring.keys]
+    assert other.next_change(now) == ring.next_change(now)
+
+
+@given(rings(), moments, st.floats(0, 1, exclude_max=True))
+def test_nothing_changes_before_the_next_change(
+    ring: Ring, moment: tuple[timedelta, timedelta], fraction: float
+) -> None:
+    now = T0 + sum(moment, timedelta())
+    following = ring.next_change(now)
+    later = now + (fraction * (following - now) if following else timedelta(days=1000))
+    assume(following is None or later < following)
+    assert following is None or following > now
+    assert [ring.state_of(each, later) for each in ring.keys] == [ring.state_of(each, now) for each in ring.keys]
+    assert ring.published_keys(later) == ring.published_keys(now)
+
+
+@given(rings(), st.integers(-5, 250))
+def test_states_only_move_forward_while_nothing_is_revoked(ring: Ring, hour: int) -> None:
+    assume(all(each.revoked_at is None for each in ring.keys))
+    order = [ANNOUNCED, SIGNING, RETIRING, GONE]
+    now, later = T0 + hour * HOUR, T0 + (hour + 1) * HOUR
+    for each in ring.keys:
+        assert order.index(ring.state_of(each, now)) <= order.index(ring.state_of(each, later))

@@ -1,0 +1,49 @@
+"""The composition: what ``create_app`` touches, and what a server is refused to start without."""
+
+from pathlib import Path
+
+import pytest
+from conftest import SettableClock
+from unit.house import open_house
+
+from app import check_start, utc_now
+from app.settings import StartError
+
+
+def test_an_application_is_made_without_touching_database_or_keys(tmp_path: Path, clock: SettableClock) -> None:
+    with open_house(tmp_path / "nowhere", clock, migrated=False, with_key=False):
+        assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_server_needs_a_key_that_may_sign(tmp_path: Path, clock: SettableClock) -> None:
+    with open_house(tmp_path, clock, migrated=False, with_key=False) as house:
+        with pytest.raises(StartError, match=r"^there is no key ring at "):
+            check_start(house.app)
+        house.run("keys", "generate")
+        check_start(house.app)
+        clock.now = clock().replace(year=2025)
+        with pytest.raises(StartError, match=r"^the key ring has no key that may sign now: the first may sign from "):
+            check_start(house.app)
+
+
+def test_the_clock_of_a_real_application_is_aware_and_in_utc() -> None:
+    assert utc_now().utcoffset() is not None
+    assert str(utc_now().tzinfo) == "UTC"
+
+
+def test_there_is_nothing_but_what_is_documented(tmp_path: Path, clock: SettableClock) -> None:
+    with open_house(tmp_path, clock) as house:
+        rules = {(rule.rule, *sorted(rule.methods or ())) for rule in house.app.url_map.iter_rules()}
+        assert rules == {
+            ("/oauth/token", "POST"),
+            *(
+                (path, "GET", "HEAD", "OPTIONS")
+                for path in (
+                    "/.well-known/jwks.json",
+                    "/.well-known/oauth-authorization-server",
+                    "/.well-known/openid-configuration",
+                    "/livez",
+                    "/readyz",
+                )
+            ),
+        }

@@ -1,0 +1,121 @@
+"""Every refusal as it goes over the wire: code, status, sentence, headers."""
+
+import re
+from http import HTTPStatus
+
+import pytest
+
+from app import errors
+from app.errors import (
+    BodyTooLarge,
+    InvalidClient,
+    InvalidRequest,
+    InvalidScope,
+    InvalidTarget,
+    OAuthError,
+    ServerError,
+    ServiceUnavailable,
+    UnauthorizedClient,
+    UnsupportedGrantType,
+    below_oauth,
+    render,
+)
+
+DESCRIPTION = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+")
+CHALLENGE = (
+    "WWW-Authenticate",
+    'Basic realm="tokenhouse", error="invalid_client", error_description="Client authentication failed."',
+)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "code", "told", "headers"),
+    [
+        (InvalidRequest, 400, "invalid_request", "The request is malformed.", []),
+        (BodyTooLarge, 413, "invalid_request", "The request body is longer than 16384 bytes.", []),
+        (InvalidClient, 401, "invalid_client", "Client authentication failed.", [CHALLENGE]),
+        (UnauthorizedClient, 400, "unauthorized_client", "The client is not authorized to use this grant type.", []),
+        (UnsupportedGrantType, 400, "unsupported_grant_type", "The grant type is not supported by this server.", []),
+        (InvalidScope, 400, "invalid_scope", "The scope must be scope tokens separated by single spaces.", []),
+        (InvalidTarget, 400, "invalid_target", "A resource must be an absolute URI without a fragment.", []),
+        (ServerError, 500, "server_error", "The server failed to handle the request.", []),
+        (
+            ServiceUnavailable,
+            503,
+            "server_error",
+            "The server cannot handle the request right now.",
+            [("Retry-After", "1")],
+        ),
+    ],
+)
+def test_a_refusal_is_rendered(
+    refusal: type[OAuthError], status: int, code: str, told: str, headers: list[tuple[str, str]]
+) -> None:
+    assert render(refusal("a_reason", client_id="an-id")) == (
+        status,
+        {"error": code, "error_description": told},
+        headers,
+    )
+
+
+def test_every_refusal_of_this_table_is_tested() -> None:
+    classes = {thing for thing in vars(errors).values() if isinstance(thing, type) and issubclass(thing, OAuthError)}
+    assert len(classes - {OAuthError}) == 9
+
+
+def test_the_reason_is_for_the_log_only() -> None:
+    refusal = InvalidClient("unknown_client", client_id="an-id")
+    assert (refusal.reason, refusal.client_id) == ("unknown_client", "an-id")
+    status, body, headers = render(refusal, [("X-More", "1")])
+    assert "unknown_client" not in str((status, body, headers))
+    assert headers[-1] == ("X-More", "1")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (BodyTooLarge(), "body_too_large"),
+        (UnauthorizedClient(), "grant_not_allowed"),
+        (UnsupportedGrantType(), "unknown_grant_type"),
+        (InvalidRequest(), "invalid_request"),
+        (InvalidRequest("other"), "other"),
+    ],
+)
+def test_a_refusal_has_a_reason_of_its_own(refusal: OAuthError, reason: str) -> None:
+    assert refusal.reason == reason
+
+
+@pytest.mark.parametrize("reflected", ['a"b', "a\\b", "é", "a\nb", "\x00"])
+def test_a_sentence_that_section_5_2_forbids_cannot_be_made(reflected: str) -> None:
+    with pytest.raises(ValueError, match="forbidden characters"):
+        InvalidRequest("a_reason", reflected)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "invalid_request"),
+        (404, "not_found"),
+        (405, "method_not_allowed"),
+        (411, "invalid_request"),
+        (413, "invalid_request"),
+        (414, "invalid_request"),
+        (415, "invalid_request"),
+        (417, "invalid_request"),
+        (431, "invalid_request"),
+        (500, "server_error"),
+        (501, "invalid_request"),
+        (503, "server_error"),
+        (418, "invalid_request"),
+        (502, "server_error"),
+    ],
+)
+def test_a_fault_below_oauth_has_the_same_form(status: int, code: str) -> None:
+    body = below_oauth(status)
+    assert list(body) == ["error", "error_description"]
+    assert body["error"] == code
+
+
+@pytest.mark.parametrize("status", [status for status in HTTPStatus if status >= HTTPStatus.BAD_REQUEST])
+def test_every_sentence_keeps_to_the_characters_of_section_5_2(status: int) -> None:
+    assert DESCRIPTION.fullmatch(below_oauth(status)["error_description"])

@@ -1,0 +1,144 @@
+"""The access token: its exact header and claims, and that any library verifies it."""
+
+import base64
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from functools import cache
+
+import jwt
+import pytest
+from conftest import SettableClock
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from app.contracts import AccessToken, Client, Decision
+from app.errors import ServiceUnavailable
+from app.issuer import AccessTokenIssuer
+from app.keyring.ring import Ring, SigningKey
+from app.settings import StartError
+
+ISSUER = "https://tokens.example.com"
+NOON = int(datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp())
+
+
+@cache
+def private_key(number: int) -> rsa.RSAPrivateKey:
+    """A key that is the same in each test of this process."""
+    return rsa.generate_private_key(65537, 2048 + 0 * number)
+
+
+def signing_key(kid: str, number: int, signs_from: datetime) -> SigningKey:
+    return SigningKey(kid, "RS256", datetime(2025, 1, 1, tzinfo=UTC), signs_from, None, private_key(number))
+
+
+RING_TIMES = {
+    "old": datetime(2025, 1, 1, tzinfo=UTC),
+    "current": datetime(2026, 1, 1, tzinfo=UTC),
+    "next": datetime(2026, 2, 1, tzinfo=UTC),
+}
+
+
+@pytest.fixture(scope="module")
+def ring() -> Ring:
+    return Ring(tuple(signing_key(kid, number, time) for number, (kid, time) in enumerate(RING_TIMES.items())))
+
+
+def issue(ring: Ring, clock: SettableClock, decision: Decision) -> AccessToken:
+    client = Client("an-id", "A service", "client_secret", ("client_credentials",), ("read",), (), None)
+    return AccessTokenIssuer(ISSUER, lambda: ring, clock).issue(client, decision)
+
+
+def parts(token: AccessToken) -> tuple[dict[str, object], dict[str, object]]:
+    header, claims, _ = token.encoded.split(".")
+    return tuple(json.loads(base64.urlsafe_b64decode(part + "==")) for part in (header, claims))  # type: ignore[return-value]
+
+
+def test_header_and_claims_are_exactly_those_of_the_contract(ring: Ring, clock: SettableClock) -> None:
+    token = issue(ring, clock, Decision(("write", "read"), ("urn:a",), 900))
+    header, claims = parts(token)
+    assert header == {"alg": "RS256", "typ": "at+jwt", "kid": "current"}
+    assert claims == {
+        "iss": ISSUER,
+        "sub": "an-id",
+        "client_id": "an-id",
+        "aud": "urn:a",
+        "iat": NOON,
+        "exp": NOON + 900,
+        "jti": token.jti,
+        "scope": "write read",
+    }
+    assert (token.kid, token.decision) == ("current", Decision(("write", "read"), ("urn:a",), 900))
+
+
+def test_several_audiences_are_a_list(ring: Ring, clock: SettableClock) -> None:
+    assert parts(issue(ring, clock, Decision((), ("urn:b", "urn:a"), 1)))[1]["aud"] == ["urn:b", "urn:a"]
+
+
+def test_a_token_without_scopes_has_no_scope_claim(ring: Ring, clock: SettableClock) -> None:
+    assert "scope" not in parts(issue(ring, clock, Decision((), ("urn:a",), 1)))[1]
+
+
+def test_iat_is_never_ahead(ring: Ring, clock: SettableClock) -> None:
+    clock.advance(microseconds=999_999)
+    claims = parts(issue(ring, clock, Decision((), ("urn:a",), 60)))[1]
+    assert (claims["iat"], claims["exp"]) == (NOON, NOON + 60)
+
+
+def test_each_token_has_a_jti_of_128_random_bits(ring: Ring, clock: SettableClock) -> None:
+    ids = {issue(ring, clock, Decision((), ("urn:a",), 60)).jti for _ in range(50)}
+    assert len(ids) == 50
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{22}", jti) for jti in ids)
+
+
+@pytest.mark.parametrize("scope", [(), ("read",), ("!", "~", "a:b/c?d=e&f,g;h")])
+@pytest.mark.parametrize("audiences", [("urn:a",), ("urn:a", "https://b.example/?x=%20")])
+def test_pyjwt_reads_what_was_issued(
+    ring: Ring, scope: tuple[str, ...], audiences: tuple[str, ...], clock: SettableClock
+) -> None:
+    clock.now = datetime.now(UTC)
+    token = issue(ring, clock, Decision(scope, audiences, 60))
+    by_kid = {key.kid: jwt.PyJWK(key.public_jwk) for key in ring.published_keys(clock())}
+    decoded = jwt.decode_complete(
+        token.encoded,
+        by_kid[jwt.get_unverified_header(token.encoded)["kid"]],
+        algorithms=["RS256"],
+        audience=audiences[-1],
+        issuer=ISSUER,
+        options={"require": ["iss", "sub", "aud", "exp", "iat", "jti", "client_id"]},
+    )
+    assert (decoded["header"], decoded["payload"]) == parts(token)
+
+
+def test_the_signature_is_rs256_over_header_and_claims(ring: Ring, clock: SettableClock) -> None:
+    token = issue(ring, clock, Decision((), ("urn:a",), 60))
+    signed, _, signature = token.encoded.rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    private_key(1).public_key().verify(raw, signed.encode(), PKCS1v15(), SHA256())
+
+
+def test_exactly_the_key_signs_whose_time_has_come(ring: Ring, clock: SettableClock) -> None:
+    moments = {moment: set[str]() for moment in (RING_TIMES["next"] - timedelta(microseconds=1), RING_TIMES["next"])}
+    for moment, kids in moments.items():
+        clock.now = moment
+        for _ in range(20):
+            token = issue(ring, clock, Decision((), ("urn:a",), 60))
+            kids |= {token.kid, str(parts(token)[0]["kid"])}
+    assert list(moments.values()) == [{"current"}, {"next"}]
+
+
+def test_without_a_key_that_may_sign_the_service_is_unavailable(ring: Ring, clock: SettableClock) -> None:
+    clock.now = datetime(2024, 1, 1, tzinfo=UTC)
+    with pytest.raises(ServiceUnavailable) as caught:
+        issue(ring, clock, Decision((), ("urn:a",), 60))
+    assert (caught.value.reason, int(caught.value.status_code)) == ("no_signing_key", 503)
+
+
+def test_a_ring_that_cannot_be_read_makes_the_service_unavailable(clock: SettableClock) -> None:
+    def broken() -> Ring:
+        raise StartError("no ring")
+
+    client = Client("an-id", "A", "client_secret", (), (), (), None)
+    with pytest.raises(ServiceUnavailable):
+        AccessTokenIssuer(ISSUER, broken, clock).issue(client, Decision((), ("urn:a",), 60))

@@ -1,0 +1,180 @@
+"""Tables and the database's settings: aware times, migrations that agree, SQLite set up for many writers."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from flask_migrate import downgrade, upgrade
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import IntegrityError, StatementError
+from unit.house import House
+
+from app.models import ClientRow, ClientSecretRow, db
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def session(any_house: House) -> Iterator[Any]:
+    with any_house.app.app_context():
+        yield db.session
+
+
+def client_row(client_id: str = "c", **fields: Any) -> ClientRow:
+    columns: dict[str, Any] = {
+        "client_id": client_id,
+        "form_decoded_id": client_id,
+        "client_name": "Größe 名前",
+        "description": "",
+        "contacts": ["ops@example.com"],
+        "labels": {"team": "a"},
+        "token_endpoint_auth_method": "client_secret",
+        "grant_types": ["client_credentials"],
+        "scope": ["b", "a"],
+        "audiences": [],
+        "created_at": NOON,
+        "updated_at": NOON,
+    }
+    return ClientRow(**{**columns, **fields})
+
+
+def secret_row(secret_id: str = "s-1", client_id: str = "c", **fields: Any) -> ClientSecretRow:
+    columns: dict[str, Any] = {"digest": b"\0\xff" * 16, "pepper_id": "p1", "last_four": "abcd", "origin": "generated"}
+    return ClientSecretRow(**{"secret_id": secret_id, "client_id": client_id, "created_at": NOON, **columns, **fields})
+
+
+@pytest.mark.usefixtures("session")
+def test_models_and_migrations_agree() -> None:
+    with db.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, db.metadata) == []
+
+
+@pytest.mark.usefixtures("session")
+def test_constraints_and_indexes_have_the_same_names_as_in_the_models() -> None:
+    with db.engine.connect() as connection:
+        found = inspect(connection)
+        assert found.get_pk_constraint("clients")["name"] == "pk_clients"
+        assert [index["name"] for index in found.get_indexes("clients")] == ["ix_clients_form_decoded_id"]
+        assert [index["name"] for index in found.get_indexes("client_secrets")] == ["ix_client_secrets_client_id"]
+        (foreign,) = found.get_foreign_keys("client_secrets")
+        assert (foreign["name"], foreign["options"]) == ("fk_client_secrets_client_id_clients", {"ondelete": "CASCADE"})
+
+
+def test_there_is_a_way_down_and_up_again_with_rows_in_it(session: Any) -> None:
+    session.add(client_row())
+    session.add(secret_row())
+    session.commit()
+    session.remove()
+    downgrade()
+    with db.engine.connect() as connection:
+        assert inspect(connection).get_table_names() == ["alembic_version"]
+    upgrade()
+    upgrade()
+    session.add(client_row())
+    session.commit()
+    with db.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), db.metadata) == []
+
+
+def test_a_second_upgrade_keeps_the_rows(session: Any) -> None:
+    session.add(client_row())
+    session.commit()
+    session.remove()
+    upgrade()
+    assert session.get(ClientRow, "c").client_name == "Größe 名前"
+
+
+def test_what_is_stored_comes_back_as_it_was(session: Any) -> None:
+    east = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    session.add(client_row(created_at=east, updated_at=NOON + timedelta(microseconds=1), access_token_lifetime=90))
+    session.add(secret_row(expires_at=NOON + timedelta(days=1)))
+    session.commit()
+    session.remove()
+    row = session.get(ClientRow, "c")
+    assert (row.created_at, row.created_at.tzinfo) == (NOON, UTC)
+    assert (row.updated_at, row.disabled_at, row.deleted_at) == (NOON + timedelta(microseconds=1), None, None)
+    assert (row.client_name, row.contacts, row.labels) == ("Größe 名前", ["ops@example.com"], {"team": "a"})
+    assert (row.grant_types, row.scope, row.audiences, row.access_token_lifetime) == (
+        ["client_credentials"],
+        ["b", "a"],
+        [],
+        90,
+    )
+    (secret,) = row.secrets
+    assert (secret.digest, secret.expires_at) == (b"\0\xff" * 16, NOON + timedelta(days=1))
+
+
+def test_a_time_without_a_zone_is_refused(session: Any) -> None:
+    session.add(client_row(created_at=NOON.replace(tzinfo=None)))
+    with pytest.raises(StatementError, match="a stored time must be aware"):
+        session.commit()
+
+
+def test_an_id_stands_once(session: Any) -> None:
+    session.add(client_row())
+    session.commit()
+    session.remove()
+    session.add(client_row())
+    with pytest.raises(IntegrityError):
+        session.commit()
+
+
+def test_a_secret_needs_its_client(session: Any) -> None:
+    session.add(secret_row(client_id="nobody"))
+    with pytest.raises(IntegrityError):
+        session.commit()
+
+
+def test_secrets_go_with_their_client(session: Any) -> None:
+    session.add(client_row())
+    session.flush()
+    session.add_all([secret_row("s-1"), secret_row("s-2")])
+    session.commit()
+    session.execute(text("DELETE FROM clients"))
+    session.commit()
+    assert session.scalar(text("SELECT count(*) FROM client_secrets")) == 0
+
+
+def test_an_error_of_the_database_quotes_no_value(session: Any) -> None:
+    session.add(secret_row("hidden-id", client_id="hidden-client"))
+    with pytest.raises(IntegrityError) as caught:
+        session.commit()
+    assert "[SQL parameters hidden due to hide_parameters=True]" in str(caught.value)
+
+
+def test_sqlite_is_in_wal_with_a_busy_timeout_and_foreign_keys(house: House) -> None:
+    with house.app.app_context():
+        for engine in (db.engine, db.engine.execution_options(tokenhouse_read_only=True)):
+            with engine.connect() as connection:
+                pragmas = {
+                    name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+                    for name in ("journal_mode", "busy_timeout", "foreign_keys")
+                }
+            assert pragmas == {"journal_mode": "wal", "busy_timeout": 5000, "foreign_keys": 1}
+
+
+def test_a_reader_does_not_wait_for_a_writer_on_sqlite(house: House) -> None:
+    made = house.register()
+    with house.app.app_context(), db.engine.connect() as writer:
+        writer.exec_driver_sql("UPDATE clients SET client_name = 'x'")
+        assert (
+            house.app.test_client()
+            .post(
+                "/oauth/token",
+                data={"grant_type": "client_credentials"},
+                headers={"Authorization": made.basic},
+            )
+            .status_code
+            == 200
+        )
+        writer.rollback()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_postgresql_gives_up_on_a_statement_that_hangs(any_house: House) -> None:
+    with any_house.app.app_context(), db.engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "3s"

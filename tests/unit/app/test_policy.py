@@ -1,0 +1,193 @@
+"""Policy: what a client's token may say. Tables for the exact answers, hypothesis for what must always hold."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.contracts import Client, Decision
+from app.errors import InvalidScope, InvalidTarget
+from app.policy import Policy, decide, parse_scope
+
+POLICY = Policy(access_token_lifetime=3600, default_audience="https://tokens.example.com")
+# RFC 6749 section 3.3: scope-token = 1*( %x21 / %x23-5B / %x5D-7E )
+SCOPE_CHARACTERS = "".join(map(chr, [0x21, *range(0x23, 0x5C), *range(0x5D, 0x7F)]))
+# RFC 6749 section 5.2: error_description = %x20-21 / %x23-5B / %x5D-7E
+DESCRIPTION = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]*")
+
+tokens = st.text(SCOPE_CHARACTERS, min_size=1, max_size=300)
+few_tokens = st.lists(st.sampled_from(["read", "write", "a:b", "https://x.example/s", "~", "!"]), unique=True)
+resources = st.sampled_from(["https://a.example", "https://b.example", "urn:c", "urn:d"])
+
+
+def client(
+    *, scope: tuple[str, ...] = (), audiences: tuple[str, ...] = (), access_token_lifetime: int | None = None
+) -> Client:
+    return Client("c", "C", "client_secret", ("client_credentials",), scope, audiences, access_token_lifetime)
+
+
+def decide_scope(granted: tuple[str, ...], asked: str | None) -> tuple[str, ...]:
+    return decide(client(scope=granted), scope=asked, resources=[], policy=POLICY).scope
+
+
+@pytest.mark.parametrize(
+    ("granted", "asked", "given_scope"),
+    [
+        (("read", "write"), None, ("read", "write")),
+        (("write", "read"), None, ("write", "read")),
+        ((), None, ()),
+        (("read", "write"), "write", ("write",)),
+        (("read", "write"), "write read", ("write", "read")),
+        (("read", "write"), "read read", ("read",)),
+        (("read", "write"), "write read write read", ("write", "read")),
+    ],
+)
+def test_a_scope_is_given_as_it_was_asked_for(
+    granted: tuple[str, ...], asked: str | None, given_scope: tuple[str, ...]
+) -> None:
+    assert decide_scope(granted, asked) == given_scope
+
+
+@pytest.mark.parametrize(
+    ("granted", "asked", "told"),
+    [
+        (("read",), "write", "The client was not granted: write"),
+        (("read",), "read write", "The client was not granted: write"),
+        ((), "read", "The client was not granted: read"),
+        (("read",), "READ", "The client was not granted: READ"),
+        (("read",), "rea", "The client was not granted: rea"),
+        (("a b",), "a", "The client was not granted: a"),
+        (("read",), "c b c a", "The client was not granted: c b a"),
+        (
+            ("read",),
+            " ".join(f"s{n}" for n in range(11)),
+            "The client was not granted: s0 s1 s2 s3 s4 s5 s6 s7 s8 s9 ...",
+        ),
+        (("read",), " ".join(f"s{n}" for n in range(10)), "The client was not granted: s0 s1 s2 s3 s4 s5 s6 s7 s8 s9"),
+        (("read",), "x" * 101, f"The client was not granted: {'x' * 100}..."),
+        (("read",), "x" * 100, f"The client was not granted: {'x' * 100}"),
+    ],
+)
+def test_more_than_was_granted_is_refused_and_named(granted: tuple[str, ...], asked: str, told: str) -> None:
+    with pytest.raises(InvalidScope) as caught:
+        decide_scope(granted, asked)
+    assert (caught.value.description, caught.value.reason, caught.value.client_id) == (told, "scope_not_granted", "c")
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        "",
+        " ",
+        " read",
+        "read ",
+        "read  write",
+        "read\twrite",
+        "read\nwrite",
+        "read\n",
+        'a"b',
+        "a\\b",
+        "a\x00b",
+        "é",
+        "a\x7f",
+        "a\xa0b",
+    ],
+)
+def test_a_scope_that_breaks_the_grammar_is_refused_and_never_quoted(malformed: str) -> None:
+    with pytest.raises(InvalidScope) as caught:
+        decide_scope(("read", "write"), malformed)
+    assert caught.value.description == "The scope must be scope tokens separated by single spaces."
+    assert caught.value.reason == "malformed_scope"
+
+
+@given(st.text())
+def test_a_scope_parses_exactly_when_it_keeps_to_the_grammar(text: str) -> None:
+    well_formed = all(part and set(part) <= set(SCOPE_CHARACTERS) for part in text.split(" "))
+    try:
+        parsed = parse_scope(text)
+    except InvalidScope:
+        assert not well_formed
+    else:
+        assert well_formed
+        assert parsed == tuple(dict.fromkeys(text.split(" ")))
+
+
+@given(few_tokens, few_tokens)
+def test_a_token_says_a_subset_of_what_was_granted_in_the_order_asked_each_once(
+    granted: list[str], asked: list[str]
+) -> None:
+    repeated = asked + asked[::-1]
+    try:
+        given_scope = decide_scope(tuple(granted), " ".join(repeated) or None)
+    except InvalidScope:
+        assert not set(asked) <= set(granted)
+    else:
+        assert set(asked) <= set(granted)
+        assert given_scope == tuple(asked or granted)
+
+
+@given(st.lists(tokens, min_size=1, max_size=200))
+def test_a_refusal_is_small_and_in_the_characters_of_an_error_description(asked: list[str]) -> None:
+    with pytest.raises(InvalidScope) as caught:
+        decide_scope((), " ".join(asked))
+    assert DESCRIPTION.fullmatch(caught.value.description)
+    assert len(caught.value.description) <= 1200
+
+
+@pytest.mark.parametrize(
+    ("audiences", "asked", "given_audiences"),
+    [
+        ((), [], ("https://tokens.example.com",)),
+        (("urn:a", "urn:b"), [], ("urn:a",)),
+        (("urn:a", "urn:b"), ["urn:b"], ("urn:b",)),
+        (("urn:a", "urn:b"), ["urn:b", "urn:a"], ("urn:b", "urn:a")),
+        (("urn:a", "urn:b"), ["urn:b", "urn:b"], ("urn:b",)),
+    ],
+)
+def test_an_audience_is_what_was_asked_for_or_the_first_or_the_servers(
+    audiences: tuple[str, ...], asked: list[str], given_audiences: tuple[str, ...]
+) -> None:
+    assert decide(client(audiences=audiences), scope=None, resources=asked, policy=POLICY).audiences == given_audiences
+
+
+@pytest.mark.parametrize("asked", ["junk #", "", "\x00é", "a b", "relative", "https://api.example.com/#part"])
+def test_a_resource_that_breaks_its_grammar_is_refused_and_never_quoted(asked: str) -> None:
+    with pytest.raises(InvalidTarget) as caught:
+        decide(client(audiences=("urn:a",)), scope=None, resources=[asked], policy=POLICY)
+    assert caught.value.description == "A resource must be an absolute URI without a fragment."
+    assert (caught.value.error, caught.value.reason) == ("invalid_target", "malformed_resource")
+
+
+@pytest.mark.parametrize("asked", ["https://tokens.example.com", "urn:other", "urn:A", "urn:a/"])
+def test_a_resource_that_was_not_granted_is_refused_and_named(asked: str) -> None:
+    for audiences in ((), ("urn:a",)):
+        with pytest.raises(InvalidTarget) as caught:
+            decide(client(audiences=audiences), scope=None, resources=[asked], policy=POLICY)
+        refused = caught.value
+        assert refused.description == f"The client was not granted: {asked}"
+        assert (refused.error, refused.reason, refused.client_id) == ("invalid_target", "resource_not_granted", "c")
+
+
+@given(st.lists(resources, unique=True), st.lists(resources))
+def test_a_token_is_for_granted_resources_only(audiences: list[str], asked: list[str]) -> None:
+    try:
+        given_audiences = decide(
+            client(audiences=tuple(audiences)), scope=None, resources=asked, policy=POLICY
+        ).audiences
+    except InvalidTarget:
+        assert not set(asked) <= set(audiences)
+    else:
+        expected = tuple(dict.fromkeys(asked)) or tuple(audiences[:1]) or (POLICY.default_audience,)
+        assert given_audiences == expected
+
+
+@pytest.mark.parametrize(("own", "lifetime"), [(None, 3600), (1, 1), (86400, 86400)])
+def test_a_lifetime_is_the_clients_own_or_the_servers(own: int | None, lifetime: int) -> None:
+    decided = decide(client(access_token_lifetime=own), scope=None, resources=[], policy=POLICY)
+    assert decided == Decision((), ("https://tokens.example.com",), lifetime)
+
+
+def test_the_scope_is_settled_before_the_resources() -> None:
+    with pytest.raises(InvalidScope):
+        decide(client(), scope="x", resources=["urn:x"], policy=POLICY)

@@ -1,0 +1,514 @@
+"""What stock Authlib does that a strict token server must not, and that ours does not.
+
+Each test pins both. One that fails on the stock side tells that upstream has mended the behaviour: look then whether
+ours is still needed. The numbers are those of the list of facts about the foundation.
+"""
+
+import base64
+import importlib
+import io
+import json
+import logging
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import joserfc.jwk
+import jwt
+import pytest
+from authlib.integrations.flask_oauth2 import AuthorizationServer
+from authlib.oauth2.rfc6749 import ClientMixin, InvalidRequestError, grants
+from flask import Flask
+from flask.testing import FlaskClient
+from joserfc import jws
+from unit.house import House
+from werkzeug.test import TestResponse
+
+from app.client_auth import METHODS
+from app.endpoints.token import PATH
+from app.errors import InvalidRequest
+from app.grants import GRANTS
+from app.logs import AuditLog
+
+SECRET = "a-secret-of-both-servers-123"
+GRANT = {"grant_type": "client_credentials"}
+REFUSED = {"error": "invalid_client", "error_description": "Client authentication failed."}
+
+
+@dataclass
+class StockClient(ClientMixin):  # type: ignore[misc]
+    """A client as Authlib's documentation shows it."""
+
+    client_id: str
+    secret: str = SECRET
+    scope: str = "read write"
+    asked_methods: list[str] = field(default_factory=list)
+
+    def get_client_id(self) -> str:
+        return self.client_id
+
+    def get_default_redirect_uri(self) -> str:
+        return ""
+
+    def check_client_secret(self, client_secret: str) -> bool:
+        return client_secret == self.secret
+
+    def check_endpoint_auth_method(self, method: str, _endpoint: str) -> bool:
+        self.asked_methods.append(method)
+        return True
+
+    def check_grant_type(self, grant_type: str) -> bool:
+        return grant_type == "client_credentials"
+
+    def get_allowed_scope(self, scope: str | None) -> str:
+        return " ".join(token for token in (scope or "").split() if token in self.scope.split())
+
+
+class StockGrant(grants.ClientCredentialsGrant):  # type: ignore[misc]
+    TOKEN_ENDPOINT_AUTH_METHODS = ("client_secret_basic", "client_secret_post")
+
+
+@pytest.fixture
+def stock_app() -> Flask:
+    app = Flask("stock")
+    clients = {name: StockClient(name) for name in ("known", "a b")}
+    server = AuthorizationServer(app, query_client=clients.get, save_token=lambda _token, _request: None)
+    server.register_grant(StockGrant)
+    app.add_url_rule("/oauth/token", "token", server.create_token_response, methods=["POST"])
+    return app
+
+
+@pytest.fixture
+def stock(stock_app: Flask) -> FlaskClient:
+    return stock_app.test_client()
+
+
+@pytest.fixture
+def ours(house: House) -> FlaskClient:
+    house.register("known", secret=SECRET, scope=("read", "write"))
+    house.register("a b", secret=SECRET, scope=("read", "write"))
+    return house.app.test_client()
+
+
+def basic(text: str | bytes) -> dict[str, str]:
+    raw = text if isinstance(text, bytes) else text.encode()
+    return {"Authorization": f"Basic {base64.b64encode(raw).decode()}"}
+
+
+KNOWN = basic(f"known:{SECRET}")
+
+
+def post(
+    caller: FlaskClient, data: Any = None, headers: Any = None, url: str = "https://localhost/oauth/token"
+) -> TestResponse:
+    return caller.post(url, data=GRANT if data is None else data, headers=KNOWN if headers is None else headers)
+
+
+def granted(answer: TestResponse) -> dict[str, Any]:
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.get_json()
+    assert body["access_token"]
+    return body
+
+
+def refused(answer: TestResponse, status: int = 400) -> tuple[str, str]:
+    assert answer.status_code == status, answer.text
+    body = answer.get_json()
+    assert list(body) == ["error", "error_description"]
+    return body["error"], body["error_description"]
+
+
+def test_both_serve_a_client_that_is_well_behaved(stock: FlaskClient, ours: FlaskClient) -> None:
+    assert granted(post(stock))["token_type"] == granted(post(ours))["token_type"] == "Bearer"
+    in_the_body = {**GRANT, "client_id": "known", "client_secret": SECRET}
+    granted(post(stock, in_the_body, {}))
+    granted(post(ours, in_the_body, {}))
+
+
+def test_1_stock_tells_an_unknown_client_from_a_wrong_secret(stock: FlaskClient, ours: FlaskClient) -> None:
+    unknown, wrong = (
+        {**GRANT, "client_id": name, "client_secret": "wrong-secret-123456"} for name in ("nobody", "known")
+    )
+    assert post(stock, unknown, {}).data != post(stock, wrong, {}).data
+    answers = [post(ours, body, {}) for body in (unknown, wrong)]
+    answers += [post(ours, headers=basic(text)) for text in ("nobody:wrong", "known:wrong", "", "nobody")]
+    assert {(answer.status_code, answer.data, answer.headers["WWW-Authenticate"]) for answer in answers} == {
+        (
+            401,
+            json.dumps(REFUSED, separators=(",", ":")).encode(),
+            'Basic realm="tokenhouse", error="invalid_client", error_description="Client authentication failed."',
+        )
+    }
+
+
+def test_2_stock_fails_on_basic_that_is_not_utf_8(stock: FlaskClient, ours: FlaskClient) -> None:
+    assert post(stock, headers=basic(b"\xff\xfe:secret")).status_code == 500
+    assert post(ours, headers=basic(b"\xff\xfe:secret")).get_json() == REFUSED
+
+
+def test_3_stock_does_not_decode_a_plus_in_basic(stock: FlaskClient, ours: FlaskClient) -> None:
+    assert post(stock, headers=basic(f"a+b:{SECRET}")).status_code == 401
+    granted(post(ours, headers=basic(f"a+b:{SECRET}")))
+    granted(post(ours, headers=basic(f"a%20b:{SECRET}")))
+    granted(post(ours, headers=basic(f"a b:{SECRET}")))
+
+
+def test_4_stock_takes_parameters_from_the_query(stock: FlaskClient, ours: FlaskClient) -> None:
+    url = "https://localhost/oauth/token?grant_type=client_credentials&scope=read"
+    assert granted(post(stock, {"x": "y"}, url=url))["scope"] == "read"
+    for query, name in [("grant_type=x", "grant_type"), ("scope=read", "scope"), ("client_secret=x", "client_secret")]:
+        told = refused(post(ours, url=f"https://localhost/oauth/token?{query}"))
+        assert told == ("invalid_request", f"The parameter {name} must be in the body, not in the URL.")
+    granted(post(ours, url="https://localhost/oauth/token?tenant=x&trace=1"))
+
+
+def test_5_stock_takes_the_first_of_repeated_parameters(stock: FlaskClient, ours: FlaskClient) -> None:
+    body = "grant_type=client_credentials&scope=read&scope=write"
+    form = {**KNOWN, "Content-Type": "application/x-www-form-urlencoded"}
+    assert granted(post(stock, body, form))["scope"] == "read"
+    assert refused(post(ours, body, form)) == ("invalid_request", "The parameter scope is repeated.")
+    unknown = "grant_type=client_credentials&colour=red&colour=blue"
+    assert refused(post(ours, unknown, form)) == ("invalid_request", "A parameter is repeated.")
+
+
+def test_6_stock_takes_two_authentications_at_once(stock: FlaskClient, ours: FlaskClient) -> None:
+    body = {**GRANT, "client_id": "known", "client_secret": "wrong-secret-123456"}
+    granted(post(stock, body))
+    told = ("invalid_request", "The request must authenticate the client exactly once.")
+    assert refused(post(ours, body)) == told
+    assert refused(post(ours, {**body, "client_secret": SECRET})) == told
+
+
+def test_7_stock_drops_a_scope_silently(stock: FlaskClient, ours: FlaskClient) -> None:
+    body = {**GRANT, "scope": "read admin"}
+    assert granted(post(stock, body))["scope"] == "read"
+    assert refused(post(ours, body)) == ("invalid_scope", "The client was not granted: admin")
+
+
+def test_8_stock_calls_a_missing_grant_type_unsupported(stock: FlaskClient, ours: FlaskClient) -> None:
+    assert post(stock, {"x": "y"}).get_json()["error"] == "unsupported_grant_type"
+    told = ("invalid_request", "The parameter grant_type is missing.")
+    assert refused(post(ours, {"x": "y"})) == told
+    assert refused(post(ours, {"grant_type": ""})) == told
+    assert refused(post(ours, {"grant_type": "password"})) == (
+        "unsupported_grant_type",
+        "The grant type is not supported by this server.",
+    )
+
+
+def test_9_stock_gives_ten_days(stock: FlaskClient, ours: FlaskClient) -> None:
+    assert granted(post(stock))["expires_in"] == 864_000
+    assert granted(post(ours))["expires_in"] == 3600
+
+
+def test_10_stock_logs_the_token(stock: FlaskClient, ours: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "authlib"):
+        token = granted(post(stock))["access_token"]
+        assert token in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG):
+        for name in ("authlib", "joserfc"):
+            logging.getLogger(name).setLevel(logging.DEBUG)
+        token = granted(post(ours))["access_token"]
+        post(ours, headers=basic("known:hidden-secret-12345"))
+        post(ours, {**GRANT, "client_id": "hidden-id", "client_secret": "hidden-secret-12345"}, {})
+        for hidden in (token, token.rpartition(".")[2], SECRET, "hidden-secret-12345", "hidden-id"):
+            assert hidden not in caplog.text
+
+
+def test_11_stock_fails_on_plain_http(stock: FlaskClient, ours: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUTHLIB_INSECURE_TRANSPORT", raising=False)
+    assert post(stock, url="http://tokens.example.com/oauth/token").status_code == 500
+    granted(post(ours, url="http://tokens.example.com/oauth/token"))
+    granted(post(ours, url="http://anything.example/oauth/token"))
+
+
+def test_12_stock_fails_on_input_that_is_reflected(ours: FlaskClient) -> None:
+    with pytest.raises(ValueError, match="forbidden characters"):
+        InvalidRequestError(description='a "quoted" name')
+    with pytest.raises(ValueError, match="forbidden characters"):
+        InvalidRequest("a_reason", 'a "quoted" name')
+    for odd in ('"', "\\", "é", "\n", "\x00", "<script>"):
+        body = {**GRANT, odd: odd, "scope": odd, "resource": odd}
+        answer = post(ours, body)
+        assert refused(answer)[0] in {"invalid_scope", "invalid_target"}
+        assert answer.status_code == 400
+
+
+def test_13_joserfc_signs_with_a_random_key_of_a_set(house: House, ours: FlaskClient) -> None:
+    keys = [joserfc.jwk.OctKey.generate_key(256, {"kid": f"k{number}"}) for number in range(8)]
+    key_set = joserfc.jwk.KeySet(keys)
+    tokens = [jws.serialize_compact({"alg": "HS256"}, b"x", key_set) for _ in range(60)]
+    assert len({jwt.get_unverified_header(token)["kid"] for token in tokens}) > 1
+    house.services.ring.home.generate(published_at=house.clock(), signs_from=house.clock().replace(year=2027))
+    kids = {jwt.get_unverified_header(granted(post(ours))["access_token"])["kid"] for _ in range(20)}
+    assert kids == {house.services.ring().signing_key(house.clock()).kid}
+
+
+def test_14_stocks_generator_of_rfc_9068_reads_its_key_for_each_token_and_aims_at_the_client() -> None:
+    rfc9068 = importlib.import_module("authlib.oauth2.rfc9068")
+    key = joserfc.jwk.RSAKey.generate_key(2048)
+    reads: list[int] = []
+
+    class Generator(rfc9068.JWTBearerTokenGenerator):  # type: ignore[misc, name-defined]
+        def get_jwks(self) -> Any:
+            reads.append(1)
+            return key.as_dict(private=True)
+
+        def get_extra_claims(self, *_arguments: Any) -> dict[str, Any]:
+            return {}
+
+    generator = Generator(issuer="https://t.example", alg="RS256")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokens = [
+            generator(
+                grant_type="client_credentials", client=StockClient("known"), scope="read", include_refresh_token=False
+            )
+            for _ in range(3)
+        ]
+    assert len(reads) == 3
+    encoded = tokens[0]["access_token"]
+    assert "kid" not in jwt.get_unverified_header(encoded)
+    assert "known" in jwt.decode(encoded, options={"verify_signature": False})["aud"]
+
+
+def test_14_ours_names_its_key_and_aims_at_the_default_audience(house: House, ours: FlaskClient) -> None:
+    encoded = granted(post(ours))["access_token"]
+    assert jwt.get_unverified_header(encoded)["kid"] == house.services.ring().signing_key(house.clock()).kid
+    assert jwt.decode(encoded, options={"verify_signature": False})["aud"] == house.settings.issuer
+
+
+def test_15_stocks_client_keeps_its_secret_in_clear() -> None:
+    mixin = importlib.import_module("authlib.integrations.sqla_oauth2").OAuth2ClientMixin
+    made = type("Client", (mixin,), {"client_secret": SECRET})()
+    assert made.client_secret == SECRET
+    assert made.check_client_secret(SECRET) is True
+
+
+def test_18_stock_ignores_a_resource(stock: FlaskClient, house: House, ours: FlaskClient) -> None:
+    granted(post(stock, {**GRANT, "resource": "urn:api"}))
+    assert refused(post(ours, {**GRANT, "resource": "urn:api"}))[0] == "invalid_target"
+    house.register("two", secret=SECRET, audiences=("urn:a", "urn:b"))
+    form = {**basic(f"two:{SECRET}"), "Content-Type": "application/x-www-form-urlencoded"}
+    encoded = granted(post(ours, "grant_type=client_credentials&resource=urn:b&resource=urn:a", form))["access_token"]
+    assert jwt.decode(encoded, options={"verify_signature": False})["aud"] == ["urn:b", "urn:a"]
+
+
+# Ours alone
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+def send(ours: FlaskClient, body: bytes, **headers: str) -> TestResponse:
+    given = {"Content-Type": FORM, **KNOWN, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return ours.post("/oauth/token", data=body, headers={name: value for name, value in given.items() if value})
+
+
+ENOUGH = b"grant_type=client_credentials"
+
+
+@pytest.mark.parametrize(
+    "content_type", [FORM, f"{FORM};charset=UTF-8", f"{FORM}; charset=utf-8", FORM.upper(), f"{FORM} ; x=y"]
+)
+def test_a_form_may_say_its_charset(ours: FlaskClient, content_type: str) -> None:
+    granted(send(ours, ENOUGH, Content_Type=content_type))
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["", "application/json", "text/plain", "multipart/form-data; boundary=x", f"x{FORM}", ";", f"{FORM},{FORM}"],
+)
+def test_another_content_type_is_refused(ours: FlaskClient, content_type: str) -> None:
+    told = refused(send(ours, ENOUGH, Content_Type=content_type))
+    assert told == ("invalid_request", "The content type must be application/x-www-form-urlencoded.")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "x", "gzip, identity"])
+def test_an_encoded_body_is_refused(ours: FlaskClient, encoding: str) -> None:
+    assert refused(send(ours, ENOUGH, Content_Encoding=encoding))[0] == "invalid_request"
+
+
+def test_an_identity_encoding_is_none(ours: FlaskClient) -> None:
+    granted(send(ours, ENOUGH, Content_Encoding="Identity"))
+
+
+@pytest.mark.parametrize(
+    "body", [b"\xff", b"scope=%FF&" + ENOUGH, b"%C3=x&" + ENOUGH, b"&".join([b"a=b"] * 101), b"a\xe9=b"]
+)
+def test_a_body_that_is_no_form_in_utf_8_is_refused(ours: FlaskClient, body: bytes) -> None:
+    assert refused(send(ours, body)) == ("invalid_request", "The body must be a form in UTF-8.")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ENOUGH + b"&scope=",
+        b"&&" + ENOUGH + b"&",
+        ENOUGH + b"&client_id=&client_secret=&resource=",
+        ENOUGH + b"&scope=&scope=",
+        ENOUGH + b"&audience=&colour=red&\xc3\xa9=x",
+        b"gr%61nt_type=client%5Fcredentials",
+        ENOUGH + b"&scope=read write",
+        ENOUGH + b"&flag",
+    ],
+)
+def test_empty_parameters_are_absent_and_unknown_ones_ignored(ours: FlaskClient, body: bytes) -> None:
+    granted(send(ours, body))
+
+
+def test_a_body_may_be_as_long_as_the_limit_and_no_longer(ours: FlaskClient) -> None:
+    padding = b"&x=" + b"x" * (16384 - len(ENOUGH) - 3)
+    granted(send(ours, ENOUGH + padding))
+    told = refused(send(ours, ENOUGH + padding + b"x"), 413)
+    assert told == ("invalid_request", "The request body is longer than 16384 bytes.")
+
+
+def test_a_body_that_is_shorter_than_declared_is_not_parsed(ours: FlaskClient) -> None:
+    environ = {
+        "wsgi.input": io.BytesIO(ENOUGH + b"&scope=re"),
+        "CONTENT_LENGTH": str(len(ENOUGH) + 20),
+        "CONTENT_TYPE": FORM,
+    }
+    answer = ours.post("/oauth/token", headers=KNOWN, environ_overrides=environ)
+    assert refused(answer) == ("invalid_request", "The request body is incomplete.")
+
+
+class Cut(io.RawIOBase):
+    """A body whose connection breaks."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, _buffer: Any) -> int:
+        raise OSError(104, "Connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        (io.BytesIO(ENOUGH), 200, ""),
+        (io.BytesIO(ENOUGH + b"&x=" + b"x" * 16384), 413, "The request body is longer than 16384 bytes."),
+        (Cut(), 400, "The request body is incomplete."),
+    ],
+)
+def test_a_body_without_a_declared_length_is_read_to_its_end(
+    ours: FlaskClient, body: Any, status: int, told: str
+) -> None:
+    environ = {"wsgi.input": body, "wsgi.input_terminated": True, "CONTENT_TYPE": FORM}
+    answer = ours.post("/oauth/token", headers=KNOWN, environ_overrides=environ)
+    if status == 200:
+        granted(answer)
+    else:
+        assert refused(answer, status) == ("invalid_request", told)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [("Bearer abc", 401), ("Basic", 401), ("", 200), ("   ", 200), ("Basic eDp5,Basic eDp5", 400), ("basic x, y", 400)],
+)
+def test_any_authorization_counts_as_one(ours: FlaskClient, authorization: str, status: int) -> None:
+    body = ENOUGH if status != 200 else ENOUGH + f"&client_id=known&client_secret={SECRET}".encode()
+    headers = {"Content-Type": FORM, "Authorization": authorization}
+    assert ours.post("/oauth/token", data=body, headers=headers).status_code == status
+
+
+def test_no_authentication_is_refused(ours: FlaskClient) -> None:
+    for body in (GRANT, {**GRANT, "client_id": "known"}):
+        assert post(ours, body, {}).get_json() == REFUSED
+
+
+def test_a_client_without_the_grant_is_unauthorized(house: House, ours: FlaskClient) -> None:
+    house.register("reader", secret=SECRET, grant_types=())
+    told = refused(post(ours, headers=basic(f"reader:{SECRET}")))
+    assert told == ("unauthorized_client", "The client is not authorized to use this grant type.")
+
+
+def test_the_answer_is_exactly_that_of_the_contract(ours: FlaskClient) -> None:
+    answer = post(ours, {**GRANT, "scope": "write read write"})
+    assert list(granted(answer).items())[1:] == [
+        ("token_type", "Bearer"),
+        ("expires_in", 3600),
+        ("scope", "write read"),
+    ]
+    assert (answer.headers["Cache-Control"], answer.headers["Pragma"]) == ("no-store", "no-cache")
+    assert answer.headers["Content-Type"] == "application/json"
+
+
+def test_a_client_without_scopes_gets_no_scope(house: House, ours: FlaskClient) -> None:
+    house.register("bare", secret=SECRET)
+    answer = granted(post(ours, headers=basic(f"bare:{SECRET}")))
+    assert list(answer) == ["access_token", "token_type", "expires_in"]
+
+
+def test_a_fault_of_ours_is_told_without_its_cause(
+    house: House, ours: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: Any, **_options: Any) -> Any:
+        raise RuntimeError("hidden cause")
+
+    monkeypatch.setattr(house.services.server.tokens, "issue", broken)
+    answer = post(ours)
+    assert refused(answer, 500) == ("server_error", "The server failed to handle the request.")
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_a_database_that_is_away_is_worth_a_retry(house: House, ours: FlaskClient) -> None:
+    for path in house.folder.glob("tokenhouse.db*"):
+        path.unlink()
+    with house.app.app_context():
+        importlib.import_module("app.models").db.engine.dispose()
+    answer = post(ours)
+    assert refused(answer, 503) == ("server_error", "The server cannot handle the request right now.")
+    assert answer.headers["Retry-After"] == "1"
+
+
+def test_every_answer_is_one_event(house: House, ours: FlaskClient) -> None:
+    told = io.StringIO()
+    house.services.server._events.subscribe(AuditLog("json", house.clock, told))  # noqa: SLF001 - As create_app does.
+    exchanges: list[tuple[dict[str, Any], str, str | None]] = [
+        ({}, "issued", "known"),
+        ({"headers": basic("nobody:x")}, "unknown_client", None),
+        ({"headers": basic("known:x")}, "wrong_secret", "known"),
+        ({"headers": {}}, "no_authentication", None),
+        ({"headers": {"Authorization": "Bearer x"}}, "unsupported_scheme", None),
+        ({"data": {"grant_type": "x"}}, "unknown_grant_type", None),
+        ({"data": {"x": "y"}}, "missing_parameter", None),
+        ({"data": {**GRANT, "scope": "admin"}}, "scope_not_granted", "known"),
+        ({"data": {**GRANT, "scope": "a  b"}}, "malformed_scope", "known"),
+        ({"data": {**GRANT, "resource": "urn:x"}}, "resource_not_granted", "known"),
+        ({"data": {**GRANT, "client_id": "other"}}, "other_client_id", None),
+        ({"url": "/oauth/token?scope=x"}, "query_parameter", None),
+    ]
+    for options, _, _ in exchanges:
+        post(ours, **options)
+    lines = [json.loads(line) for line in told.getvalue().splitlines()]
+    assert [(line.get("reason", line["outcome"]), line.get("client_id")) for line in lines] == [
+        (reason, client_id) for _, reason, client_id in exchanges
+    ]
+    assert lines[7]["detail"] == "The client was not granted: admin"
+    assert list(lines[0]) == [
+        "time",
+        "event",
+        "request_id",
+        "source_address",
+        "duration_ms",
+        "client_id",
+        "auth_method",
+        "secret_id",
+        "grant_type",
+        "scope",
+        "audience",
+        "jti",
+        "kid",
+        "expires_in",
+        "outcome",
+    ]
+
+
+def test_the_endpoint_knows_the_parameters_of_its_registries(ours: FlaskClient) -> None:
+    known = set().union(*(feature.PARAMETERS for feature in GRANTS), *(method.parameters for method in METHODS))
+    assert known == {"grant_type", "scope", "resource", "client_id", "client_secret"}
+    for name in known:
+        assert refused(post(ours, url=f"{PATH}?{name}=x"))[0] == "invalid_request"

@@ -1,0 +1,121 @@
+"""What every answer has in common, and that no fault is answered in another form."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from flask import Flask, g
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.house import House
+from werkzeug.exceptions import HTTPException, RequestedRangeNotSatisfiable, ServiceUnavailable, TooManyRequests
+from werkzeug.test import TestResponse
+
+from app import web
+from app.errors import below_oauth
+
+
+def fail(error: HTTPException) -> None:
+    raise error
+
+
+@pytest.fixture
+def app() -> Flask:
+    """An application that fails in every way."""
+    made = Flask("faulty", static_folder=None)
+    web.install(made)
+    handlers: dict[str, Any] = {
+        "broken": lambda: 1 / 0,
+        "away": lambda: fail(ServiceUnavailable(retry_after=7)),
+        "limited": lambda: fail(TooManyRequests(retry_after=9)),
+        "range": lambda: fail(RequestedRangeNotSatisfiable()),
+        "cached": lambda: web.json_response(200, {}),
+        "id": lambda: g.request_id,
+    }
+    for name, handler in handlers.items():
+        made.add_url_rule(f"/{name}", name, handler)
+    return made
+
+
+def assert_common(answer: TestResponse) -> None:
+    assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-ID"])
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "Set-Cookie" not in answer.headers
+
+
+def test_every_answer_has_a_request_id_of_its_own_and_may_not_be_sniffed_or_stored(app: Flask) -> None:
+    answers = [app.test_client().get(f"/{path}") for path in ("cached", "broken", "nowhere", "away")]
+    for answer in answers:
+        assert_common(answer)
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["Content-Type"] == "application/json"
+    assert len({answer.headers["X-Request-ID"] for answer in answers}) == 4
+
+
+def test_a_callers_own_request_id_is_not_taken_over(app: Flask) -> None:
+    answer = app.test_client().get("/id", headers={"X-Request-ID": "0" * 32})
+    assert answer.text == answer.headers["X-Request-ID"] != "0" * 32
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "more"),
+    [
+        ("GET", "/nowhere", 404, set()),
+        ("GET", "//cached", 404, set()),
+        ("GET", "/cached/", 404, set()),
+        ("POST", "/cached", 405, {"Allow"}),
+        ("TRACE", "/cached", 405, {"Allow"}),
+        ("GET", "/away", 503, {"Retry-After"}),
+        ("GET", "/limited", 429, {"Retry-After"}),
+        ("GET", "/range", 416, set()),
+        ("GET", "/broken", 500, set()),
+    ],
+)
+def test_every_fault_is_json_of_the_same_form(app: Flask, method: str, path: str, status: int, more: set[str]) -> None:
+    answer = app.test_client().open(path, method=method)
+    assert (answer.status_code, answer.json) == (status, below_oauth(status))
+    assert set(answer.headers.keys()) & {"Allow", "Retry-After", "Location"} == more
+
+
+def test_the_allowed_methods_are_told(app: Flask) -> None:
+    allowed = app.test_client().post("/cached").headers["Allow"]
+    assert set(allowed.split(", ")) == {"GET", "HEAD", "OPTIONS"}
+
+
+def test_an_unexpected_fault_is_logged_with_its_request_id_and_told_to_nobody(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = app.test_client().get("/broken?secret=hidden")
+    assert answer.json == {"error": "server_error", "error_description": "The server failed to handle the request."}
+    (record,) = [record for record in caplog.records if record.name == "app.web"]
+    assert record.getMessage() == f"a request failed, request_id={answer.headers['X-Request-ID']} endpoint=broken"
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+    assert "hidden" not in caplog.text
+
+
+@given(st.text(min_size=1, max_size=40))
+def test_no_path_is_reflected_or_answered_in_another_form(text: str) -> None:
+    made = Flask("empty", static_folder=None)
+    web.install(made)
+    answer = made.test_client().get("/" + text.replace("/", "_"))
+    assert_common(answer)
+    assert (answer.status_code, answer.json) == (404, below_oauth(404))
+
+
+def test_the_real_application_answers_so_too(house: House) -> None:
+    caller = house.app.test_client()
+    for method, path, status in [
+        ("GET", "/", 404),
+        ("GET", "/oauth/token", 405),
+        ("OPTIONS", "/oauth/token", 405),
+        ("PUT", "/oauth/token", 405),
+        ("POST", "/oauth/token/", 404),
+        ("POST", "//oauth/token", 404),
+        ("POST", "/.well-known/jwks.json", 405),
+    ]:
+        answer = caller.open(path, method=method)
+        assert_common(answer)
+        assert (answer.status_code, json.loads(answer.data)) == (status, below_oauth(status))
+    assert caller.get("/oauth/token").headers["Allow"] == "POST"

@@ -1,0 +1,45 @@
+"""Fixtures for unit tests: an application in this process, on each kind of database, with a clock that stands still."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SettableClock
+from hypothesis import HealthCheck, settings
+from unit.checkout import make_checkout
+from unit.house import House, logging_as_it_was, open_house
+
+# A machine that is busy with other tests is no fault, and failures that were found belong into the code, as examples.
+settings.register_profile(
+    "unit",
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("unit")
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_put_back() -> Iterator[None]:
+    with logging_as_it_was():
+        yield
+
+
+@pytest.fixture
+def house(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
+    """A Tokenhouse on SQLite."""
+    with open_house(tmp_path, clock) as made:
+        yield made
+
+
+@pytest.fixture
+def any_house(tmp_path: Path, clock: SettableClock, database_url: str) -> Iterator[House]:
+    """A Tokenhouse on each kind of database."""
+    with open_house(tmp_path, clock, database_url=database_url) as made:
+        yield made
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the files of ``config/``, all empty."""
+    return make_checkout(tmp_path)

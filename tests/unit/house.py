@@ -1,0 +1,103 @@
+"""One Tokenhouse in this process: settings, database, keys and a clock that stands still. For tests of its parts."""
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from click.testing import Result
+from conftest import SettableClock
+from flask import Flask
+from flask_migrate import upgrade
+from support.server import NewClient, environment_for
+
+from app import create_app
+from app.client_fields import ClientFields
+from app.clients import ClientStore
+from app.models import db
+from app.services import Services
+from app.settings import Settings
+from app.settings_layers import load_settings
+
+
+@dataclass(frozen=True)
+class House:
+    """An application with its clock, migrated and with a signing key unless made otherwise."""
+
+    app: Flask
+    clock: SettableClock
+    settings: Settings
+    folder: Path
+
+    @property
+    def services(self) -> Services:
+        """The parts of :attr:`app`."""
+        found: Services = self.app.extensions["tokenhouse"]
+        return found
+
+    @property
+    def store(self) -> ClientStore:
+        """The door to clients. Needs an application context for all but verifying."""
+        return self.services.clients
+
+    def register(
+        self,
+        client_id: str | None = None,
+        *,
+        secret: str | None = None,
+        expires_after: timedelta | None = None,
+        **fields: Any,
+    ) -> NewClient:
+        """Make a client."""
+        fields = {"client_name": "A service", **fields}
+        with self.app.app_context():
+            row, made = self.store.register(
+                ClientFields(**fields), client_id=client_id, secret=secret, secret_expires_after=expires_after
+            )
+            assert made is not None
+            return NewClient(row.client_id, made.secret)
+
+    def run(self, *arguments: str, stdin: str | bytes | None = None) -> Result:
+        """Run ``flask …`` in this process."""
+        return self.app.test_cli_runner().invoke(args=list(arguments), input=stdin)
+
+
+@contextlib.contextmanager
+def logging_as_it_was() -> Iterator[None]:
+    """Give pytest its handlers back: an application sends all that is logged to standard error."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@contextlib.contextmanager
+def open_house(
+    folder: Path, clock: SettableClock, *, migrated: bool = True, with_key: bool = True, **settings: str
+) -> Iterator[House]:
+    """Build an application in ``folder``. ``settings`` are variables without their prefix, in lower case."""
+    overrides = {f"TOKENHOUSE_{name.upper()}": value for name, value in settings.items()}
+    overrides.setdefault("TOKENHOUSE_SECRET_PEPPERS", f"p1:{secrets.token_urlsafe(32)}")
+    with logging_as_it_was():
+        loaded = load_settings(environment_for(folder, **overrides))
+        app = create_app(loaded, clock=clock)
+        house = House(app, clock, loaded, folder)
+        with app.app_context():
+            if migrated:
+                upgrade()
+            if with_key:
+                house.services.ring.home.generate(published_at=clock(), signs_from=clock())
+        try:
+            yield house
+        finally:
+            with app.app_context():
+                db.session.remove()
+                db.engine.dispose()
