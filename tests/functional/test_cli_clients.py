@@ -1,0 +1,877 @@
+"""``flask clients`` and how commands speak: data on standard output, talk on standard error, one line for a failure.
+
+Most run in this process; those where the process itself matters (bytes, streams, the status) start a real ``flask``.
+"""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from conftest import SettableClock
+from support.server import Installation
+from unit.house import House, open_house
+
+from app.contracts import Credentials
+from app.settings import PROJECT_FOLDER
+
+NOON = "2026-01-31T12:00:00Z"
+SECRET = "an-imported-secret-of-some-length"
+
+
+@pytest.fixture
+def house(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
+    with open_house(tmp_path, clock) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """One that is migrated and has a key; tests share it and make clients of their own."""
+    made = Installation(tmp_path_factory.mktemp("installation"))
+    made.prepare()
+    return made
+
+
+def data(done: Result) -> Any:
+    """What a command that must work printed as JSON; it said nothing else on standard output."""
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refusal(done: Result, status: int = 1) -> str:
+    """One line that says why, and nothing on standard output."""
+    assert done.exit_code == status, (done.stdout, done.stderr, done.exception)
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("Error: ").removesuffix("\n")
+
+
+def misuse(done: Result) -> str:
+    """The last line of click's three."""
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    return done.stderr.splitlines()[-1]
+
+
+def ids(house: House) -> list[str]:
+    return [client["client_id"] for client in data(house.run("clients", "list", "--json"))]
+
+
+def works(house: House, client_id: str, secret: str) -> bool:
+    found = house.app.test_client().post(
+        "/oauth/token",
+        data={"grant_type": "client_credentials", "client_id": client_id, "client_secret": secret},
+    )
+    return found.status_code == 200
+
+
+# create
+
+
+def test_create_prints_one_object_of_the_contract(house: House) -> None:
+    made = data(house.run("clients", "create", "Nightly reports", "--json"))
+    secret = made["client_secret"]
+    assert re.fullmatch(r"ths_[A-Za-z0-9_-]{49}", secret)
+    assert re.fullmatch(r"nightly-reports-[a-z2-7]{20}", made["client_id"])
+    assert list(made.items()) == [
+        ("client_id", made["client_id"]),
+        ("client_secret", secret),
+        ("client_name", "Nightly reports"),
+        ("token_endpoint_auth_method", "client_secret"),
+        ("grant_types", ["client_credentials"]),
+        ("scope", ""),
+        ("audiences", []),
+        ("access_token_lifetime", None),
+        ("client_secret_expires_at", 0),
+    ]
+    assert works(house, made["client_id"], secret)
+
+
+def test_create_takes_every_field(house: House) -> None:
+    arguments = ["--client-id", "reports", "--scope", "read write", "--scope", "read audit", "--lifetime", "15m"]
+    arguments += ["--audience", "https://a.example", "--audience", "urn:b", "--auth-method", "client_secret_post"]
+    arguments += ["--grant-type", "client_credentials", "--contact", "ops@example.com", "--contact", "+49 30 1"]
+    arguments += ["--description", "Größe", "--label", "team=a", "--label", "empty=", "--label", "eq=a=b"]
+    made = data(house.run("clients", "create", "Reports", *arguments, "--secret-expires", "90d", "--json"))
+    del made["client_secret"]
+    assert made == {
+        "client_id": "reports",
+        "client_name": "Reports",
+        "token_endpoint_auth_method": "client_secret_post",
+        "grant_types": ["client_credentials"],
+        "scope": "read write audit",
+        "audiences": ["https://a.example", "urn:b"],
+        "access_token_lifetime": 900,
+        "client_secret_expires_at": int(house.clock().timestamp()) + 90 * 86400,
+    }
+    shown = data(house.run("clients", "show", "reports", "--json"))
+    assert shown["contacts"] == ["ops@example.com", "+49 30 1"]
+    assert (shown["description"], shown["labels"]) == ("Größe", {"team": "a", "empty": "", "eq": "a=b"})
+
+
+def test_create_for_people_prints_the_secret_and_a_line_to_try(house: House) -> None:
+    done = house.run("clients", "create", "Reports", "--client-id", "reports")
+    assert done.exit_code == 0
+    fields = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in done.stdout.splitlines())
+    assert list(fields) == [
+        "client_id",
+        "client_secret",
+        "client_name",
+        "token_endpoint_auth_method",
+        "grant_types",
+        "client_secret_expires_at",
+    ]
+    assert "The secret is shown this once." in done.stderr
+    curl = f"curl -u reports:{fields['client_secret']} -d grant_type=client_credentials"
+    assert f"{curl} {house.settings.issuer}/oauth/token" in done.stderr
+
+
+def test_no_command_shows_a_secret_again(house: House) -> None:
+    secret = data(house.run("clients", "create", "Reports", "--client-id", "reports", "--json"))["client_secret"]
+    for arguments in (
+        ["list"],
+        ["list", "--json"],
+        ["show", "reports"],
+        ["show", "reports", "--json"],
+        ["update", "reports", "--name", "x", "--json"],
+    ):
+        done = house.run("clients", *arguments)
+        assert done.exit_code == 0
+        assert secret not in done.output
+        assert secret[:-4] not in done.output
+
+
+@pytest.mark.parametrize("name", ["", "   ", "a\nb", "a\tb", "\x1b[31mred", "x" * 1001])
+def test_a_name_is_one_line(house: House, name: str) -> None:
+    assert refusal(house.run("clients", "create", name)) == "name must be 1 to 1000 printable characters in one line"
+    assert ids(house) == []
+
+
+@pytest.mark.parametrize("name", ["Größe", "名前", "😀", "a'; DROP TABLE clients;--", "x" * 1000, "[bold]x[/bold]"])
+def test_a_name_is_anything_printable(house: House, name: str) -> None:
+    assert data(house.run("clients", "create", name, "--json"))["client_name"] == name
+    assert name in house.run("clients", "list").stdout
+
+
+@pytest.mark.parametrize("client_id", ["", "é", "a\n", "x" * 256, "a\tb"])
+def test_an_id_of_other_characters_is_refused(house: House, client_id: str) -> None:
+    told = refusal(house.run("clients", "create", "A", "--client-id", client_id))
+    assert told == "client id must be 1 to 255 characters of printable ASCII"
+
+
+def test_an_id_with_a_colon_is_taken_with_a_warning(house: House) -> None:
+    done = house.run("clients", "create", "A", "--client-id", "urn:a:b", "--json")
+    assert data(done)["client_id"] == "urn:a:b"
+    assert done.stderr == (
+        "Warning: Basic cannot carry an id with a colon raw: form-encode it, or send it in the body.\n"
+    )
+    assert house.run("clients", "create", "A", "--client-id", "a-b", "--json").stderr == ""
+
+
+def test_an_id_that_is_taken_or_reads_like_another_is_refused(house: House) -> None:
+    house.run("clients", "create", "A", "--client-id", "a b")
+    assert refusal(house.run("clients", "create", "A", "--client-id", "a b")) == (
+        "client id 'a b' is taken, or was: ids are never reused"
+    )
+    assert refusal(house.run("clients", "create", "A", "--client-id", "a+b")) == (
+        "client id 'a+b' reads like 'a b' when it is form-encoded: choose another"
+    )
+    assert ids(house) == ["a b"]
+
+
+@pytest.mark.parametrize("client_id", ["x" * 255, "-x", "--json", " ", '"\\', "a%00b"])
+def test_an_odd_id_works_everywhere(house: House, client_id: str) -> None:
+    assert data(house.run("clients", "create", "A", f"--client-id={client_id}", "--json"))["client_id"] == client_id
+    for verb in ("show", "disable", "enable"):
+        assert house.run("clients", verb, "--", client_id).exit_code == 0
+    assert house.run("clients", "delete", "--yes", "--", client_id).exit_code == 0
+
+
+@pytest.mark.parametrize("scope", ["a  b", " a", 'a"b', "a\\b", "é", "a\nb"])
+def test_a_bad_scope_is_refused(house: House, scope: str) -> None:
+    told = refusal(house.run("clients", "create", "A", "--scope", scope))
+    assert told == (
+        f"scope {scope!r} must be tokens of printable ASCII without quote and backslash, one space between them"
+    )
+    assert ids(house) == []
+
+
+def test_the_servers_own_scopes_are_refused(house: House) -> None:
+    told = refusal(house.run("clients", "create", "A", "--scope", "read tokenhouse:admin"))
+    assert told == "scope 'tokenhouse:admin': scopes that begin with 'tokenhouse:' are this server's own"
+
+
+@pytest.mark.parametrize("audience", ["api", "https://a.example/#x", "https://a b", "é:x"])
+def test_a_bad_audience_is_refused(house: House, audience: str) -> None:
+    told = refusal(house.run("clients", "create", "A", "--audience", audience))
+    assert told == f"audience {audience!r} must be an absolute URI without a fragment"
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "told"),
+    [
+        ("0", "must be from 1s to 24h"),
+        ("0s", "must be from 1s to 24h"),
+        ("1w", "must be a duration such as 90s, 15m, 24h or 7d"),
+        ("-1", "must be a duration such as 90s, 15m, 24h or 7d"),
+        ("", "must be a duration such as 90s, 15m, 24h or 7d"),
+    ],
+)
+def test_a_bad_lifetime_is_refused(house: House, lifetime: str, told: str) -> None:
+    assert misuse(house.run("clients", "create", "A", "--lifetime", lifetime)) == (
+        f"Error: Invalid value for '--lifetime': {told}"
+    )
+
+
+@pytest.mark.parametrize("lifetime", ["25h", "86401", "7d"])
+def test_a_lifetime_of_more_than_a_day_is_refused(house: House, lifetime: str) -> None:
+    assert refusal(house.run("clients", "create", "A", "--lifetime", lifetime)) == "lifetime must be from 1s to 1d"
+
+
+def test_a_bad_label_is_refused(house: House) -> None:
+    assert refusal(house.run("clients", "create", "A", "--label", "team")) == "label 'team' must be K=V"
+    assert refusal(house.run("clients", "create", "A", "--label", "=a")).startswith("label must be 1 to")
+    assert refusal(house.run("clients", "create", "A", "--label", "team=a\nb")).startswith("label team must be 0 to")
+
+
+def test_what_the_registries_do_not_list_is_no_choice(house: House) -> None:
+    assert "is not one of 'client_secret', 'client_secret_basic', 'client_secret_post'" in misuse(
+        house.run("clients", "create", "A", "--auth-method", "none")
+    )
+    assert "is not one of 'client_credentials', 'none'" in misuse(
+        house.run("clients", "create", "A", "--grant-type", "password")
+    )
+
+
+def test_a_client_may_have_no_grant(house: House) -> None:
+    made = data(house.run("clients", "create", "A", "--grant-type", "none", "--json"))
+    assert made["grant_types"] == []
+    assert not works(house, made["client_id"], made["client_secret"])
+    both = house.run("clients", "create", "B", "--grant-type", "none", "--grant-type", "client_credentials")
+    assert refusal(both) == "--grant-type none goes with no other grant type"
+    twice = house.run("clients", "create", "C", *["--grant-type", "client_credentials"] * 2, "--json")
+    assert data(twice)["grant_types"] == ["client_credentials"]
+    assert data(house.run("clients", "create", "D", *["--grant-type", "none"] * 2, "--json"))["grant_types"] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--scope", [" ".join(f"s{n}" for n in range(1001))]),
+        ("--audience", [f"urn:{n}" for n in range(1001)]),
+        ("--contact", [f"c{n}" for n in range(1001)]),
+        ("--label", [f"k{n}=v" for n in range(1001)]),
+    ],
+)
+def test_more_than_a_thousand_of_anything_is_refused(house: House, option: str, values: list[str]) -> None:
+    arguments = [argument for value in values for argument in (option, value)]
+    assert refusal(house.run("clients", "create", "A", *arguments)) == (
+        "a client has at most 1000 scopes, audiences, contacts or labels"
+    )
+
+
+# Secrets from and to files
+
+
+@pytest.mark.parametrize(
+    ("content", "secret"),
+    [
+        (SECRET, SECRET),
+        (f"{SECRET}\n", SECRET),
+        (f"{SECRET}\r\n", SECRET),
+        (f" {SECRET} \n", f" {SECRET} "),
+        ("x" * 4096, "x" * 4096),
+    ],
+)
+@pytest.mark.parametrize("from_standard_input", [True, False])
+def test_a_secret_is_taken_over_without_its_newline(
+    house: House, content: str, secret: str, *, from_standard_input: bool
+) -> None:
+    file = house.folder / "secret"
+    file.write_bytes(content.encode())
+    source, stdin = ("-", content.encode()) if from_standard_input else (str(file), None)
+    arguments = ["clients", "create", "A", "--client-id", "a", "--secret-file", source, "--json"]
+    done = house.run(*arguments, stdin=stdin)
+    assert data(done)["client_secret"] == secret
+    assert done.stderr == ""
+    assert house.store.verify_secret([Credentials("a", secret)], "client_secret_basic").client.client_id == "a"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"x" * 15,
+        b"x" * 15 + b"\n",
+        b"x" * 16 + b"\n\n",
+        b"x" * 4097,
+        b"x" * 16 + b"\x00",
+        "é".encode() * 16,
+    ],
+)
+def test_a_secret_that_is_too_short_or_of_other_characters_is_refused(house: House, content: bytes) -> None:
+    done = house.run("clients", "create", "A", "--secret-file", "-", stdin=content)
+    assert refusal(done) == "the secret must be 16 to 4096 characters of printable ASCII"
+    assert ids(house) == []
+
+
+@pytest.mark.parametrize(("length", "warned"), [(16, True), (31, True), (32, False)])
+def test_a_short_secret_is_taken_with_a_warning(house: House, length: int, *, warned: bool) -> None:
+    done = house.run("clients", "create", "A", "--secret-file", "-", "--json", stdin="x" * length)
+    warning = "Warning: the secret has under 32 characters; a generated one is safer.\n"
+    assert data(done)["client_secret"] == "x" * length
+    assert done.stderr == (warning if warned else "")
+
+
+def test_a_secret_file_that_cannot_be_read_is_refused(house: House) -> None:
+    missing = house.folder / "nowhere"
+    assert refusal(house.run("clients", "create", "A", "--secret-file", str(missing))) == (
+        f"the secret file {missing} cannot be read: No such file or directory"
+    )
+    assert refusal(house.run("clients", "create", "A", "--secret-file", str(house.folder))) == (
+        f"the secret file {house.folder} cannot be read: Is a directory"
+    )
+    assert refusal(house.run("clients", "create", "A", "--secret-file", "-", stdin=b"\xff" * 32)) == (
+        "the secret file - cannot be read: it is not UTF-8 text"
+    )
+
+
+def test_a_secret_goes_into_a_new_file_for_its_owner_and_nowhere_else(house: House) -> None:
+    file = house.folder / "secret"
+    before = os.umask(0)
+    try:
+        done = house.run("clients", "create", "A", "--secret-out", str(file), "--json")
+    finally:
+        os.umask(before)
+    made = data(done)
+    secret = file.read_text().removesuffix("\n")
+    assert re.fullmatch(r"ths_[A-Za-z0-9_-]{49}", secret)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "client_secret" not in made
+    assert secret not in done.output
+    assert works(house, made["client_id"], secret)
+    for_people = house.run("clients", "create", "B", "--secret-out", str(house.folder / "other"))
+    assert (house.folder / "other").read_text().strip() not in for_people.output
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link", "folder"])
+def test_a_secret_is_never_written_over_another_file(house: House, kind: str) -> None:
+    target, file = house.folder / "target", house.folder / "secret"
+    if kind == "file":
+        file.write_text("mine")
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        if kind == "link":
+            target.write_text("mine")
+        file.symlink_to(target)
+    told = refusal(house.run("clients", "create", "A", "--secret-out", str(file)))
+    assert told == f"{file} exists, and a secret is never written over another file"
+    assert ids(house) == []
+    assert [path.read_text() for path in (target, file) if path.is_file()] in (["mine"], ["mine", "mine"], [])
+
+
+def test_a_place_that_cannot_be_written_makes_no_client(house: House) -> None:
+    for path, cause in [
+        (house.folder / "nowhere" / "secret", "No such file or directory"),
+        (Path("/proc/secret"), None),
+    ]:
+        told = refusal(house.run("clients", "create", "A", "--secret-out", str(path)))
+        assert told.startswith(f"{path} cannot be written: ")
+        assert cause is None or told.endswith(cause)
+    assert ids(house) == []
+
+
+def test_a_client_that_cannot_be_made_leaves_no_file(house: House) -> None:
+    file = house.folder / "secret"
+    house.run("clients", "create", "A", "--client-id", "a")
+    refusal(house.run("clients", "create", "A", "--client-id", "a", "--secret-out", str(file)))
+    refusal(house.run("clients", "create", "A", "--scope", "a  b", "--secret-out", str(file)))
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("expires", ["0", "0s"])
+def test_a_secret_that_is_born_expired_is_refused(house: House, expires: str) -> None:
+    assert (
+        refusal(house.run("clients", "create", "A", "--secret-expires", expires))
+        == "--secret-expires must be 1s or more"
+    )
+
+
+# list and show
+
+
+def test_list_prints_an_array(house: House) -> None:
+    assert data(house.run("clients", "list", "--json")) == []
+    house.register("a", scope=("read",))
+    house.clock.advance(seconds=1)
+    house.register("b")
+    assert ids(house) == ["a", "b"]
+    (first, _) = data(house.run("clients", "list", "--json"))
+    assert first == data(house.run("clients", "show", "a", "--json"))
+
+
+def test_list_in_a_pipe_is_tab_separated(house: House) -> None:
+    house.register("a", client_name="A b", scope=("r", "w"), audiences=("urn:a", "urn:b"), access_token_lifetime=5400)
+    house.register("b")
+    house.run("clients", "disable", "b")
+    assert house.run("clients", "list").stdout == (
+        "client_id\tname\tstate\tscope\taudiences\tlifetime\tcreated\n"
+        f"a\tA b\tenabled\tr w\turn:a urn:b\t90m\t{NOON}\n"
+        f"b\tA service\tdisabled\t\t\tdefault\t{NOON}\n"
+    )
+
+
+def test_show_prints_everything_but_secrets(house: House) -> None:
+    house.register("a", secret=SECRET)
+    shown = data(house.run("clients", "show", "a", "--json"))
+    secret_id = shown["secrets"][0]["id"]
+    assert re.fullmatch(r"s-[a-z2-7]{12}", secret_id)
+    assert shown == {
+        "client_id": "a",
+        "client_name": "A service",
+        "description": "",
+        "state": "enabled",
+        "token_endpoint_auth_method": "client_secret",
+        "grant_types": ["client_credentials"],
+        "scope": "",
+        "audiences": [],
+        "access_token_lifetime": None,
+        "contacts": [],
+        "labels": {},
+        "created_at": NOON,
+        "updated_at": NOON,
+        "disabled_at": None,
+        "secrets": [
+            {
+                "id": secret_id,
+                "last_four": "ngth",
+                "origin": "imported",
+                "created_at": NOON,
+                "expires_at": None,
+                "last_used_at": None,
+                "revoked_at": None,
+            }
+        ],
+    }
+
+
+def test_show_for_people_leaves_out_what_is_empty(house: House) -> None:
+    house.register("a", labels={"team": "x"}, secret=SECRET)
+    names = [line.split("  ")[0] for line in house.run("clients", "show", "a").stdout.splitlines()]
+    assert names == [
+        "client_id",
+        "client_name",
+        "state",
+        "token_endpoint_auth_method",
+        "grant_types",
+        "labels",
+        "created_at",
+        "updated_at",
+        "secret id",
+        "secret last_four",
+        "secret origin",
+        "secret created_at",
+    ]
+
+
+# update
+
+
+def test_update_replaces_whole_fields_and_keeps_the_rest(house: House) -> None:
+    house.register("a", scope=("read", "write"), audiences=("urn:a",), labels={"team": "x"}, contacts=("c",))
+    house.clock.advance(hours=1)
+    arguments = ["--scope", "audit", "--lifetime", "90", "--name", "New", "--description", "d", "--label", "k=v"]
+    done = house.run("clients", "update", "a", *arguments, "--grant-type", "none", "--json")
+    changed = data(done)
+    assert done.stderr == "a was changed. Tokens that it has keep what they say until they expire.\n"
+    assert changed["scope"] == "audit"
+    assert changed["labels"] == {"k": "v"}
+    assert (changed["access_token_lifetime"], changed["client_name"], changed["description"]) == (90, "New", "d")
+    assert (changed["audiences"], changed["contacts"], changed["grant_types"]) == (["urn:a"], ["c"], [])
+    assert (changed["created_at"], changed["updated_at"]) == (NOON, "2026-01-31T13:00:00Z")
+    assert data(house.run("clients", "show", "a", "--json")) == changed
+
+
+def test_update_with_an_empty_value_clears(house: House) -> None:
+    house.register(
+        "a",
+        scope=("r",),
+        audiences=("urn:a",),
+        labels={"k": "v"},
+        contacts=("c",),
+        description="d",
+        access_token_lifetime=5,
+    )
+    arguments = [
+        "--scope",
+        "",
+        "--audience",
+        "",
+        "--contact",
+        "",
+        "--label",
+        "",
+        "--description",
+        "",
+        "--lifetime",
+        "default",
+    ]
+    changed = data(house.run("clients", "update", "a", *arguments, "--json"))
+    assert (changed["scope"], changed["audiences"], changed["contacts"], changed["labels"]) == ("", [], [], {})
+    assert (changed["description"], changed["access_token_lifetime"]) == ("", None)
+
+
+def test_update_without_json_only_talks(house: House) -> None:
+    house.register("a")
+    done = house.run("clients", "update", "a", "--name", "b")
+    assert (done.exit_code, done.stdout) == (0, "")
+
+
+def test_update_needs_something_to_change(house: House) -> None:
+    house.register("a")
+    assert refusal(house.run("clients", "update", "a")) == (
+        "nothing to change: `flask clients update --help` shows what can be"
+    )
+
+
+def test_a_bad_update_changes_nothing(house: House) -> None:
+    house.register("a", scope=("read",))
+    before = data(house.run("clients", "show", "a", "--json"))
+    for arguments in (
+        ["--name", ""],
+        ["--name", "b", "--scope", "a  b"],
+        ["--audience", "x"],
+        ["--lifetime", "2d"],
+        ["--label", "x"],
+    ):
+        refusal(house.run("clients", "update", "a", *arguments))
+    assert data(house.run("clients", "show", "a", "--json")) == before
+
+
+# disable, enable, delete
+
+
+def test_disable_and_enable_work_at_once_and_twice(house: House) -> None:
+    made = house.register("a")
+    for _ in range(2):
+        done = house.run("clients", "disable", "a")
+        assert (done.exit_code, done.stdout) == (0, "")
+        assert done.stderr == "a gets no more tokens. Those that it has are valid until they expire.\n"
+        assert not works(house, "a", made.secret)
+    assert data(house.run("clients", "show", "a", "--json"))["disabled_at"] == NOON
+    for _ in range(2):
+        assert house.run("clients", "enable", "a").stderr == "a gets tokens again.\n"
+        assert works(house, "a", made.secret)
+
+
+def test_delete_must_be_said_twice(house: House) -> None:
+    made = house.register("a")
+    assert refusal(house.run("clients", "delete", "a", stdin="y\n")) == "deleting 'a' cannot be undone: say --yes"
+    assert works(house, "a", made.secret)
+    done = house.run("clients", "delete", "a", "--yes")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "a was deleted.\n")
+    assert not works(house, "a", made.secret)
+    assert ids(house) == []
+    assert refusal(house.run("clients", "create", "A", "--client-id", "a")).endswith("ids are never reused")
+
+
+@pytest.mark.parametrize("verb", [["show"], ["update", "--name", "x"], ["disable"], ["enable"], ["delete", "--yes"]])
+def test_a_client_that_is_not_there_is_refused(house: House, verb: list[str]) -> None:
+    house.register("gone")
+    house.run("clients", "delete", "gone", "--yes")
+    for client_id in ("nobody", "gone", "GONE", "é", ""):
+        assert refusal(house.run("clients", *verb, client_id)) == (
+            f"there is no client {client_id!r}: `flask clients list` shows all"
+        )
+
+
+# The database
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"],
+        ["show", "a"],
+        ["create", "A"],
+        ["update", "a", "--name", "b"],
+        ["disable", "a"],
+        ["delete", "a", "--yes"],
+    ],
+)
+def test_a_database_that_was_not_migrated_is_one_line(
+    tmp_path: Path, clock: SettableClock, arguments: list[str]
+) -> None:
+    with open_house(tmp_path, clock, migrated=False) as house:
+        assert refusal(house.run("clients", *arguments)) == (
+            "the database cannot be used (OperationalError): "
+            "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"
+        )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://user:hidden-password@127.0.0.1:1/nowhere",
+        "postgresql+psycopg://user:hidden-password@/nowhere?host=/nowhere",
+        "sqlite:////proc/nowhere/t.db",
+        "sqlite:////dev/null/t.db",
+    ],
+)
+def test_a_database_that_cannot_be_reached_is_one_line(tmp_path: Path, clock: SettableClock, url: str) -> None:
+    with open_house(tmp_path, clock, migrated=False, with_key=False, database_url=url) as house:
+        for arguments in (["list"], ["create", "A", "--secret-out", str(tmp_path / "secret")]):
+            told = refusal(house.run("clients", *arguments))
+            assert told.startswith("the database cannot be used (OperationalError): is TOKENHOUSE_DATABASE_URL right")
+            assert "hidden-password" not in told
+    assert not (tmp_path / "secret").exists()
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, clock: SettableClock) -> None:
+    (tmp_path / "tokenhouse.db").write_bytes(b"this is no database at all, whatever its name may say" * 100)
+    with open_house(tmp_path, clock, migrated=False, with_key=False) as house:
+        assert refusal(house.run("clients", "list")).startswith("the database cannot be used (DatabaseError): ")
+
+
+def test_help_tells_what_each_command_does(house: House) -> None:
+    done = house.run("clients", "--help")
+    assert done.exit_code == 0
+    for verb in ("create", "list", "show", "update", "disable", "enable", "delete"):
+        assert re.search(rf"^  {verb} +[A-Z].*\.$", done.stdout, re.MULTILINE)
+        assert house.run("clients", verb, "--help").exit_code == 0
+
+
+# A real process
+
+
+def test_a_script_makes_uses_and_ends_a_client(installation: Installation) -> None:
+    made = installation.flask_json("clients", "create", "A script", "--scope", "read")
+    shown = installation.flask_json("clients", "show", made["client_id"])
+    assert (shown["client_name"], shown["scope"], shown["secrets"][0]["last_four"]) == (
+        "A script",
+        "read",
+        made["client_secret"][-4:],
+    )
+    done = installation.flask("clients", "delete", made["client_id"], "--yes")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"{made['client_id']} was deleted.\n")
+
+
+def test_a_failure_is_a_status_and_one_line(installation: Installation) -> None:
+    done = installation.flask("clients", "show", "nobody")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: there is no client 'nobody': `flask clients list` shows all\n"
+
+
+def test_a_secret_comes_from_a_real_pipe(installation: Installation) -> None:
+    done = installation.flask(
+        "clients", "create", "Piped", "--secret-file", "-", "--json", stdin=f"{SECRET}\n".encode()
+    )
+    assert json.loads(done.stdout)["client_secret"] == SECRET
+    assert done.stderr == ""
+
+
+NO_UTF_8 = os.fsdecode(b"\xff\xfe")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["create", NO_UTF_8],
+        ["create", "A", "--client-id", NO_UTF_8],
+        ["create", "A", "--scope", NO_UTF_8],
+        ["create", "A", "--audience", f"urn:{NO_UTF_8}"],
+        ["create", "A", "--label", f"{NO_UTF_8}=x"],
+        ["create", "A", "--label", NO_UTF_8],
+        ["create", "A", "--description", NO_UTF_8],
+        ["create", "A", "--secret-file", NO_UTF_8],
+        ["create", "A", "--secret-out", f"/nowhere/{NO_UTF_8}"],
+        ["show", NO_UTF_8],
+        ["disable", NO_UTF_8],
+        ["update", NO_UTF_8, "--name", "x"],
+        ["delete", NO_UTF_8, "--yes"],
+    ],
+    ids=lambda arguments: "-".join(argument for argument in arguments if argument.isascii()),
+)
+def test_an_argument_that_is_not_utf_8_is_refused_with_one_line(house: House, arguments: list[str]) -> None:
+    refusal(house.run("clients", *arguments))
+    assert ids(house) == []
+
+
+def test_an_argument_that_is_not_utf_8_is_refused_by_the_real_process(installation: Installation) -> None:
+    for arguments in (["show", NO_UTF_8], ["create", "A", "--secret-file", NO_UTF_8]):
+        done = installation.flask("clients", *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("Error: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_names_of_all_scripts_are_printed_where_the_locale_knows_none(installation: Installation) -> None:
+    installation.create_client("Größe 名前 😀", client_id="unicode")
+    environment = {**installation.environment, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    for arguments in (["list"], ["show", "unicode"], ["show", "unicode", "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", "clients", *arguments],
+            env=environment,
+            cwd=PROJECT_FOLDER,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        assert b"Traceback" not in done.stderr
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback(installation: Installation) -> None:
+    command = f"{sys.executable} -m flask clients create Lost --json | true"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        env=installation.environment,
+        cwd=PROJECT_FOLDER,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert b"Traceback" not in done.stderr
+
+
+def test_wrong_settings_stop_a_command_with_one_line_for_each(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    installation.environment |= {
+        "TOKENHOUSE_ISSUER": "tokens",
+        "TOKENHOUSE_LOG_LEVEL": "loud",
+        "TOKENHOUSE_DEFAULT_AUDIENCE": "urn:a",
+    }
+    done = installation.flask("clients", "list")
+    assert (done.returncode, done.stdout) == (4, "")
+    lines = done.stderr.removeprefix("tokenhouse: ").splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["TOKENHOUSE_ISSUER", "TOKENHOUSE_LOG_LEVEL"]
+
+
+def test_db_upgrade_works_and_then_the_clients_do(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    for _ in range(2):
+        done = installation.flask("db", "upgrade")
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "Traceback" not in done.stderr
+    assert installation.flask_json("clients", "list") == []
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////proc/nowhere/t.db", "postgresql+psycopg://u:hidden-password@127.0.0.1:1/n"]
+)
+def test_db_upgrade_without_a_database_is_one_line(tmp_path: Path, url: str) -> None:
+    done = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=url).flask("db", "upgrade")
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "hidden-password" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# .env and the flask command
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout of its own, so that its ``.env`` is not this one's."""
+    for name in ("app", "config", "migrations"):
+        shutil.copytree(PROJECT_FOLDER / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT_FOLDER / "wsgi.py", tmp_path)
+    return tmp_path
+
+
+def settings_seen_by_flask(checkout: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TOKENHOUSE_", "FLASK_"))}
+    (checkout / "wsgi.py").write_text(
+        (checkout / "wsgi.py").read_text()
+        + "\n@app.cli.command('seen')\ndef seen() -> None:\n"
+        + "    s = app.extensions['tokenhouse'].settings\n    print(s.config, s.issuer, s.log_level)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "flask", "seen"],
+        env={**inherited, **variables},
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+DOTENV = (
+    "TOKENHOUSE_CONFIG=development\nTOKENHOUSE_ISSUER=http://localhost:9000\n"
+    f"TOKENHOUSE_LOG_LEVEL=debug\nTOKENHOUSE_SECRET_PEPPERS=dev1:{'d' * 32}\n"
+)
+
+
+def test_the_flask_command_uses_dotenv_where_nothing_else_is_said(checkout: Path) -> None:
+    (checkout / ".env").write_text(DOTENV)
+    assert settings_seen_by_flask(checkout).stdout == "development http://localhost:9000 debug\n"
+
+
+def test_the_environment_wins_over_dotenv_in_the_flask_command(checkout: Path) -> None:
+    (checkout / ".env").write_text(DOTENV)
+    seen = settings_seen_by_flask(checkout, TOKENHOUSE_ISSUER="http://localhost:7000", TOKENHOUSE_LOG_LEVEL="debug")
+    assert seen.stdout == "development http://localhost:7000 debug\n"
+
+
+def test_a_production_flask_command_never_mixes_in_developments_values(checkout: Path) -> None:
+    (checkout / ".env").write_text(DOTENV)
+    given = {"TOKENHOUSE_CONFIG": "production", "TOKENHOUSE_ISSUER": "https://tokens.example.com"}
+    seen = settings_seen_by_flask(checkout, **given, TOKENHOUSE_SECRET_PEPPERS="p1:" + "p" * 32)
+    assert seen.stdout == "production https://tokens.example.com info\n"
+    refused = settings_seen_by_flask(checkout, **given)
+    assert (refused.returncode, refused.stdout) == (4, "")
+    assert refused.stderr.startswith("tokenhouse: TOKENHOUSE_SECRET_PEPPERS is required")
+
+
+def test_a_variable_whose_name_is_not_utf_8_is_nobodys_business(installation: Installation) -> None:
+    environment = {os.fsencode(name): os.fsencode(value) for name, value in installation.environment.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "clients", "list"],
+        env={**environment, b"\xff": b"1"},
+        cwd=PROJECT_FOLDER,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("answer", "deleted"), [(b"y\n", True), (b"n\n", False), (b"\n", False)])
+def test_a_person_is_asked_before_a_client_is_deleted(
+    installation: Installation, answer: bytes, *, deleted: bool
+) -> None:
+    made = installation.create_client("Doomed")
+    terminal, end = os.openpty()
+    try:
+        os.write(terminal, answer)
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", "clients", "delete", made.client_id],
+            env=installation.environment,
+            cwd=PROJECT_FOLDER,
+            stdin=end,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    finally:
+        os.close(terminal)
+        os.close(end)
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"Delete {made.client_id} (Doomed) for good? [y/N]: ")
+    assert (done.returncode == 0) is deleted
+    assert (installation.flask("clients", "show", made.client_id).returncode == 0) is not deleted

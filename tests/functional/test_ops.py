@@ -1,0 +1,123 @@
+"""``/livez`` and ``/readyz``, what fails when the database does, and what every answer has in common."""
+
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+import requests
+from conformance.expected import METHOD_NOT_ALLOWED, NOT_FOUND, Response, assert_refused, refusal
+from support.server import RunningServer
+
+UNAVAILABLE = refusal(503, "server_error", "The server cannot handle the request right now.")
+
+
+@pytest.fixture
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server that is about to lose its tables."""
+    server = RunningServer(tmp_path_factory.mktemp("broken"))
+    server.prepare()
+    server.start()
+    yield server
+    server.stop()
+
+
+def rename_table(server: RunningServer, old: str, new: str) -> None:
+    connection = sqlite3.connect(server.folder / "tokenhouse.db")
+    with connection:
+        connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
+    connection.close()
+
+
+def get(server: RunningServer, path: str) -> requests.Response:
+    return requests.get(f"{server.url}{path}", timeout=10)
+
+
+def test_a_server_that_can_issue_tokens_is_alive_and_ready(server: RunningServer) -> None:
+    alive, ready = get(server, "/livez"), get(server, "/readyz")
+    assert (alive.status_code, alive.content) == (200, b'{"status":"ok"}')
+    assert (ready.status_code, ready.json()) == (200, {"status": "ok", "checks": {"database": "ok", "keyring": "ok"}})
+    for response in (alive, ready):
+        assert response.headers["Content-Type"] == "application/json"
+        assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_without_its_tables_it_is_alive_not_ready_and_says_come_again(broken: RunningServer) -> None:
+    client = broken.create_client()
+    broken.get_token(client)
+    rename_table(broken, "clients", "gone")
+    assert get(broken, "/livez").status_code == 200
+    ready = get(broken, "/readyz")
+    expected = {"status": "failed", "checks": {"database": "failed", "keyring": "ok"}}
+    assert (ready.status_code, ready.json()) == (503, expected)
+    known = broken.post_token(headers={"Authorization": client.basic})
+    unknown = broken.post_token({"grant_type": "client_credentials", "client_id": "nobody", "client_secret": "x"})
+    for response in (known, unknown):
+        assert_refused(response, UNAVAILABLE)
+        assert response.headers["Retry-After"] == "1"
+        event = broken.event_of(response)
+        assert (event["status"], event["error"]) == (503, "server_error")
+        assert event["reason"] == "database_OperationalError"
+        assert "client_id" not in event
+    assert client.secret not in broken.stderr_path.read_text()
+    rename_table(broken, "gone", "clients")
+    assert get(broken, "/readyz").status_code == 200
+    broken.get_token(client)
+
+
+def test_a_request_that_is_refused_before_the_database_is_needed_stays_so(broken: RunningServer) -> None:
+    rename_table(broken, "clients", "gone")
+    assert broken.post_token("grant_type=password").status_code == 400
+    assert broken.post_token().status_code == 401
+
+
+def answers_of_all_kinds(server: RunningServer) -> Iterator[Response]:
+    client = server.create_client()
+    yield server.post_token(headers={"Authorization": client.basic})
+    yield server.post_token()
+    yield server.post_token("")
+    yield server.post_token("x" * 20000)
+    for path in ("/livez", "/readyz", "/nothing", "/oauth/token", "/.well-known/jwks.json"):
+        for method in ("GET", "HEAD", "POST", "OPTIONS", "DELETE"):
+            yield requests.request(method, f"{server.url}{path}", timeout=10)
+    yield from server.send(b"garbage\r\n\r\n")
+    yield from server.send(b"GET / HTTP/1.1\r\nHost: x\r\nBad Header: x\r\n\r\n")
+
+
+def test_every_answer_has_the_security_headers_and_tells_no_version(server: RunningServer) -> None:
+    ids = []
+    for response in answers_of_all_kinds(server):
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Server"] == "tokenhouse"
+        assert "Set-Cookie" not in response.headers
+        assert "X-Powered-By" not in response.headers
+        assert "Cache-Control" in response.headers
+        ids.append(response.headers["X-Request-ID"])
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_answer_with_a_body_is_json(server: RunningServer) -> None:
+    for response in answers_of_all_kinds(server):
+        if response.headers["Content-Length"] != "0":
+            assert response.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("path", ["/", "/nothing", "/metrics", "/admin/v1/clients", "/oauth/authorize", "/favicon.ico"])
+def test_what_does_not_exist_is_404_in_our_form(server: RunningServer, path: str) -> None:
+    assert_refused(get(server, path), NOT_FOUND)
+
+
+def test_what_exists_for_another_method_is_405_in_our_form(server: RunningServer) -> None:
+    response = get(server, "/oauth/token")
+    assert_refused(response, METHOD_NOT_ALLOWED)
+    assert response.headers["Allow"] == "POST"
+
+
+def test_refusals_below_oauth_are_no_audit_lines(server: RunningServer) -> None:
+    request_ids = {get(server, path).headers["X-Request-ID"] for path in ("/nothing", "/oauth/token", "/livez")}
+    assert not request_ids & {event["request_id"] for event in server.events()}
+
+
+def test_a_running_server_has_warned_of_nothing(server: RunningServer) -> None:
+    server.get_token(server.create_client())
+    assert "Warning" not in server.stderr_path.read_text()
+    assert "Traceback" not in server.stderr_path.read_text()

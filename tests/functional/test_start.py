@@ -1,0 +1,189 @@
+"""A real gunicorn that must not start: one clear line, a non-zero status, within seconds."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from support.server import Installation, RunningServer, free_port
+
+from app.settings import PROJECT_FOLDER
+
+SECONDS = 20
+"""Far less than it takes to give up by itself; a busy machine imports slowly."""
+
+ENTRY = """
+[[keys]]
+kid = "{kid}"
+alg = "RS256"
+private_key = "{kid}.pem"
+published_at = {time}
+signs_from = {time}
+"""
+
+
+def start(installation: Installation, *options: str) -> tuple[int, str]:
+    """Start gunicorn as it is deployed, and wait until it gives up: its status, and what it said."""
+    environment = {**installation.environment, "PORT": str(free_port()), "WEB_CONCURRENCY": "2"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "--config", "config/gunicorn.py", *options, "wsgi:app"],
+        env=environment,
+        cwd=PROJECT_FOLDER,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        pytest.fail(f"gunicorn did not stop within {SECONDS} s: {said}")
+    return process.returncode, said
+
+
+def refusals(said: str) -> list[str]:
+    """The lines that say why."""
+    return [line.partition("tokenhouse: ")[2] for line in said.splitlines() if line.startswith("tokenhouse: ")]
+
+
+def write_key(installation: Installation, kid: str, *, bits: int = 2048, mode: int = 0o600) -> None:
+    pem = rsa.generate_private_key(65537, bits).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (installation.folder / f"{kid}.pem").write_bytes(pem)
+    (installation.folder / f"{kid}.pem").chmod(mode)
+
+
+def write_ring(installation: Installation, *kids: str, time: str = "2026-01-01T00:00:00Z") -> None:
+    (installation.folder / "keyring.toml").write_text("".join(ENTRY.format(kid=kid, time=time) for kid in kids))
+
+
+def empty(_installation: Installation) -> None:
+    """No ring at all."""
+
+
+def without_keys(installation: Installation) -> None:
+    (installation.folder / "keyring.toml").write_text("# None yet.\n")
+
+
+def weak(installation: Installation) -> None:
+    write_key(installation, "a", bits=1024)
+    write_ring(installation, "a")
+
+
+def duplicate(installation: Installation) -> None:
+    write_key(installation, "a")
+    write_ring(installation, "a", "a")
+
+
+def readable_by_others(installation: Installation) -> None:
+    write_key(installation, "a", mode=0o640)
+    write_ring(installation, "a")
+
+
+def missing(installation: Installation) -> None:
+    write_ring(installation, "a")
+
+
+def folder(installation: Installation) -> None:
+    (installation.folder / "a.pem").mkdir(mode=0o700)
+    write_ring(installation, "a")
+
+
+def too_early(installation: Installation) -> None:
+    write_key(installation, "a")
+    write_ring(installation, "a", time="2999-01-01T00:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "told"),
+    [
+        (empty, "there is no key ring at {folder}/keyring.toml: `flask keys generate` makes one"),
+        (without_keys, "the key ring {folder}/keyring.toml has no keys: `flask keys generate` makes one"),
+        (
+            weak,
+            "{where}: {folder}/a.pem has 1024 bits; an RSA key needs 2048 or more",
+        ),
+        (duplicate, "the key ring has kid 'a' twice: each key needs a kid of its own"),
+        (
+            readable_by_others,
+            "{where}: {folder}/a.pem may be read by others: `chmod 600 {folder}/a.pem`",
+        ),
+        (
+            missing,
+            "{where}: {folder}/a.pem cannot be read: No such file or directory",
+        ),
+        (folder, "{where}: {folder}/a.pem cannot be read: Is a directory"),
+        (
+            too_early,
+            "the key ring has no key that may sign now: the first may sign from 2999-01-01T00:00:00+00:00 on",
+        ),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_a_ring_that_is_unsound_stops_the_start(
+    tmp_path: Path, prepare: Callable[[Installation], None], told: str
+) -> None:
+    installation = Installation(tmp_path)
+    prepare(installation)
+    status, said = start(installation)
+    assert status != 0
+    assert refusals(said) == [told.format(folder=tmp_path, where=f"key 1 of the key ring {tmp_path}/keyring.toml")]
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("TOKENHOUSE_ACCESS_TOKEN_LIFETIME", "1s", "TOKENHOUSE_ACCESS_TOKEN_LIFETIME must be from 1m to 1d"),
+        (
+            "TOKENHOUSE_ISUER",
+            "x",
+            "TOKENHOUSE_ISUER in the environment is not a setting: did you mean TOKENHOUSE_ISSUER",
+        ),
+        ("TOKENHOUSE_CONFIG", "staging", "TOKENHOUSE_CONFIG is staging, but there are only: development, "),
+        ("TOKENHOUSE_SECRET_PEPPERS", "p1:hidden", "TOKENHOUSE_SECRET_PEPPERS must be comma-separated id:value pairs"),
+    ],
+)
+def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: str, told: str) -> None:
+    installation = Installation(tmp_path)
+    installation.environment[name] = value
+    status, said = start(installation)
+    assert status != 0
+    (line,) = refusals(said)
+    assert line.startswith(told)
+    assert "hidden" not in said
+    assert "Traceback" not in said
+
+
+def test_a_start_that_is_refused_never_listens(tmp_path: Path) -> None:
+    status, said = start(Installation(tmp_path))
+    assert status != 0
+    assert "Listening at" not in said
+
+
+def test_a_start_that_is_refused_is_quick(tmp_path: Path) -> None:
+    began = time.monotonic()
+    start(Installation(tmp_path))
+    assert time.monotonic() - began < SECONDS
+
+
+def test_a_database_that_is_away_does_not_stop_the_start(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://user:hidden-password@127.0.0.1:1/nowhere"
+    server = RunningServer(tmp_path, TOKENHOUSE_DATABASE_URL=url)
+    assert server.flask("keys", "generate").returncode == 0
+    server.start()
+    try:
+        answer = server.post_token(auth=("a", "b"))
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    finally:
+        server.stop()
+    assert "hidden-password" not in server.stderr_path.read_text() + server.stdout_path.read_text()
