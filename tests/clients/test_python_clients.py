@@ -1,0 +1,193 @@
+"""OAuth and HTTP clients of the Python world fetch tokens."""
+
+import asyncio
+import json
+import urllib.request
+import warnings
+from urllib.parse import parse_qsl
+
+import httpx
+import pytest
+import requests
+from authlib.integrations.base_client import OAuthError
+from authlib.integrations.requests_client import OAuth2Session as AuthlibSession
+from clients.relay import CHALLENGE, REFUSED, House, SentRequest
+from oauthlib.oauth2 import BackendApplicationClient, InvalidClientError, InvalidScopeError
+from requests.auth import HTTPBasicAuth
+from requests_oauthlib import OAuth2Session
+from support.server import NewClient
+
+with warnings.catch_warnings():
+    # Where httpx2 is missing, Authlib asks for it and works with httpx.
+    warnings.filterwarnings("ignore", message="The httpx module is deprecated")
+    from authlib.integrations.httpx_client import AsyncOAuth2Client, OAuth2Client
+
+GRANT = {"grant_type": "client_credentials"}
+SECONDS = 10
+
+
+@pytest.fixture(autouse=True)
+def _plain_http_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")
+
+
+def raw(client: NewClient) -> str:
+    return f"{client.client_id}:{client.secret}"
+
+
+def form(sent: SentRequest) -> dict[str, str]:
+    return dict(parse_qsl(sent.body.decode(), strict_parsing=True))
+
+
+def without_times(token: dict[str, object]) -> dict[str, object]:
+    """What a client made of the answer, without what it computed from its own clock."""
+    return {name: value for name, value in token.items() if name != "expires_at"}
+
+
+def test_requests_gets_a_token_by_basic(house: House) -> None:
+    client = house.register_awkward_for_raw()
+    answer = requests.post(house.token_url, data=GRANT, auth=(client.client_id, client.secret), timeout=SECONDS)
+    house.check_answer(answer.json(), client)
+    assert house.only_sent().credentials == raw(client)
+
+
+def test_requests_gets_a_token_by_the_body(house: House) -> None:
+    client = house.register_awkward_for_encoded()
+    body = GRANT | {"client_id": client.client_id, "client_secret": client.secret}
+    house.check_answer(requests.post(house.token_url, data=body, timeout=SECONDS).json(), client)
+    assert house.only_sent().credentials is None
+
+
+def test_requests_oauthlib_gets_a_token_by_basic(house: House) -> None:
+    client = house.register_awkward_for_raw()
+    with OAuth2Session(client=BackendApplicationClient(client.client_id, scope=["read", "write"])) as session:
+        token = session.fetch_token(house.token_url, auth=HTTPBasicAuth(client.client_id, client.secret))
+    assert (token["scope"], token.scope_changed) == (["read", "write"], False)
+    house.check_answer(without_times(token) | {"scope": " ".join(token["scope"])}, client)
+    sent = house.only_sent()
+    assert (sent.credentials, form(sent)) == (raw(client), GRANT | {"scope": "read write"})
+
+
+def test_requests_oauthlib_gets_a_token_by_the_body(house: House) -> None:
+    client = house.register_awkward_for_encoded()
+    with OAuth2Session(client=BackendApplicationClient(client.client_id)) as session:
+        token = session.fetch_token(house.token_url, include_client_id=True, client_secret=client.secret)
+    house.check_answer(without_times(token) | {"scope": " ".join(token["scope"])}, client)
+    sent = house.only_sent()
+    assert sent.credentials is None
+    assert form(sent) == GRANT | {"client_id": client.client_id, "client_secret": client.secret}
+
+
+def test_requests_oauthlib_may_send_its_id_in_the_body_beside_basic(house: House) -> None:
+    client = house.register_awkward_for_raw()
+    with OAuth2Session(client=BackendApplicationClient(client.client_id)) as session:
+        basic = HTTPBasicAuth(client.client_id, client.secret)
+        token = session.fetch_token(house.token_url, auth=basic, include_client_id=True)
+    house.check_answer(without_times(token) | {"scope": " ".join(token["scope"])}, client)
+    sent = house.only_sent()
+    assert (sent.credentials, form(sent)) == (raw(client), GRANT | {"client_id": client.client_id})
+
+
+def test_requests_oauthlib_raises_its_own_error_for_a_wrong_secret(house: House) -> None:
+    client = house.register()
+    with (
+        OAuth2Session(client=BackendApplicationClient(client.client_id)) as session,
+        pytest.raises(InvalidClientError) as raised,
+    ):
+        session.fetch_token(house.token_url, client_secret="wrong")
+    assert (raised.value.error, raised.value.description) == tuple(REFUSED.values())
+
+
+def test_requests_oauthlib_raises_its_own_error_for_a_scope_that_was_not_granted(house: House) -> None:
+    client = house.register()
+    with (
+        OAuth2Session(client=BackendApplicationClient(client.client_id, scope=["read", "delete"])) as session,
+        pytest.raises(InvalidScopeError),
+    ):
+        session.fetch_token(house.token_url, client_secret=client.secret)
+
+
+def test_authlib_gets_a_token_by_basic(house: House) -> None:
+    client = house.register_awkward_for_raw()
+    with AuthlibSession(client.client_id, client.secret, scope="read") as session:
+        token = session.fetch_token(house.token_url)
+    house.check_answer(without_times(token), client, scope="read")
+    sent = house.only_sent()
+    assert sent.credentials == raw(client)
+    assert sent.headers["content-type"] == "application/x-www-form-urlencoded;charset=UTF-8"
+    assert form(sent) == GRANT | {"scope": "read"}
+
+
+def test_authlib_gets_a_token_by_the_body(house: House) -> None:
+    client = house.register_awkward_for_encoded()
+    method = "client_secret_post"
+    with AuthlibSession(client.client_id, client.secret, token_endpoint_auth_method=method) as session:
+        token = session.fetch_token(house.token_url)
+    house.check_answer(without_times(token), client)
+    sent = house.only_sent()
+    assert sent.credentials is None
+    assert form(sent) == GRANT | {"client_id": client.client_id, "client_secret": client.secret}
+
+
+def test_authlib_raises_its_own_error_for_a_wrong_secret(house: House) -> None:
+    with (
+        AuthlibSession(house.register().client_id, "wrong") as session,
+        pytest.raises(OAuthError) as raised,
+    ):
+        session.fetch_token(house.token_url)
+    assert (raised.value.error, raised.value.description) == tuple(REFUSED.values())
+
+
+def test_authlib_raises_its_own_error_for_a_scope_that_was_not_granted(house: House) -> None:
+    client = house.register()
+    with (
+        AuthlibSession(client.client_id, client.secret, scope="read delete") as session,
+        pytest.raises(OAuthError) as raised,
+    ):
+        session.fetch_token(house.token_url)
+    assert raised.value.error == "invalid_scope"
+
+
+def test_authlib_over_httpx_gets_a_token_by_basic_and_by_the_body(house: House) -> None:
+    client = house.register_awkward_for_raw()
+    for method in ("client_secret_basic", "client_secret_post"):
+        with OAuth2Client(client.client_id, client.secret, token_endpoint_auth_method=method) as session:
+            house.check_answer(without_times(session.fetch_token(house.token_url)), client)
+    assert [sent.credentials for sent in house.sent()] == [raw(client), None]
+
+
+def test_asynchronous_authlib_over_httpx_gets_a_token_by_basic_and_by_the_body(house: House) -> None:
+    client = house.register_awkward_for_raw()
+
+    async def fetch(method: str) -> dict[str, object]:
+        async with AsyncOAuth2Client(
+            client.client_id, client.secret, token_endpoint_auth_method=method, scope="read write"
+        ) as session:
+            return without_times(await session.fetch_token(house.token_url))
+
+    house.check_answer(asyncio.run(fetch("client_secret_basic")), client)
+    house.check_answer(asyncio.run(fetch("client_secret_post")), client)
+    assert [sent.credentials for sent in house.sent()] == [raw(client), None]
+
+
+def test_httpx_gets_a_token_by_basic(house: House) -> None:
+    client = house.register_awkward_for_raw()
+    answer = httpx.post(house.token_url, data=GRANT, auth=httpx.BasicAuth(client.client_id, client.secret))
+    house.check_answer(answer.json(), client)
+    assert house.only_sent().credentials == raw(client)
+
+
+def test_httpx_reads_the_challenge_of_a_refusal(house: House) -> None:
+    answer = httpx.post(house.token_url, data=GRANT, auth=httpx.BasicAuth(house.register().client_id, "wrong"))
+    assert (answer.status_code, answer.json()) == (401, REFUSED)
+    assert answer.headers["WWW-Authenticate"] == CHALLENGE
+
+
+def test_urllib_authenticates_when_it_is_challenged(house: House) -> None:
+    client = house.register_awkward_for_raw()
+    passwords = urllib.request.HTTPPasswordMgr()
+    passwords.add_password("tokenhouse", house.url, client.client_id, client.secret)
+    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
+    with opener.open(house.token_url, b"grant_type=client_credentials", SECONDS) as answer:
+        house.check_answer(json.load(answer), client)
+    assert [sent.credentials for sent in house.sent()] == [None, raw(client)]
