@@ -1,0 +1,85 @@
+"""What the documents say is so: settings, reasons of refusals, and the README's own code."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.server import RunningServer, free_port, running_server
+
+from app.settings import SETTING_NAMES
+
+PROJECT = Path(__file__).resolve().parent.parent
+README = (PROJECT / "README.md").read_text()
+RAISED = {"InvalidRequest", "InvalidClient", "InvalidScope", "InvalidTarget", "ServiceUnavailable"}
+
+
+def _code(language: str) -> str:
+    """The README's one block in ``language``."""
+    (block,) = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return str(block)
+
+
+def _reasons_in_code() -> set[str]:
+    """First arguments of refusals, and causes that a class carries itself."""
+    reasons = set()
+    for path in (PROJECT / "app").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in RAISED and node.args:
+                reasons |= {constant.value for constant in ast.walk(node.args[0]) if isinstance(constant, ast.Constant)}
+            if isinstance(node, ast.FunctionDef) and node.name == "_refusal_reason":
+                (table,) = [inner for inner in ast.walk(node) if isinstance(inner, ast.Dict)]
+                reasons |= {ast.literal_eval(key) for key in table.keys if key}
+            if isinstance(node, ast.ClassDef):
+                causes = [member for member in node.body if isinstance(member, ast.Assign)]
+                reasons |= {ast.literal_eval(m.value) for m in causes if ast.unparse(m.targets[0]) == "cause"}
+    return {reason if not str(reason).endswith("_") else f"{reason}…" for reason in reasons if reason}
+
+
+@pytest.fixture(scope="module")
+def local_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server whose issuer is where it listens, as under `make run`."""
+    port = str(free_port())
+    folder = tmp_path_factory.mktemp("local")
+    with running_server(folder, TOKENHOUSE_ISSUER=f"http://127.0.0.1:{port}", PORT=port) as server:
+        yield server
+
+
+def test_every_setting_is_in_the_table_and_nothing_else() -> None:
+    table = (PROJECT / "docs" / "settings.md").read_text()
+    assert re.findall(r"^\| `(TOKENHOUSE_\w+)`", table, re.MULTILINE) == [
+        "TOKENHOUSE_CONFIG",
+        *(name for name in SETTING_NAMES if name != "TOKENHOUSE_CONFIG"),
+    ]
+
+
+def test_every_reason_of_a_refusal_is_explained_and_nothing_else() -> None:
+    rows = re.findall(r"^\| (`[a-z_…`, ]+`) \|", (PROJECT / "docs" / "audit-log.md").read_text(), re.MULTILINE)
+    explained = {reason for row in rows for reason in re.findall(r"`([a-z_…]+)`", row)} - {"reason", "unexpected_…"}
+    assert explained == _reasons_in_code()
+
+
+def test_the_readmes_python_verifies_a_token(local_server: RunningServer) -> None:
+    module: dict[str, object] = {}
+    exec(_code("python").replace("http://localhost:8080", local_server.settings.issuer), module)  # noqa: S102
+    client = local_server.create_client(scope=("read",))
+    claims = module["verify"](local_server.get_token(client)["access_token"])  # type: ignore[operator]
+    assert (claims["sub"], claims["scope"]) == (client.client_id, "read")
+
+
+@pytest.mark.node
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+def test_the_readmes_node_verifies_a_token(local_server: RunningServer, tmp_path: Path) -> None:
+    client = local_server.create_client(scope=("read",))
+    token = local_server.get_token(client)["access_token"]
+    program = tmp_path / "verify.mjs"
+    (tmp_path / "node_modules").symlink_to(PROJECT / "tests" / "clients" / "node" / "node_modules")
+    code = _code("js").replace("http://localhost:8080", local_server.settings.issuer)
+    program.write_text(f"{code}\nconsole.log(JSON.stringify(await verify({json.dumps(token)})))\n")
+    done = subprocess.run(["node", str(program)], capture_output=True, check=True, timeout=30)
+    claims = json.loads(done.stdout)
+    assert (claims["sub"], claims["scope"]) == (client.client_id, "read")
