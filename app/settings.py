@@ -90,8 +90,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _parse_issuer(value: object) -> str:
-    """Check an issuer. Verifiers compare it to the letter, so what could be written in two ways is refused."""
+def parse_issuer(value: object) -> str:
+    """Check an issuer. Verifiers compare it to the letter, so what could be written in two ways is refused.
+
+    :raises ValueError: it is refused; the rule.
+    """
     found = _ISSUER.fullmatch(value) if isinstance(value, str) else None
     if found is None or not _is_host(found["host"]):
         raise ValueError(_ISSUER_RULE)
@@ -171,7 +174,7 @@ class Settings(BaseModel):
     config: str = "production"
     """Which file of ``config/`` counts besides ``default.toml``."""
 
-    issuer: Annotated[str, BeforeValidator(_parse_issuer)]
+    issuer: Annotated[str, BeforeValidator(parse_issuer)]
     """``iss`` of every token and the base of every URL in the metadata. Never taken from a request."""
 
     database_url: Annotated[SecretStr, BeforeValidator(_parse_database_url)] = SecretStr(
@@ -210,7 +213,7 @@ class Settings(BaseModel):
     @classmethod
     def _default_audience_is_the_issuer(cls, values: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"default_audience": _parse_issuer(values.get("issuer")), **values}
+            return {"default_audience": parse_issuer(values.get("issuer")), **values}
         except ValueError:
             return values
 

@@ -74,7 +74,8 @@ def development_issuer(host: str, port: str) -> str:
     """Issuer of a server on a developer's machine, for what ``make run HOST= PORT=`` was given."""
     if host in {"", "0.0.0.0", "::", "127.0.0.1"}:  # noqa: S104 - Compared, not bound.
         host = "localhost"
-    return f"http://{f'[{host}]' if ':' in host else host}:{port or 8080}"
+    address = f"[{host}]" if ":" in host else host
+    return f"http://{address}" if port == "80" else f"http://{address}:{port or 8080}"
 
 
 class _Layers:

@@ -23,7 +23,7 @@ from app.errors import ManagementError
 from app.keyring.file import write_private_file
 from app.models import db
 from app.services import services
-from app.settings import PROJECT_FOLDER, SETTING_NAMES, Settings, StartError
+from app.settings import PROJECT_FOLDER, SETTING_NAMES, Settings, StartError, parse_issuer
 from app.settings_layers import CONFIG_NAME, development_issuer, is_text, load_settings
 
 DEMO_CLIENT = "demo"
@@ -60,14 +60,25 @@ def write_environment_file(path: Path, environment: Mapping[str, str]) -> None:
     if not own.get(_PEPPERS) and not environment.get(_PEPPERS):
         above += f"\n{_PEPPERS}=dev1:{secrets.token_urlsafe(32)}"
     given = {name: environment[name] for name in SETTING_NAMES if environment.get(name)}
-    if not own.get(_ISSUER):
-        given.setdefault(_ISSUER, development_issuer(environment.get("HOST", ""), environment.get("PORT", "")))
+    if not own.get(_ISSUER) and _ISSUER not in given:
+        given[_ISSUER] = _issuer_of(environment.get("HOST", ""), environment.get("PORT", ""))
     for name, value in given.items():
         if "\r" in value or not is_text(value):
             raise StartError(f"{name} must be UTF-8 text without a carriage return to be kept in .env")
     lines = [above, "", _MARKER, *(f"{name}={_quoted(value)}" for name, value in given.items()), ""]
     if (written := "\n".join(lines)) != text:
         write_private_file(path, written.encode())
+
+
+def _issuer_of(host: str, port: str) -> str:
+    issuer = development_issuer(host, port)
+    try:
+        return parse_issuer(issuer)
+    except ValueError:
+        raise StartError(
+            f"HOST and PORT make {issuer} the issuer, which cannot be: PORT must be a number up to 65535 and HOST this "
+            f"machine alone (plain http is for loopback); for others, set {_ISSUER} to an https URL"
+        ) from None
 
 
 def _quoted(value: str) -> str:

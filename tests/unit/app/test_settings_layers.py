@@ -226,7 +226,7 @@ def test_the_projects_own_configuration_files_are_good() -> None:
         ("0.0.0.0", "", "http://localhost:8080"),  # noqa: S104
         ("::", "", "http://localhost:8080"),
         ("::1", "9000", "http://[::1]:9000"),
-        ("127.0.0.2", "80", "http://127.0.0.2:80"),
+        ("127.0.0.2", "80", "http://127.0.0.2"),
     ],
 )
 def test_a_developers_issuer_comes_from_host_and_port(checkout: Path, host: str, port: str, issuer: str) -> None:

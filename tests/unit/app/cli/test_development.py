@@ -15,6 +15,7 @@ from unit.checkout import make_checkout
 from unit.house import House, open_house
 
 from app.cli.development import greeting, prepare, write_environment_file
+from app.settings import StartError
 from app.settings_layers import load_settings
 
 
@@ -132,3 +133,16 @@ def test_what_was_written_are_settings_that_start(tmp_path: Path) -> None:
     loaded = load_settings({}, folder=tmp_path)
     assert (loaded.config, loaded.issuer) == ("development", "http://[::1]:9000")
     assert load_settings({"TOKENHOUSE_CONFIG": "development"}, folder=tmp_path) == loaded
+
+
+def test_port_80_is_not_written_into_the_issuer(tmp_path: Path) -> None:
+    assert written(tmp_path / ".env", PORT="80")["TOKENHOUSE_ISSUER"] == "http://localhost"
+
+
+@pytest.mark.parametrize(("host", "port"), [("192.168.5.5", ""), ("", "abc"), ("", "65536"), ("a.example", "")])
+def test_an_address_that_cannot_be_an_issuer_is_told_and_nothing_is_written(
+    tmp_path: Path, host: str, port: str
+) -> None:
+    with pytest.raises(StartError, match=r"^HOST and PORT make http://.* the issuer, which cannot be: "):
+        write_environment_file(tmp_path / ".env", {"HOST": host, "PORT": port})
+    assert not (tmp_path / ".env").exists()
