@@ -1,29 +1,43 @@
 """Tokenhouse: a token server for machines. The composition, top to bottom; the only file that sees every room."""
 
+import logging
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 from flask import Flask
 from flask_migrate import Migrate
 
 from app import database, web
+from app.background import Background, Job
 from app.cli import COMMANDS
 from app.client_auth import METHODS
 from app.client_secrets import SecretDigester
-from app.clients import ClientStore
+from app.clients.marks import FLUSH_SECONDS, UseMarks
+from app.clients.secrets import ClientSecrets
+from app.clients.store import ClientStore
+from app.clients.verification import SecretVerifier
 from app.contracts import Clock, Metadata
 from app.endpoints import ENDPOINTS
 from app.events import Events
 from app.grants import GRANTS
 from app.issuer import AccessTokenIssuer
-from app.keyring.current import CurrentRing
-from app.keyring.file import FileKeyring
+from app.keyring.current import LOOK_SECONDS, CurrentRing
+from app.keyring.homes import open_home
+from app.keyring.judgement import faults
+from app.keyring.management import Keys, rules_for
+from app.keyring.uses import KeyUses
 from app.logs import AuditLog, configure_logging
 from app.models import db
 from app.policy import Policy
 from app.server import TokenServer
 from app.services import Services
 from app.settings import PROJECT_FOLDER, Settings
+
+log = logging.getLogger(__name__)
+
+EXPIRY_LOOK_SECONDS = 60.0
+"""How often a worker looks whether a secret's end is to be told. Each is told once a day, by one of all workers."""
 
 
 def utc_now() -> datetime:
@@ -45,32 +59,67 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
 
     events = Events()
     events.subscribe(AuditLog(settings.log_format, clock))
-    passphrase = settings.keyring_passphrase
-    ring = CurrentRing(FileKeyring(settings.keyring, passphrase.get_secret_value() if passphrase else None))
     with app.app_context():
-        clients = ClientStore(db.engine, db.session, SecretDigester(settings.secret_peppers), clock)
+        home_at = partial(open_home, settings=settings, engine=db.engine)
+        digester = SecretDigester(settings.secret_peppers)
+        marks = UseMarks(db.engine, clock)
+        verifier = SecretVerifier(db.engine, digester, clock, marks)
+        client_secrets = ClientSecrets(db.engine, db.session, digester, clock)
+        clients = ClientStore(db.session, client_secrets, clock)
+        key_uses = KeyUses(db.engine, clock)
+    events.subscribe(key_uses)
+    home = home_at(settings.keyring)
+    keys = Keys(home, rules_for(settings, home), clock)
+    ring = CurrentRing(home, keys.rules, events, clock)
     server = TokenServer(
         grants=GRANTS,
-        methods=tuple(method(clients) for method in METHODS),
+        methods=tuple(method(verifier) for method in METHODS),
         tokens=AccessTokenIssuer(settings.issuer, ring, clock),
         policy=Policy(settings.access_token_lifetime, settings.default_audience),
         events=events,
+        clock=clock,
     )
-    services = Services(settings, clock, clients, ring, server, describe_server(settings))
+    services = Services(
+        settings=settings,
+        clock=clock,
+        clients=clients,
+        client_secrets=client_secrets,
+        verifier=verifier,
+        ring=ring,
+        keys=keys,
+        key_uses=key_uses,
+        home_at=home_at,
+        server=server,
+        metadata=describe_server(settings),
+    )
     services.install(app)
+    Background(
+        Job("the look at the key ring", LOOK_SECONDS, ring.refresh),
+        Job("the count of signed tokens", FLUSH_SECONDS, key_uses.flush, at_exit=True),
+        Job("the marks of used secrets", FLUSH_SECONDS, marks.flush, at_exit=True),
+        Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, partial(_tell_expiring, client_secrets, events)),
+    ).install(app)
     _mount_endpoints(app, services)
     for command in COMMANDS:
         app.cli.add_command(command)
     return app
 
 
+def _tell_expiring(client_secrets: ClientSecrets, events: Events) -> None:
+    for event in client_secrets.claim_expiring():
+        events.emit(event)
+
+
 def check_start(app: Flask) -> None:
-    """Refuse to serve without a key that may sign.
+    """Refuse to serve without a key that may sign; say what else is wrong with the ring.
 
     :raises StartError: one line that says what is wrong.
     """
     services: Services = app.extensions["tokenhouse"]
     services.ring().signing_key(services.clock())
+    services.ring.note_max_age()
+    for fault in faults(services.ring(), services.clock(), services.keys.rules):
+        log.error("the key ring is not safe: %s", fault)
 
 
 def describe_server(settings: Settings) -> Metadata:
@@ -88,7 +137,7 @@ def describe_server(settings: Settings) -> Metadata:
         "token_endpoint_auth_methods_supported": [method.name for method in METHODS],
         "response_types_supported": ["none"],
         "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ["RS256"],
+        "id_token_signing_alg_values_supported": list(dict.fromkeys((settings.signing_alg, "RS256"))),
     }
 
 

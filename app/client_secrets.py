@@ -13,7 +13,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 
 from app.contracts import Credentials
-from app.settings import Pepper
+from app.settings import IdentifiedKey
 
 SECRET_PREFIX = "ths_"  # noqa: S105 - The part that secret scanners look for.
 SECRET_RANDOM_BYTES = 32
@@ -42,9 +42,14 @@ def is_vschar(text: str) -> bool:
 class SecretDigester:
     """Digests with every pepper of the settings; the first is the one for new secrets."""
 
-    def __init__(self, peppers: Sequence[Pepper]) -> None:
+    def __init__(self, peppers: Sequence[IdentifiedKey]) -> None:
         self._keys = {pepper.id: pepper.value.get_secret_value().encode() for pepper in peppers}
         self.newest_pepper_id = peppers[0].id
+
+    @property
+    def pepper_ids(self) -> tuple[str, ...]:
+        """Ids of all peppers, the newest first."""
+        return tuple(self._keys)
 
     def digest(self, credentials: Credentials) -> tuple[str, bytes]:
         """Digest for storage: the newest pepper's id and 32 bytes."""

@@ -49,11 +49,13 @@ class Authentication:
 
     :param method: the method's name in the metadata's terms, such as ``client_secret_basic``.
     :param secret_id: which of the client's secrets it was, where the method has secrets.
+    :param secret_expires_at: when that secret ends, if it does.
     """
 
     client: Client
     method: str
     secret_id: str | None = None
+    secret_expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,9 @@ class TokenRequest(Protocol):
 
     resources: Sequence[str]
     """Values of ``resource`` (RFC 8707 section 2), in order."""
+
+    source_address: str | None
+    """The TCP peer."""
 
 
 class ClientAuthMethod(Protocol):

@@ -24,6 +24,15 @@ Rendered = tuple[int, dict[str, str], list[tuple[str, str]]]
 class ManagementError(Exception):
     """A change to clients or keys that is refused: one line that names what is wrong and what is allowed."""
 
+    exit_status: ClassVar[int] = 1
+    """What the command line ends with."""
+
+
+class StillInUse(ManagementError):
+    """A secret that was to be retired and is not silent yet: a script may wait and try again."""
+
+    exit_status = 3
+
 
 class OAuthError(OAuth2Error):
     """A refusal: the caller reads code and description, the log also the ``reason``.

@@ -1,6 +1,7 @@
 """Typed facts, past tense, safe to log by construction: no field can hold a secret, an assertion, a token or a key.
 
-Whoever wants to know subscribes: the audit log (``logs``), later the metrics. An event never holds what an
+Whoever wants to know subscribes: the audit log (``logs``), later the metrics. An event of a request carries its facts
+in ``request``; one that no request caused has no such field. An event never holds what an
 unauthenticated caller wrote: a client's id stands in it only when there is such a client, since people paste secrets
 into the wrong field.
 """
@@ -8,6 +9,7 @@ into the wrong field.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,41 @@ class TokenRefused:
     outcome: str = field(default="refused", init=False)
 
 
-Event = TokenIssued | TokenRefused
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRingLoaded:
+    """A worker signs and publishes with another ring from now on.
+
+    :param published: the ``kid`` of each key of the JWKS, oldest first.
+    """
+
+    signing: str
+    published: tuple[str, ...]
+    outcome: str = field(default="loaded", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRingRejected:
+    """The ring was changed to one that a worker will not take; it goes on with the one that it has.
+
+    :param fault: one line, without a word of what is in a private key.
+    """
+
+    fault: str
+    outcome: str = field(default="rejected", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretExpiring:
+    """A secret that still works will not for long. Told once a day for each, in its last 30 days."""
+
+    client_id: str
+    secret_id: str
+    expires_at: datetime
+    last_used_at: datetime | None
+    outcome: str = field(default="expiring", init=False)
+
+
+Event = TokenIssued | TokenRefused | KeyRingLoaded | KeyRingRejected | SecretExpiring
 Subscriber = Callable[[Event], None]
 
 
@@ -81,4 +117,5 @@ class Events:
             try:
                 subscriber(event)
             except Exception:
-                log.exception("%s was lost, request_id=%s", type(event).__name__, event.request.request_id)
+                request: RequestFacts | None = getattr(event, "request", None)
+                log.exception("%s was lost, request_id=%s", type(event).__name__, request and request.request_id)

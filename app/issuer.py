@@ -6,18 +6,29 @@ What the token may say is left to ``policy``, which key signs to ``keyring``.
 import secrets
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from joserfc import jws, jwt
 
 from app.contracts import AccessToken, Client, Clock, Decision
 from app.errors import ServiceUnavailable
+from app.keyring.algorithms import ALGORITHMS
 from app.keyring.ring import Ring, SigningKey
 from app.settings import StartError
 
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 section 2.1.
 JTI_RANDOM_BYTES = 16
 
-_REGISTRY = jws.JWSRegistry(algorithms=["RS256"])
+
+class _OwnAlgorithms(jws.JWSRegistry):
+    """Signs with what the ring's keys are for. joserfc warns of ``EdDSA``, whose new name no verifier knows yet."""
+
+    def get_alg(self, name: str) -> Any:
+        """Find the algorithm, without a word."""
+        return self.algorithms[name]
+
+
+_REGISTRY = _OwnAlgorithms(algorithms=list(ALGORITHMS))
 
 
 class AccessTokenIssuer:

@@ -57,11 +57,15 @@ class AuditLog:
     def __call__(self, event: Event) -> None:
         """Write ``event``: its time and name first, what is empty left out."""
         facts = asdict(event)
-        facts = {**facts.pop("request"), **facts}
-        facts["duration_ms"] = round(facts["duration_ms"], 3)
-        told = {name: value for name, value in facts.items() if value is not None}
+        if request := facts.pop("request", None):
+            facts = {**request, "duration_ms": round(request["duration_ms"], 3), **facts}
+        told = {name: _plain(value) for name, value in facts.items() if value is not None}
         time = self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self._logger.msg(type(event).__name__, time=time, **told)
+
+
+def _plain(value: object) -> object:
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else value
 
 
 def _formatter(log_format: str, stream: TextIO) -> logging.Formatter:

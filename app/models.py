@@ -1,4 +1,4 @@
-"""Tables: clients and their secrets. No policy, no hashing; how rows are used is left to ``clients``.
+"""Tables: clients, their secrets, and a key ring. No policy, no hashing; how rows are used is left to ``clients``.
 
 Times are aware and in UTC. What has several values but is never searched by (scopes, audiences, labels) is one JSON
 column, since a client is always read whole.
@@ -7,7 +7,18 @@ column, since a client is always read whole.
 from datetime import UTC, datetime
 
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, LargeBinary, MetaData, String, Text, TypeDecorator
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 CLIENT_ID_MAX_CHARACTERS = 255
@@ -70,6 +81,7 @@ class ClientRow(Base):
     access_token_lifetime: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(UTCDateTime)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     disabled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
@@ -79,7 +91,10 @@ class ClientRow(Base):
 
 
 class ClientSecretRow(Base):
-    """One secret of a client, as a keyed digest; several may be valid at once. ``pepper_id`` tells which key did it."""
+    """One secret of a client, as a keyed digest; several may be valid at once. ``pepper_id`` tells which key did it.
+
+    ``expiry_told_at`` is when an event last told of its coming end.
+    """
 
     __tablename__ = "client_secrets"
 
@@ -93,3 +108,52 @@ class ClientSecretRow(Base):
     expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    expiry_told_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class ClientSecretUseRow(Base):
+    """From which address a secret was used, to the minute: who must change before it can be retired."""
+
+    __tablename__ = "client_secret_uses"
+
+    secret_id: Mapped[str] = mapped_column(ForeignKey(ClientSecretRow.secret_id, ondelete="CASCADE"), primary_key=True)
+    source_address: Mapped[str] = mapped_column(String(64), primary_key=True)
+    first_used_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    last_used_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class KeyRingRow(Base):
+    """The key ring that is kept here: one row, whose ``version`` tells workers that something has changed."""
+
+    __tablename__ = "key_ring"
+
+    ring_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[int]
+    written_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class SigningKeyRow(Base):
+    """A signing key with its times. ``private_key`` is encrypted; ``encryption_key_id`` tells with which key."""
+
+    __tablename__ = "signing_keys"
+
+    kid: Mapped[str] = mapped_column(String(128), primary_key=True)
+    alg: Mapped[str] = mapped_column(String(16))
+    private_key: Mapped[bytes] = mapped_column(LargeBinary)
+    encryption_key_id: Mapped[str] = mapped_column(String(16))
+    published_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    signs_from: Mapped[datetime] = mapped_column(UTCDateTime)
+    signs_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    jwks_max_age: Mapped[int]
+
+
+class SigningKeyUseRow(Base):
+    """How many tokens a key has signed, wherever its ring lives. Counted by all workers; some seconds behind."""
+
+    __tablename__ = "signing_key_uses"
+
+    kid: Mapped[str] = mapped_column(String(128), primary_key=True)
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    first_used_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    last_used_at: Mapped[datetime] = mapped_column(UTCDateTime)

@@ -9,6 +9,8 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from email.utils import format_datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -22,7 +24,7 @@ from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from flask import Request, Response, g
 from werkzeug.exceptions import BadRequest
 
-from app.contracts import AccessToken, AccessTokenSource, Authentication, ClientAuthMethod
+from app.contracts import AccessToken, AccessTokenSource, Authentication, ClientAuthMethod, Clock
 from app.errors import (
     BODY_LIMIT_BYTES,
     BodyTooLarge,
@@ -42,6 +44,9 @@ FORM = "application/x-www-form-urlencoded"
 REPEATABLE = "resource"
 """The one parameter that may stand in a request several times: RFC 8707 section 2."""
 
+EXPIRY_HEADER = "Tokenhouse-Secret-Expires"
+EXPIRY_ANNOUNCED_BEFORE = timedelta(days=30)
+
 NO_STORE = (("Cache-Control", "no-store"), ("Pragma", "no-cache"))
 """RFC 6749 section 5.1."""
 
@@ -59,8 +64,15 @@ class StrictRequest(OAuth2Request):
     ``authentication`` and ``access_token`` are filled in on the way, for the events.
     """
 
-    def __init__(self, method: str, authorization: str | None, pairs: Iterable[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        method: str,
+        authorization: str | None,
+        pairs: Iterable[tuple[str, str]],
+        source_address: str | None = None,
+    ) -> None:
         super().__init__(method, _CHECKED_AT_START)
+        self.source_address = source_address
         pairs = list(pairs)
         self.authorization = authorization
         self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]
@@ -77,7 +89,7 @@ class TokenServer(AuthorizationServer):
     :param methods: the ways to authenticate, of which a request must use exactly one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - What a server is made of.
         self,
         *,
         grants: Sequence[type[Any]],
@@ -85,8 +97,10 @@ class TokenServer(AuthorizationServer):
         tokens: AccessTokenSource,
         policy: Policy,
         events: Events,
+        clock: Clock,
     ) -> None:
         super().__init__()
+        self._clock = clock
         self.tokens = tokens
         self.policy = policy
         self._methods = methods
@@ -103,7 +117,8 @@ class TokenServer(AuthorizationServer):
             parsed = self.create_oauth2_request(request)
             grant: Any = self.get_token_grant(parsed)
             grant.validate_token_request()
-            return self.handle_response(*grant.create_token_response())
+            status, body, headers = grant.create_token_response()
+            return self.handle_response(status, body, [*headers, *self._announce_expiry(parsed)])
         except OAuthError as error:
             return self.handle_error_response(parsed, error)
         except Exception as error:
@@ -119,7 +134,7 @@ class TokenServer(AuthorizationServer):
         _require_form(request)
         pairs = _parse_form(_read_whole_body(request))
         _refuse_repeated_parameters(pairs, self._known_parameters)
-        return StrictRequest(request.method, _read_authorization(request), pairs)
+        return StrictRequest(request.method, _read_authorization(request), pairs, g.source_address)
 
     def get_token_grant(self, request: StrictRequest) -> BaseGrant:  # type: ignore[override]
         """Find the grant by ``grant_type``.
@@ -190,7 +205,15 @@ class TokenServer(AuthorizationServer):
                 detail=error.description if error.description != type(error).description else None,
             )
         )
-        return self.handle_response(*render(error))
+        return self.handle_response(*render(error, self._announce_expiry(request)))
+
+    def _announce_expiry(self, request: StrictRequest | None) -> list[tuple[str, str]]:
+        """Say when the secret that was used ends, in its last days; to its owner alone."""
+        authentication = request.authentication if request else None
+        ends = authentication.secret_expires_at if authentication else None
+        if ends is None or ends > self._clock() + EXPIRY_ANNOUNCED_BEFORE:
+            return []
+        return [(EXPIRY_HEADER, format_datetime(ends, usegmt=True))]
 
     def _refuse_query_parameters(self, request: Request) -> None:
         """Refuse a known parameter in the query string, where proxies log it; others' are ignored (section 2.3.1)."""

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Flask, current_app
 
-from app.clients import ClientStore
+from app.clients.secrets import ClientSecrets
+from app.clients.store import ClientStore
+from app.clients.verification import SecretVerifier
 from app.contracts import Clock, Metadata
 from app.keyring.current import CurrentRing
+from app.keyring.home import KeyringHome
+from app.keyring.management import Keys
+from app.keyring.uses import KeyUses
 from app.server import TokenServer
 from app.settings import Settings
 
@@ -19,13 +25,19 @@ EXTENSION = "tokenhouse"
 class Services:
     """The parts of one application.
 
+    :param home_at: opens the key ring that lives at a place, a value of ``TOKENHOUSE_KEYRING``.
     :param metadata: the document of RFC 8414, computed from the registries and the settings.
     """
 
     settings: Settings
     clock: Clock
     clients: ClientStore
+    client_secrets: ClientSecrets
+    verifier: SecretVerifier
     ring: CurrentRing
+    keys: Keys
+    key_uses: KeyUses
+    home_at: Callable[[Path | str], KeyringHome]
     server: TokenServer
     metadata: Mapping[str, Any]
 

@@ -18,15 +18,21 @@ PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 PREFIX = "TOKENHOUSE_"
 
-MINUTE, HOUR, DAY = 60, 3600, 86400
+MINUTE, HOUR, DAY, YEAR = 60, 3600, 86400, 365 * 86400
 """Seconds."""
 
 CONFIG_PATTERN = re.compile(r"[a-z][a-z0-9_-]*")
-_UNITS = {"s": 1, "m": MINUTE, "h": HOUR, "d": DAY}
+_UNITS = {"s": 1, "m": MINUTE, "h": HOUR, "d": DAY, "y": YEAR}
 _LONGEST_DURATION = 3650 * DAY
-_DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
-_PEPPER_ID = re.compile(r"[A-Za-z0-9_-]{1,16}")
-_PEPPER_MIN_CHARACTERS = 32
+_DURATION = re.compile(r"([0-9]{1,12})([smhdy]?)")
+_KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,16}")
+_KEY_MIN_CHARACTERS = 32
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+KEYRING_IN_DATABASE = "database"
+KEYRING_IN_ENVIRONMENT = "env:"
+
+SigningAlg = Literal["RS256", "PS256", "ES256", "EdDSA"]
 _ISSUER = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])"
     r"(?::(?P<port>[1-9][0-9]{0,4}))?(?P<path>(?:/[A-Za-z0-9._~-]+)*)"
@@ -43,15 +49,15 @@ class StartError(Exception):
     """What stops a start: one line for each fault, which names what is wrong and what is allowed."""
 
 
-class Pepper(NamedTuple):
-    """A key for digesting secrets: ``id`` stands beside each digest that it made."""
+class IdentifiedKey(NamedTuple):
+    """A key for digesting or encrypting: ``id`` stands beside all that it made, so that keys can rotate."""
 
     id: str
     value: SecretStr
 
 
 def parse_duration(value: object) -> int:
-    """Whole seconds of ``90s``, ``15m``, ``24h``, ``7d``, or of an integer that counts seconds.
+    """Whole seconds of ``90s``, ``15m``, ``24h``, ``7d``, ``1y`` (365 days), or of an integer that counts seconds.
 
     :raises ValueError: anything else, or more than ten years.
     """
@@ -145,25 +151,35 @@ def _absolute_sqlite_url(url: URL) -> URL:
     return url.set(database=str(PROJECT_FOLDER / str(url.database)))
 
 
-def _parse_path(value: object) -> Path:
+def parse_keyring(value: object) -> Path | str:
+    """Read where a key ring is: an absolute path, ``database``, or ``env:NAME``.
+
+    :raises ValueError: none of these.
+    """
+    if value == KEYRING_IN_DATABASE:
+        return KEYRING_IN_DATABASE
+    if isinstance(value, str) and value.startswith(KEYRING_IN_ENVIRONMENT):
+        if not _VARIABLE.fullmatch(value.removeprefix(KEYRING_IN_ENVIRONMENT)):
+            raise ValueError("must name a variable after env:, of letters, digits and underscores")
+        return value
     if not isinstance(value, str | Path) or not str(value):
-        raise ValueError("must be the path of a file")
+        raise ValueError("must be the path of a file, `database`, or env:NAME")
     return PROJECT_FOLDER / value
 
 
-def _parse_peppers(value: object) -> tuple[Pepper, ...]:
+def _parse_keys(value: object) -> tuple[IdentifiedKey, ...]:
     if isinstance(value, tuple):
         return value
-    allowed = f"must be comma-separated id:value pairs, each value of {_PEPPER_MIN_CHARACTERS} characters or more"
-    peppers = []
+    allowed = f"must be comma-separated id:value pairs, each value of {_KEY_MIN_CHARACTERS} characters or more"
+    keys = []
     for pair in str(value).split(","):
-        pepper_id, colon, secret = pair.strip().partition(":")
-        if not colon or not _PEPPER_ID.fullmatch(pepper_id) or len(secret) < _PEPPER_MIN_CHARACTERS:
+        key_id, colon, secret = pair.strip().partition(":")
+        if not colon or not _KEY_ID.fullmatch(key_id) or len(secret) < _KEY_MIN_CHARACTERS:
             raise ValueError(allowed)
-        peppers.append(Pepper(pepper_id, SecretStr(secret)))
-    if len({pepper.id for pepper in peppers}) < len(peppers):
+        keys.append(IdentifiedKey(key_id, SecretStr(secret)))
+    if len({key.id for key in keys}) < len(keys):
         raise ValueError("must not name an id twice")
-    return tuple(peppers)
+    return tuple(keys)
 
 
 class Settings(BaseModel):
@@ -182,20 +198,33 @@ class Settings(BaseModel):
     )
     """Clients and their secrets' digests."""
 
-    keyring: Annotated[Path, BeforeValidator(_parse_path)] = Path("instance/keyring.toml")
-    """The signing keys and their times; private keys lie in PEM files beside it."""
+    keyring: Annotated[Path | str, BeforeValidator(parse_keyring)] = Path("instance/keyring.toml")
+    """The signing keys and their times: a file with PEM files beside it, ``database``, or ``env:NAME`` (static)."""
 
     keyring_passphrase: SecretStr | None = None
     """Decrypts encrypted PEM files."""
 
-    key_announce: Annotated[int, _between(0, 365 * DAY)] = 7 * DAY
-    """How long a new key is published before it may sign: some verifiers cache a JWKS for a week."""
+    signing_alg: SigningAlg = "RS256"
+    """Which algorithm signs: RFC 7518 section 3.1, RFC 8037. Some verifiers know nothing but RS256."""
+
+    key_announce: Annotated[int, _between(0, YEAR)] = 7 * DAY
+    """How long a new key is published before it may sign: some verifiers cache a JWKS for a week. Never less than the
+    safe time, which is computed."""
+
+    key_rotation_interval: Annotated[int, _between(1, 10 * YEAR)] = 90 * DAY
+    """How long a key signs before ``flask keys rotate --if-due`` finds that another should."""
+
+    keyring_propagation: Annotated[int, _between(0, DAY)] | None = None
+    """How long a change of the ring takes to reach every machine; unset: what its home needs."""
 
     jwks_max_age: Annotated[int, _between(1, DAY)] = 5 * MINUTE
     """How long a verifier may cache the JWKS. Most refetch on an unknown ``kid`` only after that."""
 
-    secret_peppers: Annotated[tuple[Pepper, ...], BeforeValidator(_parse_peppers)]
+    secret_peppers: Annotated[tuple[IdentifiedKey, ...], BeforeValidator(_parse_keys)]
     """Keys for the digests of client secrets: a stolen database alone is worth little. The first digests new ones."""
+
+    encryption_keys: Annotated[tuple[IdentifiedKey, ...], BeforeValidator(_parse_keys)] = ()
+    """Keys for what must be kept readable, such as a key ring in the database. The first encrypts, all decrypt."""
 
     access_token_lifetime: Annotated[int, _between(MINUTE, DAY)] = HOUR
     """For clients without a lifetime of their own: short, because an access token cannot be called back offline."""
@@ -218,11 +247,11 @@ class Settings(BaseModel):
             return values
 
     @model_validator(mode="after")
-    def _announced_keys_reach_every_verifier(self) -> Self:
-        if self.key_announce < self.jwks_max_age:
+    def _a_ring_in_the_database_is_encrypted(self) -> Self:
+        if self.keyring == KEYRING_IN_DATABASE and not self.encryption_keys:
             raise ValueError(
-                "TOKENHOUSE_KEY_ANNOUNCE must not be shorter than TOKENHOUSE_JWKS_MAX_AGE: "
-                "a key would sign before verifiers have fetched it"
+                "TOKENHOUSE_ENCRYPTION_KEYS is required where TOKENHOUSE_KEYRING is database: e.g. "
+                'k1:$(python3 -c "import secrets; print(secrets.token_urlsafe(32))"), kept apart from the database'
             )
         return self
 

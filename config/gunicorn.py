@@ -60,4 +60,28 @@ def on_starting(server: Any) -> None:
     """
     if worker_class == "gthread":
         server.log.warning("Without epoll a stock worker serves, which slow callers can block: not for production")
-    runpy.run_path(str(pathlib.Path(chdir) / "wsgi.py"))
+    from app.keyring import last_good  # noqa: PLC0415 - Not to be found before gunicorn knows the folder.
+
+    last_good.share()
+    _check_start()
+    reload = server.handle_hup
+
+    def reload_if_sound() -> None:
+        """Stay with the workers that serve when those that SIGHUP would start could not."""
+        try:
+            _check_start()
+        except SystemExit:
+            server.log.error("SIGHUP changes nothing: mend what is said above, then send it again")  # noqa: TRY400
+        except Exception:
+            server.log.exception("SIGHUP changes nothing")
+        else:
+            reload()
+
+    server.handle_hup = reload_if_sound
+
+
+def _check_start() -> None:
+    app = runpy.run_path(str(pathlib.Path(chdir) / "wsgi.py"))["app"]
+    with app.app_context():
+        # No connection may be shared with the workers that are forked from here.
+        app.extensions["sqlalchemy"].engine.dispose()

@@ -15,8 +15,8 @@ APP = PROJECT / "app"
 STACK = (
     {"settings", "contracts"},
     {"errors", "models", "settings_layers"},
-    {"events", "stores", "policy", "keyring", "client_secrets", "database", "worker", "web"},
-    {"logs", "client_fields"},
+    {"events", "stores", "policy", "client_secrets", "encryption", "database", "worker", "web", "background"},
+    {"logs", "client_fields", "keyring"},
     {"clients"},
     {"client_auth", "sender_constraints", "issuer"},
     {"grants"},

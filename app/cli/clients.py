@@ -3,49 +3,38 @@
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
 import click
 
+from app.cli.client_secrets import revoke_secret, rotate_secret, show_secrets
 from app.cli.output import (
     CommandGroup,
-    SecretFile,
+    Duration,
     json_option,
     print_fields,
     print_json,
     print_table,
     read_secret,
+    seconds,
+    secret_file_for,
     tell,
     timestamp,
 )
+from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_of_weak
 from app.client_auth import METHODS
 from app.client_fields import ClientFields, split_scopes
-from app.client_secrets import IMPORTED_SECRET_SAFE_CHARACTERS
-from app.clients import ANY_SECRET_METHOD, NewSecret
+from app.clients.secrets import NewSecret
+from app.clients.verification import ANY_SECRET_METHOD
 from app.errors import ManagementError
 from app.grants import GRANTS
-from app.models import ClientRow, ClientSecretRow
+from app.models import ClientRow
 from app.services import services
-from app.settings import format_duration, parse_duration
+from app.settings import format_duration
 
 NO_GRANT = "none"
 METHOD_NAMES = (ANY_SECRET_METHOD, *(method.name for method in METHODS))
-SECRET_BEARING_METHODS = {ANY_SECRET_METHOD, *(method.name for method in METHODS if method.secret_bearing)}
 GRANT_NAMES = (*(str(grant.GRANT_TYPE) for grant in GRANTS), NO_GRANT)
-
-
-class Duration(click.ParamType[int]):
-    """``90s``, ``15m``, ``24h``, ``7d``: whole seconds."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse, or fail with what is allowed."""
-        try:
-            return parse_duration(value)
-        except ValueError as error:
-            return self.fail(str(error), param, ctx)
 
 
 class Lifetime(Duration):
@@ -108,35 +97,39 @@ def create_client(  # noqa: PLR0913 - The options of the contract.
     imported = read_secret(secret_file) if secret_file else None
     if secret_expires == 0:
         raise ManagementError("--secret-expires must be 1s or more")
-    file = SecretFile(secret_out) if secret_out else None
-    try:
+    with secret_file_for(secret_out) as file:
         row, secret = services().clients.register(
             fields,
             client_id=client_id,
             with_secret=fields.token_endpoint_auth_method in SECRET_BEARING_METHODS,
             secret=imported,
-            secret_expires_after=timedelta(seconds=secret_expires) if secret_expires else None,
+            secret_expires_after=seconds(secret_expires),
         )
-    except BaseException:
-        if file:
-            file.discard()
-        raise
-    if file and secret:
-        file.write(secret.secret)
+        if file and secret:
+            file.write(secret.secret)
     _warn(row.client_id, imported)
-    _print_new_client(row, secret, shown=file is None, as_json=as_json)
+    _print_new_client(row, secret, shown=secret_out is None, as_json=as_json)
 
 
 @clients.command("list")
+@click.option("--unused-for", type=Duration(), help="Only those that were not used for so long.")
+@click.option("--secrets-older-than", type=Duration(), help="Only those with a working secret of that age.")
+@click.option("--expiring-in", type=Duration(), help="Only those with a secret that ends within this time.")
 @json_option
-def list_clients(*, as_json: bool) -> None:
-    """Show all clients, oldest first."""
-    rows = services().clients.list_all()
+def list_clients(
+    unused_for: int | None, secrets_older_than: int | None, expiring_in: int | None, *, as_json: bool
+) -> None:
+    """Show all clients, oldest first; of several reports, those that are in all."""
+    rows = services().clients.list_all(
+        unused_for=seconds(unused_for),
+        secrets_older_than=seconds(secrets_older_than),
+        expiring_in=seconds(expiring_in),
+    )
     if as_json:
         print_json([_describe(row) for row in rows])
         return
     print_table(
-        ("client_id", "name", "state", "scope", "audiences", "lifetime", "created"),
+        ("client_id", "name", "state", "scope", "audiences", "lifetime", "created", "last_used"),
         (
             (
                 row.client_id,
@@ -146,6 +139,7 @@ def list_clients(*, as_json: bool) -> None:
                 " ".join(row.audiences),
                 format_duration(row.access_token_lifetime) if row.access_token_lifetime else "default",
                 timestamp(row.created_at),
+                timestamp(row.last_used_at),
             )
             for row in rows
         ),
@@ -164,7 +158,8 @@ def show_client(client_id: str, *, as_json: bool) -> None:
     print_fields({name: value for name, value in _describe(row).items() if name != "secrets"})
     for secret in row.secrets:
         tell("")
-        print_fields({f"secret {name}": value for name, value in _describe_secret(secret).items()})
+        described = describe_secret(secret, services().clock())
+        print_fields({f"secret {name}": value for name, value in described.items()})
 
 
 @clients.command("update")
@@ -210,6 +205,10 @@ def delete_client(client_id: str, *, yes: bool) -> None:
         click.confirm(f"Delete {row.client_id} ({row.client_name}) for good?", abort=True, err=True)
     services().clients.delete(client_id)
     tell(f"{client_id} was deleted.")
+
+
+for command in (show_secrets, rotate_secret, revoke_secret):
+    clients.add_command(command)
 
 
 def curl_line(token_endpoint: str, client_id: str, secret: str) -> str:
@@ -259,8 +258,7 @@ def _labels(given: Sequence[str]) -> dict[str, str]:
 def _warn(client_id: str, imported: str | None) -> None:
     if ":" in client_id:
         tell("Warning: Basic cannot carry an id with a colon raw: form-encode it, or send it in the body.")
-    if imported is not None and len(imported) < IMPORTED_SECRET_SAFE_CHARACTERS:
-        tell(f"Warning: the secret has under {IMPORTED_SECRET_SAFE_CHARACTERS} characters; a generated one is safer.")
+    warn_of_weak(imported)
 
 
 def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, as_json: bool) -> None:
@@ -299,20 +297,9 @@ def _describe(row: ClientRow) -> dict[str, Any]:
         "labels": row.labels,
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
+        "last_used_at": timestamp(row.last_used_at),
         "disabled_at": timestamp(row.disabled_at),
-        "secrets": [_describe_secret(secret) for secret in row.secrets],
-    }
-
-
-def _describe_secret(secret: ClientSecretRow) -> dict[str, Any]:
-    return {
-        "id": secret.secret_id,
-        "last_four": secret.last_four,
-        "origin": secret.origin,
-        "created_at": timestamp(secret.created_at),
-        "expires_at": timestamp(secret.expires_at),
-        "last_used_at": timestamp(secret.last_used_at),
-        "revoked_at": timestamp(secret.revoked_at),
+        "secrets": [describe_secret(secret, services().clock()) for secret in row.secrets],
     }
 
 

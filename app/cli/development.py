@@ -28,7 +28,9 @@ from app.settings_layers import CONFIG_NAME, development_issuer, is_text, load_s
 
 DEMO_CLIENT = "demo"
 DEMO_SCOPES = ("read", "write")
-_PEPPERS, _ISSUER = "TOKENHOUSE_SECRET_PEPPERS", "TOKENHOUSE_ISSUER"
+_ISSUER = "TOKENHOUSE_ISSUER"
+_MADE_ONCE = {"TOKENHOUSE_SECRET_PEPPERS": "dev1", "TOKENHOUSE_ENCRYPTION_KEYS": "dev1"}
+"""Settings that are random, by the id of the key that is made."""
 _MARKER = "# What the last `make run` was given; written anew by each."
 
 
@@ -51,14 +53,15 @@ def main() -> None:
 def write_environment_file(path: Path, environment: Mapping[str, str]) -> None:
     """Leave in ``.env`` what this start is made with, so that ``flask`` by hand uses the same.
 
-    Below a marker line stands what this run was given, anew each time; above it a pepper that is made once, and
+    Below a marker line stands what this run was given, anew each time; above it what is random and made once, and
     whatever people have written there.
     """
     text = path.read_text(encoding="utf-8") if path.exists() else "# Read by `make run` and `flask`; ignored by git.\n"
     above = text.partition(_MARKER)[0].rstrip("\n")
     own = dotenv_values(stream=StringIO(above), interpolate=False)
-    if not own.get(_PEPPERS) and not environment.get(_PEPPERS):
-        above += f"\n{_PEPPERS}=dev1:{secrets.token_urlsafe(32)}"
+    for name, key_id in _MADE_ONCE.items():
+        if not own.get(name) and not environment.get(name):
+            above += f"\n{name}={key_id}:{secrets.token_urlsafe(32)}"
     given = {name: environment[name] for name in SETTING_NAMES if environment.get(name)}
     if not own.get(_ISSUER) and _ISSUER not in given:
         given[_ISSUER] = _issuer_of(environment.get("HOST", ""), environment.get("PORT", ""))
@@ -93,10 +96,9 @@ def prepare(settings: Settings) -> None:
         Path(database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     upgrade()
     here = services()
-    if here.ring.home.is_empty():
-        now = here.clock()
-        here.ring.home.generate(published_at=now, signs_from=now)
-        print(f"Made a signing key in {settings.keyring}.")  # noqa: T201 - Talk to a person.
+    if here.keys.home.is_empty():
+        here.keys.generate()
+        print(f"Made a signing key and its standby in {settings.keyring}.")  # noqa: T201 - Talk to a person.
     db.engine.dispose()
 
 

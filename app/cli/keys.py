@@ -1,74 +1,242 @@
-"""``flask keys``: make and look at signing keys. States and times are settled by ``keyring``."""
+"""``flask keys``: make, rotate, revoke, check and look at signing keys. What is safe is settled by ``keyring.plan``."""
 
-from datetime import datetime
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import click
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli.output import CommandGroup, json_option, print_json, print_table, tell, timestamp
 from app.errors import ManagementError
-from app.keyring.file import public_pem
-from app.keyring.ring import Ring, SigningKey, earliest_safe_time
+from app.keyring.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
+from app.keyring.entries import public_pem
+from app.keyring.file import FileKeyring
+from app.keyring.home import KeyringHome
+from app.keyring.judgement import faults, warnings
+from app.keyring.management import rules_for
+from app.keyring.plan import find, rotation_due
+from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
+from app.keyring.timeline import draw_svg, draw_text
+from app.keyring.uses import KeyUse
 from app.services import Services, services
+from app.settings import DAY, YEAR, StartError, format_duration, parse_keyring
 
-CLOCK_SKEW_SECONDS = 60
-"""How far the clocks of verifiers may be off."""
+# One key in 64 has a thumbprint that begins with a hyphen.
+KID_FIRST = {"ignore_unknown_options": True}
 
 
 @click.group("keys", cls=CommandGroup)
 def keys() -> None:
-    """Make and look at signing keys."""
+    """Make, rotate, revoke, check and look at signing keys."""
 
 
 @keys.command("list")
 @json_option
 def list_keys(*, as_json: bool) -> None:
     """Show all keys, with their states and times."""
-    ring = _ring_or_none(services())
-    rows = [_describe(ring, key, services().clock()) for key in ring.keys] if ring else []
+    here = services()
+    ring = None if here.keys.home.is_empty() else here.ring()
+    uses = _uses_where_known(here)
+    rows = [_describe(ring, key, here.clock()) | _describe_use(uses, key) for key in ring.keys] if ring else []
     if as_json:
         print_json(rows)
         return
-    print_table(("kid", "alg", "state", "published_at", "signs_from"), (list(row.values())[:5] for row in rows))
+    columns = ("kid", "alg", "state", "until", "published_at", "signs_from", "tokens_signed", "last_signed_at")
+    print_table(columns, ([row[name] for name in columns] for row in rows))
 
 
 @keys.command("generate")
+@click.option("--alg", type=click.Choice(list(ALGORITHMS)), help="TOKENHOUSE_SIGNING_ALG unless given.")
+@click.option("--bits", type=click.Choice([str(bits) for bits in RSA_BITS]), help="Of an RSA key: 2048 unless given.")
 @json_option
-def generate_key(*, as_json: bool) -> None:
-    """Make a key. The first signs at once; a further one is announced first, until every verifier knows it."""
+def generate_key(alg: str | None, bits: str | None, *, as_json: bool) -> None:
+    """Make a key. The first signs at once and gets a standby; a further one waits until every verifier knows it."""
     here = services()
-    now = here.clock().replace(microsecond=0)
-    first = here.ring.home.is_empty()
-    signs_from = now if first else _announced_until(here, now)
-    key = here.ring.home.generate(published_at=now, signs_from=signs_from)
-    tell(f"{key.kid} signs from {timestamp(signs_from)} on. A running server knows it after a restart.")
+    ring, key = here.keys.generate(alg, int(bits) if bits else None)
+    _tell_start(here, key)
     if as_json:
-        print_json(_describe(here.ring.home.read(), key, now))
+        print_json(_describe(ring, key, here.clock()))
+    _tell_warnings(here, ring)
 
 
-# One key in 64 has a thumbprint that begins with a hyphen.
-@keys.command("export", context_settings={"ignore_unknown_options": True})
+@keys.command("rotate")
+@click.option("--if-due", is_flag=True, help="Only when the signing key is old, or no standby is announced: for cron.")
+@json_option
+def rotate_keys(*, if_due: bool, as_json: bool) -> None:
+    """Let the standby sign as early as is safe, and announce the next one."""
+    here = services()
+    ring = here.keys.rotate_if_due() if if_due else here.keys.rotate()
+    now = here.clock()
+    if ring is None:
+        ring = here.ring()
+        tell(f"Nothing is due before {timestamp(_next_turn(here, ring, now))}.")
+    else:
+        tell(f"{ring.standbys(now)[0].kid} signs from {timestamp(ring.standbys(now)[0].signs_from)} on.")
+    if as_json:
+        print_json([_describe(ring, key, now) for key in ring.keys])
+    else:
+        click.echo(draw_text(ring, now, now + timedelta(seconds=YEAR)))
+    _tell_warnings(here, ring)
+
+
+@keys.command("revoke", context_settings=KID_FIRST)
 @click.argument("kid")
-def export_key(kid: str) -> None:
-    """Print a key's public half as PEM."""
-    ring = services().ring()
-    found = [key for key in ring.keys if key.kid == kid]
-    if not found:
-        raise ManagementError(f"there is no key {kid!r}: `flask keys list` shows all")
-    click.echo(public_pem(found[0]), nl=False)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--at-once", is_flag=True, help="Do not wait until every machine has stopped signing with it.")
+@json_option
+def revoke_key(kid: str, *, yes: bool, at_once: bool, as_json: bool) -> None:
+    """Take a key out of use: an emergency. The standby signs at once; live tokens of the key are worth nothing."""
+    here = services()
+    now = here.clock()
+    ring = here.keys.home.read()
+    key = find(ring, kid)
+    if ring.state_of(key, now) is KeyState.REVOKED:
+        tell(f"{kid} was revoked at {timestamp(key.revoked_at)} already.")
+    else:
+        harm = _harm_of_revoking(ring, key, now, _longest_token(here))
+        if not yes:
+            if not sys.stdin.isatty():
+                raise ManagementError(f"revoking {kid} cannot be undone and {harm}: say --yes")
+            click.confirm(f"Revoking {kid} cannot be undone and {harm}. Go on?", abort=True, err=True)
+        ring = here.keys.revoke(kid, at_once=at_once)
+        _tell_revocation(here, ring, kid, harm)
+    if as_json:
+        print_json([_describe(ring, each, here.clock()) for each in ring.keys])
 
 
-def _announced_until(here: Services, now: datetime) -> datetime:
-    return earliest_safe_time(
-        now,
-        announce_seconds=here.settings.key_announce,
-        jwks_max_age_seconds=here.settings.jwks_max_age,
-        skew_seconds=CLOCK_SKEW_SECONDS,
+@keys.command("retire")
+@click.argument("alg", type=click.Choice(list(ALGORITHMS)))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def retire_algorithm(alg: str, *, yes: bool) -> None:
+    """Give up an algorithm that no longer signs: its keys leave the JWKS when no token of them can be alive."""
+    here = services()
+    question = f"every server must run with TOKENHOUSE_SIGNING_ALG={here.settings.signing_alg} before {alg} is retired"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ManagementError(f"{question}: say --yes when it is so")
+        click.confirm(f"{question.capitalize()}. Is it so?", abort=True, err=True)
+    ring = here.keys.retire(alg)
+    until = max(key.signs_until for key in ring.keys if key.alg == alg and key.signs_until)
+    tell(
+        f"{alg} keys sign no more from {timestamp(until)} on, and leave the JWKS at {timestamp(until + RETIRE_AFTER)}."
     )
 
 
-def _ring_or_none(here: Services) -> Ring | None:
-    return None if here.ring.home.is_empty() else here.ring()
+@keys.command("check")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--svg", metavar="FILE", type=click.Path(path_type=Path), help="Draw the timeline.")
+def check_keys(file: Path | None, svg: Path | None) -> None:
+    """Verify a ring (a FILE, or the one of the settings), show its next year, and fail when a step is unsafe."""
+    here = services()
+    home = _file_home(here, file.absolute()) if file else here.keys.home
+    ring, now = home.read(), here.clock()
+    click.echo(draw_text(ring, now, now + timedelta(seconds=YEAR)))
+    if svg:
+        try:
+            svg.write_text(draw_svg(ring, now, now + timedelta(seconds=YEAR)), encoding="utf-8")
+        except OSError as error:
+            raise ManagementError(f"{svg} cannot be written: {error.strerror}") from None
+    rules = rules_for(here.settings, home)
+    for warning in warnings(ring, now, rules):
+        tell(f"Warning: {warning}.")
+    if found := faults(ring, now, rules):
+        raise ManagementError("; ".join(found))
+    tell(f"{home.name} is safe.")
+
+
+@keys.command("export", context_settings=KID_FIRST)
+@click.argument("kid")
+def export_key(kid: str) -> None:
+    """Print a key's public half as PEM."""
+    click.echo(public_pem(find(services().ring(), kid)), nl=False)
+
+
+@keys.command("move")
+@click.argument("destination")
+def move_ring(destination: str) -> None:
+    """Copy the ring to DESTINATION: `database`, or the path of a file. The old one stays until you remove it."""
+    here = services()
+    try:
+        place = parse_keyring(destination)
+    except ValueError as error:
+        raise ManagementError(f"DESTINATION {error}") from None
+    if place == here.settings.keyring:
+        raise ManagementError(f"{here.keys.home.name} is there already")
+    ring = here.keys.move_to(here.home_at(place))
+    tell(
+        f"{len(ring.keys)} keys were copied from {here.keys.home.name}. Set TOKENHOUSE_KEYRING={destination} on every "
+        "server and restart it; change no key meanwhile. Then remove the old ring."
+    )
+
+
+def _file_home(here: Services, path: Path) -> KeyringHome:
+    if not path.exists():
+        raise ManagementError(f"there is no file {path}")
+    home = here.home_at(path)
+    assert isinstance(home, FileKeyring)  # noqa: S101 - A path was given.
+    return home
+
+
+def _tell_start(here: Services, key: SigningKey) -> None:
+    if key.alg == here.settings.signing_alg:
+        tell(f"{key.kid} signs from {timestamp(key.signs_from)} on.")
+    else:
+        tell(
+            f"{key.kid} may sign from {timestamp(key.signs_from)} on, and does when TOKENHOUSE_SIGNING_ALG={key.alg} "
+            f"is set then. Some verifiers refuse a JWKS with keys of several algorithms, which it is until then."
+        )
+
+
+def _longest_token(here: Services) -> timedelta:
+    """The longest that a token of now may live; the most that is allowed where the clients cannot be asked."""
+    try:
+        longest = max(here.settings.access_token_lifetime, here.clients.longest_lifetime() or 0)
+    except SQLAlchemyError:
+        longest = DAY
+    return timedelta(seconds=longest)
+
+
+def _harm_of_revoking(ring: Ring, key: SigningKey, now: datetime, longest_token: timedelta) -> str:
+    state = ring.state_of(key, now)
+    if state is KeyState.RETIRING:
+        left = min(ring.spans(key)[-1].start - now, longest_token)
+    else:
+        left = longest_token if state is KeyState.SIGNING or key in ring.usable(now) else timedelta()
+    seconds = int(left.total_seconds())
+    return f"breaks up to {seconds} s of live tokens" if seconds > 0 else "breaks no live token"
+
+
+def _tell_revocation(here: Services, ring: Ring, kid: str, harm: str) -> None:
+    now = here.clock()
+    key = find(ring, kid)
+    leaves = "now" if key.revoked_at and key.revoked_at <= now else f"at {timestamp(key.revoked_at)}"
+    tell(f"{kid} leaves the JWKS {leaves}; it {harm}.")
+    try:
+        signing = ring.signing_key(now)
+    except StartError as error:
+        tell(f"Warning: {error}.")
+        return
+    tell(f"{signing.kid} signs.")
+    known = signing.published_at + timedelta(seconds=here.keys.rules.floor_seconds(ring))
+    if known > now:
+        tell(
+            f"Warning: no standby had been announced for long enough. Until {timestamp(known)} a verifier may have a "
+            f"JWKS without {signing.kid}, and refuse fresh tokens."
+        )
+
+
+def _next_turn(here: Services, ring: Ring, now: datetime) -> datetime:
+    standbys = ring.standbys(now)
+    due = rotation_due(ring, now, here.keys.rules)
+    return max(due, now) if not standbys else min(standbys[0].signs_from, max(due, now))
+
+
+def _tell_warnings(here: Services, ring: Ring) -> None:
+    for warning in warnings(ring, here.clock(), here.keys.rules):
+        tell(f"Warning: {warning}.")
 
 
 def _describe(ring: Ring, key: SigningKey, now: datetime) -> dict[str, Any]:
@@ -76,8 +244,34 @@ def _describe(ring: Ring, key: SigningKey, now: datetime) -> dict[str, Any]:
         "kid": key.kid,
         "alg": key.alg,
         "state": str(ring.state_of(key, now)),
+        "until": timestamp(_until(ring, key, now)),
         "published_at": timestamp(key.published_at),
         "signs_from": timestamp(key.signs_from),
+        "signs_until": timestamp(key.signs_until),
         "revoked_at": timestamp(key.revoked_at),
-        "bits": key.private_key.key_size,
+        "jwks_max_age": format_duration(key.jwks_max_age) if key.jwks_max_age else None,
+        "bits": size_in_bits(key.private_key),
     }
+
+
+def _uses_where_known(here: Services) -> Mapping[str, KeyUse] | None:
+    """How many tokens keys have signed; ``None`` without a database, which a ring in a file does not need."""
+    try:
+        return here.key_uses.read()
+    except SQLAlchemyError:
+        return None
+
+
+def _describe_use(uses: Mapping[str, KeyUse] | None, key: SigningKey) -> dict[str, Any]:
+    use = uses.get(key.kid) if uses is not None else None
+    return {
+        "tokens_signed": use.tokens if use else None if uses is None else 0,
+        "first_signed_at": timestamp(use.first_used_at) if use else None,
+        "last_signed_at": timestamp(use.last_used_at) if use else None,
+    }
+
+
+def _until(ring: Ring, key: SigningKey, now: datetime) -> datetime | None:
+    """When the key's present state ends."""
+    ends: Sequence[datetime] = [span.end for span in ring.spans(key) if span.end and span.end > now]
+    return min(ends, default=None)

@@ -3,8 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import ManagementError, ServiceUnavailable
-from app.settings import StartError
+from app.settings import StartError, parse_duration
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
@@ -28,7 +29,8 @@ class CommandGroup(AppGroup):
         try:
             return super().invoke(ctx)
         except (ManagementError, StartError) as error:
-            raise click.ClickException(str(error)) from None
+            click.ClickException(str(error)).show()
+            return ctx.exit(getattr(error, "exit_status", 1))
         except (SQLAlchemyError, ServiceUnavailable) as error:
             cause = type(getattr(error, "orig", None) or error.__cause__ or error).__name__
             raise click.ClickException(
@@ -104,8 +106,39 @@ class SecretFile:
 
     def discard(self) -> None:
         """Take the file away again: there is no secret for it."""
-        os.close(self._descriptor)
+        with suppress(OSError):
+            os.close(self._descriptor)
         self._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def secret_file_for(path: str | None) -> Iterator[SecretFile | None]:
+    """Make the file of ``--secret-out`` before there is a secret; take it away when there will be none."""
+    file = SecretFile(path) if path else None
+    try:
+        yield file
+    except BaseException:
+        if file:
+            file.discard()
+        raise
+
+
+class Duration(click.ParamType[int]):
+    """``90s``, ``15m``, ``24h``, ``7d``, ``1y``: whole seconds."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse, or fail with what is allowed."""
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            return self.fail(str(error), param, ctx)
+
+
+def seconds(duration: int | None) -> timedelta | None:
+    """Turn what :class:`Duration` parsed into a ``timedelta``."""
+    return None if duration is None else timedelta(seconds=duration)
 
 
 def _plain(value: object) -> str:

@@ -11,7 +11,7 @@ from base64 import b64decode
 
 from app.client_fields import form_decode
 from app.client_secrets import is_vschar
-from app.clients import ClientStore
+from app.clients.verification import SecretVerifier
 from app.contracts import Authentication, Credentials, TokenRequest
 from app.errors import InvalidClient, InvalidRequest
 
@@ -25,8 +25,8 @@ class ClientSecretBasic:
     parameters = frozenset({"client_id"})
     secret_bearing = True
 
-    def __init__(self, clients: ClientStore) -> None:
-        self._clients = clients
+    def __init__(self, verifier: SecretVerifier) -> None:
+        self._verifier = verifier
 
     def is_presented(self, request: TokenRequest) -> bool:
         """Any ``Authorization`` header counts: whatever its scheme, it is an attempt to authenticate."""
@@ -43,7 +43,7 @@ class ClientSecretBasic:
         body_id = request.parameters.get("client_id")
         if body_id not in {None, raw.client_id, decoded.client_id}:
             raise _other_client_id()
-        authentication = self._clients.verify_secret([raw, decoded], self.name)
+        authentication = self._verifier.verify_secret([raw, decoded], self.name, request.source_address)
         if body_id not in {None, authentication.client.client_id}:
             raise _other_client_id()
         return authentication
@@ -56,8 +56,8 @@ class ClientSecretPost:
     parameters = frozenset({"client_id", "client_secret"})
     secret_bearing = True
 
-    def __init__(self, clients: ClientStore) -> None:
-        self._clients = clients
+    def __init__(self, verifier: SecretVerifier) -> None:
+        self._verifier = verifier
 
     def is_presented(self, request: TokenRequest) -> bool:
         """Whether there is a secret in the body."""
@@ -75,7 +75,7 @@ class ClientSecretPost:
         credentials = Credentials(client_id, request.parameters["client_secret"])
         if not (is_vschar(credentials.client_id) and is_vschar(credentials.secret)):
             raise InvalidClient("malformed_credentials")
-        return self._clients.verify_secret([credentials], self.name)
+        return self._verifier.verify_secret([credentials], self.name, request.source_address)
 
 
 def _read_basic(authorization: str) -> Credentials:

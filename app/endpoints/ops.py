@@ -1,4 +1,4 @@
-"""``/livez`` and ``/readyz``, for orchestrators: names and ``ok`` or ``failed``, no more."""
+"""``/livez`` and ``/readyz``, for orchestrators: names and ``ok``, ``degraded`` or ``failed``, no more."""
 
 import logging
 
@@ -23,15 +23,15 @@ def _create_blueprint(services: Services) -> Blueprint:
     @blueprint.get("/readyz")
     def show_ready() -> Response:
         checks = {"database": _database(services), "keyring": _keyring(services)}
-        ready = all(state == "ok" for state in checks.values())
-        return json_response(200 if ready else 503, {"status": "ok" if ready else "failed", "checks": checks})
+        worst = next((state for state in ("failed", "degraded") if state in checks.values()), "ok")
+        return json_response(503 if worst == "failed" else 200, {"status": worst, "checks": checks})
 
     return blueprint
 
 
 def _database(services: Services) -> str:
     try:
-        services.clients.answers()
+        services.verifier.answers()
     except ServiceUnavailable as error:
         log.error("not ready: %s", error.reason)  # noqa: TRY400 - The driver's words can name hosts and users.
         return "failed"
@@ -44,7 +44,7 @@ def _keyring(services: Services) -> str:
     except StartError as error:
         log.error("not ready: %s", error)  # noqa: TRY400 - One clear line says it all.
         return "failed"
-    return "ok"
+    return "degraded" if services.ring.fault else "ok"
 
 
 def _metadata(issuer: str) -> Metadata:  # noqa: ARG001 - Nothing of this is for clients.

@@ -1,25 +1,126 @@
-"""The key ring of this process: read once, at first use or at the start's check."""
+"""The ring that this process signs and publishes with: noticed within a second when it changes, swapped whole.
 
+A ring that cannot be read, or that would break verifiers, is not taken: the process goes on with the one that it has,
+says so once, and looks again.
+"""
+
+import logging
 import threading
+from dataclasses import replace
 
-from app.keyring.file import FileKeyring
-from app.keyring.ring import Ring
+from app.contracts import Clock
+from app.errors import ManagementError
+from app.events import Events, KeyRingLoaded, KeyRingRejected
+from app.keyring import last_good
+from app.keyring.home import KeyringHome
+from app.keyring.judgement import unsafe_change
+from app.keyring.plan import Rules, with_max_age
+from app.keyring.ring import Ring, SigningKey
+from app.settings import StartError
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""How often a worker looks whether the ring has changed: all know within 2 s."""
+
+_UNREAD = object()
 
 
 class CurrentRing:
-    """Holds the ring that this process signs and publishes with."""
+    """Holds the ring of this process.
 
-    def __init__(self, home: FileKeyring) -> None:
+    :param rules: what makes a change unsafe.
+    """
+
+    def __init__(self, home: KeyringHome, rules: Rules, events: Events, clock: Clock) -> None:
         self.home = home
+        self.rules = rules
+        self.fault: str | None = None
+        """What is wrong with the ring that was not taken, if one was not."""
+        self._events = events
+        self._clock = clock
         self._lock = threading.Lock()
         self._ring: Ring | None = None
+        self._version: object = _UNREAD
 
     def __call__(self) -> Ring:
-        """Return the ring, read now if it has not been.
+        """Return the ring, read now if it has not been, or has changed where that is cheap to see.
 
-        :raises StartError: it cannot be read.
+        :raises StartError: it cannot be read, and never could.
         """
+        ring = self._ring
+        if ring is None or (self.home.is_checked_for_each_token and self.home.version() != self._version):
+            return self._look()
+        return ring
+
+    def refresh(self) -> None:
+        """Look whether the ring has changed, or whether one that was not taken has become good. Never fails."""
+        try:
+            if self._ring is None or self.fault or self.home.version() != self._version:
+                self._look(again=True)
+        except StartError as error:
+            self._reject(str(error))
+
+    def note_max_age(self) -> None:
+        """Note in the ring how long its JWKS may be cached, since a later, shorter time does not shorten old copies.
+
+        A ring that cannot be written from here stays as it is: whoever mounts it has to remember.
+        """
+        ring = self()
+        if with_max_age(ring, self._clock(), self.rules) != ring:
+            try:
+                self.home.change(lambda present: with_max_age(present, self._clock(), self.rules))
+            except ManagementError as error:
+                log.warning("the cache time of the JWKS could not be noted: %s", error)
+
+    def _look(self, *, again: bool = False) -> Ring:
         with self._lock:
-            if self._ring is None:
-                self._ring = self.home.read()
-            return self._ring
+            try:
+                version = self.home.version()
+                if self._ring is not None and version == self._version and not again:
+                    return self._ring
+                # Settled before reading: what is written while we read is another change.
+                self._version = version
+                found = self.home.read()
+            except StartError as error:
+                return self._go_on_without(str(error))
+            old = self._ring or self._recall()
+            if old and (wrong := unsafe_change(old, found, self._clock(), self.rules)):
+                return self._go_on_without("; ".join(wrong))
+            self._take(found)
+            return found
+
+    def _take(self, ring: Ring) -> None:
+        if self.fault:
+            log.info("the key ring is good again")
+        before, self._ring, self.fault = self._ring, ring, None
+        if shared := last_good.shared():
+            shared.keep(ring)
+        if before is not None and _steps(ring) != _steps(before):
+            now = self._clock()
+            published = tuple(key.kid for key in ring.published_keys(now))
+            self._events.emit(KeyRingLoaded(signing=ring.signing_key(now).kid, published=published))
+
+    def _go_on_without(self, fault: str) -> Ring:
+        known = self._ring or self._recall()
+        if known is None:
+            self._version = _UNREAD
+            raise StartError(fault)
+        self._ring = known
+        self._reject(fault)
+        return known
+
+    def _recall(self) -> Ring | None:
+        shared = last_good.shared()
+        return shared.recall(self.home.signing_alg) if shared else None
+
+    def _reject(self, fault: str) -> None:
+        if fault != self.fault:
+            self.fault = fault
+            log.error("the key ring was not taken, and the last good one stays in use: %s", fault)
+            self._events.emit(KeyRingRejected(fault=fault))
+
+
+def _steps(ring: Ring) -> list[SigningKey]:
+    """What a ring says of its keys, without what is only noted of them."""
+    return [replace(key, jwks_max_age=0) for key in ring.keys]

@@ -5,166 +5,163 @@ is atomic and under a lock: the file that was there, or the new one whole.
 """
 
 import fcntl
+import hashlib
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import tomlkit
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from joserfc.jwk import RSAKey
-from tomlkit.items import AoT
+from tomlkit.items import AoT, Table
 
 from app.errors import ManagementError
-from app.keyring.ring import RSA_MIN_BITS, Ring, SigningKey
+from app.keyring.algorithms import PrivateKey
+from app.keyring.entries import check_table, described, parse_entry, parse_pem, to_pem, written_at
+from app.keyring.home import Change
+from app.keyring.ring import Ring
 from app.settings import StartError
 
-_KID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
-_FIELDS = {"kid", "alg", "private_key", "published_at", "signs_from", "revoked_at"}
-_REQUIRED = _FIELDS - {"revoked_at"}
-_SUPPORTED_ALG = "RS256"
-_PUBLIC_EXPONENT = 65537
+LOCAL_PROPAGATION_SECONDS = 2
+SHARED_PROPAGATION_SECONDS = 300
+"""Kubernetes brings a changed secret to its nodes within a minute or two."""
+
 _HEADER = "Signing keys and their times. `flask keys` writes this file; config/keyring.example.toml explains it."
+_NO_BLANK_ABOVE = re.compile(r"^([^#\n].*)\n\[\[keys\]\]", re.MULTILINE)
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "lustre", "fuse.ceph", "fuse.gluster", "fuse.sshfs", "fuse.s3fs")
 
 
 class FileKeyring:
-    """The key ring of one machine.
+    """The key ring of one machine, or of several that share a volume.
 
-    :param path: the TOML file. PEM files are named in it relative to its folder.
-    :param passphrase: decrypts encrypted PEM files.
+    :param path: the TOML file, or a link to it. PEM files are named in it relative to its folder.
+    :param passphrase: decrypts encrypted PEM files, and encrypts new ones.
     """
 
-    def __init__(self, path: Path, passphrase: str | None = None) -> None:
+    is_checked_for_each_token = True
+
+    def __init__(self, path: Path, passphrase: str | None = None, *, signing_alg: str = "RS256") -> None:
+        self.name = f"the key ring {path}"
         self._path = path
         self._passphrase = passphrase.encode() if passphrase else None
+        self.signing_alg = signing_alg
+        self._parsed: dict[bytes, PrivateKey] = {}
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines may have it too: a link is a mounted secret, a network file system a shared volume."""
+        return self._path.is_symlink() or _file_system_of(self._path.parent).startswith(_NETWORK_FILE_SYSTEMS)
+
+    @property
+    def propagation_seconds(self) -> int:
+        """A mounted secret takes its time to reach every machine."""
+        return SHARED_PROPAGATION_SECONDS if self.is_shared else LOCAL_PROPAGATION_SECONDS
+
+    def version(self) -> object:
+        """Which file is there now; two microseconds, so it may be asked for each token."""
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            return error.errno
+        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
     def read(self) -> Ring:
-        """Parse the ring and every private key of it: some 40 ms a key, so once per process.
+        """Parse the ring, and each private key that has not been parsed before: some 40 ms for one of RSA.
 
         :raises StartError: one line that names the file and what is wrong in it.
         """
-        entries = self._read_entries()
+        # The link of a mounted secret is swapped at any moment; what it led to stays as it was.
+        path = self._real_path()
+        document = self._read_document(path)
+        entries = check_table(document, self.name)
         if not entries:
-            raise StartError(f"the key ring {self._path} has no keys: `flask keys generate` makes one")
-        return Ring(tuple(self._parse(entry, number) for number, entry in enumerate(entries, start=1)))
-
-    def generate(self, *, signs_from: datetime, published_at: datetime, bits: int = RSA_MIN_BITS) -> SigningKey:
-        """Add a new RSA key to the ring and return it.
-
-        :raises ManagementError: the ring cannot be written; it is as it was.
-        """
-        private_key = rsa.generate_private_key(_PUBLIC_EXPONENT, bits)
-        kid = RSAKey(private_key, private_key, {}).thumbprint()
-        key = SigningKey(kid, _SUPPORTED_ALG, published_at, signs_from, None, private_key)
-        try:
-            with self._locked():
-                self._add(key)
-        except OSError as error:
-            raise ManagementError(f"the key ring {self._path} cannot be written: {error.strerror}") from None
-        return key
+            raise StartError(f"{self.name} has no keys: `flask keys generate` makes one")
+        used: dict[bytes, PrivateKey] = {}
+        keys = tuple(self._parse(entry, number, path.parent, used) for number, entry in enumerate(entries, start=1))
+        self._parsed = used
+        return Ring(keys, self.signing_alg, written_at(document, self.name))
 
     def is_empty(self) -> bool:
         """Whether there are no keys yet: no file, or one without keys."""
-        return not self._path.exists() or not self._read_entries()
+        path = self._real_path()
+        return not path.exists() or not check_table(self._read_document(path), self.name)
 
-    def _read_entries(self) -> list[dict[str, Any]]:
+    def change(self, change: Change) -> Ring:
+        """Write what ``change`` makes of the ring as it is now; nothing where that is the same.
+
+        :raises ManagementError: it cannot be written; it is as it was.
+        """
+        path = self._real_path()
         try:
-            document = tomllib.loads(self._path.read_text(encoding="utf-8"))
+            with _locked(path):
+                before = Ring((), self.signing_alg) if self.is_empty() else self.read()
+                after = change(before)
+                if after != before:
+                    self._write(path, after)
+                return after
+        except OSError as error:
+            raise ManagementError(f"{self.name} cannot be written, and is as it was: {error.strerror}") from None
+
+    def _real_path(self) -> Path:
+        try:
+            return self._path.resolve(strict=True)
+        except (OSError, RuntimeError):
+            return self._path
+
+    def _read_document(self, path: Path) -> dict[str, Any]:
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise StartError(f"there is no key ring at {self._path}: `flask keys generate` makes one") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise StartError(f"the key ring {self._path} cannot be read: {error}") from None
-        entries = document.get("keys", [])
-        if document.keys() - {"keys"} or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-            raise StartError(f"the key ring {self._path} may hold [[keys]] tables only")
-        return entries
+            raise StartError(f"{self.name} cannot be read: {error}") from None
 
-    def _parse(self, entry: Mapping[str, Any], number: int) -> SigningKey:
-        where = f"key {number} of the key ring {self._path}"
-        if missing := _REQUIRED - entry.keys():
-            raise StartError(f"{where} lacks {', '.join(sorted(missing))}")
-        if unknown := entry.keys() - _FIELDS:
-            raise StartError(
-                f"{where} has the unknown {', '.join(sorted(unknown))}; allowed: {', '.join(sorted(_FIELDS))}"
-            )
-        if not isinstance(entry["kid"], str) or not _KID.fullmatch(entry["kid"]):
-            raise StartError(f"{where}: kid must be 1 to 128 characters of A-Z a-z 0-9 . _ ~ -")
-        if entry["alg"] != _SUPPORTED_ALG:
-            raise StartError(f"{where}: alg must be {_SUPPORTED_ALG}")
-        published_at, signs_from = (_time(entry[name], name, where) for name in ("published_at", "signs_from"))
-        if signs_from < published_at:
-            raise StartError(f"{where}: signs_from must not be before published_at")
-        revoked_at = _time(entry["revoked_at"], "revoked_at", where) if "revoked_at" in entry else None
-        if not isinstance(entry["private_key"], str) or not entry["private_key"].isprintable():
-            raise StartError(f"{where}: private_key must be the name of a PEM file")
-        private_key = self._load_private_key(entry["private_key"], where)
-        return SigningKey(entry["kid"], entry["alg"], published_at, signs_from, revoked_at, private_key)
+    def _parse(self, entry: dict[str, Any], number: int, folder: Path, used: dict[bytes, PrivateKey]) -> Any:
+        where = f"key {number} of {self.name}"
 
-    def _load_private_key(self, name: str, where: str) -> rsa.RSAPrivateKey:
-        path = self._path.parent / name
-        try:
-            mode = path.stat().st_mode
-            if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise StartError(f"{where}: {path} may be read by others: `chmod 600 {path}`")
-            pem = path.read_bytes()
-        except OSError as error:
-            raise StartError(f"{where}: {path} cannot be read: {error.strerror}") from None
-        try:
-            key = serialization.load_pem_private_key(pem, self._passphrase if b"ENCRYPTED" in pem else None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            encrypted = " with TOKENHOUSE_KEYRING_PASSPHRASE" if b"ENCRYPTED" in pem else ""
-            raise StartError(f"{where}: {path} cannot be parsed as a private key in PEM{encrypted}") from None
-        if not isinstance(key, rsa.RSAPrivateKey):
-            raise StartError(f"{where}: {path} must hold an RSA key for {_SUPPORTED_ALG}")
-        if key.key_size < RSA_MIN_BITS:
-            raise StartError(f"{where}: {path} has {key.key_size} bits; an RSA key needs {RSA_MIN_BITS} or more")
-        return key
+        def load(name: object, alg: str) -> PrivateKey:
+            if not isinstance(name, str) or not name.isprintable():
+                raise StartError(f"{where}: private_key must be the name of a PEM file")
+            pem = _read_private_file(folder / name, where)
+            digest = hashlib.sha256(alg.encode() + pem).digest()
+            key = self._parsed.get(digest) or parse_pem(pem, self._passphrase, alg, where, str(folder / name))
+            used[digest] = key
+            return key
 
-    def _add(self, key: SigningKey) -> None:
-        document = _empty_document()
-        if self._path.exists():
-            if self._read_entries():
-                self.read()
-            document = tomlkit.parse(self._path.read_text(encoding="utf-8"))
-        keys = _array_of_tables(document)
-        entry = tomlkit.table()
-        entry["kid"] = key.kid
-        entry["alg"] = key.alg
-        entry["private_key"] = f"{key.kid}.pem"
-        entry["published_at"] = key.published_at.astimezone(UTC).replace(microsecond=0)
-        entry["signs_from"] = key.signs_from.astimezone(UTC).replace(microsecond=0)
-        keys.append(entry)
-        pem_path = self._path.parent / f"{key.kid}.pem"
-        write_private_file(pem_path, self._to_pem(key.private_key))
+        return parse_entry(entry, where, load)
+
+    def _write(self, path: Path, after: Ring) -> None:
+        _remove_leftovers(path)
+        document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else _empty_document()
+        tables = _array_of_tables(document)
+        kept = {key.kid for key in after.keys}
+        forgotten = [(index, table) for index, table in enumerate(tables) if table["kid"] not in kept]
+        for index, _ in reversed(forgotten):
+            del tables[index]
+        by_kid = {str(table["kid"]): table for table in tables}
+        made: list[Path] = []
         try:
-            write_private_file(self._path, tomlkit.dumps(document).encode())
+            for key in after.keys:
+                if key.kid not in by_kid:
+                    made.append(path.parent / f"{key.kid}.pem")
+                    write_private_file(made[-1], to_pem(key.private_key, self._passphrase))
+                    by_kid[key.kid] = _new_table(key.kid, key.alg, made[-1].name)
+                    tables.append(by_kid[key.kid])
+                _update(by_kid[key.kid], described(key))
+            if after.written_at:
+                document["written_at"] = after.written_at
+            write_private_file(path, _NO_BLANK_ABOVE.sub(r"\1\n\n[[keys]]", tomlkit.dumps(document)).encode())
         except BaseException:
-            pem_path.unlink(missing_ok=True)
+            for pem in made:
+                pem.unlink(missing_ok=True)
             raise
-
-    def _to_pem(self, key: rsa.RSAPrivateKey) -> bytes:
-        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
-        if self._passphrase:
-            encryption = serialization.BestAvailableEncryption(self._passphrase)
-        return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other writers out. The lock is a file of its own: the ring itself is replaced, and a lock with it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        # Not before the ring that does not name them any more is on the disk.
+        for _, table in forgotten:
+            (path.parent / str(table["private_key"])).unlink(missing_ok=True)
 
 
 def write_private_file(path: Path, content: bytes) -> None:
@@ -190,20 +187,65 @@ def write_private_file(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def public_pem(key: SigningKey) -> str:
-    """The public key of ``key`` in PEM (SubjectPublicKeyInfo)."""
-    public = key.private_key.public_key()
-    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
-
-
-def _time(value: object, name: str, where: str) -> datetime:
+def _read_private_file(path: Path, where: str) -> bytes:
     try:
-        if isinstance(value, datetime) and value.tzinfo is not None:
-            return value.astimezone(UTC)
-    except OverflowError:
-        # At the ends of the calendar there is no such moment in UTC.
-        pass
-    raise StartError(f"{where}: {name} must be a date and time with a zone, such as 2026-01-31T12:00:00Z")
+        found = path.stat()
+        others = found.st_mode & _OTHERS
+        # A mounted secret belongs to root, and its group is the one way for a server that is not root to read it.
+        if found.st_uid == 0 and os.geteuid() != 0:
+            others &= ~stat.S_IRGRP
+        if stat.S_ISREG(found.st_mode) and others:
+            raise StartError(f"{where}: {path} may be read by others: `chmod 600 {path}`")
+        return path.read_bytes()
+    except OSError as error:
+        raise StartError(f"{where}: {path} cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other writers out. The lock is a file of its own: the ring itself is replaced, and a lock with it."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what a writer that was killed left half-way. Called under the lock, so that nobody writes now."""
+    for pattern in (f".{path.name}.*.new", ".*.pem.*.new"):
+        for leftover in path.parent.glob(pattern):
+            leftover.unlink(missing_ok=True)
+
+
+def _file_system_of(folder: Path) -> str:
+    """The kind of file system that ``folder`` is on, as Linux tells it; empty elsewhere."""
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return ""
+    above = {str(parent) for parent in (folder.resolve(), *folder.resolve().parents)}
+    found = [mount for mount in mounts if mount[1] in above]
+    return max(found, key=lambda mount: len(mount[1]))[2] if found else ""
+
+
+def _new_table(kid: str, alg: str, private_key: str) -> Table:
+    table = tomlkit.table()
+    table["kid"] = kid
+    table["alg"] = alg
+    table["private_key"] = private_key
+    return table
+
+
+def _update(table: Table | dict[str, Any], members: dict[str, Any]) -> None:
+    for name in ("signs_until", "revoked_at", "jwks_max_age"):
+        if name in table and name not in members:
+            del table[name]
+    for name, value in members.items():
+        if name not in table or table[name] != value:
+            table[name] = value
 
 
 def _array_of_tables(document: tomlkit.TOMLDocument) -> AoT:

@@ -1,25 +1,27 @@
 """The states of keys: a pure function of the ring and the clock, so all workers agree without talking.
 
-*announced* keys are published and do not sign; exactly one key is *signing*: the newest whose time has come; *retiring*
-keys no longer sign and stay published for longer than any token may live; then they are *gone*. How a ring is kept is
-left to ``keyring.file``.
+*announced* keys are published and do not sign; exactly one key is *signing*: the newest of the signing algorithm whose
+time has come; *retiring* keys no longer sign and stay published for longer than any token may live; then they are
+*gone*. *revoked* keys leave at once. Which keys are published does not depend on which algorithm signs, so a server
+whose setting is older than its neighbour's never signs with a key that the neighbour does not publish.
+
+Which change of a ring is safe is left to ``keyring.plan``, how one is kept to ``keyring.file`` and its neighbours.
 """
 
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from joserfc.jwk import RSAKey
-
+from app.keyring.algorithms import Jwk, PrivateKey, to_jwk
 from app.settings import StartError
 
 RETIRE_AFTER = timedelta(hours=24, seconds=60)
 """How long a key is published after its last signature: the longest a token may live, and verifiers' leeway."""
 
-RSA_MIN_BITS = 2048
+_JWK_MEMBERS = ("crv", "x", "y", "n", "e")
 
 
 class KeyState(StrEnum):
@@ -32,11 +34,16 @@ class KeyState(StrEnum):
     REVOKED = "revoked"
 
 
+_PUBLISHED = {KeyState.ANNOUNCED, KeyState.SIGNING, KeyState.RETIRING}
+
+
 @dataclass(frozen=True)
 class SigningKey:
     """A key with its times. Signs with ``private_key``, parsed once per process.
 
-    :param private_key: in memory only; never shown.
+    :param signs_until: when it stops although no successor has come, because its algorithm is given up.
+    :param private_key: in memory only; never shown. Keys are compared by what their entries say.
+    :param jwks_max_age: the longest that verifiers were ever told to cache a JWKS with this key, in seconds.
     """
 
     kid: str
@@ -44,32 +51,48 @@ class SigningKey:
     published_at: datetime
     signs_from: datetime
     revoked_at: datetime | None
-    private_key: RSAPrivateKey
+    private_key: PrivateKey = field(compare=False)
+    signs_until: datetime | None = None
+    jwks_max_age: int = 0
 
     def __repr__(self) -> str:
         """Keep the key out of every traceback and log."""
         return f"SigningKey({self.kid})"
 
     @cached_property
-    def jwk(self) -> RSAKey:
+    def jwk(self) -> Jwk:
         """The private key in the form that joserfc signs with."""
-        return RSAKey(self.private_key, self.private_key, {})
+        return to_jwk(self.private_key)
 
     @cached_property
     def public_jwk(self) -> dict[str, Any]:
-        """Public members only, as the JWKS shows them: ``kty n e kid use alg``."""
+        """Public members only, as the JWKS shows them: ``kty kid use alg``, then ``n e`` or ``crv x y``."""
         members = self.jwk.as_dict(private=False)
-        return {"kty": "RSA", "kid": self.kid, "use": "sig", "alg": self.alg, "n": members["n"], "e": members["e"]}
+        shown = {"kty": members["kty"], "kid": self.kid, "use": "sig", "alg": self.alg}
+        return shown | {name: members[name] for name in _JWK_MEMBERS if name in members}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a key does from ``start`` on, until ``end`` (``None``: for good). ``state`` is ``None`` before it exists."""
+
+    state: KeyState | None
+    start: datetime
+    end: datetime | None
 
 
 @dataclass(frozen=True)
 class Ring:
     """All keys that there are.
 
-    :raises StartError: none, or two of one ``kid``.
+    :param signing_alg: the algorithm that signs, from the settings.
+    :param written_at: when a command last changed it.
+    :raises StartError: two keys of one ``kid``.
     """
 
     keys: tuple[SigningKey, ...]
+    signing_alg: str = "RS256"
+    written_at: datetime | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no moment could make right."""
@@ -77,48 +100,86 @@ class Ring:
         if twice := {kid for kid in kids if kids.count(kid) > 1}:
             raise StartError(f"the key ring has kid {min(twice)!r} twice: each key needs a kid of its own")
 
+    def find(self, kid: str) -> SigningKey | None:
+        """Look a key up by its id."""
+        return next((key for key in self.keys if key.kid == kid), None)
+
     def state_of(self, key: SigningKey, now: datetime) -> KeyState:
         """State of one of the ring's keys at ``now``."""
         if key.revoked_at is not None and key.revoked_at <= now:
             return KeyState.REVOKED
-        if key.signs_from > now:
+        stopped = [other.signs_from for other in self._come(now) if _succeeds(other, key)]
+        if key.signs_until is not None and key.signs_until <= now:
+            stopped.append(key.signs_until)
+        if key.signs_from > now and not stopped:
             return KeyState.ANNOUNCED
-        successors = [other for other in self._usable(now) if _seniority(other) > _seniority(key)]
-        if not successors:
-            return KeyState.SIGNING
-        stopped_signing = min(other.signs_from for other in successors)
-        return KeyState.RETIRING if now < stopped_signing + RETIRE_AFTER else KeyState.GONE
+        if not stopped:
+            return KeyState.SIGNING if key.alg == self.signing_alg else KeyState.ANNOUNCED
+        return KeyState.RETIRING if now < min(stopped) + RETIRE_AFTER else KeyState.GONE
 
     def signing_key(self, now: datetime) -> SigningKey:
         """The one key that signs at ``now``.
 
         :raises StartError: there is none.
         """
-        usable = self._usable(now)
+        usable = [key for key in self.usable(now) if key.alg == self.signing_alg]
         if not usable:
-            first = min((key.signs_from for key in self.keys if key.revoked_at is None), default=None)
-            later = f"the first may sign from {first.isoformat()} on" if first else "`flask keys generate` makes one"
-            raise StartError(f"the key ring has no key that may sign now: {later}")
+            raise StartError(self._why_none_signs(now))
         return max(usable, key=_seniority)
+
+    def usable(self, now: datetime) -> list[SigningKey]:
+        """Keys of any algorithm that could sign at ``now``."""
+        return [key for key in self._come(now) if key.signs_until is None or key.signs_until > now]
 
     def published_keys(self, now: datetime) -> tuple[SigningKey, ...]:
         """The keys of the JWKS at ``now``, oldest first."""
-        shown = {KeyState.ANNOUNCED, KeyState.SIGNING, KeyState.RETIRING}
-        published = [key for key in self.keys if key.published_at <= now and self.state_of(key, now) in shown]
+        published = [key for key in self.keys if key.published_at <= now and self.state_of(key, now) in _PUBLISHED]
         return tuple(sorted(published, key=_seniority))
 
-    def next_change(self, now: datetime) -> datetime | None:
-        """When a state changes next, if nobody edits the ring."""
-        times = {time for key in self.keys for time in (key.published_at, key.signs_from, key.revoked_at) if time}
-        times |= {key.signs_from + RETIRE_AFTER for key in self.keys}
-        return min((time for time in times if time > now), default=None)
-
-    def _usable(self, now: datetime) -> list[SigningKey]:
-        return [
+    def standbys(self, now: datetime) -> list[SigningKey]:
+        """Keys of the signing algorithm that wait for their time, the next one first."""
+        waiting = [
             key
             for key in self.keys
-            if key.published_at <= now and key.signs_from <= now and (key.revoked_at is None or key.revoked_at > now)
+            if key.alg == self.signing_alg
+            and key.signs_from > now
+            and key.revoked_at is None
+            and key.signs_until is None
         ]
+        return sorted(waiting, key=_seniority)
+
+    def changes(self) -> list[datetime]:
+        """Every moment at which a state may change, in order, if nobody edits the ring."""
+        stops = {time for key in self.keys for time in (key.signs_from, key.signs_until) if time}
+        others = {time for key in self.keys for time in (key.published_at, key.revoked_at) if time}
+        return sorted(stops | others | {time + RETIRE_AFTER for time in stops})
+
+    def spans(self, key: SigningKey) -> list[Span]:
+        """Everything that ``key`` goes through, in order, from its publication on."""
+        spans: list[Span] = []
+        for time in self.changes():
+            if time < key.published_at:
+                continue
+            state = self.state_of(key, time)
+            if not spans or spans[-1].state != state:
+                if spans:
+                    spans[-1] = Span(spans[-1].state, spans[-1].start, time)
+                spans.append(Span(state, time, None))
+        return spans
+
+    def _come(self, now: datetime) -> Iterator[SigningKey]:
+        """Keys whose time has come, whether or not they have been succeeded or given up since."""
+        for key in self.keys:
+            if key.published_at <= now and key.signs_from <= now and (key.revoked_at is None or key.revoked_at > now):
+                yield key
+
+    def _why_none_signs(self, now: datetime) -> str:
+        others = sorted({key.alg for key in self.usable(now)})
+        which = f"{self.signing_alg} key" if others else "key"
+        first = min((key.signs_from for key in self.standbys(now)), default=None)
+        later = f"the first may sign from {first.isoformat()} on" if first else "`flask keys generate` makes one"
+        keep = f"; keep TOKENHOUSE_SIGNING_ALG={others[0]} until then" if others else ""
+        return f"the key ring has no {which} that may sign now: {later}{keep}"
 
 
 def _seniority(key: SigningKey) -> tuple[datetime, str]:
@@ -126,9 +187,6 @@ def _seniority(key: SigningKey) -> tuple[datetime, str]:
     return key.signs_from, key.kid
 
 
-def earliest_safe_time(
-    now: datetime, *, announce_seconds: int, jwks_max_age_seconds: int, skew_seconds: int
-) -> datetime:
-    """When a key that is published at ``now`` may sign first: every cached JWKS has run out by then, on every clock."""
-    shortest = jwks_max_age_seconds + skew_seconds
-    return (now + timedelta(seconds=max(announce_seconds, shortest))).astimezone(UTC)
+def _succeeds(other: SigningKey, key: SigningKey) -> bool:
+    """Whether ``other`` takes over from ``key`` once its time has come."""
+    return other.alg == key.alg and _seniority(other) > _seniority(key)

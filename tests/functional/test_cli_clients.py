@@ -304,7 +304,7 @@ def test_a_secret_is_taken_over_without_its_newline(
     done = house.run(*arguments, stdin=stdin)
     assert data(done)["client_secret"] == secret
     assert done.stderr == ""
-    assert house.store.verify_secret([Credentials("a", secret)], "client_secret_basic").client.client_id == "a"
+    assert house.verifier.verify_secret([Credentials("a", secret)], "client_secret_basic").client.client_id == "a"
 
 
 @pytest.mark.parametrize(
@@ -427,9 +427,9 @@ def test_list_in_a_pipe_is_tab_separated(house: House) -> None:
     house.register("b")
     house.run("clients", "disable", "b")
     assert house.run("clients", "list").stdout == (
-        "client_id\tname\tstate\tscope\taudiences\tlifetime\tcreated\n"
-        f"a\tA b\tenabled\tr w\turn:a urn:b\t90m\t{NOON}\n"
-        f"b\tA service\tdisabled\t\t\tdefault\t{NOON}\n"
+        "client_id\tname\tstate\tscope\taudiences\tlifetime\tcreated\tlast_used\n"
+        f"a\tA b\tenabled\tr w\turn:a urn:b\t90m\t{NOON}\t\n"
+        f"b\tA service\tdisabled\t\t\tdefault\t{NOON}\t\n"
     )
 
 
@@ -453,10 +453,12 @@ def test_show_prints_everything_but_secrets(house: House) -> None:
         "created_at": NOON,
         "updated_at": NOON,
         "disabled_at": None,
+        "last_used_at": None,
         "secrets": [
             {
                 "id": secret_id,
                 "last_four": "ngth",
+                "state": "valid",
                 "origin": "imported",
                 "created_at": NOON,
                 "expires_at": None,
@@ -481,6 +483,7 @@ def test_show_for_people_leaves_out_what_is_empty(house: House) -> None:
         "updated_at",
         "secret id",
         "secret last_four",
+        "secret state",
         "secret origin",
         "secret created_at",
     ]

@@ -1,4 +1,4 @@
-"""``flask keys``: list, generate, export."""
+"""``flask keys``: what people and scripts see of it."""
 
 import json
 import re
@@ -17,6 +17,7 @@ from support.server import Installation
 from unit.house import House, open_house
 
 NOON = "2026-01-31T12:00:00Z"
+LIST_HEADER = "kid\talg\tstate\tuntil\tpublished_at\tsigns_from\ttokens_signed\tlast_signed_at"
 KID = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -32,13 +33,28 @@ def data(done: Result) -> Any:
     return json.loads(done.stdout)
 
 
+def refusal_line(done: Result) -> str:
+    """The last line, of a command that shows something before it refuses."""
+    assert done.exit_code == 1
+    return done.stderr.splitlines()[-1].removeprefix("Error: ")
+
+
 def refusal(done: Result) -> str:
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     return done.stderr.removeprefix("Error: ").removesuffix("\n")
 
 
-def test_the_first_key_signs_at_once(house: House) -> None:
+def states(house: House) -> dict[str, str]:
+    return {key["kid"]: key["state"] for key in data(house.run("keys", "list", "--json"))}
+
+
+def standby_of(house: House) -> str:
+    (kid,) = [kid for kid, state in states(house).items() if state == "announced"]
+    return kid
+
+
+def test_the_first_key_signs_at_once_and_gets_a_standby(house: House) -> None:
     house.clock.advance(microseconds=999_999)
     done = house.run("keys", "generate", "--json")
     made = data(done)
@@ -47,13 +63,25 @@ def test_the_first_key_signs_at_once(house: House) -> None:
         "kid": made["kid"],
         "alg": "RS256",
         "state": "signing",
+        "until": "2026-05-01T12:00:00Z",
         "published_at": NOON,
         "signs_from": NOON,
+        "signs_until": None,
         "revoked_at": None,
+        "jwks_max_age": "5m",
         "bits": 2048,
     }
-    assert done.stderr == f"{made['kid']} signs from {NOON} on. A running server knows it after a restart.\n"
-    assert data(house.run("keys", "list", "--json")) == [made]
+    assert done.stderr == f"{made['kid']} signs from {NOON} on.\n"
+    first, second = data(house.run("keys", "list", "--json"))
+    uncounted = {"tokens_signed": None, "first_signed_at": None, "last_signed_at": None}
+    assert first == made | uncounted
+    assert KID.fullmatch(second["kid"])
+    assert second == first | {
+        "kid": second["kid"],
+        "state": "announced",
+        "until": "2026-05-01T12:00:00Z",
+        "signs_from": "2026-05-01T12:00:00Z",
+    }
 
 
 def test_a_further_key_is_announced_first(house: House) -> None:
@@ -65,23 +93,32 @@ def test_a_further_key_is_announced_first(house: House) -> None:
         "2026-02-01T12:00:00Z",
         "2026-02-08T12:00:00Z",
     )
-    house.clock.advance(days=7)
-    states = {key["kid"]: key["state"] for key in data(house.run("keys", "list", "--json"))}
-    assert states == {first["kid"]: "signing", second["kid"]: "announced"} or states == {
-        first["kid"]: "retiring",
-        second["kid"]: "signing",
-    }
+    house.clock.advance(days=7, seconds=-1)
+    assert states(house)[first["kid"]] == "signing"
+    house.clock.advance(seconds=1)
+    assert (states(house)[first["kid"]], states(house)[second["kid"]]) == ("retiring", "signing")
+    house.clock.advance(hours=24, seconds=59)
+    assert states(house)[first["kid"]] == "retiring"
+    house.clock.advance(seconds=1)
+    assert states(house)[first["kid"]] == "gone"
 
 
 @pytest.mark.parametrize(
-    ("announce", "max_age", "waits"), [("0", "1s", 61), ("1s", "1s", 61), ("5m", "5m", 360), ("7d", "5m", 604800)]
+    ("settings", "waits"),
+    [
+        ({"key_announce": "0", "jwks_max_age": "1s"}, 4),
+        ({"key_announce": "1s", "jwks_max_age": "1s"}, 4),
+        ({"key_announce": "5m", "jwks_max_age": "5m"}, 303),
+        ({"key_announce": "7d", "jwks_max_age": "5m"}, 604800),
+        ({"key_announce": "1s", "jwks_max_age": "5m", "keyring_propagation": "10m"}, 901),
+        ({"key_announce": "1d", "jwks_max_age": "1d", "keyring_propagation": "0"}, 86401),
+    ],
 )
 def test_a_key_is_never_announced_for_less_than_the_safe_time(
-    tmp_path: Path, clock: SettableClock, announce: str, max_age: str, waits: int
+    tmp_path: Path, clock: SettableClock, settings: dict[str, str], waits: int
 ) -> None:
-    if announce == "0":
-        announce = "1s"
-    with open_house(tmp_path, clock, migrated=False, key_announce=announce, jwks_max_age=max_age) as house:
+    """Cache time, propagation, and a second, since times are whole ones."""
+    with open_house(tmp_path, clock, migrated=False, **settings) as house:
         made = data(house.run("keys", "generate", "--json"))
         assert made["signs_from"] == (clock() + timedelta(seconds=waits)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -92,23 +129,384 @@ def test_without_json_generate_only_talks(house: House) -> None:
     assert " signs from " in done.stderr
 
 
+@pytest.mark.parametrize("bits", [2048, 3072, 4096])
+def test_rsa_keys_may_be_longer_and_the_standby_is_alike(house: House, bits: int) -> None:
+    assert data(house.run("keys", "generate", "--bits", str(bits), "--json"))["bits"] == bits
+    assert [key["bits"] for key in data(house.run("keys", "list", "--json"))] == [bits, bits]
+
+
+@pytest.mark.parametrize("bits", ["1024", "2047", "x", "", "8192"])
+def test_other_lengths_are_refused(house: House, bits: str) -> None:
+    done = house.run("keys", "generate", "--bits", bits)
+    assert done.exit_code != 0
+    assert "2048" in done.stderr
+    assert list(house.folder.glob("*.pem")) == []
+
+
 def test_a_list_without_keys_is_empty(house: House) -> None:
     assert data(house.run("keys", "list", "--json")) == []
-    assert house.run("keys", "list").stdout == "kid\talg\tstate\tpublished_at\tsigns_from\n"
+    assert house.run("keys", "list").stdout == f"{LIST_HEADER}\n"
 
 
 def test_a_list_in_a_pipe_is_tab_separated(house: House) -> None:
     kid = data(house.run("keys", "generate", "--json"))["kid"]
+    spring = "2026-05-01T12:00:00Z"
     assert house.run("keys", "list").stdout == (
-        f"kid\talg\tstate\tpublished_at\tsigns_from\n{kid}\tRS256\tsigning\t{NOON}\t{NOON}\n"
+        f"{LIST_HEADER}\n"
+        f"{kid}\tRS256\tsigning\t{spring}\t{NOON}\t{NOON}\t\t\n"
+        f"{standby_of(house)}\tRS256\tannounced\t{spring}\t{NOON}\t{spring}\t\t\n"
     )
+
+
+# rotate
+
+
+def test_rotate_moves_the_standby_to_the_safe_time_and_announces_the_next(house: House) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    standby = standby_of(house)
+    house.clock.advance(days=3)
+    done = house.run("keys", "rotate", "--json")
+    assert done.stderr.startswith(f"{standby} signs from 2026-02-07T12:00:00Z on.\n")
+    rotated = {key["kid"]: key for key in data(done)}
+    assert rotated[first]["until"] == "2026-02-07T12:00:00Z"
+    (third,) = rotated.keys() - {first, standby}
+    assert (rotated[third]["published_at"], rotated[third]["signs_from"]) == (
+        "2026-02-03T12:00:00Z",
+        "2026-05-08T12:00:00Z",
+    )
+
+
+def test_rotate_after_the_announcement_takes_but_the_time_that_workers_need(house: House) -> None:
+    house.run("keys", "generate")
+    standby = standby_of(house)
+    house.clock.advance(days=8)
+    house.run("keys", "rotate")
+    house.clock.advance(seconds=3)
+    assert states(house)[standby] == "signing"
+
+
+def test_a_second_rotate_is_refused_with_the_earliest_time(house: House) -> None:
+    house.run("keys", "generate")
+    standby = standby_of(house)
+    house.run("keys", "rotate")
+    before = (house.folder / "keyring.toml").read_bytes()
+    assert refusal(house.run("keys", "rotate")) == (
+        f"{standby} signs from 2026-02-07T12:00:00Z on, and sooner is not safe: nothing was changed"
+    )
+    assert (house.folder / "keyring.toml").read_bytes() == before
+
+
+def test_rotate_shows_the_timeline_to_people(house: House) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    standby = standby_of(house)
+    shown = house.run("keys", "rotate").stdout
+    assert f"2026-02-07T12:00:00Z  {standby} signs\n" in shown
+    assert f"2026-02-07T12:00:00Z  {first} retires\n" in shown
+    assert f"2026-02-08T12:01:00Z  {first} leaves the JWKS\n" in shown
+
+
+def test_rotate_if_due_changes_nothing_before_its_time(house: House) -> None:
+    house.run("keys", "generate")
+    ring = house.folder / "keyring.toml"
+    before = ring.read_bytes(), ring.stat().st_mtime_ns
+    for _ in range(3):
+        done = house.run("keys", "rotate", "--if-due")
+        assert (done.exit_code, done.stderr) == (0, "Nothing is due before 2026-05-01T12:00:00Z.\n")
+    assert (ring.read_bytes(), ring.stat().st_mtime_ns) == before
+
+
+def test_rotate_if_due_keeps_keys_in_turn_for_years(house: House) -> None:
+    """Each key signs for its 90 days, a standby is always announced, and old keys leave the ring with their files."""
+    house.run("keys", "generate")
+    signers = []
+    for _ in range(365):
+        house.clock.advance(days=2)
+        assert house.run("keys", "rotate", "--if-due").exit_code == 0
+        listed = data(house.run("keys", "list", "--json"))
+        (signing,) = [key["kid"] for key in listed if key["state"] == "signing"]
+        assert [key for key in listed if key["state"] == "announced"]
+        if signing not in signers:
+            signers.append(signing)
+    assert len(signers) == 9
+    assert len(listed) <= 3
+    assert {path.stem for path in house.folder.glob("*.pem")} == {key["kid"] for key in listed}
+
+
+def test_rotate_without_keys_says_what_to_do(house: House) -> None:
+    for arguments in (["rotate"], ["rotate", "--if-due"]):
+        assert refusal(house.run("keys", *arguments)) == (
+            "the key ring has no key that may sign now: `flask keys generate` makes one"
+        )
+
+
+# revoke
+
+
+def test_revoke_puts_the_standby_in_its_place_at_once(house: House) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    standby = standby_of(house)
+    house.clock.advance(days=8)
+    done = house.run("keys", "revoke", first, "--yes")
+    assert done.exit_code == 0
+    assert done.stderr == (f"{first} leaves the JWKS now; it breaks up to 86400 s of live tokens.\n{standby} signs.\n")
+    after = states(house)
+    assert (after.pop(first), after.pop(standby)) == ("revoked", "signing")
+    assert list(after.values()) == ["announced"]
+    published = [key.kid for key in house.services.ring().published_keys(house.clock())]
+    assert first not in published
+
+
+def test_revoke_asks_for_yes_and_says_what_it_breaks(house: House) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    standby = standby_of(house)
+    before = (house.folder / "keyring.toml").read_bytes()
+    assert refusal(house.run("keys", "revoke", first)) == (
+        f"revoking {first} cannot be undone and breaks up to 86400 s of live tokens: say --yes"
+    )
+    assert refusal(house.run("keys", "revoke", standby)) == (
+        f"revoking {standby} cannot be undone and breaks no live token: say --yes"
+    )
+    assert (house.folder / "keyring.toml").read_bytes() == before
+
+
+def test_revoking_a_retiring_key_says_what_is_left_of_its_tokens(house: House) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    house.clock.advance(days=90, hours=24)
+    assert refusal(house.run("keys", "revoke", first)) == (
+        f"revoking {first} cannot be undone and breaks up to 60 s of live tokens: say --yes"
+    )
+
+
+def test_the_harm_is_what_the_longest_lifetime_allows(tmp_path: Path, clock: SettableClock) -> None:
+    with open_house(tmp_path, clock, access_token_lifetime="10m") as house:
+        (key,) = house.services.ring().keys
+        assert "breaks up to 600 s of live tokens" in refusal(house.run("keys", "revoke", key.kid))
+        house.register("a", access_token_lifetime=300)
+        assert "breaks up to 600 s of live tokens" in refusal(house.run("keys", "revoke", key.kid))
+        house.register("b", access_token_lifetime=7200)
+        assert "breaks up to 7200 s of live tokens" in refusal(house.run("keys", "revoke", key.kid))
+
+
+def test_revoking_twice_is_once(house: House) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    house.run("keys", "revoke", first, "--yes")
+    before = (house.folder / "keyring.toml").read_bytes()
+    done = house.run("keys", "revoke", first, "--yes")
+    assert (done.exit_code, done.stderr) == (0, f"{first} was revoked at {NOON} already.\n")
+    assert (house.folder / "keyring.toml").read_bytes() == before
+
+
+def test_a_standby_that_nobody_knows_yet_signs_in_an_emergency_with_a_warning(house: House) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    standby = standby_of(house)
+    told = house.run("keys", "revoke", first, "--yes").stderr
+    assert told.splitlines()[2] == (
+        "Warning: no standby had been announced for long enough. Until 2026-01-31T12:05:03Z a verifier may have a "
+        f"JWKS without {standby}, and refuse fresh tokens."
+    )
+
+
+def test_a_revoked_standby_is_replaced(house: House) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    standby = standby_of(house)
+    house.run("keys", "revoke", standby, "--yes")
+    after = states(house)
+    assert (after.pop(first), after.pop(standby)) == ("signing", "revoked")
+    assert list(after.values()) == ["announced"]
+
+
+def test_a_key_that_is_not_there_is_not_revoked(house: House) -> None:
+    house.run("keys", "generate")
+    assert refusal(house.run("keys", "revoke", "x", "--yes")) == "there is no key 'x': `flask keys list` shows all"
+
+
+# check
+
+
+def test_check_shows_the_next_year_and_is_content_with_what_commands_make(house: House) -> None:
+    house.run("keys", "generate")
+    done = house.run("keys", "check")
+    assert done.exit_code == 0
+    assert done.stderr == f"the key ring {house.folder}/keyring.toml is safe.\n"
+    lanes = done.stdout.splitlines()
+    assert lanes[0].split() == ["2026-01-31", "2027-01-31"]
+    assert lanes[1].split()[1].startswith("SSSS")
+    assert lanes[2].split()[1].startswith("····")
+
+
+def test_check_refuses_a_step_that_is_too_early_with_the_earliest_safe_time(house: House) -> None:
+    house.run("keys", "generate")
+    standby = standby_of(house)
+    ring = house.folder / "keyring.toml"
+    ring.write_text(ring.read_text().replace("signs_from = 2026-05-01T12:00:00Z", "signs_from = 2026-01-31T12:05:02Z"))
+    done = house.run("keys", "check")
+    assert done.exit_code == 1
+    assert (
+        f"Error: {standby} would sign from 2026-01-31T12:05:02Z on, before verifiers know it: it is published at "
+        f"{NOON}, and the earliest safe time is 2026-01-31T12:05:03Z\n"
+    ) in done.stderr
+    ring.write_text(ring.read_text().replace("12:05:02Z", "12:05:03Z"))
+    assert house.run("keys", "check").exit_code == 0
+
+
+def test_check_refuses_a_ring_without_a_signing_key(house: House) -> None:
+    house.run("keys", "generate")
+    house.clock.advance(days=-1)
+    assert "the key ring has no key that may sign now: the first may sign from" in house.run("keys", "check").stderr
+
+
+def test_check_sees_that_nothing_will_sign(house: House) -> None:
+    house.run("keys", "generate")
+    ring = house.folder / "keyring.toml"
+    ring.write_text(f"{ring.read_text()}signs_until = 2027-01-01T00:00:00Z\n")
+    first = ring.read_text().index("[[keys]]")
+    second = ring.read_text().index("[[keys]]", first + 1)
+    ring.write_text(f"{ring.read_text()[:second]}signs_until = 2026-12-01T00:00:00Z\n{ring.read_text()[second:]}")
+    done = house.run("keys", "check")
+    assert done.exit_code == 1
+    assert done.stderr.endswith("Error: no key may sign from 2027-01-01T00:00:00Z on\n")
+
+
+def test_check_looks_at_a_file_that_is_named(house: House, tmp_path_factory: pytest.TempPathFactory) -> None:
+    house.run("keys", "generate")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for path in house.folder.glob("*[lm]"):
+        (elsewhere / path.name).write_bytes(path.read_bytes())
+        (elsewhere / path.name).chmod(0o600)
+    done = house.run("keys", "check", str(elsewhere / "keyring.toml"))
+    assert done.stderr == f"the key ring {elsewhere}/keyring.toml is safe.\n"
+    assert refusal(house.run("keys", "check", "nowhere.toml")).startswith("there is no file ")
+
+
+def test_check_draws_a_picture(house: House) -> None:
+    house.run("keys", "generate")
+    picture = house.folder / "timeline.svg"
+    assert house.run("keys", "check", "--svg", str(picture)).exit_code == 0
+    titles = re.findall("<title>(.*)</title>", picture.read_text())
+    first, standby = house.services.ring().keys
+    assert titles[1:] == [
+        f"{first.kid}: signing from 2026-01-31 12:00 to 2026-05-01 12:00 UTC",
+        f"{first.kid}: retiring from 2026-05-01 12:00 to 2026-05-02 12:01 UTC",
+        f"{standby.kid}: announced from 2026-01-31 12:00 to 2026-05-01 12:00 UTC",
+        f"{standby.kid}: signing from 2026-05-01 12:00 to 2027-01-31 12:00 UTC",
+    ]
+    assert refusal_line(house.run("keys", "check", "--svg", "/proc/nowhere.svg")).startswith(
+        "/proc/nowhere.svg cannot be written: "
+    )
+
+
+# Other algorithms
+
+
+@pytest.mark.parametrize(("alg", "bits"), [("PS256", 2048), ("ES256", 256), ("EdDSA", 256)])
+def test_a_safe_way_from_one_algorithm_to_another(tmp_path: Path, clock: SettableClock, alg: str, bits: int) -> None:
+    with open_house(tmp_path, clock, migrated=False, with_key=False) as house:
+        old = data(house.run("keys", "generate", "--json"))["kid"]
+        made = house.run("keys", "generate", "--alg", alg, "--json")
+        new = data(made)
+        assert (new["alg"], new["bits"], new["state"]) == (alg, bits, "announced")
+        assert "Some verifiers refuse a JWKS with keys of several algorithms" in made.stderr
+    with open_house(tmp_path, clock, migrated=False, with_key=False, signing_alg=alg) as house:
+        # Too early: the server would not start, and says until when to wait.
+        assert refusal_line(house.run("keys", "check")) == (
+            f"the key ring has no {alg} key that may sign now: the first may sign from 2026-02-07T12:00:00+00:00 on; "
+            "keep TOKENHOUSE_SIGNING_ALG=RS256 until then"
+        )
+        clock.advance(days=7)
+        assert house.services.ring().signing_key(clock()).kid == new["kid"]
+        assert house.run("keys", "check").exit_code == 0
+        assert house.run("keys", "rotate", "--if-due").exit_code == 0
+        question = f"Every server must run with TOKENHOUSE_SIGNING_ALG={alg} before RS256 is retired"
+        assert (
+            refusal(house.run("keys", "retire", "RS256"))
+            == f"{question[0].lower()}{question[1:]}: say --yes when it is so"
+        )
+        done = house.run("keys", "retire", "RS256", "--yes")
+        assert done.stderr == (
+            "RS256 keys sign no more from 2026-02-07T12:00:03Z on, and leave the JWKS at 2026-02-08T12:01:03Z.\n"
+        )
+        clock.advance(hours=24, seconds=62)
+        assert states(house)[old] == "retiring"
+        clock.advance(seconds=1)
+        assert states(house)[old] == "gone"
+        assert {key.alg for key in house.services.ring().published_keys(clock())} == {alg}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["retire", "RS256", "--yes"], "RS256 is what signs (TOKENHOUSE_SIGNING_ALG): set another first"),
+        (["retire", "ES256", "--yes"], "the key ring has no ES256 key in use"),
+    ],
+)
+def test_what_signs_is_not_retired(house: House, arguments: list[str], told: str) -> None:
+    house.run("keys", "generate")
+    assert refusal(house.run("keys", *arguments)) == told
+
+
+def test_a_first_key_of_another_algorithm_is_refused(house: House) -> None:
+    assert refusal(house.run("keys", "generate", "--alg", "ES256")) == (
+        "a first key signs at once, so it must be of RS256 (TOKENHOUSE_SIGNING_ALG)"
+    )
+    assert not (house.folder / "keyring.toml").exists()
+
+
+# A clock that is wrong
+
+
+def test_a_clock_that_was_set_back_is_noticed(house: House) -> None:
+    house.run("keys", "generate")
+    before = (house.folder / "keyring.toml").read_bytes()
+    house.clock.advance(hours=-1)
+    for arguments in (["rotate"], ["rotate", "--if-due"], ["generate"]):
+        assert refusal(house.run("keys", *arguments)) == (
+            "the clock says 2026-01-31T11:00:00Z, and the ring was changed at 2026-01-31T12:00:00Z: one of the two is "
+            "wrong. Set the clock right; nothing was changed"
+        )
+    assert (house.folder / "keyring.toml").read_bytes() == before
+    assert {path.name for path in house.folder.glob("*.pem")} == {
+        f"{key.kid}.pem" for key in house.services.ring().keys
+    }
+
+
+# move
+
+
+def test_a_ring_moves_into_the_database_and_back(tmp_path: Path, clock: SettableClock, database_url: str) -> None:
+    key = f"e1:{'k' * 40}"
+    with open_house(tmp_path, clock, with_key=False, database_url=database_url, encryption_keys=key) as house:
+        house.run("keys", "generate")
+        listed = states(house)
+        done = house.run("keys", "move", "database")
+        assert done.exit_code == 0, done.stderr
+        assert done.stderr.startswith("2 keys were copied from the key ring ")
+        assert house.run("keys", "move", "database").exit_code == 0
+    with open_house(
+        tmp_path, clock, with_key=False, database_url=database_url, encryption_keys=key, keyring="database"
+    ) as house:
+        assert states(house) == listed
+        assert house.run("keys", "move", "database").exit_code == 1
+        assert house.run("keys", "move", str(tmp_path / "back" / "keyring.toml")).exit_code == 0
+        assert (tmp_path / "back" / "keyring.toml").stat().st_mode & 0o777 == 0o600
+        house.run("keys", "generate")
+        assert refusal(house.run("keys", "move", str(tmp_path / "keyring.toml"))) == (
+            f"the key ring {tmp_path}/keyring.toml has keys of its own: nothing was changed"
+        )
+
+
+def test_a_ring_does_not_move_into_a_variable(house: House) -> None:
+    house.run("keys", "generate")
+    assert "is static" in refusal(house.run("keys", "move", "env:KEYS"))
+
+
+# export
 
 
 def test_a_public_key_is_exported_as_pem(house: House) -> None:
     kid = data(house.run("keys", "generate", "--json"))["kid"]
     done = house.run("keys", "export", "--", kid)
     assert (done.exit_code, done.stderr) == (0, "")
-    (key,) = house.services.ring().keys
+    key = house.services.ring().keys[0]
     assert load_pem_public_key(done.stdout.encode()) == key.private_key.public_key()
     assert done.stdout.startswith("-----BEGIN PUBLIC KEY-----\n")
     assert done.stdout.endswith("-----END PUBLIC KEY-----\n")
@@ -147,14 +545,14 @@ def test_a_ring_that_is_broken_is_one_line_and_stays_as_it_is(house: House, verb
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, clock: SettableClock, folder: str) -> None:
     with open_house(tmp_path, clock, migrated=False, with_key=False, keyring=f"{folder}/keyring.toml") as house:
         told = refusal(house.run("keys", "generate"))
-        assert told.startswith(f"the key ring {folder}/keyring.toml cannot be written: ")
+        assert told.startswith(f"the key ring {folder}/keyring.toml cannot be written, and is as it was: ")
 
 
 def test_keys_are_encrypted_where_there_is_a_passphrase(tmp_path: Path, clock: SettableClock) -> None:
     with open_house(tmp_path, clock, migrated=False, with_key=False, keyring_passphrase="correct horse") as house:
         kid = data(house.run("keys", "generate", "--json"))["kid"]
         assert b"ENCRYPTED" in (tmp_path / f"{kid}.pem").read_bytes()
-        assert len(data(house.run("keys", "list", "--json"))) == 1
+        assert len(data(house.run("keys", "list", "--json"))) == 2
     with open_house(tmp_path, clock, migrated=False, with_key=False) as house:
         assert refusal(house.run("keys", "list")).endswith(
             "cannot be parsed as a private key in PEM with TOKENHOUSE_KEYRING_PASSPHRASE"
@@ -177,11 +575,12 @@ def test_real_commands_make_and_export_a_key(tmp_path: Path) -> None:
     installation = Installation(tmp_path / "new")
     made = installation.flask_json("keys", "generate")
     assert abs(datetime.fromisoformat(made["signs_from"]) - datetime.now(UTC)) < timedelta(minutes=2)
-    assert [key["state"] for key in installation.flask_json("keys", "list")] == ["signing"]
+    assert [key["state"] for key in installation.flask_json("keys", "list")] == ["signing", "announced"]
     done = installation.flask("keys", "export", "--", made["kid"])
     assert done.stdout.startswith("-----BEGIN PUBLIC KEY-----\n")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").glob("*[lm]")}
-    assert modes == {"keyring.toml": 0o600, f"{made['kid']}.pem": 0o600}
+    assert set(modes.values()) == {0o600}
+    assert {"keyring.toml", f"{made['kid']}.pem"} <= modes.keys()
     read = subprocess.run(
         ["openssl", "rsa", "-pubin", "-noout", "-text"], input=done.stdout, capture_output=True, text=True, check=True
     )

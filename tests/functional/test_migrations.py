@@ -5,7 +5,15 @@ from pathlib import Path
 from sqlalchemy import create_engine, inspect
 from support.server import Installation
 
-TABLES = ["alembic_version", "client_secrets", "clients"]
+TABLES = [
+    "alembic_version",
+    "client_secret_uses",
+    "client_secrets",
+    "clients",
+    "key_ring",
+    "signing_key_uses",
+    "signing_keys",
+]
 
 
 def tables(installation: Installation) -> list[str]:
@@ -18,14 +26,20 @@ def tables(installation: Installation) -> list[str]:
 
 def test_a_database_goes_up_down_and_up_again_with_rows_in_it(tmp_path: Path, database_url: str) -> None:
     installation = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=database_url)
-    for command, found in (("upgrade", TABLES), ("downgrade", ["alembic_version"]), ("upgrade", TABLES)):
-        done = installation.flask("db", command)
+    for command, found in (
+        (["upgrade"], TABLES),
+        (["downgrade", "base"], ["alembic_version"]),
+        (["upgrade"], TABLES),
+        (["downgrade"], [name for name in TABLES if name not in {"key_ring", "signing_key_uses", "signing_keys"}]),
+        (["upgrade"], TABLES),
+    ):
+        done = installation.flask("db", *command)
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
         assert tables(installation) == found
         if found == TABLES:
-            made = installation.flask_json("clients", "create", "A service", "--client-id", "the-same-id")
+            if not installation.flask_json("clients", "list"):
+                installation.flask_json("clients", "create", "A service", "--client-id", "the-same-id")
             assert [client["client_id"] for client in installation.flask_json("clients", "list")] == ["the-same-id"]
-            assert made["client_secret"].startswith("ths_")
 
 
 def test_the_database_says_which_migration_it_is_at(tmp_path: Path) -> None:
@@ -33,5 +47,5 @@ def test_the_database_says_which_migration_it_is_at(tmp_path: Path) -> None:
     installation.flask("db", "upgrade")
     done = installation.flask("db", "current")
     assert done.returncode == 0
-    assert done.stdout.startswith("0001 (head)")
+    assert done.stdout.startswith("0003 (head)")
     assert installation.flask("db", "check").returncode == 0

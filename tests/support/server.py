@@ -22,6 +22,7 @@ import jwt
 import requests
 from flask import Flask
 from flask_migrate import upgrade
+from support.keys import add_key
 
 from app import create_app
 from app.client_fields import ClientFields
@@ -142,7 +143,7 @@ class Installation:
         with self.context():
             upgrade()
             now = self.services.clock()
-            self.services.ring.home.generate(published_at=now, signs_from=now)
+            add_key(self.services.keys.home, published_at=now, signs_from=now)
 
     def create_client(self, name: str = "A service", *, client_id: str | None = None, **fields: Any) -> NewClient:
         """Register a client; ``secret``, ``secret_expires_after`` and the fields of ``ClientFields`` may be given."""
@@ -290,6 +291,10 @@ class RunningServer(Installation):
         found = [event for event in self.events() if event.get("request_id") == request_id]
         assert len(found) == 1, f"{len(found)} audit lines for {request_id}"
         return found[0]
+
+    def workers(self) -> set[int]:
+        """The process ids of gunicorn's workers."""
+        return set(map(int, Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()))
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -13,11 +13,13 @@ from click.testing import Result
 from conftest import SettableClock
 from flask import Flask
 from flask_migrate import upgrade
+from support.keys import add_key
 from support.server import NewClient, environment_for
 
 from app import create_app
 from app.client_fields import ClientFields
-from app.clients import ClientStore
+from app.clients.store import ClientStore
+from app.clients.verification import SecretVerifier
 from app.models import db
 from app.services import Services
 from app.settings import Settings
@@ -43,6 +45,11 @@ class House:
     def store(self) -> ClientStore:
         """The door to clients. Needs an application context for all but verifying."""
         return self.services.clients
+
+    @property
+    def verifier(self) -> SecretVerifier:
+        """Who is let in."""
+        return self.services.verifier
 
     def register(
         self,
@@ -94,10 +101,11 @@ def open_house(
             if migrated:
                 upgrade()
             if with_key:
-                house.services.ring.home.generate(published_at=clock(), signs_from=clock())
+                add_key(house.services.keys.home, published_at=clock(), signs_from=clock())
         try:
             yield house
         finally:
+            app.extensions["background"].stop()
             with app.app_context():
                 db.session.remove()
                 db.engine.dispose()

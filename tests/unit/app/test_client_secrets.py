@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from app.client_secrets import SecretDigester, checksum, generate_secret, is_vschar
 from app.contracts import Credentials
-from app.settings import Pepper
+from app.settings import IdentifiedKey
 
-OLD, NEW = Pepper("old", SecretStr("o" * 32)), Pepper("new", SecretStr("n" * 32))
+OLD, NEW = IdentifiedKey("old", SecretStr("o" * 32)), IdentifiedKey("new", SecretStr("n" * 32))
 
 
 def test_a_generated_secret_has_a_prefix_256_random_bits_and_a_checksum() -> None:

@@ -21,7 +21,10 @@ from unit.house import House, open_house
 
 from app.client_fields import ClientFields
 from app.client_secrets import SecretDigester, generate_secret
-from app.clients import ClientStore, describe
+from app.clients.marks import UseMarks
+from app.clients.secrets import ClientSecrets
+from app.clients.store import ClientStore, describe
+from app.clients.verification import SecretVerifier
 from app.contracts import Authentication, Client, Credentials
 from app.errors import InvalidClient, ManagementError, ServiceUnavailable
 from app.models import ClientRow, ClientSecretRow, db
@@ -38,7 +41,7 @@ def credentials(client: NewClient) -> Credentials:
 
 def verify(house: House, *candidates: Credentials, method: str = BASIC) -> Authentication:
     with house.app.app_context():
-        return house.store.verify_secret(candidates, method)
+        return house.verifier.verify_secret(candidates, method)
 
 
 def refusal(house: House, *candidates: Credentials, method: str = BASIC) -> tuple[str, str | None]:
@@ -294,10 +297,10 @@ def test_both_readings_are_digested_and_compared_whatever_they_are(
             compared.append((len(one), len(other)))
             return compare(one, other)
 
-        monkeypatch.setattr("app.clients.hmac.compare_digest", noted)
-        store = ClientStore(db.engine, db.session, digester, house.clock)
+        monkeypatch.setattr("app.clients.verification.hmac.compare_digest", noted)
+        verifier = SecretVerifier(db.engine, digester, house.clock, UseMarks(db.engine, house.clock))
         try:
-            store.verify_secret(candidates, BASIC)
+            verifier.verify_secret(candidates, BASIC)
         except InvalidClient:
             assert "unknown" in str(candidates) or all(
                 found.secret != SECRET or found.client_id != "known" for found in candidates
@@ -320,7 +323,7 @@ def test_a_verification_is_one_statement_and_no_write(any_house: House) -> None:
     for candidates in attempts:
         with statements(any_house) as seen:
             try:
-                any_house.store.verify_secret(candidates, BASIC)
+                any_house.verifier.verify_secret(candidates, BASIC)
             except InvalidClient:
                 assert credentials(made) not in candidates
         assert len(seen) == 1
@@ -337,7 +340,7 @@ def test_sqlite_hears_one_statement_of_a_verification(house: House) -> None:
         with db.engine.connect() as connection:
             driver: Any = connection.connection.driver_connection
         driver.set_trace_callback(heard.append)
-        house.store.verify_secret([credentials(made)], BASIC)
+        house.verifier.verify_secret([credentials(made)], BASIC)
         driver.set_trace_callback(None)
     assert [statement.split()[0] for statement in heard] == ["SELECT"]
 
@@ -400,7 +403,7 @@ def explain(engine: Engine, statement: str, parameters: Any) -> str:
 
 def test_a_verification_uses_indexes_and_scans_no_table(crowded: House) -> None:
     with statements(crowded) as seen, pytest.raises(InvalidClient):
-        crowded.store.verify_secret([Credentials("client-00042", "x"), Credentials("client-02042", "y")], BASIC)
+        crowded.verifier.verify_secret([Credentials("client-00042", "x"), Credentials("client-02042", "y")], BASIC)
     with crowded.app.app_context():
         plan = explain(db.engine, *seen[0])
         if db.engine.dialect.name == "sqlite":
@@ -431,12 +434,12 @@ def test_a_database_that_is_away_makes_the_service_unavailable(any_house: House)
         verify(any_house, credentials(made))
     assert caught.value.reason in {"database_OperationalError", "database_ProgrammingError"}
     with any_house.app.app_context(), pytest.raises(ServiceUnavailable):
-        any_house.store.answers()
+        any_house.verifier.answers()
 
 
 def test_a_database_that_answers_says_so(any_house: House) -> None:
     with any_house.app.app_context():
-        any_house.store.answers()
+        any_house.verifier.answers()
 
 
 def test_a_connection_that_was_cut_does_not_fail_the_next_request(
@@ -670,7 +673,9 @@ def test_a_registration_that_fails_leaves_nothing(any_house: House) -> None:
             raise RuntimeError("the power went")
 
     with any_house.app.app_context():
-        store = ClientStore(db.engine, db.session, Broken(any_house.settings.secret_peppers), any_house.clock)
+        broken = Broken(any_house.settings.secret_peppers)
+        client_secrets = ClientSecrets(db.engine, db.session, broken, any_house.clock)
+        store = ClientStore(db.session, client_secrets, any_house.clock)
         with pytest.raises(RuntimeError, match="the power went"):
             store.register(ClientFields("A service"), client_id="an-id")
         assert any_house.store.list_all() == []

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from app.clients import NewSecret
+from app.clients.secrets import NewSecret
 from app.contracts import AccessToken, Authentication, Client, Credentials, Decision
 
 CLIENT = Client("an-id", "A service", "client_secret", ("client_credentials",), ("read",), (), None)

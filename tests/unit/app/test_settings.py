@@ -13,7 +13,7 @@ from unit.checkout import ISSUER, PEPPER, load, refusal
 from app.settings import (
     PROJECT_FOLDER,
     SETTING_NAMES,
-    Pepper,
+    IdentifiedKey,
     Settings,
     format_duration,
     is_absolute_uri,
@@ -42,8 +42,12 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
         "issuer": ISSUER,
         "keyring": PROJECT_FOLDER / "instance/keyring.toml",
         "keyring_passphrase": None,
+        "signing_alg": "RS256",
         "key_announce": 7 * 86400,
+        "key_rotation_interval": 90 * 86400,
+        "keyring_propagation": None,
         "jwks_max_age": 300,
+        "encryption_keys": (),
         "access_token_lifetime": 3600,
         "default_audience": ISSUER,
         "log_format": "json",
@@ -60,7 +64,11 @@ def test_every_setting_is_a_variable_with_the_prefix() -> None:
         "TOKENHOUSE_DATABASE_URL",
         "TOKENHOUSE_KEYRING",
         "TOKENHOUSE_KEYRING_PASSPHRASE",
+        "TOKENHOUSE_SIGNING_ALG",
         "TOKENHOUSE_KEY_ANNOUNCE",
+        "TOKENHOUSE_KEY_ROTATION_INTERVAL",
+        "TOKENHOUSE_KEYRING_PROPAGATION",
+        "TOKENHOUSE_ENCRYPTION_KEYS",
         "TOKENHOUSE_JWKS_MAX_AGE",
         "TOKENHOUSE_SECRET_PEPPERS",
         "TOKENHOUSE_ACCESS_TOKEN_LIFETIME",
@@ -165,12 +173,40 @@ def test_a_duration_in_toml_is_nothing_else(checkout: Path, value: str) -> None:
     assert refusal(checkout) == f"TOKENHOUSE_ACCESS_TOKEN_LIFETIME {DURATION_RULE}"
 
 
-def test_a_key_is_announced_for_at_least_the_cache_time_of_the_jwks(checkout: Path) -> None:
-    assert load(checkout, KEY_ANNOUNCE="5m", JWKS_MAX_AGE="5m").key_announce == 300
-    assert refusal(checkout, KEY_ANNOUNCE="299s", JWKS_MAX_AGE="5m") == (
-        "TOKENHOUSE_KEY_ANNOUNCE must not be shorter than TOKENHOUSE_JWKS_MAX_AGE: "
-        "a key would sign before verifiers have fetched it"
+def test_a_short_announcement_is_no_fault_since_the_safe_time_is_computed(checkout: Path) -> None:
+    assert load(checkout, KEY_ANNOUNCE="0", JWKS_MAX_AGE="5m").key_announce == 0
+
+
+def test_a_key_ring_may_be_in_the_database_where_it_can_be_encrypted(checkout: Path) -> None:
+    assert load(checkout, KEYRING="database", ENCRYPTION_KEYS=f"k1:{'x' * 32}").keyring == "database"
+    assert refusal(checkout, KEYRING="database").startswith(
+        "TOKENHOUSE_ENCRYPTION_KEYS is required where TOKENHOUSE_KEYRING is database: "
     )
+
+
+@pytest.mark.parametrize("value", ["env:", "env:1A", "env:A B", "env:A-B"])
+def test_a_key_ring_in_the_environment_names_a_variable(checkout: Path, value: str) -> None:
+    assert load(checkout, KEYRING="env:MY_RING1").keyring == "env:MY_RING1"
+    assert refusal(checkout, KEYRING=value) == (
+        "TOKENHOUSE_KEYRING must name a variable after env:, of letters, digits and underscores"
+    )
+
+
+@pytest.mark.parametrize("alg", ["RS256", "PS256", "ES256", "EdDSA"])
+def test_an_algorithm_signs(checkout: Path, alg: str) -> None:
+    assert load(checkout, SIGNING_ALG=alg).signing_alg == alg
+
+
+@pytest.mark.parametrize("alg", ["HS256", "none", "rs256", "RS512", "Ed25519"])
+def test_no_other_algorithm_signs(checkout: Path, alg: str) -> None:
+    assert (
+        refusal(checkout, SIGNING_ALG=alg)
+        == "TOKENHOUSE_SIGNING_ALG input should be 'RS256', 'PS256', 'ES256' or 'EdDSA'"
+    )
+
+
+def test_a_year_is_365_days(checkout: Path) -> None:
+    assert load(checkout, KEY_ROTATION_INTERVAL="1y").key_rotation_interval == 365 * 86400
 
 
 @pytest.mark.parametrize(
@@ -389,7 +425,7 @@ def test_a_passphrase_with_bytes_that_are_not_utf_8_is_refused_at_the_start(chec
 
 
 def test_peppers_may_be_given_as_they_are() -> None:
-    peppers = (Pepper("p1", SecretStr("x" * 32)),)
+    peppers = (IdentifiedKey("p1", SecretStr("x" * 32)),)
     assert Settings(issuer=ISSUER, secret_peppers=peppers).secret_peppers == peppers  # type: ignore[call-arg]
 
 
@@ -436,7 +472,7 @@ def test_a_choice_says_what_is_allowed(checkout: Path, name: str, told: str) -> 
 @pytest.mark.parametrize("value", ["1", "true", '""'])
 def test_a_path_in_toml_is_a_string(checkout: Path, value: str) -> None:
     (checkout / "config/production.toml").write_text(f"keyring = {value}")
-    assert refusal(checkout) == "TOKENHOUSE_KEYRING must be the path of a file"
+    assert refusal(checkout) == "TOKENHOUSE_KEYRING must be the path of a file, `database`, or env:NAME"
 
 
 def test_paths_mean_the_projects_folder(checkout: Path) -> None:

@@ -206,7 +206,14 @@ def test_default_toml_shows_the_real_default_of_every_setting() -> None:
     commented = dict(re.findall(r"^# ([a-z_]+) = (.*)$", text, re.MULTILINE))
     assert list(commented) == [field for field in Settings.model_fields if field != "config"]
     shown = tomllib.loads("\n".join(f"{name} = {value}" for name, value in commented.items()))
-    without_default = {"issuer", "secret_peppers", "keyring_passphrase", "default_audience"}
+    without_default = {
+        "issuer",
+        "secret_peppers",
+        "encryption_keys",
+        "keyring_passphrase",
+        "keyring_propagation",
+        "default_audience",
+    }
     assert {name for name in shown if "#" in commented[name]} == without_default
     shown = {name: value for name, value in shown.items() if name not in without_default}
     made = Settings(issuer=ISSUER, secret_peppers=PEPPER, **shown)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def test_the_first_start_makes_database_and_key_and_the_next_keeps_them(
 ) -> None:
     with development.app.app_context():
         prepare(development.settings)
-        assert capsys.readouterr().out == f"Made a signing key in {development.settings.keyring}.\n"
+        assert capsys.readouterr().out == f"Made a signing key and its standby in {development.settings.keyring}.\n"
         assert stat.S_IMODE(development.folder.stat().st_mode) == 0o700
         ring = development.settings.keyring.read_bytes()
         prepare(development.settings)
@@ -83,7 +83,8 @@ def written(path: Path, **environment: str) -> dict[str, str | None]:
 def test_the_environment_file_is_private_and_holds_a_pepper(tmp_path: Path) -> None:
     values = written(tmp_path / ".env", TOKENHOUSE_CONFIG="development")
     assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
-    assert re.fullmatch(r"dev1:[A-Za-z0-9_-]{43}", values.pop("TOKENHOUSE_SECRET_PEPPERS") or "")
+    for name in ("TOKENHOUSE_SECRET_PEPPERS", "TOKENHOUSE_ENCRYPTION_KEYS"):
+        assert re.fullmatch(r"dev1:[A-Za-z0-9_-]{43}", values.pop(name) or "")
     assert values == {"TOKENHOUSE_CONFIG": "development", "TOKENHOUSE_ISSUER": "http://localhost:8080"}
 
 

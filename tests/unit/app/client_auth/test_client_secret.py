@@ -29,6 +29,7 @@ class Request:
     authorization: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Sequence[str] = ()
+    source_address: str | None = "192.0.2.1"
 
 
 def basic(text: str | bytes, scheme: str = "Basic") -> str:
@@ -37,11 +38,11 @@ def basic(text: str | bytes, scheme: str = "Basic") -> str:
 
 
 def by_basic(house: House, authorization: str, **parameters: str) -> Authentication:
-    return ClientSecretBasic(house.store).authenticate(Request(authorization, parameters))
+    return ClientSecretBasic(house.verifier).authenticate(Request(authorization, parameters))
 
 
 def by_post(house: House, **parameters: str) -> Authentication:
-    return ClientSecretPost(house.store).authenticate(Request(None, parameters))
+    return ClientSecretPost(house.verifier).authenticate(Request(None, parameters))
 
 
 def reason_of(error: type[OAuthError], method: Any, *arguments: Any, **parameters: str) -> str:
@@ -56,7 +57,9 @@ class RecordingStore:
     def __init__(self) -> None:
         self.asked: list[tuple[tuple[str, str], ...]] = []
 
-    def verify_secret(self, candidates: Sequence[Credentials], method: str) -> Authentication:
+    def verify_secret(
+        self, candidates: Sequence[Credentials], method: str, _source_address: str | None
+    ) -> Authentication:
         self.asked.append(tuple((candidate.client_id, candidate.secret) for candidate in candidates))
         return Authentication(CLIENT, method, "s-1")
 
@@ -75,7 +78,7 @@ def test_the_registry_lists_both_methods_in_order() -> None:
 
 
 def test_what_presents_which_method(house: House) -> None:
-    basic_method, post = ClientSecretBasic(house.store), ClientSecretPost(house.store)
+    basic_method, post = ClientSecretBasic(house.verifier), ClientSecretPost(house.verifier)
     for request, presented in [
         (Request(), (False, False)),
         (Request("Basic x"), (True, False)),

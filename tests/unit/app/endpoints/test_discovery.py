@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SettableClock
+from support.keys import add_key
 from unit.house import House, open_house
 
 JWKS = "/.well-known/jwks.json"
@@ -59,7 +60,7 @@ def test_the_jwks_holds_the_published_keys_and_public_members_only(house: House)
 
 def test_the_jwks_changes_with_the_clock_alone(house: House) -> None:
     later = house.clock() + timedelta(days=30)
-    following = house.services.ring.home.generate(published_at=later, signs_from=later + timedelta(days=7))
+    following = add_key(house.services.keys.home, published_at=later, signs_from=later + timedelta(days=7))
     caller = house.app.test_client()
     first = caller.get(JWKS)
     house.clock.now = later

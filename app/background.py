@@ -1,0 +1,92 @@
+"""What a worker does beside its requests: jobs that come again and again, each in a thread of its own.
+
+The threads start with the first request that a process serves, so after any fork, and in a command line never. A job
+that fails is logged and comes again; at the process's end every job that wants it runs a last time.
+"""
+
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask import Flask
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 5.0
+"""How long the end of a process waits for a job that is running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something that is done every ``seconds``.
+
+    :param at_exit: whether it runs a last time when the process ends.
+    """
+
+    name: str
+    seconds: float
+    run: Callable[[], None]
+    at_exit: bool = False
+
+
+class Background:
+    """Runs jobs in the process that serves."""
+
+    def __init__(self, *jobs: Job) -> None:
+        self._jobs = jobs
+        self._lock = threading.Lock()
+        self._pid: int | None = None
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def install(self, app: Flask) -> None:
+        """Start with the first request."""
+        app.extensions["background"] = self
+        app.before_request(self.start)
+
+    def start(self) -> None:
+        """Start the jobs, unless they run in this process."""
+        if self._pid == os.getpid():
+            return
+        with self._lock:
+            if self._pid == os.getpid():
+                return
+            self._stopping = threading.Event()
+            self._threads = [
+                threading.Thread(target=self._repeat, args=(job,), name=job.name, daemon=True) for job in self._jobs
+            ]
+            for thread in self._threads:
+                thread.start()
+            self._pid = os.getpid()
+            atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """End the threads, then run a last time what wants it. Twice is once."""
+        if self._pid != os.getpid():
+            return
+        self._pid = None
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
+        for job in self._jobs:
+            if job.at_exit:
+                _try(job)
+
+    def _repeat(self, job: Job) -> None:
+        went_well = True
+        while not self._stopping.wait(job.seconds):
+            went_well = _try(job, told=not went_well)
+
+
+def _try(job: Job, *, told: bool = False) -> bool:
+    """Run ``job``. Of several failures in a row only the first is told: an outage would fill the log."""
+    try:
+        job.run()
+    except Exception:
+        if not told:
+            log.exception("%s failed, and comes again", job.name)
+        return False
+    return True

@@ -1,0 +1,185 @@
+"""``flask clients secrets``, ``rotate-secret``, ``revoke-secret``. ``app.clients.secrets`` does it."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import click
+from flask.cli import with_appcontext
+
+from app.cli.output import (
+    Duration,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    read_secret,
+    seconds,
+    secret_file_for,
+    tell,
+    timestamp,
+)
+from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_of_weak
+from app.clients.secrets import NewSecret
+from app.errors import ManagementError
+from app.models import ClientSecretRow, ClientSecretUseRow
+from app.services import services
+from app.settings import DAY
+
+DEFAULT_OVERLAP_SECONDS = 7 * DAY
+DEFAULT_QUIET_SECONDS = DAY
+
+
+@click.command("secrets")
+@click.argument("client_id", metavar="ID", required=False)
+@click.option("--by-pepper", is_flag=True, help="Count the secrets that work by the pepper that digested them.")
+@json_option
+@with_appcontext
+def show_secrets(client_id: str | None, *, by_pepper: bool, as_json: bool) -> None:
+    """Show a client's secrets: never themselves, but when each was made, ends, was used last, and from where."""
+    if by_pepper:
+        _show_peppers(client_id, as_json=as_json)
+        return
+    if client_id is None:
+        raise ManagementError("say whose secrets: `flask clients secrets ID`, or --by-pepper")
+    here = services()
+    uses = here.client_secrets.uses(client_id)
+    rows = [
+        describe_secret(secret, here.clock()) | {"used_from": list(map(_describe_use, uses.get(secret.secret_id, [])))}
+        for secret in here.clients.find(client_id).secrets
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("id", "last_four", "state", "created_at", "expires_at", "last_used_at", "revoked_at")
+    cells = [
+        [*(row[name] for name in columns), ", ".join(use["source_address"] for use in row["used_from"])] for row in rows
+    ]
+    print_table((*columns, "used_from"), cells)
+
+
+@click.command("rotate-secret")
+@click.argument("client_id", metavar="ID")
+@click.option("--overlap", type=Duration(), help="How long the older secrets still work: 7d unless given.")
+@click.option("--secret-file", metavar="FILE|-", help="Take a secret over from elsewhere.")
+@click.option("--secret-expires", type=Duration(), help="How long the new secret is valid; for ever unless given.")
+@click.option("--secret-out", metavar="FILE", help="Write the secret to a new file (0600) instead of printing it.")
+@click.option("--finish", is_flag=True, help="Make none; end the older ones, if they have been silent.")
+@click.option("--quiet", type=Duration(), help="With --finish, for how long: 1d unless given.")
+@json_option
+@with_appcontext
+def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
+    client_id: str,
+    overlap: int | None,
+    secret_file: str | None,
+    secret_expires: int | None,
+    secret_out: str | None,
+    quiet: int | None,
+    *,
+    finish: bool,
+    as_json: bool,
+) -> None:
+    """Make a new secret; the older ones work on for a while. Then --finish, when nobody uses them any more."""
+    if finish:
+        if secret_file or secret_expires is not None or secret_out:
+            raise ManagementError(
+                "--finish makes no secret: --secret-file, --secret-expires and --secret-out do not go with it"
+            )
+        silence = next(time for time in (quiet, overlap, DEFAULT_QUIET_SECONDS) if time is not None)
+        _finish(client_id, timedelta(seconds=silence), as_json=as_json)
+        return
+    if quiet is not None:
+        raise ManagementError("--quiet goes with --finish")
+    if secret_expires == 0:
+        raise ManagementError("--secret-expires must be 1s or more")
+    method = services().clients.find(client_id).token_endpoint_auth_method
+    if method not in SECRET_BEARING_METHODS:
+        raise ManagementError(f"{client_id!r} authenticates by {method}, which has no secrets")
+    imported = read_secret(secret_file) if secret_file else None
+    with secret_file_for(secret_out) as file:
+        new, older = services().client_secrets.rotate(
+            client_id,
+            overlap=timedelta(seconds=DEFAULT_OVERLAP_SECONDS if overlap is None else overlap),
+            secret=imported,
+            expires_after=seconds(secret_expires),
+        )
+        if file:
+            file.write(new.secret)
+    warn_of_weak(imported)
+    _print_rotation(client_id, new, older, shown=secret_out is None, as_json=as_json)
+
+
+@click.command("revoke-secret")
+@click.argument("client_id", metavar="ID")
+@click.argument("secret_id")
+@json_option
+@with_appcontext
+def revoke_secret(client_id: str, secret_id: str, *, as_json: bool) -> None:
+    """End one secret now."""
+    row, left = services().client_secrets.revoke(client_id, secret_id)
+    tell(f"{secret_id} (…{row.last_four}) is worth nothing from now on.")
+    if not left:
+        tell(f"Warning: {client_id} has no secret that works: `flask clients rotate-secret` makes one.")
+    if as_json:
+        print_json(describe_secret(row, services().clock()))
+
+
+def _show_peppers(client_id: str | None, *, as_json: bool) -> None:
+    newest, *older = [pepper.id for pepper in services().settings.secret_peppers]
+    counted = services().client_secrets.count_by_pepper(client_id)
+    rows = [
+        {
+            "pepper_id": pepper_id,
+            "secrets": count,
+            "state": "newest" if pepper_id == newest else "old" if pepper_id in older else "missing",
+        }
+        for pepper_id, count in counted.items()
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    print_table(("pepper_id", "secrets", "state"), [list(row.values()) for row in rows])
+    if any(row["state"] == "missing" for row in rows):
+        tell("Warning: secrets of a missing pepper are refused until TOKENHOUSE_SECRET_PEPPERS has it again.")
+
+
+def _finish(client_id: str, silence: timedelta, *, as_json: bool) -> None:
+    retired = services().client_secrets.finish(client_id, silence)
+    now = services().clock()
+    if as_json:
+        print_json([describe_secret(secret, now) for secret in retired])
+    for secret in retired:
+        tell(f"{secret.secret_id} (…{secret.last_four}) is worth nothing from now on.")
+    if not retired:
+        tell(f"{client_id} has no older secret that works: there is nothing to finish.")
+    elif not any(left.last_used_at for left in services().clients.find(client_id).secrets if not left.revoked_at):
+        tell("Warning: the secret that is left has never been used.")
+
+
+def _print_rotation(
+    client_id: str, new: NewSecret, older: Sequence[ClientSecretRow], *, shown: bool, as_json: bool
+) -> None:
+    ends = int(new.expires_at.timestamp()) if new.expires_at else 0
+    described: dict[str, Any] = {
+        "client_id": client_id,
+        **({"client_secret": new.secret} if shown else {}),
+        "secret_id": new.secret_id,
+        "client_secret_expires_at": ends,
+    }
+    if as_json:
+        now = services().clock()
+        print_json(described | {"older_secrets": [describe_secret(secret, now) for secret in older]})
+        return
+    print_fields(described)
+    if shown:
+        tell("\nThe secret is shown this once.")
+    for secret in older:
+        tell(f"{secret.secret_id} (…{secret.last_four}) works until {timestamp(secret.expires_at)}.")
+
+
+def _describe_use(use: ClientSecretUseRow) -> dict[str, Any]:
+    return {
+        "source_address": use.source_address,
+        "first_used_at": timestamp(use.first_used_at),
+        "last_used_at": timestamp(use.last_used_at),
+    }

@@ -1,0 +1,33 @@
+"""How commands speak of a client's secrets, of which they never know more than the last four characters."""
+
+from datetime import datetime
+from typing import Any
+
+from app.cli.output import tell, timestamp
+from app.client_auth import METHODS
+from app.client_secrets import IMPORTED_SECRET_SAFE_CHARACTERS
+from app.clients.secrets import state_of
+from app.clients.verification import ANY_SECRET_METHOD
+from app.models import ClientSecretRow
+
+SECRET_BEARING_METHODS = {ANY_SECRET_METHOD, *(method.name for method in METHODS if method.secret_bearing)}
+
+
+def describe_secret(secret: ClientSecretRow, now: datetime) -> dict[str, Any]:
+    """All that may be told of ``secret``."""
+    return {
+        "id": secret.secret_id,
+        "last_four": secret.last_four,
+        "state": str(state_of(secret, now)),
+        "origin": secret.origin,
+        "created_at": timestamp(secret.created_at),
+        "expires_at": timestamp(secret.expires_at),
+        "last_used_at": timestamp(secret.last_used_at),
+        "revoked_at": timestamp(secret.revoked_at),
+    }
+
+
+def warn_of_weak(imported: str | None) -> None:
+    """Say it when a secret that was taken over is short."""
+    if imported is not None and len(imported) < IMPORTED_SECRET_SAFE_CHARACTERS:
+        tell(f"Warning: the secret has under {IMPORTED_SECRET_SAFE_CHARACTERS} characters; a generated one is safer.")

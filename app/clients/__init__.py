@@ -1,0 +1,4 @@
+"""Clients: the one door to their rows, and to those of their secrets.
+
+``verification`` is the request path, ``marks`` what it remembers; ``store`` and ``secrets`` are management.
+"""

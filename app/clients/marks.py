@@ -1,0 +1,189 @@
+"""When and from where secrets were used: noted in memory, told to the database every few seconds, never in a request.
+
+Times are whole minutes, so a client that asks a thousand times a minute is one write of each worker. A worker that is
+killed loses what it noted since it last told, at most :data:`FLUSH_SECONDS`; one that ends in order loses nothing.
+While the database is away marks wait.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from sqlalchemy import case, delete, func, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+
+from app.contracts import Clock
+from app.models import ClientRow, ClientSecretRow, ClientSecretUseRow, UTCDateTime
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 5.0
+
+MARK_DELAY = timedelta(seconds=60 + FLUSH_SECONDS)
+"""How much later than its mark a use may have been: the rest of its minute, and the time until it was told."""
+
+MOST_MARKS = 10_000
+"""Marks that wait in one worker. More are dropped, and that is logged."""
+
+MOST_ADDRESSES = 20
+"""Addresses that are kept of one secret, the latest."""
+
+_ROWS_AT_ONCE = 200
+"""Marks of one transaction: others wait for the rows that it writes, and on SQLite for all."""
+
+_UNKNOWN_ADDRESS = "unknown"
+
+_Item = TypeVar("_Item")
+
+_Use = tuple[str, str | None, str]
+"""Client, secret if the method has secrets, source address."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Renewal:
+    """A digest that is to be replaced by one of the first pepper."""
+
+    secret_id: str
+    digest: bytes
+    new_pepper_id: str
+    new_digest: bytes
+
+    def __repr__(self) -> str:
+        """Keep digests out of every traceback and log."""
+        return f"_Renewal({self.secret_id})"
+
+
+class UseMarks:
+    """Notes uses in this process, and tells them."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._minute: datetime | None = None
+        self._noted: set[_Use] = set()
+        self._waiting: dict[_Use, tuple[datetime, datetime]] = {}
+        self._renewals: dict[str, _Renewal] = {}
+        self._dropped = 0
+
+    def note(self, client_id: str, secret_id: str | None, source_address: str | None) -> None:
+        """Note that a client has proven who it is, with a secret if its method has secrets."""
+        minute = self._clock().replace(second=0, microsecond=0)
+        use = (client_id, secret_id, source_address or _UNKNOWN_ADDRESS)
+        with self._lock:
+            if self._minute != minute:
+                self._minute, self._noted = minute, set()
+            if use in self._noted:
+                return
+            if len(self._waiting) >= MOST_MARKS and use not in self._waiting:
+                self._dropped += 1
+                return
+            self._noted.add(use)
+            self._wait(use, minute, minute)
+
+    def renew(self, secret_id: str, digest: bytes, new_pepper_id: str, new_digest: bytes) -> None:
+        """Note that a digest of an old pepper can be replaced."""
+        with self._lock:
+            if len(self._renewals) < MOST_MARKS:
+                self._renewals[secret_id] = _Renewal(secret_id, digest, new_pepper_id, new_digest)
+
+    def flush(self) -> None:
+        """Tell the database what was noted. What cannot be told now is told later.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+            renewals, self._renewals = self._renewals, {}
+            dropped, self._dropped = self._dropped, 0
+        if dropped:
+            log.warning("%d marks of uses were dropped: more than %d waited", dropped, MOST_MARKS)
+        try:
+            # In order, so that no two workers wait for each other.
+            for uses in _batches(sorted(waiting, key=_order)):
+                with self._engine.begin() as connection:
+                    self._tell(connection, [(use, *waiting[use]) for use in uses])
+                for use in uses:
+                    del waiting[use]
+            for secret_ids in _batches(sorted(renewals)):
+                with self._engine.begin() as connection:
+                    _replace_digests(connection, [renewals[secret_id] for secret_id in secret_ids])
+                for secret_id in secret_ids:
+                    del renewals[secret_id]
+        except BaseException:
+            with self._lock:
+                for use, (first, last) in waiting.items():
+                    self._wait(use, first, last)
+                self._renewals = renewals | self._renewals
+            raise
+
+    def _wait(self, use: _Use, first: datetime, last: datetime) -> None:
+        known_first, known_last = self._waiting.get(use, (first, last))
+        self._waiting[use] = min(first, known_first), max(last, known_last)
+
+    def _tell(self, connection: Connection, marks: Sequence[tuple[_Use, datetime, datetime]]) -> None:
+        for (client_id, secret_id, address), first, last in marks:
+            _move_forward(connection, ClientRow, client_id, last)
+            if secret_id is not None:
+                _move_forward(connection, ClientSecretRow, secret_id, last)
+                _note_address(connection, secret_id, address, first, last)
+        _forget_addresses(connection, sorted({use[1] for use, _, _ in marks if use[1] is not None}))
+
+
+def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    return (items[start : start + _ROWS_AT_ONCE] for start in range(0, len(items), _ROWS_AT_ONCE))
+
+
+def _order(use: _Use) -> tuple[str, str, str]:
+    client_id, secret_id, address = use
+    return client_id, secret_id or "", address
+
+
+def _move_forward(
+    connection: Connection, table: type[ClientRow] | type[ClientSecretRow], key: str, used_at: datetime
+) -> None:
+    """Write the time unless a later one is there: another worker may have told it."""
+    primary_key = ClientRow.client_id if table is ClientRow else ClientSecretRow.secret_id
+    is_older = or_(table.last_used_at.is_(None), table.last_used_at < used_at)
+    connection.execute(update(table).where(primary_key == key, is_older).values(last_used_at=used_at))
+
+
+def _note_address(connection: Connection, secret_id: str, address: str, first: datetime, last: datetime) -> None:
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    # Out of the secret's own row, which is kept from being deleted meanwhile: a secret that is gone gets no row.
+    values = select(
+        ClientSecretRow.secret_id, literal(address), literal(first, UTCDateTime), literal(last, UTCDateTime)
+    ).where(ClientSecretRow.secret_id == secret_id)
+    row = insert(ClientSecretUseRow).from_select(
+        ["secret_id", "source_address", "first_used_at", "last_used_at"],
+        values.with_for_update(read=True, key_share=True),
+    )
+    known, told = ClientSecretUseRow, row.excluded
+    earlier = case((told.first_used_at < known.first_used_at, told.first_used_at), else_=known.first_used_at)
+    later = case((told.last_used_at > known.last_used_at, told.last_used_at), else_=known.last_used_at)
+    times = {"first_used_at": earlier, "last_used_at": later}
+    connection.execute(row.on_conflict_do_update(index_elements=["secret_id", "source_address"], set_=times))
+
+
+def _forget_addresses(connection: Connection, secret_ids: Sequence[str]) -> None:
+    """Keep the latest addresses of each secret."""
+    use = ClientSecretUseRow
+    crowded = select(use.secret_id).where(use.secret_id.in_(secret_ids))
+    for secret_id in connection.scalars(crowded.group_by(use.secret_id).having(func.count() > MOST_ADDRESSES)).all():
+        mine = select(use.source_address).where(use.secret_id == secret_id)
+        latest = mine.order_by(use.last_used_at.desc(), use.source_address).limit(MOST_ADDRESSES)
+        kept = connection.scalars(latest).all()
+        connection.execute(delete(use).where(use.secret_id == secret_id, use.source_address.not_in(kept)))
+
+
+def _replace_digests(connection: Connection, renewals: Sequence[_Renewal]) -> None:
+    for renewal in renewals:
+        connection.execute(
+            update(ClientSecretRow)
+            .where(ClientSecretRow.secret_id == renewal.secret_id, ClientSecretRow.digest == renewal.digest)
+            .values(digest=renewal.new_digest, pepper_id=renewal.new_pepper_id)
+        )

@@ -1,0 +1,243 @@
+"""Management of client secrets over time: add, rotate with an overlap, retire what is silent, revoke, count.
+
+Several secrets of a client work at once, so that each of its callers may change when it can. Verifying one is left to
+``clients.verification``, when one was used to ``clients.marks``.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import scoped_session
+
+from app.client_fields import check_imported_secret
+from app.client_secrets import SecretDigester, generate_secret
+from app.clients.marks import MARK_DELAY
+from app.clients.transactions import find_client, writing
+from app.contracts import Clock, Credentials
+from app.errors import ManagementError, StillInUse
+from app.events import SecretExpiring
+from app.models import ClientRow, ClientSecretRow, ClientSecretUseRow
+
+MOST_SECRETS = 10
+"""Secrets of one client that work at once. Each request is compared with all of them."""
+
+EXPIRY_TOLD_BEFORE = timedelta(days=30)
+"""How long before its end operators are told of it; ``server`` tells the client."""
+
+_TELL_AGAIN_AFTER = timedelta(hours=23, minutes=59)
+_ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
+_ID_LENGTH = 12
+
+
+class SecretState(StrEnum):
+    """What a secret is worth at a moment."""
+
+    VALID = "valid"
+    EXPIRING = "expiring"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class NewSecret:
+    """A secret at its creation: the only moment at which it is known in clear."""
+
+    secret: str
+    secret_id: str
+    expires_at: datetime | None
+
+    def __repr__(self) -> str:
+        """Keep the secret out of every traceback and log."""
+        return f"NewSecret({self.secret_id})"
+
+
+def state_of(secret: ClientSecretRow, now: datetime) -> SecretState:
+    """What ``secret`` is worth at ``now``."""
+    if secret.revoked_at is not None:
+        return SecretState.REVOKED
+    if secret.expires_at is None:
+        return SecretState.VALID
+    return SecretState.EXPIRING if secret.expires_at > now else SecretState.EXPIRED
+
+
+def works(secret: ClientSecretRow, now: datetime) -> bool:
+    """Whether ``secret`` proves its client at ``now``."""
+    return state_of(secret, now) in {SecretState.VALID, SecretState.EXPIRING}
+
+
+def works_at(now: datetime) -> ColumnElement[bool]:
+    """:func:`works` as a condition on rows of secrets."""
+    ends_later = or_(ClientSecretRow.expires_at.is_(None), ClientSecretRow.expires_at > now)
+    return ClientSecretRow.revoked_at.is_(None) & ends_later
+
+
+class ClientSecrets:
+    """Secrets in the database.
+
+    :param engine: for what workers do beside their requests.
+    :param session: for management; each call commits or rolls back.
+    """
+
+    def __init__(self, engine: Engine, session: scoped_session[Any], digester: SecretDigester, clock: Clock) -> None:
+        self._engine = engine
+        self._session = session
+        self._digester = digester
+        self._clock = clock
+
+    def add(self, row: ClientRow, imported: str | None, expires_after: timedelta | None) -> NewSecret:
+        """Give ``row`` a further secret, within a transaction of the caller's."""
+        now = self._clock()
+        secret = imported or generate_secret()
+        pepper_id, digest = self._digester.digest(Credentials(row.client_id, secret))
+        stored = ClientSecretRow(
+            secret_id=f"s-{''.join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))}",
+            digest=digest,
+            pepper_id=pepper_id,
+            last_four=secret[-4:],
+            origin="imported" if imported else "generated",
+            created_at=now,
+            expires_at=now + expires_after if expires_after else None,
+        )
+        row.secrets.append(stored)
+        return NewSecret(secret, stored.secret_id, stored.expires_at)
+
+    def rotate(
+        self, client_id: str, *, overlap: timedelta, secret: str | None = None, expires_after: timedelta | None = None
+    ) -> tuple[NewSecret, Sequence[ClientSecretRow]]:
+        """Make a new secret; those that work so far end after ``overlap``, or when they would have ended anyway.
+
+        :param secret: one that is taken over from elsewhere; generated otherwise.
+        :returns: the new one, and the older ones that still work for a while.
+        :raises ManagementError: no such client, a secret that is not allowed, or too many that work.
+        """
+        if secret is not None:
+            check_imported_secret(secret)
+        with writing(self._session):
+            row = find_client(self._session, client_id, for_change=True)
+            now = self._clock()
+            end = now + overlap
+            older = [old for old in row.secrets if works(old, now)]
+            for old in older:
+                old.expires_at = min(old.expires_at or end, end)
+            overlapping = [old for old in older if works(old, now)]
+            if len(overlapping) >= MOST_SECRETS:
+                raise ManagementError(
+                    f"{client_id!r} has {len(overlapping)} secrets that work, and {MOST_SECRETS} is the most: end some "
+                    "with `flask clients revoke-secret` or `rotate-secret --finish`"
+                )
+            new = self.add(row, secret, expires_after)
+            row.updated_at = now
+            return new, overlapping
+
+    def finish(self, client_id: str, silent_for: timedelta) -> Sequence[ClientSecretRow]:
+        """Revoke all secrets that work but the newest, if none of them was used for ``silent_for``.
+
+        :returns: those that were revoked; none, when there is but one.
+        :raises StillInUse: one is: by whom, from where, since when.
+        """
+        with writing(self._session):
+            row = find_client(self._session, client_id, for_change=True)
+            now = self._clock()
+            working = sorted((old for old in row.secrets if works(old, now)), key=lambda old: old.created_at)
+            older = working[:-1]
+            # A use is known to the minute, and a little later than it happens.
+            heard = now - silent_for - MARK_DELAY
+            noisy = [old for old in older if (old.last_used_at or old.created_at) > heard]
+            if noisy:
+                told = "; ".join(self._who_uses(old, heard) for old in noisy)
+                raise StillInUse(f"{client_id!r} may still use {told}. Nothing was retired")
+            for old in older:
+                old.revoked_at = now
+            return older
+
+    def revoke(self, client_id: str, secret_id: str) -> tuple[ClientSecretRow, int]:
+        """End one secret now. Twice is once.
+
+        :returns: it, and how many of the client's still work.
+        :raises ManagementError: the client has no such secret.
+        """
+        with writing(self._session):
+            row = find_client(self._session, client_id, for_change=True)
+            found = next((secret for secret in row.secrets if secret.secret_id == secret_id), None)
+            if found is None:
+                raise ManagementError(
+                    f"{client_id!r} has no secret {secret_id!r}: `flask clients secrets {client_id}` shows all"
+                )
+            found.revoked_at = found.revoked_at or self._clock()
+            return found, sum(works(secret, self._clock()) for secret in row.secrets)
+
+    def uses(self, client_id: str) -> dict[str, Sequence[ClientSecretUseRow]]:
+        """From where each secret of a client was used, by its id, the latest first."""
+        found = (
+            select(ClientSecretUseRow)
+            .join(ClientSecretRow, ClientSecretRow.secret_id == ClientSecretUseRow.secret_id)
+            .where(ClientSecretRow.client_id == client_id)
+            .order_by(ClientSecretUseRow.last_used_at.desc(), ClientSecretUseRow.source_address)
+        )
+        by_secret: dict[str, list[ClientSecretUseRow]] = {}
+        for use in self._session.scalars(found):
+            by_secret.setdefault(use.secret_id, []).append(use)
+        return dict(by_secret)
+
+    def count_by_pepper(self, client_id: str | None = None) -> dict[str, int]:
+        """How many secrets that work were digested with each pepper, by its id; those of the settings always."""
+        counted = select(ClientSecretRow.pepper_id, func.count()).where(works_at(self._clock()))
+        if client_id is not None:
+            counted = counted.where(ClientSecretRow.client_id == find_client(self._session, client_id).client_id)
+        rows = self._session.execute(counted.group_by(ClientSecretRow.pepper_id)).all()
+        return dict.fromkeys(self._digester.pepper_ids, 0) | {row[0]: row[1] for row in rows}
+
+    def claim_expiring(self) -> Sequence[SecretExpiring]:
+        """Secrets whose end is to be told now: each once a day, whichever worker asks first.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        now = self._clock()
+        enabled = select(ClientRow.client_id).where(ClientRow.disabled_at.is_(None), ClientRow.deleted_at.is_(None))
+        not_told = or_(
+            ClientSecretRow.expiry_told_at.is_(None), ClientSecretRow.expiry_told_at <= now - _TELL_AGAIN_AFTER
+        )
+        claim = (
+            update(ClientSecretRow)
+            .where(works_at(now), ClientSecretRow.expires_at <= now + EXPIRY_TOLD_BEFORE, not_told)
+            .where(ClientSecretRow.client_id.in_(enabled))
+            .values(expiry_told_at=now)
+            .returning(
+                ClientSecretRow.client_id,
+                ClientSecretRow.secret_id,
+                ClientSecretRow.expires_at,
+                ClientSecretRow.last_used_at,
+            )
+        )
+        with self._engine.begin() as connection:
+            rows = connection.execute(claim).all()
+        return [
+            SecretExpiring(
+                client_id=row.client_id,
+                secret_id=row.secret_id,
+                expires_at=row.expires_at,
+                last_used_at=row.last_used_at,
+            )
+            for row in sorted(rows, key=lambda row: (row.expires_at, row.client_id, row.secret_id))
+        ]
+
+    def _who_uses(self, secret: ClientSecretRow, since: datetime) -> str:
+        uses = self.uses(secret.client_id).get(secret.secret_id, [])
+        addresses = ", ".join(
+            f"from {use.source_address} since {_shown(use.first_used_at)} until {_shown(use.last_used_at)}"
+            for use in uses
+            if use.last_used_at > since
+        )
+        made = f"made at {_shown(secret.created_at)} and not used yet"
+        last = f"until {_shown(secret.last_used_at)}" if secret.last_used_at else made
+        return f"{secret.secret_id} (…{secret.last_four}) {addresses or last}"
+
+
+def _shown(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%MZ")

@@ -1,0 +1,207 @@
+"""Management of clients: find, register, update, disable, delete. Through the ORM, one transaction for each call.
+
+Their secrets are left to ``clients.secrets``; which authentication methods and grants exist, to the registries.
+"""
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import exists, func, select, text
+from sqlalchemy.orm import scoped_session, selectinload
+
+from app.client_fields import ClientFields, check_client_id, check_imported_secret, form_decode
+from app.client_secrets import is_vschar
+from app.clients.secrets import ClientSecrets, NewSecret, works_at
+from app.clients.transactions import find_client, writing
+from app.contracts import Clock
+from app.errors import ManagementError
+from app.models import ClientRow, ClientSecretRow
+
+# Registrations stand in line on PostgreSQL, since two ids can collide in a reading that no constraint covers. Any
+# number that nothing else in the database uses. SQLite has one writer anyway.
+_REGISTRATION_LOCK = 0x746F6B656E
+
+_GENERATED_ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
+_GENERATED_ID_LENGTH = 20
+
+
+class ClientStore:
+    """Clients in the database.
+
+    :param session: each call commits or rolls back.
+    """
+
+    def __init__(self, session: scoped_session[Any], client_secrets: ClientSecrets, clock: Clock) -> None:
+        self._session = session
+        self._secrets = client_secrets
+        self._clock = clock
+
+    def find(self, client_id: str) -> ClientRow:
+        """Look up one client by its id.
+
+        :raises ManagementError: there is none, or it was deleted.
+        """
+        return find_client(self._session, client_id)
+
+    def list_all(
+        self,
+        *,
+        unused_for: timedelta | None = None,
+        secrets_older_than: timedelta | None = None,
+        expiring_in: timedelta | None = None,
+    ) -> Sequence[ClientRow]:
+        """Every client that was not deleted, oldest first; of several reports, those that are in all.
+
+        :param unused_for: no use for so long; a client that never was used counts from its creation.
+        :param secrets_older_than: with a secret that works and was made so long ago.
+        :param expiring_in: with a secret that works and ends within this time.
+        """
+        now = self._clock()
+        found = select(ClientRow).where(ClientRow.deleted_at.is_(None)).options(selectinload(ClientRow.secrets))
+        works = works_at(now) & (ClientSecretRow.client_id == ClientRow.client_id)
+        if unused_for is not None:
+            found = found.where(func.coalesce(ClientRow.last_used_at, ClientRow.created_at) <= now - unused_for)
+        if secrets_older_than is not None:
+            found = found.where(exists().where(works, ClientSecretRow.created_at <= now - secrets_older_than))
+        if expiring_in is not None:
+            found = found.where(exists().where(works, ClientSecretRow.expires_at <= now + expiring_in))
+        return self._session.scalars(found.order_by(ClientRow.created_at, ClientRow.client_id)).all()
+
+    def longest_lifetime(self) -> int | None:
+        """The longest lifetime of a client's own, in seconds, if any has one."""
+        longest: int | None = self._session.scalar(select(func.max(ClientRow.access_token_lifetime)))
+        return longest
+
+    def register(
+        self,
+        fields: ClientFields,
+        *,
+        client_id: str | None = None,
+        with_secret: bool = True,
+        secret: str | None = None,
+        secret_expires_after: timedelta | None = None,
+    ) -> tuple[ClientRow, NewSecret | None]:
+        """Make a client, with its first secret.
+
+        :param client_id: an id that is taken over from elsewhere; generated otherwise.
+        :param with_secret: false for an authentication method that has no secrets.
+        :param secret: likewise taken over, or generated.
+        :raises ManagementError: the id or the secret is not allowed, or the id is taken or was once.
+        """
+        if client_id is not None:
+            check_client_id(client_id)
+        if secret is not None:
+            check_imported_secret(secret)
+        new_id = client_id or _generate_client_id(fields.client_name)
+        now = self._clock()
+        with writing(self._session) as session:
+            self._stand_in_line(session)
+            self._refuse_taken_id(session, new_id)
+            row = ClientRow(client_id=new_id, form_decoded_id=_other_reading(new_id), created_at=now, updated_at=now)
+            _apply(row, fields)
+            session.add(row)
+            return row, self._secrets.add(row, secret, secret_expires_after) if with_secret else None
+
+    def update(self, client_id: str, **changes: Any) -> ClientRow:
+        """Change some of a client's fields.
+
+        :param changes: fields of :class:`ClientFields` by name.
+        :raises ManagementError: a value that is not allowed, or no such client.
+        """
+        with writing(self._session):
+            row = self.find(client_id)
+            _apply(row, replace(describe(row), **changes))
+            row.updated_at = self._clock()
+            return row
+
+    def disable(self, client_id: str) -> ClientRow:
+        """Refuse the client from the next request on, whichever worker gets it. Twice is once."""
+        with writing(self._session):
+            row = self.find(client_id)
+            row.disabled_at = row.disabled_at or self._clock()
+            return row
+
+    def enable(self, client_id: str) -> ClientRow:
+        """Take :meth:`disable` back."""
+        with writing(self._session):
+            row = self.find(client_id)
+            row.disabled_at = None
+            return row
+
+    def delete(self, client_id: str) -> None:
+        """Forget all of a client but its id and the time: an id is never reused."""
+        with writing(self._session):
+            row = self.find(client_id)
+            _apply(row, ClientFields(client_name="deleted", grant_types=()))
+            row.secrets.clear()
+            row.deleted_at = row.updated_at = self._clock()
+
+    def _stand_in_line(self, session: scoped_session[Any]) -> None:
+        if session.get_bind().dialect.name == "postgresql":
+            session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _REGISTRATION_LOCK})
+
+    def _refuse_taken_id(self, session: scoped_session[Any], client_id: str) -> None:
+        """Refuse an id that is or was in use, and one that a form-encoding client would send as another's."""
+        taken = select(ClientRow.client_id).where(
+            ClientRow.client_id.in_([client_id, _other_reading(client_id)]) | (ClientRow.form_decoded_id == client_id)
+        )
+        other = session.scalars(taken.limit(1)).first()
+        if other == client_id:
+            raise ManagementError(f"client id {client_id!r} is taken, or was: ids are never reused")
+        if other is not None:
+            raise ManagementError(
+                f"client id {client_id!r} reads like {other!r} when it is form-encoded: choose another"
+            )
+
+
+def describe(row: ClientRow) -> ClientFields:
+    """Read a row as the fields that it was made of."""
+    return ClientFields(
+        client_name=row.client_name,
+        scope=tuple(row.scope),
+        audiences=tuple(row.audiences),
+        access_token_lifetime=row.access_token_lifetime,
+        token_endpoint_auth_method=row.token_endpoint_auth_method,
+        grant_types=tuple(row.grant_types),
+        contacts=tuple(row.contacts),
+        description=row.description,
+        labels=dict(row.labels),
+    )
+
+
+def _apply(row: ClientRow, fields: ClientFields) -> None:
+    row.client_name = fields.client_name
+    row.description = fields.description
+    row.contacts = list(fields.contacts)
+    row.labels = dict(fields.labels)
+    row.token_endpoint_auth_method = fields.token_endpoint_auth_method
+    row.grant_types = list(fields.grant_types)
+    row.scope = list(fields.scope)
+    row.audiences = list(fields.audiences)
+    row.access_token_lifetime = fields.access_token_lifetime
+
+
+def _other_reading(client_id: str) -> str:
+    """Give the id as a form-encoding client's Basic header would be read; the id itself where it has no other reading.
+
+    What no id may hold (beyond %x20-7E) cannot be another client's either, and does not fit its column.
+    """
+    try:
+        decoded = form_decode(client_id)
+    except UnicodeDecodeError:
+        return client_id
+    return decoded if decoded and is_vschar(decoded) else client_id
+
+
+def _generate_client_id(client_name: str) -> str:
+    """Make an id of unreserved characters that says whose it is: the name, and 100 random bits."""
+    slug = re.sub(r"[^a-z0-9]+", "-", client_name.lower()).strip("-")[:40].strip("-")
+    return f"{slug or 'client'}-{_random_name(_GENERATED_ID_LENGTH)}"
+
+
+def _random_name(length: int) -> str:
+    return "".join(secrets.choice(_GENERATED_ID_CHARACTERS) for _ in range(length))

@@ -1,0 +1,176 @@
+"""The request path: who is it that sent this secret? One Core statement and no write.
+
+Both readings of what was presented, an unknown id, a wrong secret and a right one cost the same. What is remembered of
+a use is left to ``clients.marks``, what management does to ``clients.store`` and ``clients.secrets``.
+"""
+
+import hmac
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import String, Text, bindparam, cast, select, union
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from app.client_secrets import SecretDigester
+from app.clients.marks import UseMarks
+from app.contracts import Authentication, Client, Clock, Credentials
+from app.database import reading_engine
+from app.errors import InvalidClient, ServiceUnavailable
+from app.models import ClientRow, ClientSecretRow
+
+ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
+"""Our own value of ``token_endpoint_auth_method``: Basic and body are both accepted."""
+
+_CLIENT_COLUMNS = (
+    ClientRow.client_id,
+    ClientRow.client_name,
+    ClientRow.token_endpoint_auth_method,
+    # As text, parsed only for a client that has proven who it is: parsing would tell by its time which ids exist.
+    cast(ClientRow.grant_types, Text).label("grant_types"),
+    cast(ClientRow.scope, Text).label("scope"),
+    cast(ClientRow.audiences, Text).label("audiences"),
+    ClientRow.access_token_lifetime,
+    ClientRow.disabled_at,
+    ClientRow.deleted_at,
+)
+_SECRET_COLUMNS = (
+    ClientSecretRow.secret_id,
+    ClientSecretRow.digest,
+    ClientSecretRow.pepper_id,
+    ClientSecretRow.expires_at,
+    ClientSecretRow.revoked_at,
+)
+
+# Both readings of Basic credentials are looked up at once, so that both cost the same. An id that nobody has gives a
+# row too, of nothing: what is done with rows takes time, and would tell which ids exist.
+_ASKED = union(
+    select(bindparam("one_id", type_=String).label("asked_id")), select(bindparam("other_id", type_=String))
+).subquery("asked")
+_FIND_WITH_SECRETS = (
+    select(_ASKED.c.asked_id, *_CLIENT_COLUMNS, *_SECRET_COLUMNS)
+    .select_from(_ASKED)
+    .outerjoin(ClientRow, ClientRow.client_id == _ASKED.c.asked_id)
+    .outerjoin(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
+)
+
+# Compared where there is no digest, so that an unknown client costs what a known one does. Random, so that no secret
+# has it.
+_DUMMY_DIGEST = secrets.token_bytes(32)
+
+
+class SecretVerifier:
+    """Tells by a secret which client sent a request.
+
+    :param marks: where uses are noted.
+    """
+
+    def __init__(self, engine: Engine, digester: SecretDigester, clock: Clock, marks: UseMarks) -> None:
+        self._reading = reading_engine(engine)
+        self._digester = digester
+        self._clock = clock
+        self.marks = marks
+
+    def verify_secret(
+        self, candidates: Sequence[Credentials], method: str, source_address: str | None = None
+    ) -> Authentication:
+        """Find the client that one of ``candidates`` proves to be.
+
+        Every candidate is digested and compared, whatever the others gave, and an unknown id with a dummy digest.
+
+        :param candidates: one or two readings of what the request presented.
+        :param method: how it was presented: ``client_secret_basic`` or ``client_secret_post``.
+        :param source_address: from where; noted as a use of the secret that is right.
+        :raises InvalidClient: none is right; the reason is for the log.
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        digests = [self._digester.digest_with_all(candidate) for candidate in candidates]
+        rows = self._fetch(candidates[0].client_id, candidates[-1].client_id)
+        known_id, refused_for, proven = None, "unknown_client", None
+        for candidate, digest_by_pepper in zip(candidates, digests, strict=True):
+            mine = [row for row in rows if row.asked_id == candidate.client_id]
+            matching = _matching_secrets(mine, digest_by_pepper)
+            reason = self._refusal_reason(mine[0], matching, method)
+            if reason is None:
+                right = next(row for row in matching if self._still_works(row))
+                proven = Authentication(_frozen(right), method, right.secret_id, right.expires_at)
+                self._note(right, digest_by_pepper, source_address)
+            elif reason != "unknown_client":
+                known_id, refused_for = candidate.client_id, reason
+        if proven is None:
+            raise InvalidClient(refused_for, client_id=known_id)
+        return proven
+
+    def answers(self) -> None:
+        """Make sure that clients can be read.
+
+        :raises ServiceUnavailable: they cannot.
+        """
+        self._fetch("", "")
+
+    def _fetch(self, one_id: str, other_id: str) -> Sequence[Any]:
+        ids = {"one_id": one_id, "other_id": other_id}
+        try:
+            try:
+                return self._execute(ids)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                # The connection was from before a restart of the database, and the pool has dropped all of that age.
+                # Asking again is cheaper than a ping before each statement.
+                return self._execute(ids)
+        except SQLAlchemyError as error:
+            raise ServiceUnavailable(f"database_{type(error).__name__}") from error
+
+    def _execute(self, ids: dict[str, str]) -> Sequence[Any]:
+        with self._reading.connect() as connection:
+            return connection.execute(_FIND_WITH_SECRETS, ids).all()
+
+    def _note(self, secret: Any, digest_by_pepper: Mapping[str, bytes], source_address: str | None) -> None:
+        """Remember the use, in memory; a digest of an old pepper is to be made anew with the first."""
+        self.marks.note(secret.client_id, secret.secret_id, source_address)
+        newest = self._digester.newest_pepper_id
+        if secret.pepper_id != newest:
+            self.marks.renew(secret.secret_id, secret.digest, newest, digest_by_pepper[newest])
+
+    def _refusal_reason(self, client: Any, matching: Sequence[Any], method: str) -> str | None:
+        """Say why ``client``, a row, is refused with the secrets that match; ``None`` when it is not."""
+        reasons = {
+            "unknown_client": client.client_id is None,
+            "deleted_client": client.deleted_at is not None,
+            "disabled_client": client.disabled_at is not None,
+            "other_method_registered": client.token_endpoint_auth_method not in {ANY_SECRET_METHOD, method},
+            "wrong_secret": not matching,
+            "revoked_secret": all(row.revoked_at is not None for row in matching),
+            "expired_secret": not any(self._still_works(row) for row in matching),
+        }
+        return next((reason for reason, applies in reasons.items() if applies), None)
+
+    def _still_works(self, secret: Any) -> bool:
+        return secret.revoked_at is None and (secret.expires_at is None or secret.expires_at > self._clock())
+
+
+def _matching_secrets(rows: Sequence[Any], digest_by_pepper: Mapping[str, bytes]) -> list[Any]:
+    """Compare all, a dummy where there is no digest, and one of another pepper where its own is gone."""
+    newest = next(iter(digest_by_pepper.values()))
+    matching = []
+    for row in rows:
+        computed = digest_by_pepper.get(row.pepper_id, newest)
+        is_equal = hmac.compare_digest(computed, row.digest or _DUMMY_DIGEST)
+        if is_equal and row.pepper_id in digest_by_pepper:
+            matching.append(row)
+    return matching
+
+
+def _frozen(row: Any) -> Client:
+    return Client(
+        client_id=row.client_id,
+        client_name=row.client_name,
+        token_endpoint_auth_method=row.token_endpoint_auth_method,
+        grant_types=tuple(json.loads(row.grant_types)),
+        scope=tuple(json.loads(row.scope)),
+        audiences=tuple(json.loads(row.audiences)),
+        access_token_lifetime=row.access_token_lifetime,
+    )

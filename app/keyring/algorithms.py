@@ -1,0 +1,87 @@
+"""The signature algorithms that a key can be of: RFC 7518 section 3.1 and RFC 8037. Pure.
+
+RS256 is what every verifier knows. The others are smaller and faster to sign, and some verifiers refuse a JWKS that
+holds a key of a type they do not know.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from joserfc.jwk import ECKey, OKPKey, RSAKey
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+Jwk = RSAKey | ECKey | OKPKey
+
+RSA_MIN_BITS = 2048
+RSA_BITS = (RSA_MIN_BITS, 3072, 4096)
+_PUBLIC_EXPONENT = 65537
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """One way to sign.
+
+    :param kind: what a key of it is, in words.
+    :param accepts: whether a private key is of that kind, whatever its strength.
+    """
+
+    name: str
+    kind: str
+    accepts: Callable[[object], bool]
+    generate: Callable[[int], PrivateKey]
+
+
+def _is_rsa(key: object) -> bool:
+    return isinstance(key, rsa.RSAPrivateKey)
+
+
+def _generate_rsa(bits: int) -> PrivateKey:
+    return rsa.generate_private_key(_PUBLIC_EXPONENT, bits)
+
+
+ALGORITHMS = {
+    algorithm.name: algorithm
+    for algorithm in (
+        Algorithm("RS256", "an RSA key", _is_rsa, _generate_rsa),
+        Algorithm("PS256", "an RSA key", _is_rsa, _generate_rsa),
+        Algorithm(
+            "ES256",
+            "an EC key on the curve P-256",
+            lambda key: isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1),
+            lambda _: ec.generate_private_key(ec.SECP256R1()),
+        ),
+        Algorithm(
+            "EdDSA",
+            "an Ed25519 key",
+            lambda key: isinstance(key, ed25519.Ed25519PrivateKey),
+            lambda _: ed25519.Ed25519PrivateKey.generate(),
+        ),
+    )
+}
+
+
+def check_private_key(alg: str, key: object) -> PrivateKey:
+    """Return ``key`` if it can sign with ``alg``.
+
+    :raises ValueError: it is of another kind, or weak; what it must be.
+    """
+    algorithm = ALGORITHMS[alg]
+    if not algorithm.accepts(key):
+        raise ValueError(f"must hold {algorithm.kind} for {alg}")
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < RSA_MIN_BITS:
+        raise ValueError(f"has {key.key_size} bits; an RSA key needs {RSA_MIN_BITS} or more")
+    assert isinstance(key, PrivateKey)  # noqa: S101 - The algorithm accepts it.
+    return key
+
+
+def to_jwk(key: PrivateKey) -> Jwk:
+    """``key`` in the form that joserfc signs with."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        return RSAKey(key, key, {})
+    return ECKey(key, key, {}) if isinstance(key, ec.EllipticCurvePrivateKey) else OKPKey(key, key, {})
+
+
+def size_in_bits(key: PrivateKey) -> int:
+    """Length of the modulus, or of the curve's order."""
+    return 256 if isinstance(key, ed25519.Ed25519PrivateKey) else key.key_size

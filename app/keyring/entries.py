@@ -1,0 +1,144 @@
+"""The format of a ring, the same in each of its homes: the members of a key's entry, and how its private key is kept.
+
+``config/keyring.example.toml`` explains the members. Where entries are kept is left to ``keyring.file`` and its
+neighbours.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+
+from app.keyring.algorithms import ALGORITHMS, PrivateKey, check_private_key, to_jwk
+from app.keyring.ring import SigningKey
+from app.settings import StartError
+
+_KID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+_REQUIRED = {"kid", "alg", "private_key", "published_at", "signs_from"}
+_OPTIONAL = {"signs_until", "revoked_at", "jwks_max_age"}
+FIELDS = _REQUIRED | _OPTIONAL
+
+
+def parse_entry(entry: Mapping[str, Any], where: str, load: Callable[[object, str], PrivateKey]) -> SigningKey:
+    """Check all members of an entry.
+
+    :param load: makes a private key for an algorithm of what stands in ``private_key``; called last.
+    :raises StartError: one line that names what is wrong.
+    """
+    if missing := _REQUIRED - entry.keys():
+        raise StartError(f"{where} lacks {', '.join(sorted(missing))}")
+    if unknown := entry.keys() - FIELDS:
+        raise StartError(f"{where} has the unknown {', '.join(sorted(unknown))}; allowed: {', '.join(sorted(FIELDS))}")
+    if not isinstance(entry["kid"], str) or not _KID.fullmatch(entry["kid"]):
+        raise StartError(f"{where}: kid must be 1 to 128 characters of A-Z a-z 0-9 . _ ~ -")
+    if not isinstance(entry["alg"], str) or entry["alg"] not in ALGORITHMS:
+        raise StartError(f"{where}: alg must be {', '.join(ALGORITHMS)}")
+    times = {
+        name: _time(entry[name], name, where)
+        for name in ("published_at", "signs_from", "signs_until", "revoked_at")
+        if name in entry
+    }
+    if times["signs_from"] < times["published_at"]:
+        raise StartError(f"{where}: signs_from must not be before published_at")
+    max_age = entry.get("jwks_max_age", 0)
+    if not isinstance(max_age, int) or isinstance(max_age, bool) or max_age < 0:
+        raise StartError(f"{where}: jwks_max_age must be whole seconds")
+    return SigningKey(
+        entry["kid"],
+        entry["alg"],
+        times["published_at"],
+        times["signs_from"],
+        times.get("revoked_at"),
+        load(entry["private_key"], entry["alg"]),
+        times.get("signs_until"),
+        max_age,
+    )
+
+
+def described(key: SigningKey) -> dict[str, Any]:
+    """All members of ``key``'s entry but ``private_key``; times in whole seconds of UTC, what is not there left out."""
+    members = {
+        "kid": key.kid,
+        "alg": key.alg,
+        "published_at": _whole(key.published_at),
+        "signs_from": _whole(key.signs_from),
+        "signs_until": _whole(key.signs_until),
+        "revoked_at": _whole(key.revoked_at),
+        "jwks_max_age": key.jwks_max_age or None,
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def parse_pem(pem: bytes, passphrase: bytes | None, alg: str, where: str, what: str) -> PrivateKey:
+    """Parse a private key: PKCS#8, PKCS#1 or SEC 1, maybe encrypted.
+
+    :param what: the key's place, for the message.
+    :raises StartError: it cannot be parsed, is of another kind than ``alg`` or weak. Never quotes it.
+    """
+    encrypted = b"ENCRYPTED" in pem
+    try:
+        key = serialization.load_pem_private_key(pem, passphrase if encrypted else None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        hint = " with TOKENHOUSE_KEYRING_PASSPHRASE" if encrypted else ""
+        raise StartError(f"{where}: {what} cannot be parsed as a private key in PEM{hint}") from None
+    try:
+        return check_private_key(alg, key)
+    except ValueError as error:
+        raise StartError(f"{where}: {what} {error}") from None
+
+
+def to_pem(key: PrivateKey, passphrase: bytes | None) -> bytes:
+    """``key`` as PKCS#8 in PEM, encrypted where there is a passphrase."""
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase:
+        encryption = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
+def public_pem(key: SigningKey) -> str:
+    """The public key of ``key`` in PEM (SubjectPublicKeyInfo)."""
+    public = key.private_key.public_key()
+    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def new_key(alg: str, bits: int) -> tuple[str, PrivateKey]:
+    """Generate a key: its RFC 7638 thumbprint as kid, and itself."""
+    private_key = ALGORITHMS[alg].generate(bits)
+    return str(to_jwk(private_key).thumbprint()), private_key
+
+
+def check_table(document: Mapping[str, Any], name: str) -> Sequence[dict[str, Any]]:
+    """The entries of a parsed TOML document.
+
+    :raises StartError: it is not a ring's.
+    """
+    entries = document.get("keys", [])
+    extra = document.keys() - {"keys", "written_at"}
+    if extra or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise StartError(f"{name} may hold written_at and [[keys]] tables only")
+    return entries
+
+
+def written_at(document: Mapping[str, Any], name: str) -> datetime | None:
+    """When a command last wrote the ring.
+
+    :raises StartError: it is not a time.
+    """
+    return _time(document["written_at"], "written_at", name) if "written_at" in document else None
+
+
+def _time(value: object, name: str, where: str) -> datetime:
+    try:
+        if isinstance(value, datetime) and value.tzinfo is not None:
+            return value.astimezone(UTC)
+    except OverflowError:
+        # At the ends of the calendar there is no such moment in UTC.
+        pass
+    raise StartError(f"{where}: {name} must be a date and time with a zone, such as 2026-01-31T12:00:00Z")
+
+
+def _whole(time: datetime | None) -> datetime | None:
+    return time.astimezone(UTC).replace(microsecond=0) if time else None

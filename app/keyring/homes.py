@@ -1,0 +1,23 @@
+"""Which home a setting means."""
+
+from pathlib import Path
+
+from sqlalchemy.engine import Engine
+
+from app.encryption import Encrypter
+from app.keyring.database import DatabaseKeyring
+from app.keyring.file import FileKeyring
+from app.keyring.home import KeyringHome
+from app.keyring.static import StaticKeyring
+from app.settings import KEYRING_IN_ENVIRONMENT, Settings
+
+
+def open_home(place: Path | str, settings: Settings, engine: Engine) -> KeyringHome:
+    """The home at ``place``, a value of ``TOKENHOUSE_KEYRING``. Nothing is read yet."""
+    passphrase = settings.keyring_passphrase.get_secret_value() if settings.keyring_passphrase else None
+    if isinstance(place, Path):
+        return FileKeyring(place, passphrase, signing_alg=settings.signing_alg)
+    if place.startswith(KEYRING_IN_ENVIRONMENT):
+        variable = place.removeprefix(KEYRING_IN_ENVIRONMENT)
+        return StaticKeyring(variable, passphrase, signing_alg=settings.signing_alg)
+    return DatabaseKeyring(engine, Encrypter(settings.encryption_keys), signing_alg=settings.signing_alg)

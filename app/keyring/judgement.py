@@ -1,0 +1,104 @@
+"""The judgement of a ring, and of a step from one to another that somebody else made: an edit, a deployment.
+
+Pure, like ``keyring.plan``, whose own steps never are at fault here.
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+from app.keyring.plan import Rules, shown, signing_or_none
+from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
+from app.settings import StartError
+
+
+def faults(ring: Ring, now: datetime, rules: Rules) -> list[str]:
+    """Every step of ``ring``, from now on or too recent to be over, that could break a verifier: a line for each."""
+    found = []
+    try:
+        ring.signing_key(now)
+    except StartError as error:
+        found.append(str(error))
+    floor = timedelta(seconds=rules.floor_seconds(ring))
+    for before, time in pairwise([now - floor, *(time for time in ring.changes() if time > now - floor)]):
+        signs = signing_or_none(ring, time)
+        if signs is None:
+            if time > now and signing_or_none(ring, before):
+                found.append(f"no key may sign from {shown(time)} on")
+        elif _takes_over(ring, signs, time, rules) and (early := _too_early(signs, time, floor)):
+            found.append(early)
+    return found
+
+
+def unsafe_change(old: Ring, new: Ring, now: datetime, rules: Rules) -> list[str]:
+    """What is wrong with going from ``old`` to ``new`` now, as a worker that has ``old`` sees it: a line for each."""
+    found = []
+    settled = timedelta(seconds=rules.settled_seconds)
+    published = old.published_keys(now)
+    for key in old.keys:
+        successor = new.find(key.kid)
+        # Of another algorithm too: a server whose setting is older may sign with it.
+        is_live = key in published and key.signs_from <= now
+        if key.revoked_at is not None:
+            if successor and (successor.revoked_at is None or successor.revoked_at > max(now, key.revoked_at)):
+                found.append(f"{key.kid} was revoked and cannot come back")
+        elif successor and successor.public_jwk != key.public_jwk:
+            found.append(f"{key.kid} is another key now: a new key needs a kid of its own")
+        elif is_live and (successor is None or _leaves_early(new, successor, now)):
+            last = old.spans(key)[-1]
+            until = last.start if last.state is KeyState.GONE else now + RETIRE_AFTER
+            found.append(
+                f"{key.kid} would leave the JWKS while tokens of it are alive: the earliest safe time is {shown(until)}"
+            )
+    if new.written_at == old.written_at:
+        # An edit by hand: to claim that a key was published long ago does not make verifiers know it.
+        seen = {key.kid for key in old.keys}
+        new = replace(
+            new,
+            keys=tuple(
+                key if key.kid in seen else replace(key, published_at=max(key.published_at, now - settled))
+                for key in new.keys
+            ),
+        )
+    return found + faults(new, now, rules)
+
+
+def warnings(ring: Ring, now: datetime, rules: Rules) -> list[str]:
+    """What is not unsafe and yet not as it should be: a line for each."""
+    found = []
+    if not ring.standbys(now):
+        found.append("no standby is announced: `flask keys rotate --if-due` announces one")
+    for key in ring.standbys(now):
+        wished = key.published_at + timedelta(seconds=rules.announce_seconds)
+        if key.signs_from < wished:
+            found.append(
+                f"{key.kid} is announced for less than TOKENHOUSE_KEY_ANNOUNCE: that would be until {shown(wished)}"
+            )
+    algs = sorted({key.alg for key in ring.published_keys(now)})
+    if len(algs) > 1:
+        found.append(f"the JWKS has keys of {' and '.join(algs)}: some verifiers refuse a mixed one")
+    return found
+
+
+def _takes_over(ring: Ring, key: SigningKey, time: datetime, rules: Rules) -> bool:
+    """Whether ``key`` begins to sign at ``time`` in another's place, and not because that other is revoked."""
+    just_before = time - timedelta(microseconds=1)
+    usable = ring.usable(just_before)
+    previous = signing_or_none(ring, just_before) or max(usable, key=lambda other: other.signs_from, default=None)
+    if previous is None or previous == key:
+        return False
+    return previous.revoked_at is None or previous.revoked_at > time + timedelta(seconds=rules.settled_seconds)
+
+
+def _too_early(key: SigningKey, time: datetime, floor: timedelta) -> str | None:
+    safe = key.published_at + floor
+    if time >= safe:
+        return None
+    return (
+        f"{key.kid} would sign from {shown(time)} on, before verifiers know it: it is published at "
+        f"{shown(key.published_at)}, and the earliest safe time is {shown(safe)}"
+    )
+
+
+def _leaves_early(new: Ring, key: SigningKey, now: datetime) -> bool:
+    return key.revoked_at is None and key not in new.published_keys(now)

@@ -1,0 +1,90 @@
+"""The last ring that a worker of this server took, for a worker that starts while the ring cannot be read.
+
+It lies in memory that gunicorn's master shares with all its workers and nobody else, and is gone with them. Without it
+a worker that dies while the database is away or the ring is broken could not be replaced.
+"""
+
+import hashlib
+import json
+import mmap
+import threading
+from datetime import datetime
+from typing import Any
+
+from app.keyring.entries import described, parse_entry, parse_pem, to_pem
+from app.keyring.ring import Ring
+from app.settings import StartError
+
+SIZE_BYTES = 1024 * 1024
+"""Some four hundred keys."""
+
+_LENGTH_BYTES = 8
+_DIGEST_BYTES = 32
+_TIMES = ("published_at", "signs_from", "signs_until", "revoked_at")
+
+
+class LastGood:
+    """One ring in a piece of shared memory.
+
+    A write that another worker reads half-way, or that two workers do at once, does not match its digest and is as if
+    it were not there; what was written is the same for all of them, so the next write mends it.
+    """
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, SIZE_BYTES)
+        self._lock = threading.Lock()
+
+    def keep(self, ring: Ring) -> None:
+        """Remember ``ring``. One that does not fit is not remembered."""
+        content = json.dumps(
+            {
+                "written_at": ring.written_at.isoformat() if ring.written_at else None,
+                "keys": [
+                    {name: value.isoformat() if name in _TIMES else value for name, value in described(key).items()}
+                    | {"private_key": to_pem(key.private_key, None).decode()}
+                    for key in ring.keys
+                ],
+            }
+        ).encode()
+        framed = len(content).to_bytes(_LENGTH_BYTES) + hashlib.sha256(content).digest() + content
+        if len(framed) > SIZE_BYTES:
+            return
+        with self._lock:
+            if self._memory[: len(framed)] != framed:
+                self._memory[: len(framed)] = framed
+
+    def recall(self, signing_alg: str) -> Ring | None:
+        """The ring that was kept last; ``None`` when there is none."""
+        length = int.from_bytes(self._memory[:_LENGTH_BYTES])
+        start = _LENGTH_BYTES + _DIGEST_BYTES
+        if not 0 < length <= SIZE_BYTES - start:
+            return None
+        content = self._memory[start : start + length]
+        if hashlib.sha256(content).digest() != self._memory[_LENGTH_BYTES:start]:
+            return None
+        kept = json.loads(content)
+        try:
+            keys = tuple(_parse(entry) for entry in kept["keys"])
+        except StartError:
+            return None
+        return Ring(keys, signing_alg, datetime.fromisoformat(kept["written_at"]) if kept["written_at"] else None)
+
+
+def _parse(entry: dict[str, Any]) -> Any:
+    members = {name: datetime.fromisoformat(value) if name in _TIMES else value for name, value in entry.items()}
+    where = "the last good key ring"
+    return parse_entry(members, where, lambda pem, alg: parse_pem(str(pem).encode(), None, alg, where, "a key"))
+
+
+_shared: LastGood | None = None
+
+
+def share() -> None:
+    """Make the memory that this process shares with those that it forks from now on. Twice is once."""
+    global _shared  # noqa: PLW0603 - One for a process, and it must be there before any application is.
+    _shared = _shared or LastGood()
+
+
+def shared() -> LastGood | None:
+    """The memory that :func:`share` made here or in the process above; ``None`` where nobody did."""
+    return _shared

@@ -1,0 +1,303 @@
+"""Steps from one ring to the next that cannot break a verifier.
+
+Pure: rings and times in, rings out. The rule behind all of it: a key signs only when every verifier's copy of the JWKS
+is younger than the key, and leaves only when no token of it can be alive. A standby is always announced, so that the
+key which signs next is one that every verifier has had for long, also in an emergency.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from app.errors import ManagementError
+from app.keyring.algorithms import PrivateKey
+from app.keyring.ring import KeyState, Ring, SigningKey
+from app.settings import StartError
+
+FORGET_AFTER = timedelta(days=30)
+"""How long a key that is gone or revoked stays in the ring, for people to look at. Its private key goes with it."""
+
+CLOCK_SKEW_SECONDS = 60
+"""How far the clocks of several machines may be apart. One machine has one clock."""
+
+ROUNDING_SECONDS = 1
+"""Times in a ring are whole seconds."""
+
+NewKeys = Iterator[tuple[str, PrivateKey]]
+"""Fresh keys, each with its kid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What safe means for one installation; all in whole seconds.
+
+    :param propagation_seconds: how long a change of the ring takes to reach every machine.
+    :param skew_seconds: how far the machines' clocks are apart.
+    :param revokes_at_once: whether all workers see a change at the same moment, so that none signs with a key that
+        another has dropped.
+    """
+
+    announce_seconds: int
+    rotation_interval_seconds: int
+    jwks_max_age_seconds: int
+    propagation_seconds: int
+    skew_seconds: int
+    revokes_at_once: bool
+
+    @property
+    def settled_seconds(self) -> int:
+        """How long a change takes until it is true everywhere, on every clock."""
+        return self.propagation_seconds + self.skew_seconds + ROUNDING_SECONDS
+
+    def floor_seconds(self, ring: Ring) -> int:
+        """The shortest time from a key's publication to its first signature: every cached JWKS has run out."""
+        served = max((key.jwks_max_age for key in ring.keys), default=0)
+        return max(self.jwks_max_age_seconds, served) + self.settled_seconds
+
+    def safe_from(self, ring: Ring, published_at: datetime) -> datetime:
+        """When a key that is published at ``published_at`` may sign first."""
+        return published_at + timedelta(seconds=max(self.announce_seconds, self.floor_seconds(ring)))
+
+    def safe_after(self, ring: Ring, key: SigningKey, now: datetime) -> datetime:
+        """When ``key``, which is in the ring, may sign first if that is changed now."""
+        return max(
+            whole_second_after(now) + timedelta(seconds=self.settled_seconds), self.safe_from(ring, key.published_at)
+        )
+
+
+def whole_second_after(now: datetime) -> datetime:
+    """``now``, or the next whole second."""
+    floor = now.replace(microsecond=0)
+    return floor if floor == now else floor + timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Makes the next ring of a present one.
+
+    :param fresh: new keys, of the algorithm that is asked for.
+    """
+
+    rules: Rules
+    now: datetime
+    fresh: NewKeys
+
+    def generate(self, ring: Ring, alg: str) -> Ring:
+        """Add a key of ``alg``: the first of a ring signs at once and gets a standby, a further one is announced.
+
+        :raises ManagementError: a first key of an algorithm that does not sign.
+        """
+        if ring.usable(self.now):
+            signs_from = self.rules.safe_from(ring, whole_second_after(self.now))
+            return self._written(self._announce(ring, alg, signs_from))
+        if alg != ring.signing_alg:
+            raise ManagementError(
+                f"a first key signs at once, so it must be of {ring.signing_alg} (TOKENHOUSE_SIGNING_ALG)"
+            )
+        ring = self._announce(ring, alg, self.now.replace(microsecond=0))
+        return self._written(self._with_standby(ring))
+
+    def rotate(self, ring: Ring) -> Ring:
+        """Let the standby sign as early as is safe, and announce the next one.
+
+        :raises ManagementError: the standby signs that early already, or nothing signs now; the time.
+        """
+        try:
+            ring.signing_key(self.now)
+        except StartError as error:
+            raise ManagementError(str(error)) from None
+        ring = self._with_standby(ring)
+        standby = ring.standbys(self.now)[0]
+        earliest = self.rules.safe_after(ring, standby, self.now)
+        moved = standby.signs_from > earliest
+        if moved:
+            ring = _replaced(ring, replace(standby, signs_from=earliest))
+        followers = [key for key in ring.standbys(self.now) if key.kid != standby.kid]
+        if followers and not moved:
+            raise ManagementError(
+                f"{standby.kid} signs from {shown(standby.signs_from)} on, and sooner is not safe: nothing was changed"
+            )
+        if not followers:
+            begins = min(standby.signs_from, earliest)
+            ring = self._announce(ring, ring.signing_alg, self._turn_after(ring, begins))
+        return self._written(ring)
+
+    def rotate_if_due(self, ring: Ring) -> Ring | None:
+        """Do what time asks for: announce a standby where there is none, :meth:`rotate` where the signing key is old.
+
+        :returns: ``None`` when nothing is due.
+        :raises ManagementError: nothing signs now.
+        """
+        standbys = ring.standbys(self.now)
+        if not standbys:
+            try:
+                ring.signing_key(self.now)
+            except StartError as error:
+                raise ManagementError(str(error)) from None
+            return self._written(self._with_standby(ring))
+        due = rotation_due(ring, self.now, self.rules)
+        is_old = due <= self.now and standbys[0].signs_from > self.rules.safe_after(ring, standbys[0], self.now)
+        return self.rotate(ring) if is_old else None
+
+    def revoke(self, ring: Ring, kid: str, *, at_once: bool = False) -> Ring:
+        """Take a key out of use: the standby signs at once where ``kid`` did, and another standby is announced.
+
+        The key leaves the JWKS when every worker has stopped signing with it: at once on one machine, after the
+        propagation time on several, or ``at_once`` all the same. Twice is once.
+
+        :raises ManagementError: there is no such key.
+        """
+        key = find(ring, kid)
+        if key.revoked_at is not None and key.revoked_at <= self.now:
+            return ring
+        moment = self.now.replace(microsecond=0)
+        settled = timedelta(seconds=self.rules.settled_seconds)
+        nobody_signs_with_it = key.signs_from > self.now + settled
+        revoked_at = moment if at_once or self.rules.revokes_at_once or nobody_signs_with_it else moment + settled
+        was_signing = signing_or_none(ring, self.now) == key
+        ring = _replaced(ring, replace(key, revoked_at=min(revoked_at, key.revoked_at or revoked_at)))
+        if was_signing or self._leaves_a_gap(ring):
+            ring = self._promote_standby(ring, moment)
+        if key.alg == ring.signing_alg:
+            ring = self._with_standby(ring)
+        return self._written(ring)
+
+    def retire(self, ring: Ring, alg: str) -> Ring:
+        """Give up an algorithm that no longer signs: its keys leave the JWKS when no token of them can be alive.
+
+        :raises ManagementError: it is the one that signs, or there is no key of it.
+        """
+        if alg == ring.signing_alg:
+            raise ManagementError(f"{alg} is what signs (TOKENHOUSE_SIGNING_ALG): set another first")
+        mine = [key for key in ring.keys if key.alg == alg and key.signs_until is None and key.revoked_at is None]
+        if not mine:
+            raise ManagementError(f"the key ring has no {alg} key in use")
+        try:
+            ring.signing_key(self.now)
+        except StartError as error:
+            raise ManagementError(str(error)) from None
+        until = whole_second_after(self.now) + timedelta(seconds=self.rules.settled_seconds)
+        for key in mine:
+            ring = _replaced(ring, replace(key, signs_until=until))
+        return self._written(ring)
+
+    def _announce(self, ring: Ring, alg: str, signs_from: datetime) -> Ring:
+        kid, private_key = next(self.fresh)
+        key = SigningKey(
+            kid,
+            alg,
+            self.now.replace(microsecond=0),
+            signs_from,
+            None,
+            private_key,
+            jwks_max_age=self.rules.jwks_max_age_seconds,
+        )
+        return replace(ring, keys=(*ring.keys, key))
+
+    def _with_standby(self, ring: Ring) -> Ring:
+        if ring.standbys(self.now):
+            return ring
+        signing = signing_or_none(ring, self.now)
+        turn = self._turn_after(ring, signing.signs_from if signing else self.now)
+        return self._announce(ring, ring.signing_alg, turn)
+
+    def _turn_after(self, ring: Ring, begins: datetime) -> datetime:
+        """When a key that is announced now should follow one that signs from ``begins`` on."""
+        turn = whole_second_after(begins + timedelta(seconds=self.rules.rotation_interval_seconds))
+        return max(turn, self.rules.safe_from(ring, whole_second_after(self.now)))
+
+    def _leaves_a_gap(self, ring: Ring) -> bool:
+        """Whether a time will come at which no key signs."""
+        return any(signing_or_none(ring, time) is None for time in ring.changes() if time > self.now)
+
+    def _promote_standby(self, ring: Ring, moment: datetime) -> Ring:
+        """Let the standby that has been published for longest sign from ``moment`` on; a new key where there is none.
+
+        A second after what is revoked, where that begins in this very moment: of one time, the name would settle it.
+        """
+        begun = [
+            key.signs_from
+            for key in ring.keys
+            if key.alg == ring.signing_alg and key.revoked_at and moment <= key.signs_from < key.revoked_at
+        ]
+        begins = max(begun) + timedelta(seconds=1) if begun else moment
+        standbys = [key for key in ring.standbys(self.now) if key.published_at <= self.now]
+        if not standbys:
+            return self._announce(ring, ring.signing_alg, begins)
+        chosen = min(standbys, key=lambda key: (key.published_at, key.signs_from, key.kid))
+        return _replaced(ring, replace(chosen, signs_from=begins))
+
+    def _written(self, ring: Ring) -> Ring:
+        ring = with_max_age(without_forgotten(ring, self.now), self.now, self.rules)
+        return replace(ring, written_at=self.now.replace(microsecond=0))
+
+
+def rotation_due(ring: Ring, now: datetime, rules: Rules) -> datetime:
+    """When the signing key will have signed for the rotation interval."""
+    try:
+        signing = ring.signing_key(now)
+    except StartError as error:
+        raise ManagementError(str(error)) from None
+    return signing.signs_from + timedelta(seconds=rules.rotation_interval_seconds)
+
+
+def find(ring: Ring, kid: str) -> SigningKey:
+    """Look up a key that must be there.
+
+    :raises ManagementError: it is not.
+    """
+    key = ring.find(kid)
+    if key is None:
+        raise ManagementError(f"there is no key {kid!r}: `flask keys list` shows all")
+    return key
+
+
+def with_max_age(ring: Ring, now: datetime, rules: Rules) -> Ring:
+    """``ring`` with the cache time that its JWKS is served with noted at each published key; it never falls.
+
+    Where the time has grown, a copy that lacks a fresh key may live longer than was planned for: a standby's turn is
+    put off accordingly, unless it is so near that some machine may not hear of it.
+    """
+    published = {key.kid for key in ring.published_keys(now)}
+    longest = rules.jwks_max_age_seconds
+    keys = tuple(
+        replace(key, jwks_max_age=longest) if key.kid in published and key.jwks_max_age < longest else key
+        for key in ring.keys
+    )
+    if keys == ring.keys:
+        return ring
+    ring = replace(ring, keys=keys)
+    floor = timedelta(seconds=rules.floor_seconds(ring))
+    heard = now + timedelta(seconds=rules.settled_seconds)
+    for standby in ring.standbys(now):
+        if heard < standby.signs_from < standby.published_at + floor:
+            ring = _replaced(ring, replace(standby, signs_from=standby.published_at + floor))
+    return ring
+
+
+def without_forgotten(ring: Ring, now: datetime) -> Ring:
+    """``ring`` without keys that have been gone or revoked for long."""
+    kept = tuple(key for key in ring.keys if not _is_forgotten(ring, key, now))
+    return replace(ring, keys=kept)
+
+
+def _is_forgotten(ring: Ring, key: SigningKey, now: datetime) -> bool:
+    long_ago = now - FORGET_AFTER
+    return key.published_at <= long_ago and ring.state_of(key, long_ago) in {KeyState.GONE, KeyState.REVOKED}
+
+
+def _replaced(ring: Ring, key: SigningKey) -> Ring:
+    return replace(ring, keys=tuple(key if other.kid == key.kid else other for other in ring.keys))
+
+
+def signing_or_none(ring: Ring, time: datetime) -> SigningKey | None:
+    """The key that signs at ``time``, if one does."""
+    try:
+        return ring.signing_key(time)
+    except StartError:
+        return None
+
+
+def shown(time: datetime) -> str:
+    """``time`` for a message: RFC 3339 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")

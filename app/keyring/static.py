@@ -1,0 +1,74 @@
+"""A key ring in an environment variable, which nothing changes: for a function, a job, a test.
+
+The variable holds the TOML of ``config/keyring.example.toml``, with each private key's PEM in place of a file's name.
+"""
+
+import os
+import tomllib
+from typing import Any
+
+from app.errors import ManagementError
+from app.keyring.algorithms import PrivateKey
+from app.keyring.entries import check_table, parse_entry, parse_pem, written_at
+from app.keyring.home import Change
+from app.keyring.ring import Ring, SigningKey
+from app.settings import StartError
+
+
+class StaticKeyring:
+    """The key ring of a process that gets it with its environment."""
+
+    is_checked_for_each_token = False
+    is_shared = True
+    propagation_seconds = 300
+    """It changes with a deployment."""
+
+    def __init__(self, variable: str, passphrase: str | None = None, *, signing_alg: str = "RS256") -> None:
+        self.name = f"the key ring in ${variable}"
+        self._variable = variable
+        self._passphrase = passphrase.encode() if passphrase else None
+        self.signing_alg = signing_alg
+
+    def version(self) -> object:
+        """Always the same."""
+        return self._variable
+
+    def read(self) -> Ring:
+        """Parse the variable.
+
+        :raises StartError: one line that says what is wrong in it. Never quotes it.
+        """
+        document = self._document()
+        entries = check_table(document, self.name)
+        keys = tuple(
+            self._parse(entry, f"key {number} of {self.name}") for number, entry in enumerate(entries, start=1)
+        )
+        if not keys:
+            raise StartError(f"{self.name} has no keys")
+        return Ring(keys, self.signing_alg, written_at(document, self.name))
+
+    def is_empty(self) -> bool:
+        """Whether it has no keys."""
+        return not check_table(self._document(), self.name)
+
+    def change(self, change: Change) -> Ring:  # noqa: ARG002 - Nothing changes it.
+        """Refuse.
+
+        :raises ManagementError: always.
+        """
+        raise ManagementError(f"{self.name} is static: change the variable and restart, or keep the ring in a file")
+
+    def _document(self) -> dict[str, Any]:
+        try:
+            return tomllib.loads(os.environ.get(self._variable, ""))
+        except tomllib.TOMLDecodeError:
+            # Its words could quote a private key.
+            raise StartError(f"{self.name} is not TOML") from None
+
+    def _parse(self, entry: dict[str, Any], where: str) -> SigningKey:
+        def load(pem: object, alg: str) -> PrivateKey:
+            if not isinstance(pem, str) or not pem.isascii():
+                raise StartError(f"{where}: private_key must be a private key in PEM")
+            return parse_pem(pem.encode(), self._passphrase, alg, where, "private_key")
+
+        return parse_entry(entry, where, load)

@@ -1,0 +1,79 @@
+"""How many tokens each key has signed: counted in memory, added up in the database every few seconds.
+
+So an operator sees whether a key still signs somewhere. A worker that is killed loses what it counted since it last
+told, a few seconds.
+"""
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Engine
+
+from app.contracts import Clock
+from app.database import reading_engine
+from app.events import Event, TokenIssued
+from app.models import SigningKeyUseRow
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """Tokens that a key has signed, and since when they are counted."""
+
+    tokens: int
+    first_used_at: datetime
+    last_used_at: datetime
+
+
+class KeyUses:
+    """Counts issued tokens by key; subscribes to the events."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counted: Counter[str] = Counter()
+
+    def __call__(self, event: Event) -> None:
+        """Count a token; in memory only."""
+        if isinstance(event, TokenIssued):
+            with self._lock:
+                self._counted[event.kid] += 1
+
+    def flush(self) -> None:
+        """Add to the database what was counted since the last time. What cannot be told now is told later.
+
+        :raises SQLAlchemyError: it cannot be told now.
+        """
+        with self._lock:
+            counted, self._counted = self._counted, Counter()
+        if not counted:
+            return
+        try:
+            self._add(counted)
+        except BaseException:
+            with self._lock:
+                self._counted += counted
+            raise
+
+    def read(self) -> dict[str, KeyUse]:
+        """All counts by kid.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        with reading_engine(self._engine).connect() as connection:
+            rows = connection.execute(select(*SigningKeyUseRow.__table__.columns)).all()
+        return {row.kid: KeyUse(row.tokens, row.first_used_at, row.last_used_at) for row in rows}
+
+    def _add(self, counted: Counter[str]) -> None:
+        insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
+        now = self._clock()
+        with self._engine.begin() as connection:
+            # In order, so that two workers never wait for each other.
+            for kid, tokens in sorted(counted.items()):
+                row = insert(SigningKeyUseRow).values(kid=kid, tokens=tokens, first_used_at=now, last_used_at=now)
+                added = {"tokens": SigningKeyUseRow.tokens + row.excluded.tokens, "last_used_at": now}
+                connection.execute(row.on_conflict_do_update(index_elements=["kid"], set_=added))

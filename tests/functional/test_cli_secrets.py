@@ -1,0 +1,280 @@
+"""``flask clients secrets``, ``rotate-secret``, ``revoke-secret`` and the reports, as people and scripts see them."""
+
+import json
+import re
+import stat
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from conftest import SettableClock
+from support.server import Installation
+from unit.house import House, open_house
+
+from app.contracts import Credentials
+
+NOON = "2026-01-31T12:00:00Z"
+WEEK_LATER = "2026-02-07T12:00:00Z"
+STILL_IN_USE = 3
+SECRET = "an-imported-secret-of-some-length"
+
+
+@pytest.fixture
+def house(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
+    """Without keys, which secrets do not need."""
+    with open_house(tmp_path, clock, with_key=False) as made:
+        yield made
+
+
+def data(done: Result) -> Any:
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refusal(done: Result, status: int = 1) -> str:
+    assert (done.exit_code, done.stdout) == (status, "")
+    assert done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("Error: ").removesuffix("\n")
+
+
+def use(house: House, secret: str, address: str = "192.0.2.1") -> None:
+    with house.app.app_context():
+        house.verifier.verify_secret([Credentials("a", secret)], "client_secret_basic", address)
+        house.verifier.marks.flush()
+
+
+def secrets_of(house: House) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = data(house.run("clients", "secrets", "a", "--json"))
+    return found
+
+
+def test_secrets_are_shown_but_never_themselves(house: House) -> None:
+    made = house.register("a", expires_after=timedelta(days=90))
+    use(house, made.secret)
+    house.clock.advance(minutes=1)
+    use(house, made.secret, "2001:db8::1")
+    (shown,) = secrets_of(house)
+    assert shown == {
+        "id": shown["id"],
+        "last_four": made.secret[-4:],
+        "state": "expiring",
+        "origin": "generated",
+        "created_at": NOON,
+        "expires_at": "2026-05-01T12:00:00Z",
+        "last_used_at": "2026-01-31T12:01:00Z",
+        "revoked_at": None,
+        "used_from": [
+            {
+                "source_address": "2001:db8::1",
+                "first_used_at": "2026-01-31T12:01:00Z",
+                "last_used_at": "2026-01-31T12:01:00Z",
+            },
+            {"source_address": "192.0.2.1", "first_used_at": NOON, "last_used_at": NOON},
+        ],
+    }
+    assert house.run("clients", "secrets", "a").stdout == (
+        "id\tlast_four\tstate\tcreated_at\texpires_at\tlast_used_at\trevoked_at\tused_from\n"
+        f"{shown['id']}\t{made.secret[-4:]}\texpiring\t{NOON}\t2026-05-01T12:00:00Z\t2026-01-31T12:01:00Z\t\t"
+        "2001:db8::1, 192.0.2.1\n"
+    )
+
+
+def test_secrets_asks_whose(house: House) -> None:
+    assert refusal(house.run("clients", "secrets")) == ("say whose secrets: `flask clients secrets ID`, or --by-pepper")
+    assert refusal(house.run("clients", "secrets", "nobody")) == (
+        "there is no client 'nobody': `flask clients list` shows all"
+    )
+
+
+def test_rotate_gives_a_new_secret_and_the_old_one_a_week(house: House) -> None:
+    made = house.register("a")
+    done = house.run("clients", "rotate-secret", "a", "--json")
+    rotated = data(done)
+    old, new = secrets_of(house)
+    assert rotated == {
+        "client_id": "a",
+        "client_secret": rotated["client_secret"],
+        "secret_id": new["id"],
+        "client_secret_expires_at": 0,
+        "older_secrets": [{name: value for name, value in old.items() if name != "used_from"}],
+    }
+    assert (old["expires_at"], old["state"], new["expires_at"], new["state"]) == (
+        WEEK_LATER,
+        "expiring",
+        None,
+        "valid",
+    )
+    use(house, made.secret)
+    use(house, rotated["client_secret"])
+
+
+def test_people_are_told_until_when_the_old_one_works(house: House) -> None:
+    made = house.register("a")
+    done = house.run("clients", "rotate-secret", "a", "--overlap", "2d", "--secret-expires", "90d")
+    old = secrets_of(house)[0]["id"]
+    assert done.stderr == (
+        f"\nThe secret is shown this once.\n{old} (…{made.secret[-4:]}) works until 2026-02-02T12:00:00Z.\n"
+    )
+    assert re.search(r"^client_secret_expires_at +1777636800$", done.stdout, re.MULTILINE)
+
+
+def test_a_secret_goes_to_a_file_of_its_own(house: House) -> None:
+    house.register("a")
+    out = house.folder / "secret"
+    rotated = data(house.run("clients", "rotate-secret", "a", "--secret-out", str(out), "--json"))
+    assert "client_secret" not in rotated
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    use(house, out.read_text().removesuffix("\n"))
+    assert "exists" in refusal(house.run("clients", "rotate-secret", "a", "--secret-out", str(out)))
+    assert len(secrets_of(house)) == 2
+
+
+def test_a_rotation_that_is_refused_leaves_no_file(house: House) -> None:
+    house.register("a")
+    for _ in range(9):
+        assert house.run("clients", "rotate-secret", "a").exit_code == 0
+    out = house.folder / "secret"
+    assert refusal(house.run("clients", "rotate-secret", "a", "--secret-out", str(out))).startswith(
+        "'a' has 10 secrets that work, and 10 is the most"
+    )
+    assert not out.exists()
+
+
+def test_a_secret_is_taken_over_from_elsewhere(house: House) -> None:
+    house.register("a")
+    done = house.run("clients", "rotate-secret", "a", "--secret-file", "-", stdin="sixteen-letters!\n")
+    assert done.exit_code == 0
+    assert "Warning: the secret has under 32 characters" in done.stderr
+    use(house, "sixteen-letters!")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--quiet", "1d"], "--quiet goes with --finish"),
+        (["--secret-expires", "0"], "--secret-expires must be 1s or more"),
+        (
+            ["--finish", "--secret-out", "x"],
+            "--finish makes no secret: --secret-file, --secret-expires and --secret-out do not go with it",
+        ),
+        (["--secret-file", "nowhere"], "the secret file nowhere cannot be read: "),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(house: House, arguments: list[str], told: str) -> None:
+    house.register("a")
+    assert refusal(house.run("clients", "rotate-secret", "a", *arguments)).startswith(told)
+    assert len(secrets_of(house)) == 1
+
+
+@pytest.mark.parametrize("overlap", ["-1", "x", "", "1.5d", "99999999999999d"])
+def test_an_overlap_that_is_no_duration_is_refused(house: House, overlap: str) -> None:
+    house.register("a")
+    assert house.run("clients", "rotate-secret", "a", "--overlap", overlap).exit_code != 0
+    assert len(secrets_of(house)) == 1
+
+
+def test_finish_waits_for_silence_and_says_who_makes_noise(house: House) -> None:
+    made = house.register("a")
+    old_id = secrets_of(house)[0]["id"]
+    house.run("clients", "rotate-secret", "a")
+    use(house, made.secret, "198.51.100.7")
+    assert refusal(house.run("clients", "rotate-secret", "a", "--finish"), STILL_IN_USE) == (
+        f"'a' may still use {old_id} (…{made.secret[-4:]}) from 198.51.100.7 since 2026-01-31T12:00Z until "
+        "2026-01-31T12:00Z. Nothing was retired"
+    )
+    house.clock.advance(days=1, minutes=2)
+    done = house.run("clients", "rotate-secret", "a", "--finish", "--json")
+    assert [secret["id"] for secret in data(done)] == [old_id]
+    assert done.stderr == (
+        f"{old_id} (…{made.secret[-4:]}) is worth nothing from now on.\n"
+        "Warning: the secret that is left has never been used.\n"
+    )
+    assert [secret["state"] for secret in secrets_of(house)] == ["revoked", "valid"]
+    assert house.run("clients", "rotate-secret", "a", "--finish").stderr == (
+        "a has no older secret that works: there is nothing to finish.\n"
+    )
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--overlap"])
+def test_how_long_silence_must_be_is_said(house: House, option: str) -> None:
+    house.register("a")
+    house.run("clients", "rotate-secret", "a")
+    house.clock.advance(hours=2)
+    assert house.run("clients", "rotate-secret", "a", "--finish", option, "2h").exit_code == STILL_IN_USE
+    assert house.run("clients", "rotate-secret", "a", "--finish", option, "1h").exit_code == 0
+
+
+def test_revoke_ends_one_and_warns_of_the_last(house: House) -> None:
+    made = house.register("a")
+    rotated = data(house.run("clients", "rotate-secret", "a", "--json"))
+    old_id = next(secret["id"] for secret in secrets_of(house) if secret["id"] != rotated["secret_id"])
+    done = house.run("clients", "revoke-secret", "a", old_id)
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr == f"{old_id} (…{made.secret[-4:]}) is worth nothing from now on.\n"
+    last = house.run("clients", "revoke-secret", "a", rotated["secret_id"], "--json")
+    assert data(last)["state"] == "revoked"
+    assert "Warning: a has no secret that works: `flask clients rotate-secret` makes one." in last.stderr
+    assert refusal(house.run("clients", "revoke-secret", "a", "s-nothing")) == (
+        "'a' has no secret 's-nothing': `flask clients secrets a` shows all"
+    )
+
+
+def test_peppers_are_counted(tmp_path: Path, clock: SettableClock) -> None:
+    old, new = f"p1:{'o' * 40}", f"p2:{'n' * 40}"
+    with open_house(tmp_path, clock, secret_peppers=old) as house:
+        made = house.register("a")
+        house.register("b")
+    with open_house(tmp_path, clock, secret_peppers=f"{new},{old}") as house:
+        assert house.run("clients", "secrets", "--by-pepper").stdout == (
+            "pepper_id\tsecrets\tstate\np2\t0\tnewest\np1\t2\told\n"
+        )
+        use(house, made.secret)
+        assert data(house.run("clients", "secrets", "--by-pepper", "--json")) == [
+            {"pepper_id": "p2", "secrets": 1, "state": "newest"},
+            {"pepper_id": "p1", "secrets": 1, "state": "old"},
+        ]
+        assert data(house.run("clients", "secrets", "b", "--by-pepper", "--json"))[1]["secrets"] == 1
+    with open_house(tmp_path, clock, secret_peppers=new) as house:
+        done = house.run("clients", "secrets", "--by-pepper")
+        assert done.stdout == "pepper_id\tsecrets\tstate\np2\t1\tnewest\np1\t1\tmissing\n"
+        assert done.stderr == (
+            "Warning: secrets of a missing pepper are refused until TOKENHOUSE_SECRET_PEPPERS has it again.\n"
+        )
+
+
+def test_reports_name_the_clients_that_need_a_look(house: House) -> None:
+    house.register("a", secret=SECRET)
+    house.register("soon", expires_after=timedelta(days=120))
+    house.clock.advance(days=100)
+    house.register("new")
+    use(house, SECRET)
+
+    def listed(*arguments: str) -> list[str]:
+        return [client["client_id"] for client in data(house.run("clients", "list", *arguments, "--json"))]
+
+    assert listed() == ["a", "soon", "new"]
+    assert listed("--unused-for", "90d") == ["soon"]
+    assert listed("--secrets-older-than", "90d") == ["a", "soon"]
+    assert listed("--expiring-in", "30d") == ["soon"]
+    assert listed("--expiring-in", "19d") == []
+    assert listed("--secrets-older-than", "90d", "--expiring-in", "30d", "--unused-for", "1y") == []
+    assert house.run("clients", "list", "--unused-for", "soon").exit_code == 2
+    lines = house.run("clients", "list").stdout.splitlines()
+    assert lines[1].split("\t")[-1] == "2026-05-11T12:00:00Z"
+
+
+def test_real_commands_rotate_finish_and_revoke(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    assert installation.flask("db", "upgrade").returncode == 0
+    client_id = installation.flask_json("clients", "create", "A service")["client_id"]
+    rotated = installation.flask_json("clients", "rotate-secret", client_id, "--overlap", "1h")
+    assert rotated["client_secret"].startswith("ths_")
+    states = [secret["state"] for secret in installation.flask_json("clients", "secrets", client_id)]
+    assert states == ["expiring", "valid"]
+    done = installation.flask("clients", "rotate-secret", client_id, "--finish")
+    assert done.returncode == STILL_IN_USE
+    assert "may still use" in done.stderr
+    assert rotated["client_secret"] not in installation.flask("clients", "secrets", client_id).stdout

@@ -1,0 +1,357 @@
+"""The ring of a process: changes are taken whole, what is broken or unsafe is not, and the last good one stays."""
+
+import json
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SettableClock
+from sqlalchemy import text
+from support.keys import add_key
+from unit.house import House, open_house
+
+from app.events import Event, KeyRingLoaded, KeyRingRejected
+from app.keyring import last_good
+from app.keyring.current import CurrentRing
+from app.keyring.home import KeyringHome
+from app.keyring.ring import Ring
+from app.models import db
+from app.settings import StartError
+
+ENCRYPTION = f"e1:{'k' * 40}"
+
+
+class Worker:
+    """A process that serves with the ring of a house."""
+
+    def __init__(self, house: House) -> None:
+        self.heard: list[Event] = []
+        self.current = CurrentRing(
+            house.services.home_at(house.settings.keyring), house.services.keys.rules, self, house.clock
+        )
+
+    def emit(self, event: Event) -> None:
+        self.heard.append(event)
+
+    def signs_with(self, house: House) -> str:
+        return self.current().signing_key(house.clock()).kid
+
+
+@pytest.fixture(params=["file", "database"])
+def house(request: pytest.FixtureRequest, tmp_path: Path, clock: SettableClock) -> Iterator[House]:
+    """With a ring in each kind of home that changes."""
+    more = {"keyring": "database", "encryption_keys": ENCRYPTION} if request.param == "database" else {}
+    with open_house(tmp_path, clock, with_key=False, **more) as made:
+        made.services.keys.generate()
+        yield made
+
+
+@pytest.fixture
+def in_file(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
+    with open_house(tmp_path, clock, with_key=False) as made:
+        made.services.keys.generate()
+        yield made
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> last_good.LastGood:
+    """What gunicorn's master shares with its workers."""
+    shared = last_good.LastGood()
+    monkeypatch.setattr(last_good, "_shared", shared)
+    return shared
+
+
+def ring_file(house: House) -> Path:
+    return house.folder / "keyring.toml"
+
+
+def break_ring(house: House) -> None:
+    if house.settings.keyring == "database":
+        with house.app.app_context():
+            db.session.execute(text("UPDATE key_ring SET version = version + 1"))
+            db.session.execute(text("UPDATE signing_keys SET encryption_key_id = 'gone'"))
+            db.session.commit()
+    else:
+        ring_file(house).write_text("[[keys]]\nkid = ")
+
+
+def mend_ring(house: House, content: bytes) -> None:
+    if house.settings.keyring == "database":
+        with house.app.app_context():
+            db.session.execute(text("UPDATE signing_keys SET encryption_key_id = 'e1'"))
+            db.session.commit()
+    else:
+        ring_file(house).write_bytes(content)
+
+
+def test_a_change_is_taken_at_the_next_look_and_told(house: House) -> None:
+    worker = Worker(house)
+    first = worker.signs_with(house)
+    house.clock.advance(days=8)
+    standby = worker.current().standbys(house.clock())[0].kid
+    house.services.keys.rotate()
+    worker.current.refresh()
+    house.clock.advance(minutes=7)
+    assert worker.signs_with(house) == standby != first
+    (event,) = worker.heard
+    assert isinstance(event, KeyRingLoaded)
+    assert event.signing == first
+    assert len(event.published) == 3
+    worker.current.refresh()
+    assert len(worker.heard) == 1
+
+
+def test_a_file_is_looked_at_before_each_token(in_file: House) -> None:
+    """So that on one machine nobody signs with a key that another process has dropped."""
+    worker = Worker(in_file)
+    first = worker.signs_with(in_file)
+    in_file.services.keys.revoke(first)
+    assert worker.signs_with(in_file) != first
+
+
+def test_a_broken_ring_is_told_once_and_the_last_good_one_stays(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker(house)
+    before = worker.current()
+    content = ring_file(house).read_bytes() if ring_file(house).exists() else b""
+    break_ring(house)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            worker.current.refresh()
+            assert worker.current() is before
+    assert worker.current.fault
+    (event,) = worker.heard
+    assert isinstance(event, KeyRingRejected)
+    assert event.fault == worker.current.fault
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    caplog.clear()
+    mend_ring(house, content)
+    with caplog.at_level(logging.INFO):
+        worker.current.refresh()
+    assert worker.current.fault is None
+    assert worker.current() == before
+    assert [record.getMessage() for record in caplog.records] == ["the key ring is good again"]
+
+
+def test_a_ring_that_is_gone_changes_nothing_for_who_has_one(in_file: House) -> None:
+    worker = Worker(in_file)
+    before = worker.current()
+    ring_file(in_file).rename(in_file.folder / "away.toml")
+    worker.current.refresh()
+    assert worker.current() is before
+    assert "there is no key ring at" in str(worker.current.fault)
+
+
+def test_a_process_that_never_had_a_ring_says_why(house: House) -> None:
+    break_ring(house)
+    worker = Worker(house)
+    with pytest.raises(StartError):
+        worker.current()
+    worker.current.refresh()
+    assert worker.current.fault
+
+
+def test_an_edit_that_would_sign_too_early_is_not_taken(in_file: House) -> None:
+    worker = Worker(in_file)
+    first = worker.signs_with(in_file)
+    standby = worker.current().standbys(in_file.clock())[0]
+    now = in_file.clock() + timedelta(minutes=1)
+    in_file.clock.now = now
+    early = f"{now:%Y-%m-%dT%H:%M:%SZ}"
+    turn = f"{standby.signs_from:%Y-%m-%dT%H:%M:%SZ}"
+    ring_file(in_file).write_text(ring_file(in_file).read_text().replace(turn, early))
+    worker.current.refresh()
+    assert worker.signs_with(in_file) == first
+    assert worker.current.fault == (
+        f"{standby.kid} would sign from 2026-01-31T12:01:00Z on, before verifiers know it: it is published at "
+        "2026-01-31T12:00:00Z, and the earliest safe time is 2026-01-31T12:05:03Z"
+    )
+    assert isinstance(worker.heard[0], KeyRingRejected)
+    # Once the time is there, the same ring is safe.
+    in_file.clock.now = now + timedelta(minutes=11)
+    worker.current.refresh()
+    assert worker.current.fault is None
+    assert worker.signs_with(in_file) == standby.kid
+
+
+def test_an_edit_that_claims_an_old_publication_is_not_believed(in_file: House) -> None:
+    worker = Worker(in_file)
+    first = worker.signs_with(in_file)
+    add_key(
+        in_file.services.keys.home,
+        published_at=in_file.clock() - timedelta(days=30),
+        signs_from=in_file.clock() + timedelta(minutes=1),
+    )
+    in_file.clock.advance(minutes=2)
+    worker.current.refresh()
+    assert worker.signs_with(in_file) == first
+    assert "before verifiers know it" in str(worker.current.fault)
+
+
+def test_an_edit_that_drops_a_key_with_live_tokens_is_not_taken(in_file: House) -> None:
+    worker = Worker(in_file)
+    first = worker.current().signing_key(in_file.clock())
+    in_file.clock.advance(days=90)
+    in_file.services.keys.home.change(lambda ring: Ring(ring.keys[1:], ring.signing_alg, ring.written_at))
+    worker.current.refresh()
+    assert worker.current.fault == (
+        f"{first.kid} would leave the JWKS while tokens of it are alive: the earliest safe time is 2026-05-02T12:01:00Z"
+    )
+    in_file.clock.advance(hours=24, seconds=60)
+    worker.current.refresh()
+    assert worker.current.fault is None
+
+
+def test_a_link_that_is_swapped_is_a_change(tmp_path: Path, clock: SettableClock) -> None:
+    """As Kubernetes does it: a link to a link to a folder."""
+    (tmp_path / "a").mkdir()
+    with open_house(tmp_path / "a", clock, with_key=False) as maker:
+        maker.services.keys.generate()
+        content = {path.name: path.read_bytes() for path in maker.folder.glob("*[lm]")}
+        clock.advance(days=8)
+        maker.services.keys.rotate()
+        later = {path.name: path.read_bytes() for path in maker.folder.glob("*[lm]")}
+    mount = tmp_path / "mount"
+    for name, files in (("..1", content), ("..2", later)):
+        (mount / name).mkdir(parents=True)
+        for file, written in files.items():
+            (mount / name / file).write_bytes(written)
+            (mount / name / file).chmod(0o600)
+    (mount / "..data").symlink_to("..1")
+    (mount / "keyring.toml").symlink_to("..data/keyring.toml")
+    clock.advance(days=-8)
+    with open_house(tmp_path, clock, with_key=False, keyring=str(mount / "keyring.toml")) as house:
+        assert house.services.keys.rules.propagation_seconds == 300
+        worker = Worker(house)
+        assert len(worker.current().keys) == 2
+        clock.advance(days=8, hours=1)
+        (mount / "..new").symlink_to("..2")
+        (mount / "..new").rename(mount / "..data")
+        worker.current.refresh()
+        assert len(worker.current().keys) == 3
+        assert worker.current.fault is None
+
+
+# The last good one, for a worker that starts meanwhile
+
+
+def test_a_new_worker_starts_with_the_last_good_ring(house: House, memory: last_good.LastGood) -> None:
+    old = Worker(house)
+    signing = old.signs_with(house)
+    break_ring(house)
+    new = Worker(house)
+    assert new.signs_with(house) == signing
+    assert new.current.fault
+    assert memory.recall("RS256") == old.current()
+
+
+def test_a_worker_of_another_server_finds_no_ring_there(house: House) -> None:
+    Worker(house).current()
+    break_ring(house)
+    with pytest.raises(StartError):
+        Worker(house).current()
+
+
+def test_the_memory_follows_every_change(house: House, memory: last_good.LastGood) -> None:
+    worker = Worker(house)
+    worker.current()
+    house.clock.advance(days=8)
+    ring = house.services.keys.rotate()
+    worker.current.refresh()
+    recalled = memory.recall("RS256")
+    assert recalled == ring
+    assert recalled.written_at == house.clock()
+    for kept, key in zip(recalled.keys, ring.keys, strict=True):
+        assert kept.private_key.private_numbers() == key.private_key.private_numbers()  # type: ignore[union-attr]
+
+
+def test_empty_memory_and_half_a_write_are_nothing(house: House, memory: last_good.LastGood) -> None:
+    assert memory.recall("RS256") is None
+    memory.keep(house.services.keys.home.read())
+    assert memory.recall("RS256")
+    whole: Any = memory._memory  # noqa: SLF001 - Another worker's write, half-way.
+    whole[200] ^= 1
+    assert memory.recall("RS256") is None
+    memory.keep(house.services.keys.home.read())
+    assert memory.recall("RS256")
+    whole[:8] = (2**40).to_bytes(8)
+    assert memory.recall("RS256") is None
+
+
+def test_a_ring_that_does_not_fit_is_not_remembered(
+    house: House, memory: last_good.LastGood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(last_good, "SIZE_BYTES", 100)
+    memory.keep(house.services.keys.home.read())
+    monkeypatch.undo()
+    assert memory.recall("RS256") is None
+
+
+# The cache time
+
+
+def test_the_longest_cache_time_is_noted_and_never_falls(tmp_path: Path, clock: SettableClock) -> None:
+    def noted(max_age: str) -> set[int]:
+        with open_house(tmp_path, clock, with_key=False, jwks_max_age=max_age) as house:
+            if house.services.keys.home.is_empty():
+                house.services.keys.generate()
+            house.services.ring.note_max_age()
+            return {key.jwks_max_age for key in house.services.keys.home.read().keys}
+
+    assert noted("5m") == {300}
+    assert noted("1h") == {3600}
+    assert noted("5m") == {3600}
+
+
+def test_a_longer_cache_time_puts_off_a_turn_that_would_be_too_early(tmp_path: Path, clock: SettableClock) -> None:
+    with open_house(tmp_path, clock, with_key=False, key_announce="10m", key_rotation_interval="10m") as house:
+        house.services.keys.generate()
+    with open_house(tmp_path, clock, with_key=False, jwks_max_age="1h") as house:
+        house.services.ring.note_max_age()
+        (standby,) = house.services.keys.home.read().standbys(clock())
+        assert standby.signs_from == clock() + timedelta(seconds=3603)
+
+
+def test_a_ring_that_cannot_be_written_is_used_as_it_is(
+    in_file: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_house(in_file.folder, in_file.clock, with_key=False, jwks_max_age="1h") as longer:
+        home: KeyringHome = longer.services.ring.home
+        logging.getLogger("app.keyring.current").addHandler(caplog.handler)
+
+        def refuse(*_: object) -> None:
+            raise OSError(30, "Read-only file system")
+
+        monkeypatch.setattr("app.keyring.file.write_private_file", refuse)
+        longer.services.ring.note_max_age()
+        logging.getLogger("app.keyring.current").removeHandler(caplog.handler)
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            f"the cache time of the JWKS could not be noted: {home.name} cannot be written, and is as it was: "
+            "Read-only file system"
+        )
+
+
+# What is seen of it over HTTP
+
+
+def test_ready_is_degraded_while_the_ring_is_broken_and_tokens_go_on(house: House) -> None:
+    client = house.register("a")
+    caller = house.app.test_client()
+    form = {"grant_type": "client_credentials", "client_id": "a", "client_secret": client.secret}
+    assert caller.post("/oauth/token", data=form).status_code == 200
+    content = ring_file(house).read_bytes() if ring_file(house).exists() else b""
+    break_ring(house)
+    house.services.ring.refresh()
+    ready = caller.get("/readyz")
+    assert (ready.status_code, ready.get_json()) == (
+        200,
+        {"status": "degraded", "checks": {"database": "ok", "keyring": "degraded"}},
+    )
+    assert caller.post("/oauth/token", data=form).status_code == 200
+    assert len(json.loads(caller.get("/.well-known/jwks.json").data)["keys"]) == 2
+    mend_ring(house, content)
+    house.services.ring.refresh()
+    assert caller.get("/readyz").get_json()["status"] == "ok"

@@ -1,0 +1,99 @@
+"""Jobs beside the requests: from the first request on, again after failures, a last time at the end."""
+
+import logging
+import os
+import threading
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from app.background import Background, Job
+
+WAIT_SECONDS = 10
+
+
+class Work:
+    """A job that waits to be counted."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.runs = 0
+        self._failures = failures
+        self._ran = threading.Condition()
+
+    def __call__(self) -> None:
+        with self._ran:
+            self.runs += 1
+            self._ran.notify_all()
+        if self.runs <= self._failures:
+            raise RuntimeError(f"failure {self.runs}")
+
+    def wait_for(self, runs: int) -> None:
+        with self._ran:
+            assert self._ran.wait_for(lambda: self.runs >= runs, WAIT_SECONDS)
+
+
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+def test_jobs_begin_with_the_first_request_and_once() -> None:
+    work = Work()
+    background = Background(Job("count", 0.01, work))
+    app = Flask("test")
+    background.install(app)
+    assert threads("count") == []
+    caller = app.test_client()
+    for _ in range(3):
+        caller.get("/")
+    work.wait_for(2)
+    assert len(threads("count")) == 1
+    background.stop()
+    assert threads("count") == []
+
+
+def test_a_command_line_starts_nothing() -> None:
+    app = Flask("test")
+    Background(Job("count at the command line", 0.01, Work())).install(app)
+    with app.app_context():
+        assert threads("count at the command line") == []
+
+
+def test_a_job_that_fails_comes_again_and_is_told_once_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
+    work = Work(failures=3)
+    background = Background(Job("the count", 0.01, work))
+    with caplog.at_level(logging.ERROR):
+        background.start()
+        work.wait_for(5)
+        background.stop()
+    assert [record.getMessage() for record in caplog.records] == ["the count failed, and comes again"]
+
+
+def test_the_end_runs_what_wants_it_a_last_time() -> None:
+    last, other = Work(), Work()
+    background = Background(Job("last", 3600, last, at_exit=True), Job("other", 3600, other))
+    background.start()
+    background.stop()
+    assert (last.runs, other.runs) == (1, 0)
+    background.stop()
+    assert last.runs == 1
+
+
+def test_what_never_began_has_no_end() -> None:
+    work = Work()
+    Background(Job("last", 3600, work, at_exit=True)).stop()
+    assert work.runs == 0
+
+
+def test_a_forked_process_starts_jobs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work()
+    background = Background(Job("in each process", 3600, work, at_exit=True))
+    background.start()
+    here: Any = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: here + 1)
+    background.stop()
+    assert work.runs == 0
+    background.start()
+    assert len(threads("in each process")) == 2
+    background.stop()
+    assert work.runs == 1
