@@ -1,10 +1,21 @@
-"""The database's settings: SQLite embedded (WAL), PostgreSQL to grow. Tables are left to ``models``."""
+"""The database's settings: SQLite embedded (WAL), PostgreSQL to grow. Tables are left to ``models``.
 
+Reading takes no lock: a transaction that will write says so, with :func:`writing_engine` or :func:`begin_writing`.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from flask import Flask
 from sqlalchemy import Connection, event
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import Dialect, Engine, make_url
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.orm import scoped_session
 
 from app.models import db
 from app.settings import Settings
@@ -19,12 +30,44 @@ STATEMENT_TIMEOUT_MS = 3000
 READ_ONLY = "tokenhouse_read_only"
 """Execution option of connections that only read, one statement at a time."""
 
+WRITING = "tokenhouse_writing"
+"""Execution option of transactions that will write."""
+
+_FILE = "tokenhouse_file"
+
 
 def reading_engine(engine: Engine) -> Engine:
     """Engine for single statements that read: no transaction, so no round trip for one and no lock on SQLite."""
     if engine.dialect.name == "sqlite":
         return engine.execution_options(**{READ_ONLY: True})
     return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def writing_engine(engine: Engine) -> Engine:
+    """Engine for transactions that write: on SQLite they stand in line from their beginning."""
+    return engine.execution_options(**{WRITING: True})
+
+
+def begin_writing(session: scoped_session[Any]) -> None:
+    """Begin a transaction of ``session`` that will write. One that has only read ends: its snapshot may be old."""
+    session.rollback()
+    session.connection(execution_options={WRITING: True})
+
+
+@contextmanager
+def migrating(engine: Engine) -> Iterator[Connection]:
+    """Connection for migrations; makes the file of a SQLite database, for its owner only, and its folder."""
+    if engine.dialect.name == "sqlite":
+        path = Path(str(engine.url.database))
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    with writing_engine(engine).connect() as connection:
+        yield connection
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether somebody else wrote to SQLite for longer than a writer waits."""
+    return getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
 
 
 def install(app: Flask, settings: Settings) -> None:
@@ -46,15 +89,40 @@ def install(app: Flask, settings: Settings) -> None:
 
 
 def _prepare_sqlite(engine: Engine) -> None:
+    path = str(engine.url.database)
+
+    @event.listens_for(engine, "do_connect")
+    def open_what_is_there(_dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]) -> None:
+        # A file that is gone must not come back empty: its tables would be missing where the true reason is another.
+        arguments[0] = f"file:{quote(path)}?mode=rw"
+        options["uri"] = True
+
     @event.listens_for(engine, "connect")
-    def set_up(connection: Any, _record: object) -> None:
+    def set_up(connection: Any, record: Any) -> None:
         # The driver's own BEGIN comes too late: two writers that have both read would lock each other out.
         connection.isolation_level = None
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA foreign_keys = ON")
+        record.info[_FILE] = _identity(path)
+
+    @event.listens_for(engine, "checkout")
+    def leave_a_file_that_is_gone(_connection: Any, record: Any, _proxy: object) -> None:
+        # A connection goes on with a file that was deleted or replaced, and would answer from the past.
+        if record.info.get(_FILE) != _identity(path):
+            raise DisconnectionError
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        if not connection.get_execution_options().get(READ_ONLY):
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if not options.get(READ_ONLY):
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(WRITING) else "BEGIN")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file is there now; two microseconds."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - On the way of each request, and pathlib doubles it.
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -5,12 +5,13 @@ from alembic.util import CommandError
 from flask import current_app
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.database import migrating
 from app.models import db
 
 
 def run_migrations() -> None:
     """Apply what is missing. Flask-Migrate's own arguments make Alembic compare types and copy tables on SQLite."""
-    with db.engine.connect() as connection:
+    with migrating(db.engine) as connection:
         context.configure(
             connection=connection,
             target_metadata=db.metadata,
@@ -23,6 +24,8 @@ def run_migrations() -> None:
 
 try:
     run_migrations()
+except OSError as error:
+    raise CommandError(f"the database cannot be made: {error.filename}: {error.strerror}") from None
 except SQLAlchemyError as error:
     cause = type(getattr(error, "orig", None) or error).__name__
     raise CommandError(f"the database cannot be used ({cause}): is TOKENHOUSE_DATABASE_URL right?") from None

@@ -198,11 +198,12 @@ def enable_client(client_id: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete_client(client_id: str, *, yes: bool) -> None:
     """Delete a client and its secrets. Its id can never be used again."""
-    row = services().clients.find(client_id)
+    name = services().clients.find(client_id).client_name
+    services().clients.end_reading()
     if not yes:
         if not sys.stdin.isatty():
             raise ManagementError(f"deleting {client_id!r} cannot be undone: say --yes")
-        click.confirm(f"Delete {row.client_id} ({row.client_name}) for good?", abort=True, err=True)
+        click.confirm(f"Delete {client_id} ({name}) for good?", abort=True, err=True)
     services().clients.delete(client_id)
     tell(f"{client_id} was deleted.")
 

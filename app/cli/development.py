@@ -91,9 +91,6 @@ def _quoted(value: str) -> str:
 
 def prepare(settings: Settings) -> None:
     """Bring the database up to date, and make a signing key if there is none."""
-    database = db.engine.url.database
-    if db.engine.url.get_backend_name() == "sqlite" and database:
-        Path(database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     upgrade()
     here = services()
     if here.keys.home.is_empty():

@@ -196,6 +196,7 @@ def _longest_token(here: Services) -> timedelta:
         longest = max(here.settings.access_token_lifetime, here.clients.longest_lifetime() or 0)
     except SQLAlchemyError:
         longest = DAY
+    here.clients.end_reading()
     return timedelta(seconds=longest)
 
 

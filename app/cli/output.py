@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.database import is_locked
 from app.errors import ManagementError, ServiceUnavailable
 from app.settings import StartError, parse_duration
 
@@ -32,6 +33,9 @@ class CommandGroup(AppGroup):
             click.ClickException(str(error)).show()
             return ctx.exit(getattr(error, "exit_status", 1))
         except (SQLAlchemyError, ServiceUnavailable) as error:
+            if is_locked(error):
+                told = "another command has been writing to the database for 5 s: try again"
+                raise click.ClickException(told) from None
             cause = type(getattr(error, "orig", None) or error.__cause__ or error).__name__
             raise click.ClickException(
                 f"the database cannot be used ({cause}): is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from app.contracts import Clock
+from app.database import writing_engine
 from app.models import ClientRow, ClientSecretRow, ClientSecretUseRow, UTCDateTime
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class UseMarks:
     """Notes uses in this process, and tells them."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = engine
+        self._writing = writing_engine(engine)
         self._clock = clock
         self._lock = threading.Lock()
         self._minute: datetime | None = None
@@ -105,12 +106,12 @@ class UseMarks:
         try:
             # In order, so that no two workers wait for each other.
             for uses in _batches(sorted(waiting, key=_order)):
-                with self._engine.begin() as connection:
+                with self._writing.begin() as connection:
                     self._tell(connection, [(use, *waiting[use]) for use in uses])
                 for use in uses:
                     del waiting[use]
             for secret_ids in _batches(sorted(renewals)):
-                with self._engine.begin() as connection:
+                with self._writing.begin() as connection:
                     _replace_digests(connection, [renewals[secret_id] for secret_id in secret_ids])
                 for secret_id in secret_ids:
                     del renewals[secret_id]

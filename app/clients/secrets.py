@@ -20,6 +20,7 @@ from app.client_secrets import SecretDigester, generate_secret
 from app.clients.marks import MARK_DELAY
 from app.clients.transactions import find_client, writing
 from app.contracts import Clock, Credentials
+from app.database import writing_engine
 from app.errors import ManagementError, StillInUse
 from app.events import SecretExpiring
 from app.models import ClientRow, ClientSecretRow, ClientSecretUseRow
@@ -215,7 +216,7 @@ class ClientSecrets:
                 ClientSecretRow.last_used_at,
             )
         )
-        with self._engine.begin() as connection:
+        with writing_engine(self._engine).begin() as connection:
             rows = connection.execute(claim).all()
         return [
             SecretExpiring(

@@ -71,6 +71,10 @@ class ClientStore:
             found = found.where(exists().where(works, ClientSecretRow.expires_at <= now + expiring_in))
         return self._session.scalars(found.order_by(ClientRow.created_at, ClientRow.client_id)).all()
 
+    def end_reading(self) -> None:
+        """End the transaction that reading has begun, before a person is asked; its rows are worth nothing then."""
+        self._session.rollback()
+
     def longest_lifetime(self) -> int | None:
         """The longest lifetime of a client's own, in seconds, if any has one."""
         longest: int | None = self._session.scalar(select(func.max(ClientRow.access_token_lifetime)))

@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import scoped_session
 
 from app.client_secrets import is_vschar
+from app.database import begin_writing
 from app.errors import ManagementError
 from app.models import ClientRow
 
@@ -15,6 +16,7 @@ from app.models import ClientRow
 @contextmanager
 def writing(session: scoped_session[Any]) -> Iterator[scoped_session[Any]]:
     """One transaction: committed whole, or nothing of it."""
+    begin_writing(session)
     try:
         yield session
         session.commit()

@@ -13,7 +13,7 @@ from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.database import reading_engine
+from app.database import reading_engine, writing_engine
 from app.encryption import DecryptionError, Encrypter
 from app.errors import ManagementError
 from app.keyring.algorithms import PrivateKey
@@ -50,7 +50,7 @@ class DatabaseKeyring:
 
     def __init__(self, engine: Engine, encrypter: Encrypter, *, signing_alg: str = "RS256") -> None:
         self.signing_alg = signing_alg
-        self._engine = engine
+        self._write_engine = writing_engine(engine)
         self._reading = reading_engine(engine)
         self._encrypter = encrypter
         self._parsed: dict[bytes, PrivateKey] = {}
@@ -110,7 +110,7 @@ class DatabaseKeyring:
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
+        with self._write_engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITING_LOCK})
             yield connection

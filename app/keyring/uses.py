@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine
 
 from app.contracts import Clock
-from app.database import reading_engine
+from app.database import reading_engine, writing_engine
 from app.events import Event, TokenIssued
 from app.models import SigningKeyUseRow
 
@@ -71,7 +71,7 @@ class KeyUses:
     def _add(self, counted: Counter[str]) -> None:
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
         now = self._clock()
-        with self._engine.begin() as connection:
+        with writing_engine(self._engine).begin() as connection:
             # In order, so that two workers never wait for each other.
             for kid, tokens in sorted(counted.items()):
                 row = insert(SigningKeyUseRow).values(kid=kid, tokens=tokens, first_used_at=now, last_used_at=now)

@@ -878,3 +878,31 @@ def test_a_person_is_asked_before_a_client_is_deleted(
     assert done.stderr.startswith(f"Delete {made.client_id} (Doomed) for good? [y/N]: ")
     assert (done.returncode == 0) is deleted
     assert (installation.flask("clients", "show", made.client_id).returncode == 0) is not deleted
+
+
+def test_nobody_waits_while_a_person_thinks(installation: Installation) -> None:
+    doomed, other = installation.create_client("Doomed"), installation.create_client("Other")
+    terminal, end = os.openpty()
+    asking = subprocess.Popen(
+        [sys.executable, "-m", "flask", "clients", "delete", doomed.client_id],
+        env=installation.environment,
+        cwd=PROJECT_FOLDER,
+        stdin=end,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert asking.stderr is not None
+    try:
+        asked = asking.stderr.read(len("Delete "))
+        assert asked == "Delete "
+        assert {client["client_id"] for client in installation.flask_json("clients", "list")} >= {doomed.client_id}
+        assert installation.flask("clients", "disable", other.client_id).returncode == 0
+        os.write(terminal, b"y\n")
+        assert asking.wait(timeout=30) == 0
+    finally:
+        asking.kill()
+        asking.stderr.close()
+        os.close(terminal)
+        os.close(end)
+    assert installation.flask("clients", "show", doomed.client_id).returncode != 0

@@ -1,12 +1,14 @@
 """``/livez`` and ``/readyz``, what fails when the database does, and what every answer has in common."""
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
 from conformance.expected import METHOD_NOT_ALLOWED, NOT_FOUND, Response, assert_refused, refusal
-from support.server import RunningServer
+from support.server import RunningServer, running_server
 
 UNAVAILABLE = refusal(503, "server_error", "The server cannot handle the request right now.")
 
@@ -39,6 +41,34 @@ def test_a_server_that_can_issue_tokens_is_alive_and_ready(server: RunningServer
     for response in (alive, ready):
         assert response.headers["Content-Type"] == "application/json"
         assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.fixture
+def portable(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server whose database somebody takes away."""
+    with running_server(tmp_path) as server:
+        yield server
+
+
+def test_a_database_file_that_is_taken_away_is_missed_and_found_again(portable: RunningServer) -> None:
+    client = portable.create_client()
+    statuses = {portable.post_token(headers={"Authorization": client.basic}).status_code for _ in range(20)}
+    assert statuses == {200}
+    files = [path for path in portable.folder.iterdir() if path.name.startswith("tokenhouse.db")]
+    (portable.folder / "elsewhere").mkdir()
+    for path in files:
+        shutil.copy2(path, portable.folder / "elsewhere" / path.name)
+        path.unlink()
+    for _ in range(10):
+        assert get(portable, "/readyz").status_code == 503
+        assert portable.post_token(headers={"Authorization": client.basic}).status_code == 503
+    # Nobody has made an empty one in its place.
+    assert not (portable.folder / "tokenhouse.db").exists()
+    for path in files:
+        shutil.copy2(portable.folder / "elsewhere" / path.name, path)
+    for _ in range(20):
+        assert get(portable, "/readyz").json()["status"] == "ok"
+        assert portable.post_token(headers={"Authorization": client.basic}).status_code == 200
 
 
 def test_without_its_tables_it_is_alive_not_ready_and_says_come_again(broken: RunningServer) -> None:

@@ -41,7 +41,8 @@ def worker_of(server: RunningServer, connection: http.client.HTTPConnection) -> 
     local = f":{server.port:04X}"
     remote = f":{connection.sock.getsockname()[1]:04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    (inode,) = (row[9] for row in rows if row[1].endswith(local) and row[2].endswith(remote))
+    # Of one that has ended a row may stay for a minute, without a file.
+    (inode,) = (row[9] for row in rows if row[1].endswith(local) and row[2].endswith(remote) and row[9] != "0")
     (pid,) = (pid for pid in worker_pids(server) if inode in sockets_of(pid))
     return pid
 

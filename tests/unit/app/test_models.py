@@ -8,10 +8,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from flask_migrate import downgrade, upgrade
-from sqlalchemy import inspect, text
-from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy import func, inspect, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 from unit.house import House
 
+from app.database import is_locked, reading_engine, writing_engine
 from app.models import ClientRow, ClientSecretRow, db
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -173,6 +174,29 @@ def test_a_reader_does_not_wait_for_a_writer_on_sqlite(house: House) -> None:
             == 200
         )
         writer.rollback()
+
+
+def test_reading_takes_no_lock_on_sqlite_and_writing_does(house: House) -> None:
+    with house.app.app_context():
+        assert db.session.scalar(select(func.count()).select_from(ClientRow)) == 0
+        with writing_engine(db.engine).begin() as writer:
+            writer.exec_driver_sql("UPDATE clients SET client_name = 'x'")
+            with reading_engine(db.engine).connect() as impatient:
+                impatient.exec_driver_sql("PRAGMA busy_timeout = 0")
+            with pytest.raises(OperationalError) as caught, writing_engine(db.engine).begin() as other:
+                other.exec_driver_sql("SELECT 1")
+        db.session.rollback()
+    assert is_locked(caught.value)
+
+
+def test_a_snapshot_that_was_read_does_not_keep_anybody_from_writing(house: House) -> None:
+    """A transaction that has read an older snapshot could never write on SQLite."""
+    house.register("a")
+    with house.app.app_context():
+        house.store.find("a")
+        with writing_engine(db.engine).begin() as writer:
+            writer.exec_driver_sql("UPDATE clients SET description = 'newer'")
+        assert house.store.disable("a").description == "newer"
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
