@@ -96,17 +96,17 @@ def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
     if method not in SECRET_BEARING_METHODS:
         raise ManagementError(f"{client_id!r} authenticates by {method}, which has no secrets")
     imported = read_secret(secret_file) if secret_file else None
-    with secret_file_for(secret_out) as file:
-        new, older = services().client_secrets.rotate(
-            client_id,
-            overlap=timedelta(seconds=DEFAULT_OVERLAP_SECONDS if overlap is None else overlap),
-            secret=imported,
-            expires_after=seconds(secret_expires),
-        )
+    rotating = services().client_secrets.rotating(
+        client_id,
+        overlap=timedelta(seconds=DEFAULT_OVERLAP_SECONDS if overlap is None else overlap),
+        secret=imported,
+        expires_after=seconds(secret_expires),
+    )
+    with secret_file_for(secret_out) as file, rotating as (new, older):
         if file:
             file.write(new.secret)
-    warn_of_weak(imported)
-    _print_rotation(client_id, new, older, shown=secret_out is None, as_json=as_json)
+        _print_rotation(client_id, new, older, shown=secret_out is None, as_json=as_json)
+        warn_of_weak(imported)
 
 
 @click.command("revoke-secret")

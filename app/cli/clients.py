@@ -97,18 +97,18 @@ def create_client(  # noqa: PLR0913 - The options of the contract.
     imported = read_secret(secret_file) if secret_file else None
     if secret_expires == 0:
         raise ManagementError("--secret-expires must be 1s or more")
-    with secret_file_for(secret_out) as file:
-        row, secret = services().clients.register(
-            fields,
-            client_id=client_id,
-            with_secret=fields.token_endpoint_auth_method in SECRET_BEARING_METHODS,
-            secret=imported,
-            secret_expires_after=seconds(secret_expires),
-        )
+    registering = services().clients.registering(
+        fields,
+        client_id=client_id,
+        with_secret=fields.token_endpoint_auth_method in SECRET_BEARING_METHODS,
+        secret=imported,
+        secret_expires_after=seconds(secret_expires),
+    )
+    with secret_file_for(secret_out) as file, registering as (row, secret):
         if file and secret:
             file.write(secret.secret)
-    _warn(row.client_id, imported)
-    _print_new_client(row, secret, shown=secret_out is None, as_json=as_json)
+        _print_new_client(row, secret, shown=secret_out is None, as_json=as_json)
+        _warn(row.client_id, imported)
 
 
 @clients.command("list")

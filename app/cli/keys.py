@@ -9,7 +9,7 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.cli.output import CommandGroup, json_option, print_json, print_table, tell, timestamp
+from app.cli.output import CommandGroup, json_option, print_json, print_line, print_table, tell, timestamp
 from app.errors import ManagementError
 from app.keyring.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
 from app.keyring.entries import public_pem
@@ -78,7 +78,7 @@ def rotate_keys(*, if_due: bool, as_json: bool) -> None:
     if as_json:
         print_json([_describe(ring, key, now) for key in ring.keys])
     else:
-        click.echo(draw_text(ring, now, now + timedelta(seconds=YEAR)))
+        print_line(draw_text(ring, now, now + timedelta(seconds=YEAR)))
     _tell_warnings(here, ring)
 
 
@@ -133,7 +133,7 @@ def check_keys(file: Path | None, svg: Path | None) -> None:
     here = services()
     home = _file_home(here, file.absolute()) if file else here.keys.home
     ring, now = home.read(), here.clock()
-    click.echo(draw_text(ring, now, now + timedelta(seconds=YEAR)))
+    print_line(draw_text(ring, now, now + timedelta(seconds=YEAR)))
     if svg:
         try:
             svg.write_text(draw_svg(ring, now, now + timedelta(seconds=YEAR)), encoding="utf-8")
@@ -151,7 +151,7 @@ def check_keys(file: Path | None, svg: Path | None) -> None:
 @click.argument("kid")
 def export_key(kid: str) -> None:
     """Print a key's public half as PEM."""
-    click.echo(public_pem(find(services().ring(), kid)), nl=False)
+    print_line(public_pem(find(services().ring(), kid)).removesuffix("\n"))
 
 
 @keys.command("move")

@@ -47,9 +47,22 @@ def tell(message: str) -> None:
     click.echo(message, err=True)
 
 
+def print_line(line: str) -> None:
+    """Print a line of data: standard output.
+
+    :raises ManagementError: it takes none, because a disk is full or nobody reads.
+    """
+    try:
+        click.echo(line)
+    except OSError as error:
+        # What is left in the buffer would fail once more at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ManagementError(f"standard output cannot be written: {error.strerror}") from None
+
+
 def print_json(data: object) -> None:
     """Print data for a script."""
-    click.echo(json.dumps(data, indent=2))
+    print_line(json.dumps(data, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -62,7 +75,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         Console(markup=False, highlight=False).print(table)
         return
     for line in [list(columns), *cells]:
-        click.echo("\t".join(line))
+        print_line("\t".join(line))
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
@@ -70,7 +83,7 @@ def print_fields(fields: Mapping[str, object]) -> None:
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
         if value not in (None, "", [], {}):
-            click.echo(f"{name:<{width}}  {_plain(value)}")
+            print_line(f"{name:<{width}}  {_plain(value)}")
 
 
 def timestamp(time: datetime | None) -> str | None:
@@ -104,9 +117,17 @@ class SecretFile:
             raise ManagementError(f"{path} cannot be written: {error.strerror}") from None
 
     def write(self, secret: str) -> None:
-        """Write ``secret`` and close."""
-        with os.fdopen(self._descriptor, "w") as file:
-            file.write(f"{secret}\n")
+        """Write ``secret`` to the disk and close.
+
+        :raises ManagementError: there is no room.
+        """
+        try:
+            with os.fdopen(self._descriptor, "w") as file:
+                file.write(f"{secret}\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ManagementError(f"{self._path} cannot be written: {error.strerror}. Nothing was changed") from None
 
     def discard(self) -> None:
         """Take the file away again: there is no secret for it."""

@@ -5,7 +5,8 @@ Several secrets of a client work at once, so that each of its callers may change
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -108,10 +109,13 @@ class ClientSecrets:
         row.secrets.append(stored)
         return NewSecret(secret, stored.secret_id, stored.expires_at)
 
-    def rotate(
+    @contextmanager
+    def rotating(
         self, client_id: str, *, overlap: timedelta, secret: str | None = None, expires_after: timedelta | None = None
-    ) -> tuple[NewSecret, Sequence[ClientSecretRow]]:
+    ) -> Iterator[tuple[NewSecret, Sequence[ClientSecretRow]]]:
         """Make a new secret; those that work so far end after ``overlap``, or when they would have ended anyway.
+
+        It counts when the block ends, so that no secret is ever lost: if it cannot be handed over, nothing was changed.
 
         :param secret: one that is taken over from elsewhere; generated otherwise.
         :returns: the new one, and the older ones that still work for a while.
@@ -134,7 +138,13 @@ class ClientSecrets:
                 )
             new = self.add(row, secret, expires_after)
             row.updated_at = now
-            return new, overlapping
+            self._session.flush()
+            yield new, overlapping
+
+    def rotate(self, client_id: str, **options: Any) -> tuple[NewSecret, Sequence[ClientSecretRow]]:
+        """:meth:`rotating` for who has the secret in hand at once."""
+        with self.rotating(client_id, **options) as made:
+            return made
 
     def finish(self, client_id: str, silent_for: timedelta) -> Sequence[ClientSecretRow]:
         """Revoke all secrets that work but the newest, if none of them was used for ``silent_for``.

@@ -5,7 +5,8 @@ Their secrets are left to ``clients.secrets``; which authentication methods and 
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -80,7 +81,8 @@ class ClientStore:
         longest: int | None = self._session.scalar(select(func.max(ClientRow.access_token_lifetime)))
         return longest
 
-    def register(
+    @contextmanager
+    def registering(
         self,
         fields: ClientFields,
         *,
@@ -88,8 +90,10 @@ class ClientStore:
         with_secret: bool = True,
         secret: str | None = None,
         secret_expires_after: timedelta | None = None,
-    ) -> tuple[ClientRow, NewSecret | None]:
+    ) -> Iterator[tuple[ClientRow, NewSecret | None]]:
         """Make a client, with its first secret.
+
+        Both count when the block ends, so that no secret is ever lost: if it cannot be handed over, there is no client.
 
         :param client_id: an id that is taken over from elsewhere; generated otherwise.
         :param with_secret: false for an authentication method that has no secrets.
@@ -108,7 +112,14 @@ class ClientStore:
             row = ClientRow(client_id=new_id, form_decoded_id=_other_reading(new_id), created_at=now, updated_at=now)
             _apply(row, fields)
             session.add(row)
-            return row, self._secrets.add(row, secret, secret_expires_after) if with_secret else None
+            made = self._secrets.add(row, secret, secret_expires_after) if with_secret else None
+            session.flush()
+            yield row, made
+
+    def register(self, fields: ClientFields, **options: Any) -> tuple[ClientRow, NewSecret | None]:
+        """:meth:`registering` for who has the secret in hand at once."""
+        with self.registering(fields, **options) as made:
+            return made
 
     def update(self, client_id: str, **changes: Any) -> ClientRow:
         """Change some of a client's fields.

@@ -2,7 +2,10 @@
 
 import json
 import re
+import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +18,7 @@ from support.server import Installation
 from unit.house import House, open_house
 
 from app.contracts import Credentials
+from app.settings import PROJECT_FOLDER
 
 NOON = "2026-01-31T12:00:00Z"
 WEEK_LATER = "2026-02-07T12:00:00Z"
@@ -278,3 +282,50 @@ def test_real_commands_rotate_finish_and_revoke(tmp_path: Path) -> None:
     assert done.returncode == STILL_IN_USE
     assert "may still use" in done.stderr
     assert rotated["client_secret"] not in installation.flask("clients", "secrets", client_id).stdout
+
+
+# A secret that cannot be handed over must not be
+
+
+def full(*arguments: str, installation: Installation) -> subprocess.CompletedProcess[str]:
+    """Run ``flask …`` where standard output is a full disk, and no file may grow either."""
+
+    def leave_no_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    with Path("/dev/full").open("w") as stdout:
+        return subprocess.run(
+            [sys.executable, "-m", "flask", *arguments],
+            env=installation.environment,
+            cwd=PROJECT_FOLDER,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+            preexec_fn=leave_no_room,
+        )
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_on_a_full_disk_no_secret_is_made_that_nobody_has(tmp_path: Path, database_url: str) -> None:
+    installation = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=database_url)
+    assert installation.flask("db", "upgrade").returncode == 0
+    out = tmp_path / "secret"
+    for options, told in (
+        (["--secret-out", str(out)], f"Error: {out} cannot be written: File too large. Nothing was changed\n"),
+        (["--json"], "Error: standard output cannot be written: No space left on device\n"),
+        ([], "Error: standard output cannot be written: No space left on device\n"),
+    ):
+        done = full("clients", "create", "A service", *options, installation=installation)
+        assert (done.returncode, done.stderr) == (1, told)
+        assert installation.flask_json("clients", "list") == []
+        assert not out.exists()
+    client_id = installation.flask_json("clients", "create", "A service")["client_id"]
+    before = installation.flask_json("clients", "secrets", client_id)
+    for options in (["--secret-out", str(out)], ["--json"], []):
+        done = full("clients", "rotate-secret", client_id, *options, installation=installation)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert installation.flask_json("clients", "secrets", client_id) == before
+    assert not out.exists()
