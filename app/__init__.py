@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from flask import Flask
 from flask_migrate import Migrate
 
-from app import database, web
+from app import database, gate, web
 from app.background import Background, Job
 from app.cli import COMMANDS
 from app.client_auth import METHODS
@@ -63,7 +63,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         home_at = partial(open_home, settings=settings, engine=db.engine)
         digester = SecretDigester(settings.secret_peppers)
         marks = UseMarks(db.engine, clock)
-        verifier = SecretVerifier(db.engine, digester, clock, marks)
+        verifier = SecretVerifier(db.engine, digester, clock, marks, gate.DatabaseGate())
         client_secrets = ClientSecrets(db.engine, db.session, digester, clock)
         clients = ClientStore(db.session, client_secrets, clock)
         key_uses = KeyUses(db.engine, clock)
@@ -95,6 +95,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     services.install(app)
     Background(
         Job("the look at the key ring", LOOK_SECONDS, ring.refresh),
+        Job("the look whether the database answers", gate.LOOK_SECONDS, verifier.look),
         Job("the count of signed tokens", FLUSH_SECONDS, key_uses.flush, at_exit=True),
         Job("the marks of used secrets", FLUSH_SECONDS, marks.flush, at_exit=True),
         Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, partial(_tell_expiring, client_secrets, events)),

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 from flask import Flask
 from sqlalchemy import Connection, event
-from sqlalchemy.engine import Dialect, Engine, make_url
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.engine import URL, Dialect, Engine, make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import scoped_session
 
 from app.models import db
@@ -23,9 +24,25 @@ from app.settings import Settings
 BUSY_TIMEOUT_MS = 5000
 """How long a writer waits for another on SQLite."""
 
-CONNECT_TIMEOUT_SECONDS = 3
 STATEMENT_TIMEOUT_MS = 3000
-"""A database that hangs costs a request this much and no more."""
+"""How long PostgreSQL works on a statement of ours."""
+
+ANSWER_SECONDS = 4.0
+"""How long we wait for PostgreSQL to say anything: a frozen server ends no statement, a lost network says nothing."""
+
+POSTGRESQL_OPTIONS = {
+    "application_name": "tokenhouse",
+    "connect_timeout": "3",
+    # A connection whose other end has gone is noticed by the kernel, also while nobody asks anything.
+    "keepalives_idle": "10",
+    "keepalives_interval": "3",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+"""What a connection gets unless the URL says otherwise: libpq's names and units."""
+
+POOL_SIZE = 12
+"""Connections of one process: one for each request that may ask at once, and for each job beside them."""
 
 READ_ONLY = "tokenhouse_read_only"
 """Execution option of connections that only read, one statement at a time."""
@@ -62,6 +79,12 @@ def migrating(engine: Engine) -> Iterator[Connection]:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     with writing_engine(engine).connect() as connection:
+        if isinstance(patient := connection.connection.driver_connection, BoundedConnection):
+            # It takes as long as it takes, and serves for nothing else.
+            connection.detach()
+            patient.answer_seconds = None
+            connection.exec_driver_sql("SET statement_timeout = 0")
+            connection.commit()
         yield connection
 
 
@@ -75,17 +98,65 @@ def install(app: Flask, settings: Settings) -> None:
     url = make_url(settings.database_url.get_secret_value())
     app.config["SQLALCHEMY_DATABASE_URI"] = url
     # Statements carry client ids, and people paste secrets into the wrong field: no error or log line may quote them.
-    options: dict[str, Any] = {"hide_parameters": True}
+    options: dict[str, Any] = {"hide_parameters": True, "pool_size": POOL_SIZE}
     if url.get_backend_name() == "postgresql":
-        options["connect_args"] = {
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
-        }
+        options["connect_args"] = _postgresql_options(url)
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
     db.init_app(app)
-    if url.get_backend_name() == "sqlite":
-        with app.app_context():
+    with app.app_context():
+        if url.get_backend_name() == "sqlite":
             _prepare_sqlite(db.engine)
+        else:
+            _prepare_postgresql(db.engine)
+
+
+class DatabaseSilent(psycopg.OperationalError):
+    """PostgreSQL has not answered for :data:`ANSWER_SECONDS`; the connection is closed."""
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that does not wait for ever."""
+
+    answer_seconds: float | None = ANSWER_SECONDS
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Let ``gen`` run to its end.
+
+        :raises DatabaseSilent: it took longer than ``answer_seconds``.
+        """
+        if timeout is not None or self.answer_seconds is None:
+            return super().wait(gen, interval, timeout)
+        try:
+            return super().wait(gen, interval, self.answer_seconds)
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - Ours to convert to a public one, says its docstring.
+            self.pgconn.finish()
+            raise DatabaseSilent(f"no answer within {self.answer_seconds:g} s") from None
+
+
+def name_of(error: Exception) -> str:
+    """The class of the driver's error, or of what SQLAlchemy itself has to say."""
+    return type(getattr(error, "orig", None) or error).__name__
+
+
+def was_stale(error: DBAPIError) -> bool:
+    """Whether the connection was from before a restart of the database: asking once more is worth it.
+
+    The pool has dropped all of that age then. Cheaper than a ping before each statement.
+    """
+    return error.connection_invalidated and not isinstance(error.orig, DatabaseSilent)
+
+
+def _postgresql_options(url: URL) -> dict[str, Any]:
+    given = url.normalized_query
+    # The last one counts, so what the URL says about a name wins.
+    options = " ".join((f"-c statement_timeout={STATEMENT_TIMEOUT_MS}", *given.get("options", ())))
+    return {**{name: value for name, value in POSTGRESQL_OPTIONS.items() if name not in given}, "options": options}
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]) -> Any:
+        return BoundedConnection.connect(*arguments, **options)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

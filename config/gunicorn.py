@@ -23,8 +23,8 @@ _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 workers = int(os.environ.get("WEB_CONCURRENCY") or _cores or 1)
 # Ours stands slow callers and needs Linux; elsewhere, on a laptop, the stock one will do. See docs/worker.md.
 worker_class = "app.worker.buffered.BufferedWorker" if hasattr(select, "epoll") else "gthread"
-# So many requests of one worker may wait for the database at once. The fourth thread costs an empty request 2 % CPU.
-threads = 4
+# One more than may wait for the database at once (app/gate.py): health checks and the JWKS answer whatever it does.
+threads = 8
 # For each worker. A process may open 1024 files unless told otherwise, and the database and the logs need some.
 worker_connections = 900
 

@@ -15,7 +15,7 @@ APP = PROJECT / "app"
 STACK = (
     {"settings", "contracts"},
     {"errors", "models", "settings_layers"},
-    {"events", "stores", "policy", "client_secrets", "encryption", "database", "worker", "web", "background"},
+    {"events", "stores", "policy", "client_secrets", "encryption", "database", "gate", "worker", "web", "background"},
     {"logs", "client_fields", "keyring"},
     {"clients"},
     {"client_auth", "sender_constraints", "issuer"},

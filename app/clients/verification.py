@@ -17,8 +17,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from app.client_secrets import SecretDigester
 from app.clients.marks import UseMarks
 from app.contracts import Authentication, Client, Clock, Credentials
-from app.database import reading_engine
+from app.database import name_of, reading_engine, was_stale
 from app.errors import InvalidClient, ServiceUnavailable
+from app.gate import DatabaseGate
 from app.models import ClientRow, ClientSecretRow
 
 ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
@@ -65,9 +66,13 @@ class SecretVerifier:
     """Tells by a secret which client sent a request.
 
     :param marks: where uses are noted.
+    :param gate: the way to the database.
     """
 
-    def __init__(self, engine: Engine, digester: SecretDigester, clock: Clock, marks: UseMarks) -> None:
+    def __init__(
+        self, engine: Engine, digester: SecretDigester, clock: Clock, marks: UseMarks, gate: DatabaseGate
+    ) -> None:
+        self._gate = gate
         self._reading = reading_engine(engine)
         self._digester = digester
         self._clock = clock
@@ -110,19 +115,22 @@ class SecretVerifier:
         """
         self._fetch("", "")
 
+    def look(self) -> None:
+        """See whether a database that was silent answers again."""
+        self._gate.look(lambda: self._execute({"one_id": "", "other_id": ""}))
+
     def _fetch(self, one_id: str, other_id: str) -> Sequence[Any]:
         ids = {"one_id": one_id, "other_id": other_id}
         try:
-            try:
-                return self._execute(ids)
-            except DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-                # The connection was from before a restart of the database, and the pool has dropped all of that age.
-                # Asking again is cheaper than a ping before each statement.
-                return self._execute(ids)
+            with self._gate.entered():
+                try:
+                    return self._execute(ids)
+                except DBAPIError as error:
+                    if not was_stale(error):
+                        raise
+                    return self._execute(ids)
         except SQLAlchemyError as error:
-            raise ServiceUnavailable(f"database_{type(error).__name__}") from error
+            raise ServiceUnavailable(f"database_{name_of(error)}") from error
 
     def _execute(self, ids: dict[str, str]) -> Sequence[Any]:
         with self._reading.connect() as connection:

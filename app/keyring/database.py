@@ -13,7 +13,7 @@ from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.database import reading_engine, writing_engine
+from app.database import name_of, reading_engine, was_stale, writing_engine
 from app.encryption import DecryptionError, Encrypter
 from app.errors import ManagementError
 from app.keyring.algorithms import PrivateKey
@@ -91,7 +91,7 @@ class DatabaseKeyring:
                     self._write(connection, after)
                 return after
         except (SQLAlchemyError, DecryptionError) as error:
-            cause = str(error) if isinstance(error, DecryptionError) else f"{_cause(error)}: {_MIGRATE}"
+            cause = str(error) if isinstance(error, DecryptionError) else f"{name_of(error)}: {_MIGRATE}"
             raise ManagementError(f"{self.name} cannot be written, and is as it was: {cause}") from None
 
     def _ask(self, question: Callable[[Connection], Any]) -> Any:
@@ -100,13 +100,12 @@ class DatabaseKeyring:
                 with self._reading.connect() as connection:
                     return question(connection)
             except DBAPIError as error:
-                if not error.connection_invalidated:
+                if not was_stale(error):
                     raise
-                # The connection was from before a restart of the database, and the pool has dropped all of that age.
                 with self._reading.connect() as connection:
                     return question(connection)
         except SQLAlchemyError as error:
-            raise StartError(f"{self.name} cannot be read ({_cause(error)}): {_MIGRATE}") from None
+            raise StartError(f"{self.name} cannot be read ({name_of(error)}): {_MIGRATE}") from None
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -151,8 +150,3 @@ class DatabaseKeyring:
         written = {"version": KeyRingRow.version + 1, "written_at": ring.written_at}
         if not connection.execute(update(KeyRingRow).where(KeyRingRow.ring_id == _THE_ONE).values(**written)).rowcount:
             connection.execute(insert(KeyRingRow).values(ring_id=_THE_ONE, version=1, written_at=ring.written_at))
-
-
-def _cause(error: Exception) -> str:
-    """The class of the driver's error: its words can name hosts and users."""
-    return type(getattr(error, "orig", None) or error).__name__

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from conftest import SettableClock
 from flask_migrate import downgrade, upgrade
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
-from unit.house import House
+from unit.house import House, open_house
 
-from app.database import is_locked, reading_engine, writing_engine
+from app.database import BoundedConnection, DatabaseSilent, is_locked, migrating, reading_engine, writing_engine
 from app.models import ClientRow, ClientSecretRow, db
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -203,3 +205,41 @@ def test_a_snapshot_that_was_read_does_not_keep_anybody_from_writing(house: Hous
 def test_postgresql_gives_up_on_a_statement_that_hangs(any_house: House) -> None:
     with any_house.app.app_context(), db.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "3s"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        (
+            "options=-csearch_path%3Dpg_catalog&application_name=mine&connect_timeout=20",
+            {"search_path": "pg_catalog", "statement_timeout": "3s", "application_name": "mine"},
+        ),
+        ("options=-cstatement_timeout%3D9s", {"statement_timeout": "9s", "application_name": "tokenhouse"}),
+    ],
+)
+def test_the_urls_own_options_count_beside_ours(
+    tmp_path: Path, clock: SettableClock, database_url: str, query: str, found: dict[str, str]
+) -> None:
+    url = f"{database_url}{'&' if '?' in database_url else '?'}{query}"
+    with (
+        open_house(tmp_path, clock, migrated=False, with_key=False, database_url=url) as house,
+        house.app.app_context(),
+        db.engine.connect() as connection,
+    ):
+        assert {name: connection.exec_driver_sql(f"SHOW {name}").scalar() for name in found} == found
+        told: Any = connection.connection.driver_connection
+        assert told.info.get_parameters()["connect_timeout"] == ("20" if "connect_timeout" in query else "3")
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_migration_may_take_its_time_and_a_request_may_not(any_house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedConnection, "answer_seconds", 0.2)
+    with any_house.app.app_context():
+        with migrating(db.engine) as connection:
+            assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "0"
+            assert connection.exec_driver_sql("SELECT 1 FROM pg_sleep(0.5)").scalar() == 1
+        with pytest.raises(OperationalError) as caught, db.engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1 FROM pg_sleep(5)")
+    assert isinstance(caught.value.orig, DatabaseSilent)
+    assert str(caught.value.orig) == "no answer within 0.2 s"
