@@ -74,7 +74,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     server = TokenServer(
         grants=GRANTS,
         methods=tuple(method(verifier) for method in METHODS),
-        tokens=AccessTokenIssuer(settings.issuer, ring, clock),
+        tokens=AccessTokenIssuer(settings.issuer, ring.signing_key, clock),
         policy=Policy(settings.access_token_lifetime, settings.default_audience),
         events=events,
         clock=clock,
@@ -94,7 +94,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     )
     services.install(app)
     Background(
-        Job("the look at the key ring", LOOK_SECONDS, ring.refresh),
+        Job("the look at the key ring", LOOK_SECONDS, ring.refresh, on_the_second=True),
         Job("the look whether the database answers", gate.LOOK_SECONDS, verifier.look),
         Job("the count of signed tokens", FLUSH_SECONDS, key_uses.flush, at_exit=True),
         Job("the marks of used secrets", FLUSH_SECONDS, marks.flush, at_exit=True),
@@ -117,9 +117,10 @@ def check_start(app: Flask) -> None:
     :raises StartError: one line that says what is wrong.
     """
     services: Services = app.extensions["tokenhouse"]
-    services.ring().signing_key(services.clock())
+    services.ring.refresh()
+    services.ring.signing_key()
     services.ring.note_max_age()
-    for fault in faults(services.ring(), services.clock(), services.keys.rules):
+    for fault in faults(services.ring(), services.ring.now(), services.keys.rules):
         log.error("the key ring is not safe: %s", fault)
 
 

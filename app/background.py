@@ -8,6 +8,7 @@ import atexit
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,12 +25,15 @@ class Job:
     """Something that is done every ``seconds``.
 
     :param at_exit: whether it runs a last time when the process ends.
+    :param on_the_second: whether it runs when the clock's seconds are a multiple of ``seconds``, so that all processes
+        of a machine do it in the same moment.
     """
 
     name: str
     seconds: float
     run: Callable[[], None]
     at_exit: bool = False
+    on_the_second: bool = False
 
 
 class Background:
@@ -77,7 +81,7 @@ class Background:
 
     def _repeat(self, job: Job) -> None:
         went_well = True
-        while not self._stopping.wait(job.seconds):
+        while not self._stopping.wait(job.seconds - (time.time() % job.seconds if job.on_the_second else 0)):
             went_well = _try(job, told=not went_well)
 
 

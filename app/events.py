@@ -87,6 +87,15 @@ class KeyRingRejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClockFellBehind:
+    """The clock says a time that is over by what was seen: keys stay in the states that they had reached."""
+
+    reached_at: datetime
+    behind_seconds: int
+    outcome: str = field(default="ignored", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SecretExpiring:
     """A secret that still works will not for long. Told once a day for each, in its last 30 days."""
 
@@ -97,7 +106,7 @@ class SecretExpiring:
     outcome: str = field(default="expiring", init=False)
 
 
-Event = TokenIssued | TokenRefused | KeyRingLoaded | KeyRingRejected | SecretExpiring
+Event = TokenIssued | TokenRefused | KeyRingLoaded | KeyRingRejected | ClockFellBehind | SecretExpiring
 Subscriber = Callable[[Event], None]
 
 

@@ -5,7 +5,6 @@ What the token may say is left to ``policy``, which key signs to ``keyring``.
 
 import secrets
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 from joserfc import jws, jwt
@@ -13,7 +12,7 @@ from joserfc import jws, jwt
 from app.contracts import AccessToken, Client, Clock, Decision
 from app.errors import ServiceUnavailable
 from app.keyring.algorithms import ALGORITHMS
-from app.keyring.ring import Ring, SigningKey
+from app.keyring.ring import SigningKey
 from app.settings import StartError
 
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 section 2.1.
@@ -35,12 +34,12 @@ class AccessTokenIssuer:
     """Signs access tokens.
 
     :param issuer: the ``iss`` of each.
-    :param ring: the ring as it is now.
+    :param signing_key: gives the one key that signs now.
     """
 
-    def __init__(self, issuer: str, ring: Callable[[], Ring], clock: Clock) -> None:
+    def __init__(self, issuer: str, signing_key: Callable[[], SigningKey], clock: Clock) -> None:
         self._issuer = issuer
-        self._ring = ring
+        self._find_key = signing_key
         self._clock = clock
 
     def issue(self, client: Client, decision: Decision) -> AccessToken:
@@ -53,7 +52,7 @@ class AccessTokenIssuer:
         now = self._clock()
         # One key, never the set: joserfc picks a random member of a set, and the next key must not sign before every
         # verifier has had time to fetch it.
-        key = self._signing_key(now)
+        key = self._signing_key()
         iat = int(now.timestamp())
         jti = secrets.token_urlsafe(JTI_RANDOM_BYTES)
         claims = {
@@ -71,8 +70,8 @@ class AccessTokenIssuer:
         encoded = jwt.encode(header, claims, key.jwk, registry=_REGISTRY)
         return AccessToken(encoded, jti, key.kid, decision)
 
-    def _signing_key(self, now: datetime) -> SigningKey:
+    def _signing_key(self) -> SigningKey:
         try:
-            return self._ring().signing_key(now)
+            return self._find_key()
         except StartError as error:
             raise ServiceUnavailable("no_signing_key") from error

@@ -38,7 +38,7 @@ def keys() -> None:
 def list_keys(*, as_json: bool) -> None:
     """Show all keys, with their states and times."""
     here = services()
-    ring = None if here.keys.home.is_empty() else here.ring()
+    ring = None if here.keys.home.is_empty() else here.keys.home.read()
     uses = _uses_where_known(here)
     rows = [_describe(ring, key, here.clock()) | _describe_use(uses, key) for key in ring.keys] if ring else []
     if as_json:
@@ -71,7 +71,7 @@ def rotate_keys(*, if_due: bool, as_json: bool) -> None:
     ring = here.keys.rotate_if_due() if if_due else here.keys.rotate()
     now = here.clock()
     if ring is None:
-        ring = here.ring()
+        ring = here.keys.home.read()
         tell(f"Nothing is due before {timestamp(_next_turn(here, ring, now))}.")
     else:
         tell(f"{ring.standbys(now)[0].kid} signs from {timestamp(ring.standbys(now)[0].signs_from)} on.")
@@ -85,9 +85,8 @@ def rotate_keys(*, if_due: bool, as_json: bool) -> None:
 @keys.command("revoke", context_settings=KID_FIRST)
 @click.argument("kid")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--at-once", is_flag=True, help="Do not wait until every machine has stopped signing with it.")
 @json_option
-def revoke_key(kid: str, *, yes: bool, at_once: bool, as_json: bool) -> None:
+def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
     """Take a key out of use: an emergency. The standby signs at once; live tokens of the key are worth nothing."""
     here = services()
     now = here.clock()
@@ -101,7 +100,7 @@ def revoke_key(kid: str, *, yes: bool, at_once: bool, as_json: bool) -> None:
             if not sys.stdin.isatty():
                 raise ManagementError(f"revoking {kid} cannot be undone and {harm}: say --yes")
             click.confirm(f"Revoking {kid} cannot be undone and {harm}. Go on?", abort=True, err=True)
-        ring = here.keys.revoke(kid, at_once=at_once)
+        ring = here.keys.revoke(kid)
         _tell_revocation(here, ring, kid, harm)
     if as_json:
         print_json([_describe(ring, each, here.clock()) for each in ring.keys])
@@ -151,7 +150,7 @@ def check_keys(file: Path | None, svg: Path | None) -> None:
 @click.argument("kid")
 def export_key(kid: str) -> None:
     """Print a key's public half as PEM."""
-    print_line(public_pem(find(services().ring(), kid)).removesuffix("\n"))
+    print_line(public_pem(find(services().keys.home.read(), kid)).removesuffix("\n"))
 
 
 @keys.command("move")
@@ -212,9 +211,8 @@ def _harm_of_revoking(ring: Ring, key: SigningKey, now: datetime, longest_token:
 
 def _tell_revocation(here: Services, ring: Ring, kid: str, harm: str) -> None:
     now = here.clock()
-    key = find(ring, kid)
-    leaves = "now" if key.revoked_at and key.revoked_at <= now else f"at {timestamp(key.revoked_at)}"
-    tell(f"{kid} leaves the JWKS {leaves}; it {harm}.")
+    wait = here.keys.rules.propagation_seconds
+    tell(f"{kid} leaves the JWKS of each worker when it sees this, within {wait} s; it {harm}.")
     try:
         signing = ring.signing_key(now)
     except StartError as error:

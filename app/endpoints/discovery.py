@@ -49,7 +49,7 @@ def _jwks_reader(services: Services) -> Callable[[], tuple[bytes, str]]:
 
     def read() -> tuple[bytes, str]:
         nonlocal latest
-        keys = services.ring().published_keys(services.clock())
+        keys = services.ring.published_keys()
         kids = tuple(key.kid for key in keys)
         # Read once and replaced whole: other threads do the same, maybe with other keys.
         encoded_kids, body, etag = latest

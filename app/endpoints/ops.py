@@ -40,11 +40,11 @@ def _database(services: Services) -> str:
 
 def _keyring(services: Services) -> str:
     try:
-        services.ring().signing_key(services.clock())
+        services.ring.signing_key()
     except StartError as error:
         log.error("not ready: %s", error)  # noqa: TRY400 - One clear line says it all.
         return "failed"
-    return "degraded" if services.ring.fault else "ok"
+    return "degraded" if services.ring.fault or services.ring.is_clock_behind else "ok"
 
 
 def _metadata(issuer: str) -> Metadata:  # noqa: ARG001 - Nothing of this is for clients.

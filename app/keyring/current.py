@@ -1,20 +1,21 @@
 """The ring that this process signs and publishes with: noticed within a second when it changes, swapped whole.
 
 A ring that cannot be read, or that would break verifiers, is not taken: the process goes on with the one that it has,
-says so once, and looks again.
+says so once, and looks again. Its time never goes back, whatever the clock does: a state that was reached stays.
 """
 
 import logging
 import threading
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from app.contracts import Clock
 from app.errors import ManagementError
-from app.events import Events, KeyRingLoaded, KeyRingRejected
+from app.events import ClockFellBehind, Events, KeyRingLoaded, KeyRingRejected
 from app.keyring import last_good
 from app.keyring.home import KeyringHome
 from app.keyring.judgement import unsafe_change
-from app.keyring.plan import Rules, with_max_age
+from app.keyring.plan import CLOCK_SKEW_SECONDS, Rules, with_max_age
 from app.keyring.ring import Ring, SigningKey
 from app.settings import StartError
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """How often a worker looks whether the ring has changed: all know within 2 s."""
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 _UNREAD = object()
 
@@ -42,16 +45,34 @@ class CurrentRing:
         self._lock = threading.Lock()
         self._ring: Ring | None = None
         self._version: object = _UNREAD
+        self.is_clock_behind = False
+        """Whether the clock says an earlier time than was reached."""
+        self._reached = EARLIEST
 
     def __call__(self) -> Ring:
-        """Return the ring, read now if it has not been, or has changed where that is cheap to see.
+        """Return the ring, read now if it never was.
 
-        :raises StartError: it cannot be read, and never could.
+        :raises StartError: it cannot be read.
         """
-        ring = self._ring
-        if ring is None or (self.home.is_checked_for_each_token and self.home.version() != self._version):
-            return self._look()
-        return ring
+        return self._ring or self._look()
+
+    def now(self) -> datetime:
+        """The moment that counts for states: the clock's, but never before one that was reached."""
+        return max(self._clock(), self._reached)
+
+    def signing_key(self) -> SigningKey:
+        """The one key that signs.
+
+        :raises StartError: there is none.
+        """
+        return self().signing_key(self.now())
+
+    def published_keys(self) -> tuple[SigningKey, ...]:
+        """The keys of the JWKS, oldest first.
+
+        :raises StartError: the ring cannot be read, and never could.
+        """
+        return self().published_keys(self.now())
 
     def refresh(self) -> None:
         """Look whether the ring has changed, or whether one that was not taken has become good. Never fails."""
@@ -60,6 +81,7 @@ class CurrentRing:
                 self._look(again=True)
         except StartError as error:
             self._reject(str(error))
+        self._watch_clock()
 
     def note_max_age(self) -> None:
         """Note in the ring how long its JWKS may be cached, since a later, shorter time does not shorten old copies.
@@ -67,9 +89,9 @@ class CurrentRing:
         A ring that cannot be written from here stays as it is: whoever mounts it has to remember.
         """
         ring = self()
-        if with_max_age(ring, self._clock(), self.rules) != ring:
+        if with_max_age(ring, self.now(), self.rules) != ring:
             try:
-                self.home.change(lambda present: with_max_age(present, self._clock(), self.rules))
+                self.home.change(lambda present: with_max_age(present, self.now(), self.rules))
             except ManagementError as error:
                 log.warning("the cache time of the JWKS could not be noted: %s", error)
 
@@ -85,7 +107,7 @@ class CurrentRing:
             except StartError as error:
                 return self._go_on_without(str(error))
             old = self._ring or self._recall()
-            if old and (wrong := unsafe_change(old, found, self._clock(), self.rules)):
+            if old and (wrong := unsafe_change(old, found, self.now(), self.rules)):
                 return self._go_on_without("; ".join(wrong))
             self._take(found)
             return found
@@ -93,13 +115,13 @@ class CurrentRing:
     def _take(self, ring: Ring) -> None:
         if self.fault:
             log.info("the key ring is good again")
+        self._reach(ring.written_at or EARLIEST)
         before, self._ring, self.fault = self._ring, ring, None
         if shared := last_good.shared():
             shared.keep(ring)
         if before is not None and _steps(ring) != _steps(before):
-            now = self._clock()
-            published = tuple(key.kid for key in ring.published_keys(now))
-            self._events.emit(KeyRingLoaded(signing=ring.signing_key(now).kid, published=published))
+            published = tuple(key.kid for key in self.published_keys())
+            self._events.emit(KeyRingLoaded(signing=self.signing_key().kid, published=published))
 
     def _go_on_without(self, fault: str) -> Ring:
         known = self._ring or self._recall()
@@ -109,6 +131,26 @@ class CurrentRing:
         self._ring = known
         self._reject(fault)
         return known
+
+    def _watch_clock(self) -> None:
+        now = self._clock()
+        self._reach(now)
+        behind = (self._reached - now).total_seconds()
+        was_behind, self.is_clock_behind = self.is_clock_behind, behind > CLOCK_SKEW_SECONDS
+        if self.is_clock_behind and not was_behind:
+            log.error(
+                "the clock is %d s behind what was reached at %s: keys stay in the states that they had then",
+                behind,
+                self._reached.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            )
+            self._events.emit(ClockFellBehind(reached_at=self._reached, behind_seconds=round(behind)))
+        elif was_behind and not self.is_clock_behind:
+            log.info("the clock is right again")
+
+    def _reach(self, time: datetime) -> None:
+        """Remember the latest moment of this worker and, in shared memory, of its siblings."""
+        shared = last_good.shared()
+        self._reached = max(self._reached, shared.reach(time) if shared else time)
 
     def _recall(self) -> Ring | None:
         shared = last_good.shared()

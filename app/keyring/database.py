@@ -43,7 +43,6 @@ class DatabaseKeyring:
     """The key ring of several machines."""
 
     name = "the key ring in the database"
-    is_checked_for_each_token = False
     is_shared = True
     propagation_seconds = 5
     """Workers look every second; the rest is for a database that is slow to answer."""

@@ -42,8 +42,6 @@ class FileKeyring:
     :param passphrase: decrypts encrypted PEM files, and encrypts new ones.
     """
 
-    is_checked_for_each_token = True
-
     def __init__(self, path: Path, passphrase: str | None = None, *, signing_alg: str = "RS256") -> None:
         self.name = f"the key ring {path}"
         self._path = path
@@ -62,7 +60,7 @@ class FileKeyring:
         return SHARED_PROPAGATION_SECONDS if self.is_shared else LOCAL_PROPAGATION_SECONDS
 
     def version(self) -> object:
-        """Which file is there now; two microseconds, so it may be asked for each token."""
+        """Which file is there now: one that is replaced, edited in place, or at the end of a link that is swapped."""
         try:
             found = self._path.stat()
         except OSError as error:
@@ -191,14 +189,23 @@ def _read_private_file(path: Path, where: str) -> bytes:
     try:
         found = path.stat()
         others = found.st_mode & _OTHERS
-        # A mounted secret belongs to root, and its group is the one way for a server that is not root to read it.
-        if found.st_uid == 0 and os.geteuid() != 0:
+        if _is_mounted(found):
             others &= ~stat.S_IRGRP
         if stat.S_ISREG(found.st_mode) and others:
             raise StartError(f"{where}: {path} may be read by others: `chmod 600 {path}`")
         return path.read_bytes()
     except OSError as error:
         raise StartError(f"{where}: {path} cannot be read: {error.strerror}") from None
+
+
+def _is_mounted(found: os.stat_result) -> bool:
+    """Whether a file was made for us by who mounted it, such as Kubernetes: root's, and readable for our own group.
+
+    Its mode is 0440, or it belongs to another than us, so that the group is the one way to read it. A file of our own
+    that may be written is one whose mode somebody forgot.
+    """
+    is_for_our_group = found.st_gid in {os.getegid(), *os.getgroups()}
+    return is_for_our_group and (found.st_uid != os.geteuid() or not found.st_mode & stat.S_IWUSR)
 
 
 @contextmanager

@@ -21,9 +21,6 @@ class KeyringHome(Protocol):
     signing_alg: str
     """The algorithm that signs, for the rings that it reads."""
 
-    is_checked_for_each_token: bool
-    """Whether :meth:`version` is so cheap that a change is noticed before the next token."""
-
     @property
     def is_shared(self) -> bool:
         """Whether several machines may use it, each with a clock of its own."""

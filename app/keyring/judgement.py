@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from app.keyring.plan import Rules, shown, signing_or_none
+from app.keyring.plan import CLOCK_SKEW_SECONDS, Rules, shown, signing_or_none
 from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
 from app.settings import StartError
 
@@ -33,6 +33,10 @@ def faults(ring: Ring, now: datetime, rules: Rules) -> list[str]:
 def unsafe_change(old: Ring, new: Ring, now: datetime, rules: Rules) -> list[str]:
     """What is wrong with going from ``old`` to ``new`` now, as a worker that has ``old`` sees it: a line for each."""
     found = []
+    if new.written_at and new.written_at > now + timedelta(seconds=CLOCK_SKEW_SECONDS):
+        found.append(
+            f"it was written at {shown(new.written_at)}, and it is {shown(now)} here: one of the two clocks is wrong"
+        )
     settled = timedelta(seconds=rules.settled_seconds)
     published = old.published_keys(now)
     for key in old.keys:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import mmap
 import threading
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from app.keyring.entries import described, parse_entry, parse_pem, to_pem
@@ -32,6 +32,8 @@ class LastGood:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, SIZE_BYTES)
+        # Aligned, and so written at once or not at all.
+        self._reached = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
         self._lock = threading.Lock()
 
     def keep(self, ring: Ring) -> None:
@@ -52,6 +54,11 @@ class LastGood:
         with self._lock:
             if self._memory[: len(framed)] != framed:
                 self._memory[: len(framed)] = framed
+
+    def reach(self, time: datetime) -> datetime:
+        """Remember ``time`` if it is the latest; the latest that any of the processes has reached."""
+        self._reached[0] = max(self._reached[0], time.timestamp())
+        return datetime.fromtimestamp(self._reached[0], UTC)
 
     def recall(self, signing_alg: str) -> Ring | None:
         """The ring that was kept last; ``None`` when there is none."""

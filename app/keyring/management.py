@@ -15,7 +15,7 @@ from app.keyring.plan import NewKeys, Planner, Rules
 from app.keyring.ring import Ring, SigningKey
 from app.settings import Settings
 
-_CLOCK_TOLERANCE = timedelta(seconds=60)
+_CLOCK_TOLERANCE = timedelta(seconds=plan.CLOCK_SKEW_SECONDS)
 
 Step = Callable[[Planner, Ring], Ring]
 
@@ -29,7 +29,6 @@ def rules_for(settings: Settings, home: KeyringHome) -> Rules:
         jwks_max_age_seconds=settings.jwks_max_age,
         propagation_seconds=home.propagation_seconds if propagation is None else propagation,
         skew_seconds=plan.CLOCK_SKEW_SECONDS if home.is_shared else 0,
-        revokes_at_once=not home.is_shared,
     )
 
 
@@ -74,9 +73,9 @@ class Keys:
         ring = self._change(step)
         return ring if due[-1] else None
 
-    def revoke(self, kid: str, *, at_once: bool = False) -> Ring:
+    def revoke(self, kid: str) -> Ring:
         """Take a key out of use, in an emergency."""
-        return self._change(lambda planner, ring: planner.revoke(ring, kid, at_once=at_once))
+        return self._change(lambda planner, ring: planner.revoke(ring, kid))
 
     def retire(self, alg: str) -> Ring:
         """Give up an algorithm that no longer signs."""

@@ -33,8 +33,6 @@ class Rules:
 
     :param propagation_seconds: how long a change of the ring takes to reach every machine.
     :param skew_seconds: how far the machines' clocks are apart.
-    :param revokes_at_once: whether all workers see a change at the same moment, so that none signs with a key that
-        another has dropped.
     """
 
     announce_seconds: int
@@ -42,7 +40,6 @@ class Rules:
     jwks_max_age_seconds: int
     propagation_seconds: int
     skew_seconds: int
-    revokes_at_once: bool
 
     @property
     def settled_seconds(self) -> int:
@@ -139,11 +136,10 @@ class Planner:
         is_old = due <= self.now and standbys[0].signs_from > self.rules.safe_after(ring, standbys[0], self.now)
         return self.rotate(ring) if is_old else None
 
-    def revoke(self, ring: Ring, kid: str, *, at_once: bool = False) -> Ring:
+    def revoke(self, ring: Ring, kid: str) -> Ring:
         """Take a key out of use: the standby signs at once where ``kid`` did, and another standby is announced.
 
-        The key leaves the JWKS when every worker has stopped signing with it: at once on one machine, after the
-        propagation time on several, or ``at_once`` all the same. Twice is once.
+        Each worker drops the key in the moment in which it sees the new ring. Twice is once.
 
         :raises ManagementError: there is no such key.
         """
@@ -151,11 +147,8 @@ class Planner:
         if key.revoked_at is not None and key.revoked_at <= self.now:
             return ring
         moment = self.now.replace(microsecond=0)
-        settled = timedelta(seconds=self.rules.settled_seconds)
-        nobody_signs_with_it = key.signs_from > self.now + settled
-        revoked_at = moment if at_once or self.rules.revokes_at_once or nobody_signs_with_it else moment + settled
         was_signing = signing_or_none(ring, self.now) == key
-        ring = _replaced(ring, replace(key, revoked_at=min(revoked_at, key.revoked_at or revoked_at)))
+        ring = _replaced(ring, replace(key, revoked_at=min(moment, key.revoked_at or moment)))
         if was_signing or self._leaves_a_gap(ring):
             ring = self._promote_standby(ring, moment)
         if key.alg == ring.signing_alg:

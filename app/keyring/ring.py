@@ -2,8 +2,11 @@
 
 *announced* keys are published and do not sign; exactly one key is *signing*: the newest of the signing algorithm whose
 time has come; *retiring* keys no longer sign and stay published for longer than any token may live; then they are
-*gone*. *revoked* keys leave at once. Which keys are published does not depend on which algorithm signs, so a server
-whose setting is older than its neighbour's never signs with a key that the neighbour does not publish.
+*gone*. *revoked* keys leave at once, and the standby that has been announced for longest signs in place of one that
+signed; a key that has been succeeded never signs again.
+
+Which keys are published does not depend on which algorithm signs, so a server whose setting is older than its
+neighbour's never signs with a key that the neighbour does not publish.
 
 Which change of a ring is safe is left to ``keyring.plan``, how one is kept to ``keyring.file`` and its neighbours.
 """
@@ -106,15 +109,14 @@ class Ring:
 
     def state_of(self, key: SigningKey, now: datetime) -> KeyState:
         """State of one of the ring's keys at ``now``."""
-        if key.revoked_at is not None and key.revoked_at <= now:
+        if _is_revoked(key, now):
             return KeyState.REVOKED
         stopped = [other.signs_from for other in self._come(now) if _succeeds(other, key)]
         if key.signs_until is not None and key.signs_until <= now:
             stopped.append(key.signs_until)
-        if key.signs_from > now and not stopped:
-            return KeyState.ANNOUNCED
         if not stopped:
-            return KeyState.SIGNING if key.alg == self.signing_alg else KeyState.ANNOUNCED
+            signs = key == self._signer(self.signing_alg, now)
+            return KeyState.SIGNING if signs else KeyState.ANNOUNCED
         return KeyState.RETIRING if now < min(stopped) + RETIRE_AFTER else KeyState.GONE
 
     def signing_key(self, now: datetime) -> SigningKey:
@@ -122,14 +124,15 @@ class Ring:
 
         :raises StartError: there is none.
         """
-        usable = [key for key in self.usable(now) if key.alg == self.signing_alg]
-        if not usable:
+        signer = self._signer(self.signing_alg, now)
+        if signer is None:
             raise StartError(self._why_none_signs(now))
-        return max(usable, key=_seniority)
+        return signer
 
     def usable(self, now: datetime) -> list[SigningKey]:
-        """Keys of any algorithm that could sign at ``now``."""
-        return [key for key in self._come(now) if key.signs_until is None or key.signs_until > now]
+        """The key of each algorithm that would sign at ``now`` if that algorithm did."""
+        signers = (self._signer(alg, now) for alg in sorted({key.alg for key in self.keys}))
+        return [key for key in signers if key]
 
     def published_keys(self, now: datetime) -> tuple[SigningKey, ...]:
         """The keys of the JWKS at ``now``, oldest first."""
@@ -167,10 +170,25 @@ class Ring:
                 spans.append(Span(state, time, None))
         return spans
 
+    def _signer(self, alg: str, now: datetime) -> SigningKey | None:
+        """The key of ``alg`` whose turn it is, or the standby of one that was revoked in its turn."""
+        newest = max((key for key in self._come(now) if key.alg == alg), key=_seniority, default=None)
+        if newest is None or not _is_revoked(newest, now):
+            return newest if newest and not _is_given_up(newest, now) else None
+        standbys = [
+            key
+            for key in self.keys
+            if _succeeds(key, newest)
+            and key.published_at <= now
+            and not (_is_revoked(key, now) or _is_given_up(key, now))
+        ]
+        return min(standbys, key=lambda key: (key.published_at, *_seniority(key)), default=None)
+
     def _come(self, now: datetime) -> Iterator[SigningKey]:
-        """Keys whose time has come, whether or not they have been succeeded or given up since."""
+        """Keys whose time has come, whatever has become of them since."""
         for key in self.keys:
-            if key.published_at <= now and key.signs_from <= now and (key.revoked_at is None or key.revoked_at > now):
+            had_a_turn = key.revoked_at is None or key.revoked_at > key.signs_from
+            if key.published_at <= now and key.signs_from <= now and had_a_turn:
                 yield key
 
     def _why_none_signs(self, now: datetime) -> str:
@@ -185,6 +203,14 @@ class Ring:
 def _seniority(key: SigningKey) -> tuple[datetime, str]:
     """Order by time; the kid settles a tie, alike on every machine."""
     return key.signs_from, key.kid
+
+
+def _is_revoked(key: SigningKey, now: datetime) -> bool:
+    return key.revoked_at is not None and key.revoked_at <= now
+
+
+def _is_given_up(key: SigningKey, now: datetime) -> bool:
+    return key.signs_until is not None and key.signs_until <= now
 
 
 def _succeeds(other: SigningKey, key: SigningKey) -> bool:

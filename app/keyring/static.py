@@ -18,7 +18,6 @@ from app.settings import StartError
 class StaticKeyring:
     """The key ring of a process that gets it with its environment."""
 
-    is_checked_for_each_token = False
     is_shared = True
     propagation_seconds = 300
     """It changes with a deployment."""

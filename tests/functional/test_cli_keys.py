@@ -248,11 +248,15 @@ def test_revoke_puts_the_standby_in_its_place_at_once(house: House) -> None:
     house.clock.advance(days=8)
     done = house.run("keys", "revoke", first, "--yes")
     assert done.exit_code == 0
-    assert done.stderr == (f"{first} leaves the JWKS now; it breaks up to 86400 s of live tokens.\n{standby} signs.\n")
+    assert done.stderr == (
+        f"{first} leaves the JWKS of each worker when it sees this, within 2 s; "
+        "it breaks up to 86400 s of live tokens.\n"
+        f"{standby} signs.\n"
+    )
     after = states(house)
     assert (after.pop(first), after.pop(standby)) == ("revoked", "signing")
     assert list(after.values()) == ["announced"]
-    published = [key.kid for key in house.services.ring().published_keys(house.clock())]
+    published = [key.kid for key in house.services.keys.home.read().published_keys(house.clock())]
     assert first not in published
 
 
@@ -279,7 +283,7 @@ def test_revoking_a_retiring_key_says_what_is_left_of_its_tokens(house: House) -
 
 def test_the_harm_is_what_the_longest_lifetime_allows(tmp_path: Path, clock: SettableClock) -> None:
     with open_house(tmp_path, clock, access_token_lifetime="10m") as house:
-        (key,) = house.services.ring().keys
+        (key,) = house.services.keys.home.read().keys
         assert "breaks up to 600 s of live tokens" in refusal(house.run("keys", "revoke", key.kid))
         house.register("a", access_token_lifetime=300)
         assert "breaks up to 600 s of live tokens" in refusal(house.run("keys", "revoke", key.kid))
@@ -383,7 +387,7 @@ def test_check_draws_a_picture(house: House) -> None:
     picture = house.folder / "timeline.svg"
     assert house.run("keys", "check", "--svg", str(picture)).exit_code == 0
     titles = re.findall("<title>(.*)</title>", picture.read_text())
-    first, standby = house.services.ring().keys
+    first, standby = house.services.keys.home.read().keys
     assert titles[1:] == [
         f"{first.kid}: signing from 2026-01-31 12:00 to 2026-05-01 12:00 UTC",
         f"{first.kid}: retiring from 2026-05-01 12:00 to 2026-05-02 12:01 UTC",
@@ -413,7 +417,7 @@ def test_a_safe_way_from_one_algorithm_to_another(tmp_path: Path, clock: Settabl
             "keep TOKENHOUSE_SIGNING_ALG=RS256 until then"
         )
         clock.advance(days=7)
-        assert house.services.ring().signing_key(clock()).kid == new["kid"]
+        assert house.services.keys.home.read().signing_key(clock()).kid == new["kid"]
         assert house.run("keys", "check").exit_code == 0
         assert house.run("keys", "rotate", "--if-due").exit_code == 0
         question = f"Every server must run with TOKENHOUSE_SIGNING_ALG={alg} before RS256 is retired"
@@ -429,7 +433,7 @@ def test_a_safe_way_from_one_algorithm_to_another(tmp_path: Path, clock: Settabl
         assert states(house)[old] == "retiring"
         clock.advance(seconds=1)
         assert states(house)[old] == "gone"
-        assert {key.alg for key in house.services.ring().published_keys(clock())} == {alg}
+        assert {key.alg for key in house.services.keys.home.read().published_keys(clock())} == {alg}
 
 
 @pytest.mark.parametrize(
@@ -465,7 +469,7 @@ def test_a_clock_that_was_set_back_is_noticed(house: House) -> None:
         )
     assert (house.folder / "keyring.toml").read_bytes() == before
     assert {path.name for path in house.folder.glob("*.pem")} == {
-        f"{key.kid}.pem" for key in house.services.ring().keys
+        f"{key.kid}.pem" for key in house.services.keys.home.read().keys
     }
 
 
@@ -506,7 +510,7 @@ def test_a_public_key_is_exported_as_pem(house: House) -> None:
     kid = data(house.run("keys", "generate", "--json"))["kid"]
     done = house.run("keys", "export", "--", kid)
     assert (done.exit_code, done.stderr) == (0, "")
-    key = house.services.ring().keys[0]
+    key = house.services.keys.home.read().keys[0]
     assert load_pem_public_key(done.stdout.encode()) == key.private_key.public_key()
     assert done.stdout.startswith("-----BEGIN PUBLIC KEY-----\n")
     assert done.stdout.endswith("-----END PUBLIC KEY-----\n")

@@ -93,8 +93,7 @@ def test_every_worker_notices_a_change_within_two_seconds(serving: Serving) -> N
     assert serving.kids() == {serving.first}
     done = serving.server.flask("keys", "revoke", serving.first, "--yes")
     assert done.returncode == 0, done.stderr
-    if serving.server.settings.keyring == "database":
-        time.sleep(NOTICED_SECONDS)
+    time.sleep(NOTICED_SECONDS)
     assert serving.kids(24) == {serving.standby}
     loaded = [event for event in serving.server.events() if event.get("event") == "KeyRingLoaded"]
     assert {event["signing"] for event in loaded} == {serving.standby}

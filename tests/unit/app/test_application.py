@@ -1,9 +1,11 @@
 """The composition: what ``create_app`` touches, and what a server is refused to start without."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from conftest import SettableClock
+from support.keys import add_key
 from unit.house import open_house
 
 from app import check_start, utc_now
@@ -21,7 +23,15 @@ def test_a_server_needs_a_key_that_may_sign(tmp_path: Path, clock: SettableClock
             check_start(house.app)
         house.run("keys", "generate")
         check_start(house.app)
+        # The ring's own time tells that the clock is wrong.
         clock.now = clock().replace(year=2025)
+        check_start(house.app)
+
+
+def test_a_server_needs_a_key_whose_time_has_come(tmp_path: Path, clock: SettableClock) -> None:
+    with open_house(tmp_path, clock, with_key=False) as house:
+        later = clock() + timedelta(days=1)
+        add_key(house.services.keys.home, published_at=clock(), signs_from=later)
         with pytest.raises(StartError, match=r"^the key ring has no key that may sign now: the first may sign from "):
             check_start(house.app)
 

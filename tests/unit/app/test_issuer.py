@@ -47,7 +47,7 @@ def ring() -> Ring:
 
 def issue(ring: Ring, clock: SettableClock, decision: Decision) -> AccessToken:
     client = Client("an-id", "A service", "client_secret", ("client_credentials",), ("read",), (), None)
-    return AccessTokenIssuer(ISSUER, lambda: ring, clock).issue(client, decision)
+    return AccessTokenIssuer(ISSUER, lambda: ring.signing_key(clock()), clock).issue(client, decision)
 
 
 def parts(token: AccessToken) -> tuple[dict[str, object], dict[str, object]]:
@@ -136,7 +136,7 @@ def test_without_a_key_that_may_sign_the_service_is_unavailable(ring: Ring, cloc
 
 
 def test_a_ring_that_cannot_be_read_makes_the_service_unavailable(clock: SettableClock) -> None:
-    def broken() -> Ring:
+    def broken() -> SigningKey:
         raise StartError("no ring")
 
     client = Client("an-id", "A", "client_secret", (), (), (), None)

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from support.keys import add_key
 from unit.house import House, open_house
 
-from app.events import Event, KeyRingLoaded, KeyRingRejected
+from app.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected
 from app.keyring import last_good
 from app.keyring.current import CurrentRing
 from app.keyring.home import KeyringHome
@@ -36,8 +36,8 @@ class Worker:
     def emit(self, event: Event) -> None:
         self.heard.append(event)
 
-    def signs_with(self, house: House) -> str:
-        return self.current().signing_key(house.clock()).kid
+    def signs_with(self) -> str:
+        return self.current.signing_key().kid
 
 
 @pytest.fixture(params=["file", "database"])
@@ -89,13 +89,13 @@ def mend_ring(house: House, content: bytes) -> None:
 
 def test_a_change_is_taken_at_the_next_look_and_told(house: House) -> None:
     worker = Worker(house)
-    first = worker.signs_with(house)
+    first = worker.signs_with()
     house.clock.advance(days=8)
     standby = worker.current().standbys(house.clock())[0].kid
     house.services.keys.rotate()
     worker.current.refresh()
     house.clock.advance(minutes=7)
-    assert worker.signs_with(house) == standby != first
+    assert worker.signs_with() == standby != first
     (event,) = worker.heard
     assert isinstance(event, KeyRingLoaded)
     assert event.signing == first
@@ -104,12 +104,74 @@ def test_a_change_is_taken_at_the_next_look_and_told(house: House) -> None:
     assert len(worker.heard) == 1
 
 
-def test_a_file_is_looked_at_before_each_token(in_file: House) -> None:
-    """So that on one machine nobody signs with a key that another process has dropped."""
+def test_no_request_looks_at_the_file(in_file: House) -> None:
     worker = Worker(in_file)
-    first = worker.signs_with(in_file)
+    first = worker.signs_with()
     in_file.services.keys.revoke(first)
-    assert worker.signs_with(in_file) != first
+    assert worker.signs_with() == first
+    worker.current.refresh()
+    assert worker.signs_with() != first
+
+
+# Time
+
+
+def test_a_clock_that_jumps_back_changes_nothing_and_is_told(
+    house: House, memory: last_good.LastGood, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.clock.advance(days=90)
+    worker = Worker(house)
+    worker.current.refresh()
+    before = [key.kid for key in worker.current.published_keys()]
+    signing = worker.current.signing_key()
+    assert signing.kid != worker.current().keys[0].kid
+    house.clock.advance(hours=-1)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            worker.current.refresh()
+    assert worker.current.signing_key() == signing
+    assert [key.kid for key in worker.current.published_keys()] == before
+    assert worker.current.is_clock_behind
+    (event,) = worker.heard
+    assert isinstance(event, ClockFellBehind)
+    assert event.behind_seconds == 3600
+    # A worker that is born now has seen nothing itself.
+    assert memory
+    assert Worker(house).current.signing_key() == signing
+    house.clock.advance(hours=1)
+    with caplog.at_level(logging.INFO):
+        worker.current.refresh()
+    assert not worker.current.is_clock_behind
+    behind, right = [record.getMessage() for record in caplog.records]
+    reached = "2026-05-01T12:00:00Z"
+    assert behind == (
+        f"the clock is 3600 s behind what was reached at {reached}: keys stay in the states that they had then"
+    )
+    assert right == "the clock is right again"
+
+
+def test_keys_are_published_and_sign_though_the_clock_is_before_them(house: House) -> None:
+    """The ring was made an hour from now: one of two clocks was wrong, and no verifier must find an empty JWKS."""
+    house.clock.advance(hours=-1)
+    worker = Worker(house)
+    worker.current.refresh()
+    assert len(worker.current.published_keys()) == 2
+    assert worker.current.signing_key() == worker.current().keys[0]
+    assert worker.current.is_clock_behind
+
+
+def test_a_ring_from_the_future_is_not_taken(in_file: House) -> None:
+    """Written on a machine whose clock is ten days ahead: its standby would sign before verifiers know it."""
+    worker = Worker(in_file)
+    before = worker.current()
+    in_file.clock.advance(days=10)
+    in_file.services.keys.rotate()
+    in_file.clock.advance(days=-10)
+    worker.current.refresh()
+    assert worker.current() == before
+    assert worker.current.fault == (
+        "it was written at 2026-02-10T12:00:00Z, and it is 2026-01-31T12:00:00Z here: one of the two clocks is wrong"
+    )
 
 
 def test_a_broken_ring_is_told_once_and_the_last_good_one_stays(house: House, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,7 +217,7 @@ def test_a_process_that_never_had_a_ring_says_why(house: House) -> None:
 
 def test_an_edit_that_would_sign_too_early_is_not_taken(in_file: House) -> None:
     worker = Worker(in_file)
-    first = worker.signs_with(in_file)
+    first = worker.signs_with()
     standby = worker.current().standbys(in_file.clock())[0]
     now = in_file.clock() + timedelta(minutes=1)
     in_file.clock.now = now
@@ -163,7 +225,7 @@ def test_an_edit_that_would_sign_too_early_is_not_taken(in_file: House) -> None:
     turn = f"{standby.signs_from:%Y-%m-%dT%H:%M:%SZ}"
     ring_file(in_file).write_text(ring_file(in_file).read_text().replace(turn, early))
     worker.current.refresh()
-    assert worker.signs_with(in_file) == first
+    assert worker.signs_with() == first
     assert worker.current.fault == (
         f"{standby.kid} would sign from 2026-01-31T12:01:00Z on, before verifiers know it: it is published at "
         "2026-01-31T12:00:00Z, and the earliest safe time is 2026-01-31T12:05:03Z"
@@ -173,12 +235,12 @@ def test_an_edit_that_would_sign_too_early_is_not_taken(in_file: House) -> None:
     in_file.clock.now = now + timedelta(minutes=11)
     worker.current.refresh()
     assert worker.current.fault is None
-    assert worker.signs_with(in_file) == standby.kid
+    assert worker.signs_with() == standby.kid
 
 
 def test_an_edit_that_claims_an_old_publication_is_not_believed(in_file: House) -> None:
     worker = Worker(in_file)
-    first = worker.signs_with(in_file)
+    first = worker.signs_with()
     add_key(
         in_file.services.keys.home,
         published_at=in_file.clock() - timedelta(days=30),
@@ -186,7 +248,7 @@ def test_an_edit_that_claims_an_old_publication_is_not_believed(in_file: House) 
     )
     in_file.clock.advance(minutes=2)
     worker.current.refresh()
-    assert worker.signs_with(in_file) == first
+    assert worker.signs_with() == first
     assert "before verifiers know it" in str(worker.current.fault)
 
 
@@ -239,10 +301,10 @@ def test_a_link_that_is_swapped_is_a_change(tmp_path: Path, clock: SettableClock
 
 def test_a_new_worker_starts_with_the_last_good_ring(house: House, memory: last_good.LastGood) -> None:
     old = Worker(house)
-    signing = old.signs_with(house)
+    signing = old.signs_with()
     break_ring(house)
     new = Worker(house)
-    assert new.signs_with(house) == signing
+    assert new.signs_with() == signing
     assert new.current.fault
     assert memory.recall("RS256") == old.current()
 

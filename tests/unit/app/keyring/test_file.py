@@ -252,6 +252,33 @@ def test_a_private_key_that_others_may_touch_is_refused(path: Path, mode: int) -
     assert refusal(path) == f"key 1 of the key ring {path}: {pem} may be read by others: `chmod 600 {pem}`"
 
 
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "is_read"),
+    [
+        (0o440, "mine", "mine", True),
+        (0o440, "others", "mine", True),
+        (0o640, "others", "mine", True),
+        (0o640, "mine", "mine", False),
+        (0o440, "mine", "others", False),
+        (0o440, "others", "others", False),
+        (0o460, "others", "mine", False),
+        (0o444, "others", "mine", False),
+    ],
+)
+def test_a_mounted_secret_may_be_read_by_the_servers_own_group(
+    path: Path, mode: int, owner: str, group: str, *, is_read: bool
+) -> None:
+    pem = path.parent / "a.pem"
+    if {owner, group} != {"mine"} and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(pem, 65534 if owner == "others" else -1, 65534 if group == "others" else -1)
+    pem.chmod(mode)
+    if is_read:
+        assert FileKeyring(path).read().keys[0].kid == "a"
+    else:
+        assert refusal(path) == f"key 1 of the key ring {path}: {pem} may be read by others: `chmod 600 {pem}`"
+
+
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o700])
 def test_a_private_key_that_only_its_owner_may_touch_is_read(path: Path, mode: int) -> None:
     (path.parent / "a.pem").chmod(mode)

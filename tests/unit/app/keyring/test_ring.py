@@ -76,13 +76,35 @@ def test_a_key_retires_for_the_longest_life_of_a_token_and_a_minute() -> None:
     assert timedelta(hours=24, seconds=60) == RETIRE_AFTER
 
 
-def test_a_revoked_key_leaves_at_its_moment_and_its_predecessor_signs_again() -> None:
-    ring = Ring((key("a", 0 * DAY, 0 * DAY), key("b", 1 * DAY, 2 * DAY, revoked=3 * DAY)))
-    a, b = ring.keys
-    before, after = T0 + 3 * DAY - TICK, T0 + 3 * DAY
-    assert (ring.signing_key(before), ring.signing_key(after)) == (b, a)
-    assert (ring.state_of(b, before), ring.state_of(b, after)) == (SIGNING, REVOKED)
-    assert (ring.published_keys(before), ring.published_keys(after)) == ((a, b), (a,))
+def test_the_standby_signs_in_place_of_a_revoked_key_and_a_key_that_was_succeeded_never_again() -> None:
+    """The one that verifiers know: ``a`` has left the JWKS, and ``d`` was announced after ``c``."""
+    ring = Ring(
+        (
+            key("a", 0 * DAY, 0 * DAY),
+            key("b", 1 * DAY, 2 * DAY, revoked=10 * DAY),
+            key("c", 8 * DAY, 15 * DAY),
+            key("d", 9 * DAY, 14 * DAY),
+        )
+    )
+    a, b, c, d = ring.keys
+    for time, signing, states in (
+        (10 * DAY - TICK, b, [GONE, SIGNING, ANNOUNCED, ANNOUNCED]),
+        (10 * DAY, c, [GONE, REVOKED, SIGNING, ANNOUNCED]),
+        (14 * DAY, d, [GONE, REVOKED, ANNOUNCED, SIGNING]),
+        (15 * DAY, c, [GONE, REVOKED, SIGNING, RETIRING]),
+    ):
+        assert ring.signing_key(T0 + time) == signing
+        assert [ring.state_of(each, T0 + time) for each in (a, b, c, d)] == states
+    assert ring.published_keys(T0 + 10 * DAY) == (d, c)
+
+
+def test_a_key_that_retires_does_not_sign_again_either() -> None:
+    ring = Ring((key("a", 0 * DAY, 0 * DAY), key("b", 1 * DAY, 2 * DAY, revoked=2 * DAY + HOUR)))
+    (a, _) = ring.keys
+    after = T0 + 2 * DAY + HOUR
+    with pytest.raises(StartError):
+        ring.signing_key(after)
+    assert ring.published_keys(after) == (a,)
 
 
 def test_a_key_that_is_revoked_before_its_time_never_signs() -> None:
@@ -153,13 +175,21 @@ def rings(draw: st.DrawFn) -> Ring:
     return Ring(tuple(draw(st.permutations(keys))))
 
 
-def usable(ring: Ring, now: datetime) -> list[SigningKey]:
-    """Told another way than the ring does: who might sign at ``now``."""
-    return [each for each in ring.keys if each.signs_from <= now and not (each.revoked_at and each.revoked_at <= now)]
+def is_revoked(each: SigningKey, now: datetime) -> bool:
+    return each.revoked_at is not None and each.revoked_at <= now
 
 
 def signer(ring: Ring, now: datetime) -> SigningKey | None:
-    return max(usable(ring, now), key=lambda each: (each.signs_from, each.kid), default=None)
+    """Told another way than the ring does: walk through the keys in the order of their turns."""
+    turns = sorted(ring.keys, key=lambda each: (each.signs_from, each.kid))
+    begun = [each for each in turns if each.signs_from <= now and not is_revoked(each, each.signs_from)]
+    if not begun:
+        return None
+    if not is_revoked(begun[-1], now):
+        return begun[-1]
+    waiting = turns[turns.index(begun[-1]) + 1 :]
+    known = [each for each in waiting if each.published_at <= now and not is_revoked(each, now)]
+    return min(known, key=lambda each: (each.published_at, each.signs_from, each.kid), default=None)
 
 
 def changes(ring: Ring) -> Sequence[datetime]:
@@ -177,12 +207,24 @@ moments = st.tuples(
 def test_exactly_one_key_signs_while_any_may(ring: Ring, moment: tuple[timedelta, timedelta]) -> None:
     now = T0 + sum(moment, timedelta())
     signing = [each for each in ring.keys if ring.state_of(each, now) is SIGNING]
-    assert signing == ([ring.signing_key(now)] if usable(ring, now) else [])
-    if not usable(ring, now):
+    expected = signer(ring, now)
+    assert signing == ([expected] if expected else [])
+    if expected is None:
         with pytest.raises(StartError):
             ring.signing_key(now)
     else:
-        assert ring.signing_key(now) == signer(ring, now)
+        assert ring.signing_key(now) == expected
+
+
+@given(rings(), moments, st.integers(1, 250))
+def test_a_key_that_is_gone_never_signs_again(
+    ring: Ring, moment: tuple[timedelta, timedelta], hours_later: int
+) -> None:
+    now = T0 + sum(moment, timedelta())
+    gone = [each for each in ring.keys if ring.state_of(each, now) is GONE]
+    later = now + hours_later * HOUR
+    assert all(ring.state_of(each, later) in {GONE, REVOKED} for each in gone)
+    assert not set(gone) & set(ring.published_keys(later))
 
 
 @given(rings(), moments)
@@ -208,7 +250,7 @@ def test_a_key_is_published_before_it_may_sign_and_never_too_early(
     for each in ring.keys:
         if each.published_at <= now < each.signs_from and not (each.revoked_at and each.revoked_at <= now):
             assert each in published
-            assert ring.state_of(each, now) is ANNOUNCED
+            assert ring.state_of(each, now) in {ANNOUNCED, SIGNING}
 
 
 @given(rings(), moments, st.randoms(use_true_random=False))

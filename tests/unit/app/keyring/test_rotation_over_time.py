@@ -34,9 +34,8 @@ LOCAL = Rules(
     jwks_max_age_seconds=300,
     propagation_seconds=2,
     skew_seconds=0,
-    revokes_at_once=True,
 )
-SHARED = replace(LOCAL, propagation_seconds=300, skew_seconds=60, revokes_at_once=False)
+SHARED = replace(LOCAL, propagation_seconds=300, skew_seconds=60)
 HASTY = replace(LOCAL, announce_seconds=0, rotation_interval_seconds=30, jwks_max_age_seconds=5)
 HASTY_SHARED = replace(SHARED, announce_seconds=0, rotation_interval_seconds=60, propagation_seconds=5)
 
@@ -92,14 +91,20 @@ class Rotation(RuleBasedStateMachine):
         self.written.append((self.now, ring))
 
     def seen(self, lag: float, at: datetime | None = None) -> Ring:
-        """The ring as a worker sees it that is late by a share of the propagation time. One machine sees it at once."""
-        late = 0 if self.rules.revokes_at_once else lag * self.rules.propagation_seconds
+        """The ring as a worker sees it that is late by a share of the propagation time."""
+        late = lag * self.rules.propagation_seconds
         moment = (at or self.now) - timedelta(seconds=late)
         return next((ring for time, ring in reversed(self.written) if time <= moment), self.written[0][1])
 
     def clock(self, skew: float) -> datetime:
         """What a worker's clock says; half the skew off, so that two of them are never more than it apart."""
         return self.now + timedelta(seconds=skew * self.rules.skew_seconds / 2)
+
+    def seen_keys(self, lag: float, skew: float) -> tuple[str, set[str]]:
+        """What such a worker signs with, and what it publishes. A ring's time is never before it was written."""
+        ring = self.seen(lag)
+        moment = max(self.clock(skew), ring.written_at or T0)
+        return ring.signing_key(moment).kid, {key.kid for key in ring.published_keys(moment)}
 
     # People
 
@@ -118,11 +123,10 @@ class Rotation(RuleBasedStateMachine):
     def generate(self) -> None:
         self.write(self.planner().generate(self.ring, "RS256"))
 
-    @rule(which=st.integers(0, 10), at_once=st.booleans())
-    def revoke(self, which: int, *, at_once: bool) -> None:
-        at_once = at_once and self.rules.revokes_at_once
+    @rule(which=st.integers(0, 10))
+    def revoke(self, which: int) -> None:
         key = self.ring.keys[which % len(self.ring.keys)]
-        ring = self.planner().revoke(self.ring, key.kid, at_once=at_once)
+        ring = self.planner().revoke(self.ring, key.kid)
         self.revoked.add(key.kid)
         # What the command warns of: until then a verifier may not know the key that was put in its place.
         floor = timedelta(seconds=self.rules.floor_seconds(ring))
@@ -157,14 +161,14 @@ class Rotation(RuleBasedStateMachine):
     @rule(lag=st.floats(0, 1), skew=st.floats(-1, 1), lifetime=st.sampled_from([1, 3600, DAY]))
     def issue(self, lag: float, skew: float, lifetime: int) -> None:
         clock = self.clock(skew)
-        kid = self.seen(lag).signing_key(clock).kid
+        kid, _ = self.seen_keys(lag, skew)
         self.tokens.append(Token(kid, self.now, clock + timedelta(seconds=lifetime)))
 
     @rule(lag=st.floats(0, 1), skew=st.floats(-1, 1))
     def fetch(self, lag: float, skew: float) -> None:
         """A verifier whose copy has run out takes another."""
-        kids = frozenset(key.kid for key in self.seen(lag).published_keys(self.clock(skew)))
-        self.copies.append(Copy(kids, self.now + timedelta(seconds=self.rules.jwks_max_age_seconds)))
+        _, kids = self.seen_keys(lag, skew)
+        self.copies.append(Copy(frozenset(kids), self.now + timedelta(seconds=self.rules.jwks_max_age_seconds)))
 
     # What is always so
 
@@ -181,8 +185,7 @@ class Rotation(RuleBasedStateMachine):
     def every_honest_token_is_verifiable_with_every_jwks_of_this_moment(self) -> None:
         for lag in (0.0, 1.0):
             for skew in (-1.0, 1.0):
-                clock = self.clock(skew)
-                kids = {key.kid for key in self.seen(lag).published_keys(clock)}
+                _, kids = self.seen_keys(lag, skew)
                 missing = [token for token in self.tokens if token.kid not in kids and not self.is_excused(token)]
                 # A verifier allows a minute of leeway at most; a token that is over by then needs no key.
                 assert not missing, (missing, kids)
@@ -208,10 +211,10 @@ class Rotation(RuleBasedStateMachine):
         """Two workers, one propagation time and one skew apart."""
         for mine, theirs in ((0.0, 1.0), (1.0, 0.0)):
             for my_skew, their_skew in ((1.0, -1.0), (-1.0, 1.0)):
-                signing = self.seen(mine).signing_key(self.clock(my_skew))
-                published = self.seen(theirs).published_keys(self.clock(their_skew))
-                excused = self.hurried.get(signing.kid, T0) > self.now
-                assert signing.kid in {key.kid for key in published} or excused
+                signing, _ = self.seen_keys(mine, my_skew)
+                _, published = self.seen_keys(theirs, their_skew)
+                excused = signing in self.revoked or self.hurried.get(signing, T0) > self.now
+                assert signing in published or excused
 
     @invariant()
     def no_step_of_a_command_is_ever_found_unsafe(self) -> None:

@@ -93,4 +93,4 @@ def test_what_is_wrong_is_one_line_that_quotes_nothing(
 def test_it_allows_for_a_deployment(tmp_path: Path, clock: SettableClock) -> None:
     with open_house(tmp_path, clock, migrated=False, with_key=False, keyring="env:MY_KEYS") as house:
         rules = house.services.keys.rules
-        assert (rules.propagation_seconds, rules.skew_seconds, rules.revokes_at_once) == (300, 60, False)
+        assert (rules.propagation_seconds, rules.skew_seconds) == (300, 60)
