@@ -148,6 +148,7 @@ _BELOW_OAUTH: dict[int, tuple[str, str]] = {
     500: ("server_error", ServerError.description),
     501: ("invalid_request", "The transfer coding is not supported."),
     503: ("server_error", ServiceUnavailable.description),
+    505: ("invalid_request", "The HTTP version is not supported: it must be 1.1 or 1.0."),
 }
 
 

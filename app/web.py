@@ -25,6 +25,7 @@ def install(app: Flask) -> None:
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = True
     app.before_request(_begin)
+    app.before_request(_answer_options_of_the_server)
     app.after_request(_finish)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_unexpected)
@@ -39,6 +40,13 @@ def _begin() -> None:
     g.request_id = secrets.token_hex(REQUEST_ID_RANDOM_BYTES)
     g.received_at = request.environ.get("tokenhouse.received_at") or time.perf_counter()
     g.source_address = request.remote_addr
+
+
+def _answer_options_of_the_server() -> Response | None:
+    """``OPTIONS *`` asks about the server as a whole: RFC 9110 section 9.3.7."""
+    if request.method != "OPTIONS" or request.environ.get("RAW_URI") != "*":
+        return None
+    return Response(headers={"Allow": "GET, HEAD, POST, OPTIONS"})
 
 
 def _finish(response: Response) -> Response:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import runpy
 import select
+import sys
 from typing import Any
 
 _host = os.environ.get("HOST") or "127.0.0.1"
@@ -23,7 +24,7 @@ _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 workers = int(os.environ.get("WEB_CONCURRENCY") or _cores or 1)
 # Ours stands slow callers and needs Linux; elsewhere, on a laptop, the stock one will do. See docs/worker.md.
 worker_class = "app.worker.buffered.BufferedWorker" if hasattr(select, "epoll") else "gthread"
-# One more than may wait for the database at once (app/gate.py): health checks and the JWKS answer whatever it does.
+# All but one may wait for the database at once; the last serves health checks and the JWKS whatever the database does.
 threads = 8
 # For each worker. A process may open 1024 files unless told otherwise, and the database and the logs need some.
 worker_connections = 900
@@ -41,6 +42,8 @@ worker_tmp_dir = str(_shared_memory) if _shared_memory.is_dir() else None
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
+# A faster parser is taken if it is installed, and answers otherwise.
+http_parser = "python"
 # No proxy may rewrite the path by header: gunicorn would take SCRIPT_NAME and PATH_INFO from any local caller.
 forwarder_headers = ""
 
@@ -58,6 +61,8 @@ def on_starting(server: Any) -> None:
 
     Run, not imported: each worker imports the application itself, and so reads the settings anew after a SIGHUP.
     """
+    if server.cfg.is_ssl and worker_class != "gthread":
+        sys.exit("tokenhouse: certfile and keyfile: TLS ends in a proxy before Tokenhouse, see README.md")
     if worker_class == "gthread":
         server.log.warning("Without epoll a stock worker serves, which slow callers can block: not for production")
     from app.keyring import last_good  # noqa: PLC0415 - Not to be found before gunicorn knows the folder.

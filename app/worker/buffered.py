@@ -8,35 +8,33 @@ application. Why not a stock worker, with figures: ``docs/worker.md``. Linux onl
 
 import contextlib
 import errno
-import heapq
 import io
-import mmap
 import os
+import re
 import select
 import socket
-import ssl
 import threading
 import time
-from collections.abc import MutableMapping
+from collections import deque
+from collections.abc import Callable, MutableMapping
 from http import HTTPStatus
 from itertools import count
 from typing import Any, ClassVar, cast
 
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.wsgi import create
-from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker
 
-from app.worker.connection import READ, SERVER, Connection, Outbox, TooSlow, refusal, status_of
+from app.worker.connection import READ, SERVER, WRITE, Connection, Outbox, TooSlow, choose_leaving, refusal, status_of
 from app.worker.framing import Inbox
+from app.worker.peers import Peers
 
 LINGER_SECONDS = 2.0
 """How long a caller that was refused may still send, so that it reads the answer before the connection is reset."""
 LINGER_BYTES = 8 * 1024 * 1024
 SWEEP_SECONDS = 1.0
-EVICTED_AT_ONCE = 16
-PEERS = 64
-"""Workers that see each other's load; with more, some share a place and the balance is less exact."""
+NEVER_WAITS = re.compile(r"(/livez|/\.well-known/[^?]*)$")
+"""Paths that are served from memory, whatever the database does."""
 FILES_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -50,20 +48,21 @@ class BufferedWorker(Worker):
     YIELD_SECONDS: ClassVar[float] = 0.001
     """How long a worker leaves a new connection to one that has fewer."""
 
-    # Open connections and the second of the last heartbeat, for each worker: made in the master, shared by all.
-    _peers: ClassVar[memoryview] = memoryview(mmap.mmap(-1, PEERS * 8)).cast("i")
+    _shared: ClassVar = Peers.share()
 
     def init_process(self) -> None:
         """Prepare what belongs to this process alone, then load the application and run."""
         self.epoll = select.epoll()
-        self.place = 2 * (self.age % PEERS)
+        self.peers = Peers(self._shared, self.age)
         self.connections: set[Connection] = set()
         self.waiting: dict[int, Connection] = {}
         self.listeners: dict[int, tuple[Any, Any]] = {}
         self.busy_since = [0.0] * self.cfg.threads
         self.numbers = count(1)
+        # A thread is always left for what never waits; whoever finds no turn is postponed, without a thread.
+        self.turns = threading.Semaphore(max(1, self.cfg.threads - 1))
+        self.postponed: deque[tuple[Connection, Any, bytes]] = deque()
         self.keepalive: int = self.cfg.keepalive
-        self.tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
         super().init_process()
 
     def run(self) -> None:
@@ -85,7 +84,7 @@ class BufferedWorker(Worker):
     def _tick(self, seconds: float) -> None:
         now = time.monotonic()
         self.notify()
-        self._publish(int(now) if self.alive else 0)
+        self.peers.publish(len(self.connections), beat=int(now) if self.alive else 0)
         for connection in list(self.waiting.values()):
             if connection.deadline <= now and self._claim(connection):
                 self._expire(connection)
@@ -145,41 +144,52 @@ class BufferedWorker(Worker):
             fd, _ = poll(None, 1)[0]
             busy_since[number] = time.monotonic()
             connection = self.waiting.pop(fd, None)
-            try:
-                if connection:
-                    self._attend(connection)
-                elif fd in self.listeners:
-                    self._welcome(fd)
-            except OSError:
-                # The caller has gone, or its TLS handshake has failed.
-                self._close(connection)
-            except Exception:
-                self.log.exception("A connection is dropped")
-                self._close(connection)
+            if connection:
+                self._guard(connection, self._attend)
+            elif fd in self.listeners:
+                self._welcome(fd)
+            while self.postponed and self.turns.acquire(blocking=False):
+                busy_since[number] = time.monotonic()
+                self._resume()
             busy_since[number] = 0.0
 
+    def _guard(self, connection: Connection, serve: Callable[[Connection], None]) -> None:
+        try:
+            serve(connection)
+        except OSError:
+            # The caller has gone.
+            self._close(connection)
+        except Exception:
+            self.log.exception("A connection is dropped")
+            self._close(connection)
+
+    def _resume(self) -> None:
+        """Serve who was postponed for longest; the turn is ours."""
+        try:
+            connection, request, body = self.postponed.popleft()
+        except IndexError:
+            self.turns.release()
+            return
+
+        def serve(connection: Connection) -> None:
+            if self._send(connection, self._answer_in_turn(connection, request, body)):
+                self._proceed(connection)
+
+        self._guard(connection, serve)
+
     def _welcome(self, fd: int) -> None:
-        if not self.alive or self._is_crowded():
+        if not self.alive or self.peers.have_fewer_than(len(self.connections)):
             time.sleep(self.YIELD_SECONDS)
-        while self._accept_one(fd) and not self._is_crowded():
+        while self._accept_one(fd) and not self.peers.have_fewer_than(len(self.connections)):
             # All that is due to this worker: busy connections would come in between each two.
             pass
         self._arm(fd, READ)
-
-    def _is_crowded(self) -> bool:
-        """Whether a live worker has fewer connections than this one."""
-        values = self._peers.tolist()
-        alive_since = int(time.monotonic()) - 3
-        fewest = min((values[i] for i in range(0, 2 * PEERS, 2) if values[i + 1] >= alive_since), default=0)
-        return len(self.connections) > fewest + 1
 
     def _accept_one(self, fd: int) -> bool:
         try:
             listener, server = self.listeners[fd]
             sock, peer = listener.accept()
             sock.setblocking(False)  # noqa: FBT003
-            if self.tls:
-                sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except (KeyError, OSError) as error:
             if isinstance(error, OSError) and error.errno in FILES_EXHAUSTED:
                 self._evict()
@@ -190,8 +200,8 @@ class BufferedWorker(Worker):
             self._evict()
         connection = Connection(sock, peer, server, Inbox(self.cfg, peer))
         self.connections.add(connection)
-        self._publish()
-        connection.deadline = time.monotonic() + self._patience()
+        self.peers.publish(len(self.connections))
+        connection.deadline = connection.since + self._patience()
         self.waiting[connection.fd] = connection
         with contextlib.suppress(OSError):
             self.epoll.register(connection.fd, READ)
@@ -209,10 +219,7 @@ class BufferedWorker(Worker):
                 connection.inbox.buffer += data
                 self._proceed(connection)
             elif data is None:
-                if self.tls and connection.inbox.is_new:
-                    # It has sent a part of its handshake, or not even that.
-                    self._hurry(connection)
-                self._park(connection, connection.events)
+                self._park(connection, READ)
             elif connection.inbox.begun:
                 self._proceed(connection, at_end=True)
             else:
@@ -229,7 +236,13 @@ class BufferedWorker(Worker):
             else:
                 if complete is None:
                     return self._await(connection)
-                answer = self._answer(connection, *complete)
+                connection.halfway = False
+                if NEVER_WAITS.search(complete[0].path):
+                    answer = self._answer(connection, *complete)
+                elif self.turns.acquire(blocking=False):
+                    answer = self._answer_in_turn(connection, *complete)
+                else:
+                    return self.postponed.append((connection, *complete))
             connection.halfway = False
             if not self._send(connection, answer):
                 return None
@@ -240,17 +253,25 @@ class BufferedWorker(Worker):
             if connection.inbox.must_continue():
                 connection.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         else:
-            connection.deadline = time.monotonic() + self._patience()
-        self._park(connection, connection.events)
+            connection.since = time.monotonic()
+            connection.deadline = connection.since + self._patience()
+        self._park(connection, READ)
 
     def _hurry(self, connection: Connection) -> None:
         if not connection.halfway:
             connection.halfway = True
-            connection.deadline = time.monotonic() + self.REQUEST_SECONDS
+            connection.since = time.monotonic()
+            connection.deadline = connection.since + self.REQUEST_SECONDS
 
     def _patience(self) -> float:
         seconds = self.keepalive or self.REQUEST_SECONDS
         return seconds if self.alive else min(seconds, self.STOP_SECONDS)
+
+    def _answer_in_turn(self, connection: Connection, request: Any, body: bytes) -> bytes:
+        try:
+            return self._answer(connection, request, body)
+        finally:
+            self.turns.release()
 
     def _answer(self, connection: Connection, request: Any, body: bytes) -> bytes:
         outbox = Outbox()
@@ -266,8 +287,6 @@ class BufferedWorker(Worker):
             environ["wsgi.input"] = io.BytesIO(body)
             environ["wsgi.multithread"] = self.cfg.threads > 1
             environ["tokenhouse.received_at"] = started
-            if isinstance(connection.sock, ssl.SSLSocket):
-                environ["tokenhouse.client_certificate"] = connection.sock.getpeercert(binary_form=True)
             self._run(environ, response)
         except Exception as error:  # noqa: BLE001
             return self._refusal(request, connection, error)
@@ -311,7 +330,7 @@ class BufferedWorker(Worker):
         connection.unsent = answer
         if not connection.flush():
             self._hurry(connection)
-            self._park(connection, connection.events)
+            self._park(connection, WRITE)
             return False
         connection.halfway = False
         if not connection.closing:
@@ -351,24 +370,16 @@ class BufferedWorker(Worker):
     def _claim(self, connection: Connection) -> bool:
         claimed = self.waiting.pop(connection.fd, None)
         if claimed not in {None, connection}:
-            self._park(claimed, claimed.events)
+            self._park(claimed, WRITE if claimed.unsent else READ)
         return claimed is connection
 
     def _evict(self) -> None:
-        """Make room: the longest idle go first, then those who have been half-way for longest."""
-        for connection in heapq.nsmallest(
-            EVICTED_AT_ONCE, list(self.waiting.values()), key=lambda one: (one.halfway, one.deadline)
-        ):
+        """Make room for others."""
+        for connection in choose_leaving(list(self.waiting.values()), self.cfg.worker_connections):
             if self._claim(connection):
                 self._close(connection)
 
-    def _close(self, connection: Connection | None) -> None:
-        if connection:
-            self.connections.discard(connection)
-            self._publish()
-            connection.sock.close()
-
-    def _publish(self, beat: int | None = None) -> None:
-        self._peers[self.place] = len(self.connections)
-        if beat is not None:
-            self._peers[self.place + 1] = beat
+    def _close(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self.peers.publish(len(self.connections))
+        connection.sock.close()

@@ -1,10 +1,13 @@
 """One caller's socket, buffers and state, and what a refused caller reads; when to do what is left to the worker."""
 
+import heapq
 import json
 import secrets
 import select
 import socket
-import ssl
+import time
+from collections import Counter
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -21,11 +24,14 @@ from gunicorn.http.errors import (  # type: ignore[attr-defined]  # The stubs la
 )
 
 from app.errors import below_oauth
-from app.worker.framing import Inbox, TooLong
+from app.worker.framing import Inbox, TooLong, UnsupportedVersion
 
 SERVER = "tokenhouse"
 RECEIVE_BYTES = 16 * 1024
-"""Read at once. A TLS record holds no more, so that nothing decrypted stays behind where epoll does not see it."""
+"""Read at once: as much as the longest body."""
+YOUNG_SECONDS = 2.0
+"""How long a new connection is not made to leave."""
+LEAVE_AT_ONCE = 16
 READ = select.EPOLLIN | select.EPOLLONESHOT
 WRITE = select.EPOLLOUT | select.EPOLLONESHOT
 
@@ -39,6 +45,7 @@ _STATUS_BY_ERROR = (
     (LimitRequestHeaders, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
     (ExpectationFailed, HTTPStatus.EXPECTATION_FAILED),
     (UnsupportedTransferCoding, HTTPStatus.NOT_IMPLEMENTED),
+    (UnsupportedVersion, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED),
     (TooLong, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (TooSlow, HTTPStatus.REQUEST_TIMEOUT),
     # What the application sends and gunicorn refuses is the application's fault, though the classes are a caller's.
@@ -62,40 +69,54 @@ class Outbox:
 class Connection:
     """One caller. Whoever takes it out of the worker's ``waiting`` owns it until it is parked again or closed."""
 
-    __slots__ = ("closing", "deadline", "discarded", "events", "fd", "halfway", "inbox", "lingering", "peer", "refused",
-                 "server", "sock", "unsent")  # fmt: skip
+    __slots__ = ("accepted", "closing", "deadline", "discarded", "fd", "halfway", "inbox", "lingering", "peer",
+                 "refused", "server", "since", "sock", "unsent")  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: Any, server: Any, inbox: Inbox) -> None:
         self.sock, self.fd, self.peer, self.server, self.inbox = sock, sock.fileno(), peer, server, inbox
         self.unsent: memoryview | bytes = b""
         self.closing = self.refused = self.lingering = self.halfway = False
         self.discarded = 0
-        self.events = READ
+        self.accepted = self.since = time.monotonic()
         self.deadline = 0.0
+
+    @property
+    def host(self) -> object:
+        """The caller's address without its port; the same for all callers of a unix socket."""
+        return self.peer[0] if isinstance(self.peer, tuple) else None
 
     def receive(self) -> bytes | None:
         """What has arrived, empty at the end, ``None`` when there is nothing yet."""
-        self.events = READ
         try:
             return self.sock.recv(RECEIVE_BYTES)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return None
-        except ssl.SSLWantWriteError:
-            self.events = WRITE
+        except BlockingIOError:
             return None
 
     def flush(self) -> bool:
         """Send what is unsent as far as the kernel takes it, and tell whether that was all."""
-        self.events = WRITE
         try:
             sent = self.sock.send(self.unsent)
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            return False
-        except ssl.SSLWantReadError:
-            self.events = READ
+        except BlockingIOError:
             return False
         self.unsent = memoryview(self.unsent)[sent:] if sent < len(self.unsent) else b""
         return not self.unsent
+
+
+def choose_leaving(waiting: Sequence[Connection], most: int) -> list[Connection]:
+    """Who makes room: half-way connections and then idle ones, the oldest first; a new one where there are no others.
+
+    What a new connection has sent may still be on its way, so it looks idle and is not. An address that holds more
+    than half of ``most`` makes room out of its own.
+
+    :param most: how many connections a worker holds.
+    """
+    (host, held), *_ = Counter(one.host for one in waiting).most_common(1) or [(None, 0)]
+    if held > most // 2:
+        waiting = [one for one in waiting if one.host == host]
+    young_since = time.monotonic() - YOUNG_SECONDS
+    old = [one for one in waiting if not (one.inbox.is_new and one.accepted > young_since)]
+    leaving = heapq.nsmallest(LEAVE_AT_ONCE, old, key=lambda one: (not one.halfway, one.since))
+    return leaving or heapq.nsmallest(1, waiting, key=lambda one: one.accepted)
 
 
 def refusal(error: BaseException, *, to_head: bool) -> bytes:

@@ -7,7 +7,15 @@ import re
 from typing import Any
 
 from gunicorn.http.body import ChunkedReader
-from gunicorn.http.errors import InvalidChunkSize, InvalidHeader, LimitRequestHeaders, NoMoreData, ParseException
+from gunicorn.http.errors import (
+    InvalidChunkSize,
+    InvalidHeader,
+    InvalidHTTPVersion,
+    LimitRequestHeaders,
+    NoMoreData,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
 
@@ -21,11 +29,17 @@ CHUNK_LINE_LIMIT_BYTES = 256
 TRAILER_LIMIT_BYTES = 4096
 
 _HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
+_OTHER_VERSION = re.compile(rb"[^\r\n]* HTTP/[02-9]\.[0-9]\r\n")
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]+")
 
 
 class TooLong(ParseException):
     """The body is longer than ``BODY_LIMIT_BYTES``."""
+
+
+class UnsupportedVersion(ParseException):
+    """The request is of another major version than HTTP/1."""
 
 
 class ChunkScan:
@@ -85,12 +99,13 @@ class Inbox:
     Where it cuts depends on the bytes alone, never on how they were split into segments.
     """
 
-    __slots__ = ("_cfg", "_chunks", "_peer", "_scanned", "_served", "buffer", "request")
+    __slots__ = ("_cfg", "_chunks", "_has_skipped", "_peer", "_scanned", "_served", "buffer", "request")
 
     def __init__(self, cfg: Any, peer: Any) -> None:
         self._cfg, self._peer = cfg, peer
         self._scanned = self._served = 0
         self._chunks: ChunkScan | None = None
+        self._has_skipped = False
         self.buffer = bytearray()
         self.request: Any = None
 
@@ -120,6 +135,7 @@ class Inbox:
             return None
         request, self.request, self._chunks = self.request, None, None
         self._scanned = 0
+        self._has_skipped = False
         self._served += 1
         return request, body
 
@@ -129,6 +145,10 @@ class Inbox:
 
     def _read_head(self, *, at_end: bool) -> bool:
         buffer = self.buffer
+        if not self._has_skipped and buffer[:2] == b"\r\n":
+            # Some callers end a body with a line break that is not part of it: RFC 9112 section 2.2.
+            del buffer[:2]
+            self._has_skipped, self._scanned = True, 0
         found = _HEAD_END.search(buffer, max(0, self._scanned - 3), HEAD_LIMIT_BYTES)
         if found:
             end = found.end()
@@ -144,16 +164,28 @@ class Inbox:
             self.request = Request(self._cfg, IterUnreader((head,)), self._peer, self._served + 1)
         except NoMoreData:
             raise (LimitRequestHeaders("head") if end >= HEAD_LIMIT_BYTES else NoMoreData) from None
+        except InvalidHTTPVersion as error:
+            raise (UnsupportedVersion() if _OTHER_VERSION.match(head) else error) from None
+        # A later minor version is spoken to in the latest one that we speak: RFC 9110 section 2.5.
+        self.request.version = min(self.request.version, (1, 1))
         self._require_host()
+        self._require_plain_coding()
         self._require_one_authorization()
         if isinstance(self.request.body.reader, ChunkedReader):
             self._chunks = ChunkScan()
         return True
 
     def _require_host(self) -> None:
-        # RFC 9112 section 3.2; gunicorn only sees that there are not two. What it says is of no interest here.
-        if self.request.version >= (1, 1) and not any(name == "HOST" for name, _ in self.request.headers):
+        # RFC 9112 section 3.2; gunicorn only sees that there are not two. Whose name it is is of no interest here.
+        hosts = [value for name, value in self.request.headers if name == "HOST"]
+        if (self.request.version >= (1, 1) and not hosts) or not all(map(_HOST.fullmatch, hosts)):
             raise InvalidHeader("HOST")
+
+    def _require_plain_coding(self) -> None:
+        # gunicorn takes a compressed body in chunks and leaves it compressed.
+        for name, value in self.request.headers:
+            if name == "TRANSFER-ENCODING" and value.strip().lower() != "chunked":
+                raise UnsupportedTransferCoding(value)
 
     def _require_one_authorization(self) -> None:
         # gunicorn would join two values with a comma, and a lenient base64 decoder reads what results as a third one.

@@ -152,3 +152,13 @@ def test_a_target_in_another_spelling_gives_no_redirect(server: RunningServer, t
     )
     assert answer.status_code in {400, 404}
     assert sorted(answer.json()) == ["error", "error_description"]
+
+
+def test_options_of_the_server_as_a_whole(server: RunningServer) -> None:
+    """Section 9.3.7."""
+    (answer,) = server.send(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Allow"] == "GET, HEAD, POST, OPTIONS"
+    assert "Content-Type" not in answer.headers
+    (answer,) = server.send(b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", "GET")
+    assert answer.status_code in {400, 404}

@@ -93,11 +93,19 @@ def test_a_request_in_one_piece_is_answered(echo: Server) -> None:
         (b"GET /a HTTP/1.1\nHost: x\n\n", 400),
         (b"GET /a HTTP/1.1\r\nHost: x\n\r\n", 400),
         (b"\n", 400),
-        (b"\r\n\r\n" + GET, 400),
+        (b"\r\n" * 3 + GET, 400),
         (b"GET /a\r\n\r\n", 400),
         (b"get /a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET http://[/a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /a HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+        (b"GET /a HTTP/0.9\r\nHost: a\r\n\r\n", 505),
+        (b"GET /a HTTP/one\r\nHost: a\r\n\r\n", 400),
+        (b"GET /a HTTP/1.12\r\nHost: a\r\n\r\n", 400),
+        *(
+            (b"GET /a HTTP/1.1\r\nHost: %s\r\n\r\n" % host, 400)
+            for host in (b"a b", b"a/c", b"u@d", b"a b/c@d", b"a:b", b"[::1", b"::1", b"a,b?", b"a#b", b"\xc3\xa9")
+        ),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
         (b"GET /a HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
         (b"GET /a HTTP/1.1\r\nHost: a\r\nAuthorization: Basic YTpi\r\nAuthorization: Basic YTpi\r\n\r\n", 400),
@@ -112,6 +120,8 @@ def test_a_request_in_one_piece_is_answered(echo: Server) -> None:
         (b"POST /a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 400),
         (b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+        (b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 501),
         (b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: brotli, chunked\r\n\r\n0\r\n\r\n", 501),
         (b"GET /a HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n", 417),
         (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
@@ -345,3 +355,23 @@ def test_requests_in_one_segment_are_answered_as_one_after_the_other(echo: Serve
     pipelined = echo.exchange(b"".join(requests))
     one_by_one = [answer for request in requests for answer in echo.exchange(request)]
     assert comparable(pipelined) == comparable(one_by_one)
+
+
+@pytest.mark.parametrize("host", ["a", "a.b-c_d:80", "[::1]:8080", "127.0.0.1", "a:", "", "a%20b"])
+def test_every_host_that_may_be_is_taken(echo: Server, host: str) -> None:
+    (answer,) = echo.exchange(f"GET /a HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert answer.status == "HTTP/1.1 200 OK"
+
+
+def test_a_later_minor_version_is_answered_in_the_latest_that_is_spoken(echo: Server) -> None:
+    (answer,) = echo.exchange(b"GET /a HTTP/1.2\r\nHost: x\r\n\r\n")
+    assert answer.status == "HTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize("segments", [[b"\r\n"], [b"\r", b"\n"]])
+def test_a_line_break_after_a_body_is_read_over(echo: Server, segments: list[bytes]) -> None:
+    """As old clients send it; it is not the beginning of a request that has a deadline."""
+    first, second = echo.exchange(post(b"hello"), *segments, GET)
+    assert (first.json, second.json["method"]) == (echo_of(b"hello"), "GET")
+    (answer,) = echo.exchange(post(b"hello"), *segments)
+    assert answer.json == echo_of(b"hello")

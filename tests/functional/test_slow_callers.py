@@ -1,13 +1,12 @@
 """Slow callers, full houses, restarts: a new request is answered all the same."""
 
 import contextlib
-import datetime as dt
+import itertools
 import pathlib
 import resource
 import selectors
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -16,13 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 sys.path.append(str(pathlib.Path(__file__).parent))
-from echo_app import read_all, read_one, serve, split_answers
+from echo_app import Server, read_all, read_one, serve, split_answers
 
 from app.errors import below_oauth
 
@@ -250,39 +245,79 @@ def test_no_heartbeat_is_lost_while_a_worker_is_idle_or_busy() -> None:
         assert server.get("/pid")["pid"] == pid
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.UTC)
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now)
-    built = builder.not_valid_after(now + dt.timedelta(days=1)).sign(key, hashes.SHA256())
-    folder = tmp_path_factory.mktemp("tls")
-    (folder / "cert.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return str(folder / "cert.pem"), str(folder / "key.pem")
+def from_address(stack: contextlib.ExitStack, server: Server, address: str, sent: bytes = b"") -> socket.socket:
+    caller = stack.enter_context(socket.create_connection(server.address, timeout=15, source_address=(address, 0)))
+    caller.sendall(sent)
+    return caller
 
 
-def test_over_tls_requests_are_served_and_half_way_callers_closed(certificate: tuple[str, str]) -> None:
-    cert, key = certificate
-    context = ssl.create_default_context(cafile=cert)
-    context.check_hostname = False
-    body = b"a" * 16384
-    post = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 16384\r\n\r\n" + body
-    arguments = ("--workers", "1", "--certfile", cert, "--keyfile", key)
-    with serve(*arguments, worker=HASTY) as server, contextlib.ExitStack() as stack:
-        silent, half, plain = (
-            stack.enter_context(server.connect(sent)) for sent in (b"", b"\x16\x03\x01\x02", GET_PID)
-        )
-        assert split_answers(read_all(plain)) == []
-        caller = stack.enter_context(context.wrap_socket(server.connect(), server_hostname="localhost"))
-        caller.sendall(post * 3)
-        for _ in range(3):
-            assert read_one(caller).json["length"] == 16384
-        caller.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        assert len(read_all(caller)) > 8_000_000
-        assert wait_for_end({half: "half"}, 4)["half"]
-        assert not wait_for_end({silent: "silent"}, 0.1)["silent"]
+def flood(server: Server, stack: contextlib.ExitStack, done: threading.Event) -> None:
+    """A hundred new connections a second, each from another address, each with one byte."""
+    numbers = itertools.count()
+    while not done.wait(0.1):
+        for number in itertools.islice(numbers, 10):
+            with contextlib.suppress(OSError):
+                from_address(stack, server, f"127.1.{number // 250}.{number % 250 + 1}", b"G")
+
+
+def test_a_newcomer_whose_first_byte_is_on_its_way_is_not_thrown_out() -> None:
+    """Eighty milliseconds away, while a full house takes in a hundred callers a second that say no more than a byte."""
+    done = threading.Event()
+    with (
+        serve("--workers", "1", "--worker-connections", "300") as server,
+        contextlib.ExitStack() as stack,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        flooding = pool.submit(flood, server, stack, done)
+        try:
+            answered = 0
+            until = time.monotonic() + 8
+            while time.monotonic() < until:
+                with server.connect() as caller:
+                    time.sleep(0.08)
+                    caller.sendall(GET_PID)
+                    assert read_one(caller).status == "HTTP/1.1 200 OK"
+                    answered += 1
+            assert answered > 20
+        finally:
+            done.set()
+        flooding.result()
+
+
+def test_an_address_that_holds_more_than_its_share_makes_room_itself() -> None:
+    with serve("--workers", "1", "--worker-connections", "40") as server, contextlib.ExitStack() as stack:
+        other = from_address(stack, server, "127.0.0.2", GET_PID)
+        read_one(other)
+        for _ in range(100):
+            from_address(stack, server, "127.0.0.3", b"G")
+        assert server.get("/a")
+        other.sendall(GET_PID)
+        assert read_one(other).status == "HTTP/1.1 200 OK"
+
+
+def test_a_thread_is_left_for_what_never_waits_and_the_others_lose_nothing() -> None:
+    with serve("--workers", "1", "--threads", "3") as server, contextlib.ExitStack() as stack:
+        slow = b"GET /sleep?1 HTTP/1.1\r\nHost: a\r\n\r\n"
+        busy = [stack.enter_context(server.connect(slow)) for _ in range(2)]
+        time.sleep(0.2)
+        last = GET_PID.replace(b"Host: x", b"Connection: close\r\nHost: x")
+        postponed = [stack.enter_context(server.connect(slow + last)) for _ in range(2)]
+        for path in ("/livez", "/.well-known/jwks.json", "/tokens/livez"):
+            began = time.monotonic()
+            assert server.get(path)["path"] == path
+            assert time.monotonic() - began < 0.5
+        assert [read_one(caller).json["path"] for caller in busy] == ["/sleep"] * 2
+        for caller in postponed:
+            first, second = split_answers(read_all(caller))
+            assert first.json["path"] == "/sleep"
+            assert "pid" in second.json
+
+
+def test_at_sigterm_who_was_postponed_is_still_served() -> None:
+    with serve("--workers", "1", "--threads", "2") as server, contextlib.ExitStack() as stack:
+        slow = b"GET /sleep?1 HTTP/1.1\r\nHost: a\r\n\r\n"
+        callers = [stack.enter_context(server.connect(slow)) for _ in range(3)]
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        assert [read_one(caller).status for caller in callers] == ["HTTP/1.1 200 OK"] * 3
+        assert server.process.wait(10) == 0

@@ -1,6 +1,4 @@
-"""The gate to the database: a thread is always left, silence is answered at once, and it opens again."""
-
-import threading
+"""The gate to the database: silence is answered at once, and it opens again."""
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -9,62 +7,18 @@ from app import gate as room
 from app.errors import ServiceUnavailable
 from app.gate import DatabaseGate
 
-WAIT_SECONDS = 10
 FAILURE = OperationalError("SELECT 1", {}, Exception("silent"))
 
 
 @pytest.fixture
 def gate() -> DatabaseGate:
-    return DatabaseGate(places=2)
-
-
-class Visitor(threading.Thread):
-    """Somebody who is inside until told to leave."""
-
-    def __init__(self, gate: DatabaseGate) -> None:
-        super().__init__(daemon=True)
-        self._gate = gate
-        self._may_leave = threading.Event()
-        self._came_in = threading.Event()
-        self.start()
-        assert self._came_in.wait(WAIT_SECONDS)
-
-    def run(self) -> None:
-        with self._gate.entered():
-            self._came_in.set()
-            assert self._may_leave.wait(WAIT_SECONDS)
-
-    def leave(self) -> None:
-        self._may_leave.set()
-        self.join(WAIT_SECONDS)
+    return DatabaseGate()
 
 
 def refused(gate: DatabaseGate) -> str:
     with pytest.raises(ServiceUnavailable) as caught, gate.entered():
         pass
     return caught.value.reason
-
-
-def test_who_finds_no_place_is_refused_and_the_next_one_too_without_waiting(
-    gate: DatabaseGate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    visitors = [Visitor(gate), Visitor(gate)]
-    assert refused(gate) == "database_crowded"
-    monkeypatch.setattr(room, "PATIENCE_SECONDS", None)
-    assert refused(gate) == "database_crowded"
-    visitors[0].leave()
-    with gate.entered():
-        pass
-    visitors[1].leave()
-
-
-def test_who_waits_gets_the_place_that_becomes_free(gate: DatabaseGate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "PATIENCE_SECONDS", WAIT_SECONDS)
-    first, second = Visitor(gate), Visitor(gate)
-    threading.Timer(0.05, first.leave).start()
-    with gate.entered():
-        pass
-    second.leave()
 
 
 @pytest.fixture
