@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import runpy
 import select
 import sys
 from typing import Any
@@ -56,37 +55,36 @@ accesslog = None
 errorlog = "-"
 
 
-def on_starting(server: Any) -> None:
-    """Stop with one line, before there is a worker, when the settings or the keys are wrong.
+# What the hooks do is in app/serving.py; no room can be imported before gunicorn knows the folder.
 
-    Run, not imported: each worker imports the application itself, and so reads the settings anew after a SIGHUP.
-    """
+
+def on_starting(server: Any) -> None:
+    """Stop with one line, before there is a worker, when the settings or the keys are wrong."""
+    from app.serving import watch_over  # noqa: PLC0415
+
     if server.cfg.is_ssl and worker_class != "gthread":
         sys.exit("tokenhouse: certfile and keyfile: TLS ends in a proxy before Tokenhouse, see README.md")
     if worker_class == "gthread":
         server.log.warning("Without epoll a stock worker serves, which slow callers can block: not for production")
-    from app.keyring import last_good  # noqa: PLC0415 - Not to be found before gunicorn knows the folder.
-
-    last_good.share()
-    _check_start()
-    reload = server.handle_hup
-
-    def reload_if_sound() -> None:
-        """Stay with the workers that serve when those that SIGHUP would start could not."""
-        try:
-            _check_start()
-        except SystemExit:
-            server.log.error("SIGHUP changes nothing: mend what is said above, then send it again")  # noqa: TRY400
-        except Exception:
-            server.log.exception("SIGHUP changes nothing")
-        else:
-            reload()
-
-    server.handle_hup = reload_if_sound
+    watch_over(server)
 
 
-def _check_start() -> None:
-    app = runpy.run_path(str(pathlib.Path(chdir) / "wsgi.py"))["app"]
-    with app.app_context():
-        # No connection may be shared with the workers that are forked from here.
-        app.extensions["sqlalchemy"].engine.dispose()
+def post_fork(server: Any, _worker: Any) -> None:
+    """Keep the master from ending with a worker that cannot start."""
+    from app.serving import outlive  # noqa: PLC0415
+
+    outlive(server)
+
+
+def post_worker_init(_worker: Any) -> None:
+    """Note that workers can start."""
+    from app.serving import note_served  # noqa: PLC0415
+
+    note_served()
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    """Do not try again at once."""
+    from app.serving import pause_after_failure  # noqa: PLC0415
+
+    pause_after_failure(worker)

@@ -22,7 +22,7 @@ STACK = (
     {"grants"},
     {"server"},
     {"services"},
-    {"endpoints", "cli"},
+    {"endpoints", "cli", "serving"},
 )
 LEVELS = {room: level for level, rooms in enumerate(STACK) for room in rooms}
 
@@ -30,8 +30,8 @@ REGISTRIES = {"client_auth": "METHODS", "grants": "GRANTS", "endpoints": "ENDPOI
 PURE_ROOMS = ("policy", "keyring/ring", "issuer", "client_secrets", "client_fields", "events")
 """Neither Flask nor the database; the clock is a parameter."""
 
-# The development server composes an application like ``wsgi`` does, and is run as a program.
-COMPOSERS = {"cli/development"}
+# The development server, which is run as a program, and what gunicorn serves compose applications.
+COMPOSERS = {"cli/development", "serving"}
 
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60

@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 
 from app.contracts import Metadata
 from app.errors import ServiceUnavailable
+from app.keyring import last_good
 from app.services import Endpoint, Services
 from app.settings import StartError
 from app.web import json_response
@@ -22,7 +23,7 @@ def _create_blueprint(services: Services) -> Blueprint:
 
     @blueprint.get("/readyz")
     def show_ready() -> Response:
-        checks = {"database": _database(services), "keyring": _keyring(services)}
+        checks = {"database": _database(services), "keyring": _keyring(services), "settings": _settings()}
         worst = next((state for state in ("failed", "degraded") if state in checks.values()), "ok")
         return json_response(503 if worst == "failed" else 200, {"status": worst, "checks": checks})
 
@@ -45,6 +46,11 @@ def _keyring(services: Services) -> str:
         log.error("not ready: %s", error)  # noqa: TRY400 - One clear line says it all.
         return "failed"
     return "degraded" if services.ring.fault or services.ring.is_clock_behind else "ok"
+
+
+def _settings() -> str:
+    shared = last_good.shared()
+    return "degraded" if shared and shared.reload_failed else "ok"
 
 
 def _metadata(issuer: str) -> Metadata:  # noqa: ARG001 - Nothing of this is for clients.

@@ -32,8 +32,8 @@ class LastGood:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, SIZE_BYTES)
-        # Aligned, and so written at once or not at all.
-        self._reached = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
+        # Aligned, and so written at once or not at all: the latest moment, a worker has started, SIGHUP was refused.
+        self._cells = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
         self._lock = threading.Lock()
 
     def keep(self, ring: Ring) -> None:
@@ -57,8 +57,26 @@ class LastGood:
 
     def reach(self, time: datetime) -> datetime:
         """Remember ``time`` if it is the latest; the latest that any of the processes has reached."""
-        self._reached[0] = max(self._reached[0], time.timestamp())
-        return datetime.fromtimestamp(self._reached[0], UTC)
+        self._cells[0] = max(self._cells[0], time.timestamp())
+        return datetime.fromtimestamp(self._cells[0], UTC)
+
+    @property
+    def has_served(self) -> bool:
+        """Whether any worker of this server has started."""
+        return bool(self._cells[1])
+
+    @has_served.setter
+    def has_served(self, value: bool) -> None:
+        self._cells[1] = value
+
+    @property
+    def reload_failed(self) -> bool:
+        """Whether the last SIGHUP was refused: what lies on the disk is not what is served."""
+        return bool(self._cells[2])
+
+    @reload_failed.setter
+    def reload_failed(self, value: bool) -> None:
+        self._cells[2] = value
 
     def recall(self, signing_alg: str) -> Ring | None:
         """The ring that was kept last; ``None`` when there is none."""

@@ -18,7 +18,7 @@ def test_ready_is_ready(any_house: House) -> None:
     answer = any_house.app.test_client().get("/readyz")
     assert (answer.status_code, answer.get_json()) == (
         200,
-        {"status": "ok", "checks": {"database": "ok", "keyring": "ok"}},
+        {"status": "ok", "checks": {"database": "ok", "keyring": "ok", "settings": "ok"}},
     )
 
 
@@ -29,7 +29,7 @@ def test_without_tables_it_is_alive_and_not_ready(any_house: House) -> None:
     answer = caller.get("/readyz")
     assert (answer.status_code, answer.get_json()) == (
         503,
-        {"status": "failed", "checks": {"database": "failed", "keyring": "ok"}},
+        {"status": "failed", "checks": {"database": "failed", "keyring": "ok", "settings": "ok"}},
     )
     assert caller.get("/livez").status_code == 200
 
@@ -41,7 +41,7 @@ def test_without_a_key_that_may_sign_it_is_not_ready(tmp_path: Path, clock: Sett
         answer = house.app.test_client().get("/readyz")
         assert (answer.status_code, answer.get_json()) == (
             503,
-            {"status": "failed", "checks": {"database": "ok", "keyring": "failed"}},
+            {"status": "failed", "checks": {"database": "ok", "keyring": "failed", "settings": "ok"}},
         )
 
 

@@ -1,0 +1,131 @@
+"""What gunicorn's master checks before a worker is let go, and what its workers inherit by the fork.
+
+A server that runs never ends because of what lies on the disk: settings are read and checked at the start and at
+SIGHUP, in the master alone, and every worker that is born later gets those that were good; the last good key ring lies
+in memory that they share (``keyring.last_good``). Only a first start refuses.
+"""
+
+import contextlib
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask
+
+from app import check_start, create_app
+from app.keyring import last_good
+from app.services import Services
+from app.settings import Settings, StartError
+from app.settings_layers import load_settings
+
+APP_LOAD_ERROR = 4
+"""The exit status by which a gunicorn worker says that starting it again would not help: the master ends too."""
+
+TRY_AGAIN_SECONDS = 1.0
+"""How long a worker that could not start waits before it ends and another is tried."""
+
+_checked: Settings | None = None
+
+
+class RingFault(StartError):
+    """The settings are good, and the key ring is not."""
+
+
+def watch_over(server: Any) -> None:
+    """Check all, before there is a worker; at SIGHUP stay with the workers that serve when their heirs could not.
+
+    Ends the process with one line that says what is wrong.
+    """
+    last_good.share()
+    try:
+        _check()
+    except StartError as error:
+        sys.stderr.write(f"tokenhouse: {error}\n")
+        sys.exit(APP_LOAD_ERROR)
+    reload: Callable[[], None] = server.handle_hup
+    server.handle_hup = lambda: _reload_if_sound(server, reload)
+
+
+def outlive(server: Any) -> None:
+    """In a new worker: if it cannot start, the master tries another instead of ending, once any has started."""
+    if (shared := last_good.shared()) and shared.has_served:
+        server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = 1
+
+
+def note_served() -> None:
+    """In a worker that has started: settings, keys and code are good enough to serve."""
+    if shared := last_good.shared():
+        shared.has_served = True
+
+
+def pause_after_failure(worker: Any) -> None:
+    """In a worker that ends without having started: not to be tried again at once."""
+    if not worker.booted and worker.pid == os.getpid():
+        time.sleep(TRY_AGAIN_SECONDS)
+
+
+def create_served_app() -> Flask:
+    """The application of a worker, with the settings that the master has checked.
+
+    Ends the process with one line that says what is wrong.
+    """
+    try:
+        app = create_app(_checked or load_settings())
+        check_start(app)
+    except StartError as error:
+        sys.stderr.write(f"tokenhouse: {error}\n")
+        shared = last_good.shared()
+        sys.exit(1 if shared and shared.has_served else APP_LOAD_ERROR)
+    return app
+
+
+def _check() -> None:
+    """Read the settings and the ring anew, and keep the settings for workers.
+
+    :raises StartError: what is wrong; the settings that were kept still are.
+    """
+    global _checked  # noqa: PLW0603 - One for a process: what it leaves to those that it forks.
+    settings = load_settings()
+    app = create_app(settings)
+    with app.app_context():
+        services: Services = app.extensions["tokenhouse"]
+        try:
+            # As it is now: the last good one would do for a worker, but hides what has to be mended.
+            services.keys.home.read()
+            check_start(app)
+        except StartError as error:
+            raise RingFault(str(error)) from None
+        finally:
+            # No connection may be shared with the workers that are forked from here.
+            app.extensions["sqlalchemy"].engine.dispose()
+    _checked = settings
+
+
+def _reload_if_sound(server: Any, reload: Callable[[], None]) -> None:
+    master = os.getpid()
+    shared = last_good.shared()
+    assert shared  # noqa: S101 - The master has made it.
+    try:
+        _check()
+        _check_gunicorns_settings(server)
+        shared.reload_failed = False
+        reload()
+    except BaseException as error:
+        if os.getpid() != master:
+            # A worker that was forked in there ends.
+            raise
+        # A ring is looked at again and again, and told of by itself; settings are not.
+        shared.reload_failed = not isinstance(error, RingFault)
+        told = str(error) if isinstance(error, StartError) else f"{type(error).__name__}: {error}"
+        server.log.error("SIGHUP changes nothing: mend this, then send it again: %s", told)  # noqa: TRY400
+
+
+def _check_gunicorns_settings(server: Any) -> None:
+    """Run gunicorn's configuration file: gunicorn itself would end at a fault in it."""
+    path = str(server.cfg.config).removeprefix("file:")
+    if path.endswith(".py"):
+        with contextlib.suppress(FileNotFoundError):
+            runpy.run_path(path)
