@@ -10,6 +10,9 @@ from app.serving import create_served_app
 from app.settings import StartError
 from app.settings_layers import load_settings
 
+START_ERROR = 4
+"""The exit status of a command whose settings are wrong."""
+
 
 def _create() -> Flask:
     """Create the application; a server needs a key that may sign, while commands are there to make one."""
@@ -18,7 +21,8 @@ def _create() -> Flask:
     try:
         return create_app(load_settings())
     except StartError as error:
-        sys.exit(f"tokenhouse: {error}")
+        sys.stderr.write(f"tokenhouse: {error}\n")
+        sys.exit(START_ERROR)
 
 
 app = _create()

@@ -58,7 +58,8 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     Migrate(app, db, directory=str(PROJECT_FOLDER / "migrations"))
 
     events = Events()
-    events.subscribe(AuditLog(settings.log_format, clock))
+    audit_log = AuditLog(settings.log_format, clock, is_required=settings.audit_log_required)
+    events.subscribe(audit_log)
     with app.app_context():
         home_at = partial(open_home, settings=settings, engine=db.engine)
         digester = SecretDigester(settings.secret_peppers)
@@ -90,20 +91,29 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         key_uses=key_uses,
         home_at=home_at,
         server=server,
+        audit_log=audit_log,
         metadata=describe_server(settings),
     )
     services.install(app)
-    Background(
-        Job("the look at the key ring", LOOK_SECONDS, ring.refresh, on_the_second=True),
-        Job("the look whether the database answers", gate.LOOK_SECONDS, verifier.look),
-        Job("the count of signed tokens", FLUSH_SECONDS, key_uses.flush, at_exit=True),
-        Job("the marks of used secrets", FLUSH_SECONDS, marks.flush, at_exit=True),
-        Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, partial(_tell_expiring, client_secrets, events)),
-    ).install(app)
+    _background(services, events).install(app)
     _mount_endpoints(app, services)
     for command in COMMANDS:
         app.cli.add_command(command)
     return app
+
+
+def _background(services: Services, events: Events) -> Background:
+    """What a worker does beside its requests."""
+    verifier, key_uses = services.verifier, services.key_uses
+    tell_expiring = partial(_tell_expiring, services.client_secrets, events)
+    return Background(
+        Job("the look at the key ring", LOOK_SECONDS, services.ring.refresh, on_the_second=True),
+        Job("the look at the audit log", LOOK_SECONDS, services.audit_log.look),
+        Job("the look whether the database answers", gate.LOOK_SECONDS, verifier.look),
+        Job("the count of signed tokens", FLUSH_SECONDS, key_uses.flush, at_exit=True),
+        Job("the marks of used secrets", FLUSH_SECONDS, verifier.marks.flush, at_exit=True),
+        Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, tell_expiring),
+    )
 
 
 def _tell_expiring(client_secrets: ClientSecrets, events: Events) -> None:

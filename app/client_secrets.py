@@ -12,10 +12,9 @@ import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 
-from app.contracts import Credentials
+from app.contracts import SECRET_PREFIX, Credentials
 from app.settings import IdentifiedKey
 
-SECRET_PREFIX = "ths_"  # noqa: S105 - The part that secret scanners look for.
 SECRET_RANDOM_BYTES = 32
 IMPORTED_SECRET_MIN_CHARACTERS = 16
 IMPORTED_SECRET_SAFE_CHARACTERS = 32

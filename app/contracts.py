@@ -16,6 +16,8 @@ Clock = Callable[[], datetime]
 Metadata = dict[str, Any]
 """Members of the authorization server metadata document (RFC 8414 section 2)."""
 
+SECRET_PREFIX = "ths_"  # noqa: S105 - The part that secret scanners look for.
+
 
 @dataclass(frozen=True, slots=True)
 class Client:
@@ -111,6 +113,9 @@ class TokenRequest(Protocol):
 
     source_address: str | None
     """The TCP peer."""
+
+    presented_secrets: list[str]
+    """What the request proves itself with, in each reading: nothing of it may come back in an answer or a log."""
 
 
 class ClientAuthMethod(Protocol):

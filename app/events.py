@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from app.errors import ServiceUnavailable
+
 log = logging.getLogger(__name__)
 
 
@@ -106,7 +108,15 @@ class SecretExpiring:
     outcome: str = field(default="expiring", init=False)
 
 
-Event = TokenIssued | TokenRefused | KeyRingLoaded | KeyRingRejected | ClockFellBehind | SecretExpiring
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditLinesLost:
+    """So many lines found no room while the audit log took none."""
+
+    lines: int
+    outcome: str = field(default="lost", init=False)
+
+
+Event = TokenIssued | TokenRefused | KeyRingLoaded | KeyRingRejected | ClockFellBehind | SecretExpiring | AuditLinesLost
 Subscriber = Callable[[Event], None]
 
 
@@ -121,10 +131,15 @@ class Events:
         self._subscribers.append(subscriber)
 
     def emit(self, event: Event) -> None:
-        """Tell all subscribers. One that fails (a full disk, a closed pipe) costs nobody a token; it is logged."""
+        """Tell all subscribers. One that fails costs nobody a token; it is logged.
+
+        :raises ServiceUnavailable: a subscriber says that without it there may be no token.
+        """
         for subscriber in self._subscribers:
             try:
                 subscriber(event)
+            except ServiceUnavailable:
+                raise
             except Exception:
                 request: RequestFacts | None = getattr(event, "request", None)
                 log.exception("%s was lost, request_id=%s", type(event).__name__, request and request.request_id)

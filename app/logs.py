@@ -1,23 +1,28 @@
 """Two streams: the audit log on standard output, diagnostics on standard error; one JSON object a line in production.
 
-The audit log is made of events alone and is always complete. Diagnostics are what libraries and we say through
+The audit log is made of events alone, whatever the level. Diagnostics are what libraries and we say through
 :mod:`logging`; their level is a setting. Authlib logs whole tokens at DEBUG, so it never gets below WARNING.
 """
 
 import json
 import logging
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from typing import TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from app.contracts import Clock
-from app.events import Event
+from app.errors import ServiceUnavailable
+from app.events import AuditLinesLost, Event, TokenIssued
+from app.lines import STDERR, STDOUT, LineWriter
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+REQUIRED_WITHIN_SECONDS = 1.0
+"""How long a token waits for its line where the setting says that it must."""
 
 # Libraries whose DEBUG lines hold tokens, secrets or the values of statements.
 _NEVER_BELOW_WARNING = ("authlib", "sqlalchemy", "urllib3", "joserfc", "psycopg")
@@ -25,8 +30,8 @@ _NEVER_BELOW_WARNING = ("authlib", "sqlalchemy", "urllib3", "joserfc", "psycopg"
 
 def configure_logging(settings: Settings) -> None:
     """Send everything that is logged in this process to standard error, in the format of the settings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_formatter(settings.log_format, sys.stderr))
+    handler = logging.StreamHandler(STDERR)
+    handler.setFormatter(_formatter(settings.log_format, STDERR))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
@@ -43,32 +48,61 @@ def configure_logging(settings: Settings) -> None:
 class AuditLog:
     """Subscriber that writes each event as one line.
 
-    :param stream: standard output unless told; a test's own buffer.
+    :param writer: where lines go.
+    :param is_required: no token without its line: the rule of some.
     """
 
-    def __init__(self, log_format: str, clock: Clock, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, log_format: str, clock: Clock, writer: LineWriter = STDOUT, *, is_required: bool = False
+    ) -> None:
         self._clock = clock
-        self._logger = structlog.wrap_logger(
-            structlog.WriteLogger(stream or sys.stdout),
-            processors=[_time_and_event_first, _renderer(log_format, stream or sys.stdout)],
-            wrapper_class=structlog.BoundLogger,
-        )
+        self._writer = writer
+        self._is_required = is_required
+        self._was_stalled = False
+        self._render = _renderer(log_format, writer)
+        writer.describe_loss = lambda lines: self._line(AuditLinesLost(lines=lines))
 
     def __call__(self, event: Event) -> None:
-        """Write ``event``: its time and name first, what is empty left out."""
+        """Write ``event``, or let it wait while the log takes none.
+
+        :raises ServiceUnavailable: a token's line is required and cannot be written.
+        """
+        is_needed = self._is_required and isinstance(event, TokenIssued)
+        if is_needed and self._writer.is_stalled:
+            raise ServiceUnavailable("audit_log_stalled")
+        number = self._writer.put(self._line(event))
+        if is_needed and not self._writer.is_written(number, REQUIRED_WITHIN_SECONDS):
+            raise ServiceUnavailable("audit_log_stalled")
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether lines wait for long, or were lost."""
+        return self._writer.is_stalled
+
+    def look(self) -> None:
+        """Say once when the log takes no lines, and once when it does again."""
+        was_stalled, self._was_stalled = self._was_stalled, self.is_stalled
+        if self._was_stalled and not was_stalled:
+            log.error("the audit log takes no lines (%s): they wait", self._writer.fault or "its reader is slow")
+        elif was_stalled and not self._was_stalled:
+            log.warning("the audit log takes lines again")
+
+    def _line(self, event: Event) -> str:
+        """``event`` as a line: its time and name first, what is empty left out."""
         facts = asdict(event)
         if request := facts.pop("request", None):
             facts = {**request, "duration_ms": round(request["duration_ms"], 3), **facts}
         told = {name: _plain(value) for name, value in facts.items() if value is not None}
         time = self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self._logger.msg(type(event).__name__, time=time, **told)
+        rendered = self._render(None, "", {"time": time, "event": type(event).__name__, **told})
+        return f"{rendered!s}\n"
 
 
 def _plain(value: object) -> object:
     return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else value
 
 
-def _formatter(log_format: str, stream: TextIO) -> logging.Formatter:
+def _formatter(log_format: str, stream: LineWriter) -> logging.Formatter:
     chain: list[Processor] = [
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
@@ -85,7 +119,7 @@ def _formatter(log_format: str, stream: TextIO) -> logging.Formatter:
     )
 
 
-def _renderer(log_format: str, stream: TextIO) -> Processor:
+def _renderer(log_format: str, stream: LineWriter) -> Processor:
     if log_format == "console":
         plain = structlog.dev.plain_traceback
         return structlog.dev.ConsoleRenderer(

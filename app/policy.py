@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.contracts import Client, Decision
+from app.contracts import SECRET_PREFIX, Client, Decision
 from app.errors import InvalidScope, InvalidTarget
 from app.settings import is_absolute_uri
 
@@ -23,6 +23,11 @@ _SCOPE = re.compile(rf"{SCOPE_TOKEN.pattern}(?: {SCOPE_TOKEN.pattern})*")
 # A refusal names what was refused, but an answer stays small whatever was asked for.
 _NAMED_IN_A_REFUSAL = 10
 _NAMED_CHARACTERS = 100
+
+
+WITHHELD = "(withheld: it looks like a secret)"
+
+_PART_OF_A_SECRET_CHARACTERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,52 +51,71 @@ def parse_scope(scope: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(scope.split(" ")))
 
 
-def decide(client: Client, *, scope: str | None, resources: Sequence[str], policy: Policy) -> Decision:
+def decide(
+    client: Client, *, scope: str | None, resources: Sequence[str], policy: Policy, never_named: Sequence[str] = ()
+) -> Decision:
     """Settle what a token for ``client`` may say.
 
     :param scope: space-separated scope tokens (RFC 6749 section 3.3), or ``None`` when the request had none.
     :param resources: absolute URIs without fragment (RFC 8707 section 2); empty means the client's default.
+    :param never_named: secrets, which people paste into the wrong field: a refusal does not name them.
     :returns: scopes in the order in which they were asked for (all of the client's when none was), audiences, lifetime.
     :raises InvalidScope: a scope that the client was not granted.
     :raises InvalidTarget: a resource that the client was not granted.
     """
     lifetime = client.access_token_lifetime
     return Decision(
-        scope=_granted_scope(client, scope),
-        audiences=_granted_audiences(client, resources, policy),
+        scope=_granted_scope(client, scope, never_named),
+        audiences=_granted_audiences(client, resources, policy, never_named),
         lifetime_seconds=policy.access_token_lifetime if lifetime is None else lifetime,
     )
 
 
-def _granted_scope(client: Client, scope: str | None) -> tuple[str, ...]:
+def _granted_scope(client: Client, scope: str | None, never_named: Sequence[str]) -> tuple[str, ...]:
     if scope is None:
         return client.scope
     asked = parse_scope(scope)
     if refused := [token for token in asked if token not in client.scope]:
         raise InvalidScope(
             "scope_not_granted",
-            f"The client was not granted: {_list_some(refused)}",
+            f"The client was not granted: {_list_some(refused, never_named)}",
             client_id=client.client_id,
         )
     return asked
 
 
-def _granted_audiences(client: Client, resources: Sequence[str], policy: Policy) -> tuple[str, ...]:
+def _granted_audiences(
+    client: Client, resources: Sequence[str], policy: Policy, never_named: Sequence[str]
+) -> tuple[str, ...]:
     if not resources:
         return client.audiences[:1] or (policy.default_audience,)
     if not all(map(is_absolute_uri, resources)):
         raise InvalidTarget("malformed_resource")
     if refused := [resource for resource in resources if resource not in client.audiences]:
         raise InvalidTarget(
-            "resource_not_granted", f"The client was not granted: {_list_some(refused)}", client_id=client.client_id
+            "resource_not_granted",
+            f"The client was not granted: {_list_some(refused, never_named)}",
+            client_id=client.client_id,
         )
     return tuple(dict.fromkeys(resources))
 
 
-def _list_some(tokens: Sequence[str]) -> str:
+def _list_some(tokens: Sequence[str], never_named: Sequence[str]) -> str:
     """Name the first few of ``tokens``, which have passed their grammar, each once."""
     named = [
-        token if len(token) <= _NAMED_CHARACTERS else f"{token[:_NAMED_CHARACTERS]}..."
+        WITHHELD
+        if _may_be_secret(token, never_named)
+        else token
+        if len(token) <= _NAMED_CHARACTERS
+        else f"{token[:_NAMED_CHARACTERS]}..."
         for token in dict.fromkeys(tokens)
     ]
     return " ".join(named[:_NAMED_IN_A_REFUSAL]) + (" ..." if len(named) > _NAMED_IN_A_REFUSAL else "")
+
+
+def _may_be_secret(token: str, secrets: Sequence[str]) -> bool:
+    """Whether ``token`` looks like a secret of ours, or holds one of ``secrets`` or is a good part of one."""
+    if SECRET_PREFIX in token:
+        return True
+    is_long = len(token) >= _PART_OF_A_SECRET_CHARACTERS
+    return any(secret in token or (is_long and token in secret) for secret in secrets)

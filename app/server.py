@@ -73,6 +73,7 @@ class StrictRequest(OAuth2Request):
     ) -> None:
         super().__init__(method, _CHECKED_AT_START)
         self.source_address = source_address
+        self.presented_secrets: list[str] = []
         pairs = list(pairs)
         self.authorization = authorization
         self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]

@@ -15,6 +15,7 @@ from app.keyring.current import CurrentRing
 from app.keyring.home import KeyringHome
 from app.keyring.management import Keys
 from app.keyring.uses import KeyUses
+from app.logs import AuditLog
 from app.server import TokenServer
 from app.settings import Settings
 
@@ -39,6 +40,7 @@ class Services:
     key_uses: KeyUses
     home_at: Callable[[Path | str], KeyringHome]
     server: TokenServer
+    audit_log: AuditLog
     metadata: Mapping[str, Any]
 
     def install(self, app: Flask) -> None:

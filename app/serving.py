@@ -11,11 +11,12 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
 
-from app import check_start, create_app
+from app import check_start, create_app, lines
 from app.keyring import last_good
 from app.services import Services
 from app.settings import Settings, StartError
@@ -41,10 +42,13 @@ def watch_over(server: Any) -> None:
     """
     last_good.share()
     try:
+        _require_streams()
         _check()
     except StartError as error:
         sys.stderr.write(f"tokenhouse: {error}\n")
         sys.exit(APP_LOAD_ERROR)
+    lines.STDOUT.begin(threaded=False)
+    lines.STDERR.begin(threaded=False)
     reload: Callable[[], None] = server.handle_hup
     server.handle_hup = lambda: _reload_if_sound(server, reload)
 
@@ -57,6 +61,8 @@ def outlive(server: Any) -> None:
 
 def note_served() -> None:
     """In a worker that has started: settings, keys and code are good enough to serve."""
+    lines.STDOUT.begin(threaded=True)
+    lines.STDERR.begin(threaded=True)
     if shared := last_good.shared():
         shared.has_served = True
 
@@ -80,6 +86,13 @@ def create_served_app() -> Flask:
         shared = last_good.shared()
         sys.exit(1 if shared and shared.has_served else APP_LOAD_ERROR)
     return app
+
+
+def _require_streams() -> None:
+    if sys.stdout is None:
+        raise StartError("standard output is closed, and the audit log is written there: `>/dev/null` throws it away")
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - As long as the process.
 
 
 def _check() -> None:

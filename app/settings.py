@@ -235,6 +235,9 @@ class Settings(BaseModel):
     log_format: Literal["console", "json"] = "json"
     """``console`` for people, ``json`` for machines."""
 
+    audit_log_required: bool = False
+    """Whether a token needs its line in the audit log: without it, a log that takes none costs nobody a token."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much the diagnostic log says. The audit log is always complete. No level shows a secret."""
 

@@ -40,6 +40,7 @@ class ClientSecretBasic:
         """
         raw = _read_basic(request.authorization or "")
         decoded = _form_decoded(raw)
+        request.presented_secrets += raw.secret, decoded.secret
         body_id = request.parameters.get("client_id")
         if body_id not in {None, raw.client_id, decoded.client_id}:
             raise _other_client_id()
@@ -73,6 +74,7 @@ class ClientSecretPost:
         if client_id is None:
             raise InvalidRequest("missing_parameter", "The parameter client_id is missing.")
         credentials = Credentials(client_id, request.parameters["client_secret"])
+        request.presented_secrets.append(credentials.secret)
         if not (is_vschar(credentials.client_id) and is_vschar(credentials.secret)):
             raise InvalidClient("malformed_credentials")
         return self._verifier.verify_secret([credentials], self.name, request.source_address)

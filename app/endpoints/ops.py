@@ -24,6 +24,7 @@ def _create_blueprint(services: Services) -> Blueprint:
     @blueprint.get("/readyz")
     def show_ready() -> Response:
         checks = {"database": _database(services), "keyring": _keyring(services), "settings": _settings()}
+        checks["audit_log"] = "degraded" if services.audit_log.is_stalled else "ok"
         worst = next((state for state in ("failed", "degraded") if state in checks.values()), "ok")
         return json_response(503 if worst == "failed" else 200, {"status": worst, "checks": checks})
 

@@ -65,7 +65,13 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
         assert request.authentication is not None  # noqa: S101 - validate_token_request has been called.
         client = request.authentication.client
         scope = request.parameters.get("scope")
-        decision = decide(client, scope=scope, resources=request.resources, policy=self.server.policy)
+        decision = decide(
+            client,
+            scope=scope,
+            resources=request.resources,
+            policy=self.server.policy,
+            never_named=request.presented_secrets,
+        )
         request.access_token = self.server.tokens.issue(client, decision)
         answer: dict[str, Any] = {
             "access_token": request.access_token.encoded,

@@ -60,6 +60,14 @@ def send_secrets_through_every_path(traffic: Traffic, client: NewClient) -> None
     traffic.note(server.post_token(GRANT, headers=authorized))
     traffic.note(server.post_token(f"{GRANT}&scope=read", headers=authorized))
     traffic.note(server.post_token(body))
+    for sent in (
+        f"scope={secret}",
+        f"scope=read%20{'x' * 95}{secret}",
+        f"resource=urn:{secret}",
+        f"scope={secret[:20]}",
+    ):
+        traffic.note(server.post_token(f"{GRANT}&{sent}", headers=authorized))
+        traffic.note(server.post_token(f"{body}&{sent}"))
     for one in (secret, PASTED):
         for sent in (
             f"{GRANT}&client_id={client.client_id}&client_secret={one}x",

@@ -39,7 +39,7 @@ def test_a_server_that_can_issue_tokens_is_alive_and_ready(server: RunningServer
     assert (alive.status_code, alive.content) == (200, b'{"status":"ok"}')
     assert (ready.status_code, ready.json()) == (
         200,
-        {"status": "ok", "checks": {"database": "ok", "keyring": "ok", "settings": "ok"}},
+        {"status": "ok", "checks": {"database": "ok", "keyring": "ok", "settings": "ok", "audit_log": "ok"}},
     )
     for response in (alive, ready):
         assert response.headers["Content-Type"] == "application/json"
@@ -80,7 +80,10 @@ def test_without_its_tables_it_is_alive_not_ready_and_says_come_again(broken: Ru
     rename_table(broken, "clients", "gone")
     assert get(broken, "/livez").status_code == 200
     ready = get(broken, "/readyz")
-    expected = {"status": "failed", "checks": {"database": "failed", "keyring": "ok", "settings": "ok"}}
+    expected = {
+        "status": "failed",
+        "checks": {"database": "failed", "keyring": "ok", "settings": "ok", "audit_log": "ok"},
+    }
     assert (ready.status_code, ready.json()) == (503, expected)
     known = broken.post_token(headers={"Authorization": client.basic})
     unknown = broken.post_token({"grant_type": "client_credentials", "client_id": "nobody", "client_secret": "x"})

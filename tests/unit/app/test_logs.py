@@ -9,6 +9,7 @@ import pytest
 from conftest import SettableClock
 
 from app.events import Event, RequestFacts, TokenIssued, TokenRefused
+from app.lines import LineWriter
 from app.logs import AuditLog, configure_logging
 from app.settings import Settings
 
@@ -36,7 +37,7 @@ def settings(**values: str) -> Settings:
 
 def audit(event: Event, clock: SettableClock, log_format: str = "json") -> str:
     stream = io.StringIO()
-    AuditLog(log_format, clock, stream)(event)
+    AuditLog(log_format, clock, LineWriter(lambda: stream))(event)
     return stream.getvalue()
 
 

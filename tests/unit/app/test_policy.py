@@ -191,3 +191,25 @@ def test_a_lifetime_is_the_clients_own_or_the_servers(own: int | None, lifetime:
 def test_the_scope_is_settled_before_the_resources() -> None:
     with pytest.raises(InvalidScope):
         decide(client(), scope="x", resources=["urn:x"], policy=POLICY)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("read imported-secret other", "read (withheld: it looks like a secret) other"),
+        ("ximported-secretx", "(withheld: it looks like a secret)"),
+        (f"{'x' * 95}imported-secret", "(withheld: it looks like a secret)"),
+        ("imported", "(withheld: it looks like a secret)"),
+        ("secret", "secret"),
+        ("ths_abc", "(withheld: it looks like a secret)"),
+        ("urn:ths_abc", "(withheld: it looks like a secret)"),
+    ],
+)
+def test_what_may_be_a_secret_is_not_named(asked: str, told: str) -> None:
+    with pytest.raises(InvalidScope) as caught:
+        decide(client(scope=()), scope=asked, resources=[], policy=POLICY, never_named=["imported-secret"])
+    assert caught.value.description == f"The client was not granted: {told}"
+    resources = [f"urn:{word}" for word in asked.split()]
+    with pytest.raises(InvalidTarget) as target:
+        decide(client(), scope=None, resources=resources, policy=POLICY, never_named=["imported-secret"])
+    assert "imported-secret" not in target.value.description

@@ -29,6 +29,7 @@ from app.client_auth import METHODS
 from app.endpoints.token import PATH
 from app.errors import InvalidRequest
 from app.grants import GRANTS
+from app.lines import LineWriter
 from app.logs import AuditLog
 
 SECRET = "a-secret-of-both-servers-123"
@@ -467,7 +468,7 @@ def test_a_database_that_is_away_is_worth_a_retry(house: House, ours: FlaskClien
 
 def test_every_answer_is_one_event(house: House, ours: FlaskClient) -> None:
     told = io.StringIO()
-    house.services.server._events.subscribe(AuditLog("json", house.clock, told))  # noqa: SLF001 - As create_app does.
+    house.services.server._events.subscribe(AuditLog("json", house.clock, LineWriter(lambda: told)))  # noqa: SLF001 - As create_app does.
     exchanges: list[tuple[dict[str, Any], str, str | None]] = [
         ({}, "issued", "known"),
         ({"headers": basic("nobody:x")}, "unknown_client", None),

@@ -39,6 +39,7 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
         name: getattr(loaded, name) for name in Settings.model_fields if name not in {"database_url", "secret_peppers"}
     } == {
         "config": "production",
+        "audit_log_required": False,
         "issuer": ISSUER,
         "keyring": PROJECT_FOLDER / "instance/keyring.toml",
         "keyring_passphrase": None,
@@ -60,6 +61,7 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
 def test_every_setting_is_a_variable_with_the_prefix() -> None:
     assert set(SETTING_NAMES) == {
         "TOKENHOUSE_CONFIG",
+        "TOKENHOUSE_AUDIT_LOG_REQUIRED",
         "TOKENHOUSE_ISSUER",
         "TOKENHOUSE_DATABASE_URL",
         "TOKENHOUSE_KEYRING",

@@ -30,6 +30,7 @@ class Request:
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Sequence[str] = ()
     source_address: str | None = "192.0.2.1"
+    presented_secrets: list[str] = field(default_factory=list)
 
 
 def basic(text: str | bytes, scheme: str = "Basic") -> str:

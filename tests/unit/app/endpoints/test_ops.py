@@ -18,7 +18,7 @@ def test_ready_is_ready(any_house: House) -> None:
     answer = any_house.app.test_client().get("/readyz")
     assert (answer.status_code, answer.get_json()) == (
         200,
-        {"status": "ok", "checks": {"database": "ok", "keyring": "ok", "settings": "ok"}},
+        {"status": "ok", "checks": {"database": "ok", "keyring": "ok", "settings": "ok", "audit_log": "ok"}},
     )
 
 
@@ -29,7 +29,7 @@ def test_without_tables_it_is_alive_and_not_ready(any_house: House) -> None:
     answer = caller.get("/readyz")
     assert (answer.status_code, answer.get_json()) == (
         503,
-        {"status": "failed", "checks": {"database": "failed", "keyring": "ok", "settings": "ok"}},
+        {"status": "failed", "checks": {"database": "failed", "keyring": "ok", "settings": "ok", "audit_log": "ok"}},
     )
     assert caller.get("/livez").status_code == 200
 
@@ -41,7 +41,10 @@ def test_without_a_key_that_may_sign_it_is_not_ready(tmp_path: Path, clock: Sett
         answer = house.app.test_client().get("/readyz")
         assert (answer.status_code, answer.get_json()) == (
             503,
-            {"status": "failed", "checks": {"database": "ok", "keyring": "failed", "settings": "ok"}},
+            {
+                "status": "failed",
+                "checks": {"database": "ok", "keyring": "failed", "settings": "ok", "audit_log": "ok"},
+            },
         )
 
 

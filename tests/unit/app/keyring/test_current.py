@@ -410,7 +410,10 @@ def test_ready_is_degraded_while_the_ring_is_broken_and_tokens_go_on(house: Hous
     ready = caller.get("/readyz")
     assert (ready.status_code, ready.get_json()) == (
         200,
-        {"status": "degraded", "checks": {"database": "ok", "keyring": "degraded", "settings": "ok"}},
+        {
+            "status": "degraded",
+            "checks": {"database": "ok", "keyring": "degraded", "settings": "ok", "audit_log": "ok"},
+        },
     )
     assert caller.post("/oauth/token", data=form).status_code == 200
     assert len(json.loads(caller.get("/.well-known/jwks.json").data)["keys"]) == 2

@@ -1,0 +1,291 @@
+"""Lines never hold anybody up: real pipes, sockets and files, with readers that stall and disks that are full."""
+
+import fcntl
+import io
+import multiprocessing
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import pytest
+
+from app import lines
+from app.lines import LineWriter
+
+WAIT_SECONDS = 10
+LINE = "x" * 99 + "\n"
+PIPE_BYTES = 4096
+fork = multiprocessing.get_context("fork")
+
+
+class Pipe:
+    """A small pipe, whose reader reads when it is told to."""
+
+    def __init__(self) -> None:
+        self.reading, writing = os.pipe()
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.stream: TextIO = os.fdopen(writing, "w")
+        os.set_blocking(self.reading, False)
+
+    def read(self) -> str:
+        """All that is there."""
+        found = b""
+        while True:
+            try:
+                piece = os.read(self.reading, 65536)
+            except BlockingIOError:
+                return found.decode()
+            if not piece:
+                return found.decode()
+            found += piece
+
+    def close(self) -> None:
+        os.close(self.reading)
+        self.stream.close()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def writer(pipe: Pipe) -> Iterator[LineWriter]:
+    made = LineWriter(lambda: pipe.stream)
+    made.begin(threaded=True)
+    yield made
+    pipe.read()
+    made.stop()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.01)
+
+
+def gathered(pipe: Pipe, size: int) -> str:
+    """Read until there are ``size`` characters."""
+    found = ""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while len(found) < size:
+        assert time.monotonic() < deadline, f"{len(found)} of {size}"
+        found += pipe.read()
+    return found
+
+
+def test_a_process_that_does_not_serve_writes_as_it_always_did() -> None:
+    stream = io.StringIO()
+    made = LineWriter(lambda: stream)
+    made.write("a line\n")
+    assert stream.getvalue() == "a line\n"
+    assert not made.isatty()
+    assert not made.is_stalled
+    LineWriter(lambda: None).write("to nobody\n")
+
+
+def test_a_line_is_there_at_once(pipe: Pipe, writer: LineWriter) -> None:
+    number = writer.put("first\n")
+    assert pipe.read() == "first\n"
+    assert writer.is_written(number, 0)
+    writer.write("Größe\ud800\n")
+    assert pipe.read() == "Größe\\ud800\n"
+
+
+def test_nobody_waits_for_a_reader_that_stalls_and_nothing_is_lost(pipe: Pipe, writer: LineWriter) -> None:
+    sent = [f"{number:05} {LINE}" for number in range(1000)]
+    last = [writer.put(line) for line in sent][-1]
+    assert not writer.is_written(last, 0)
+    assert gathered(pipe, sum(map(len, sent))) == "".join(sent)
+    assert writer.is_written(last, WAIT_SECONDS)
+
+
+def test_it_is_stalled_when_a_line_has_waited_for_long(
+    pipe: Pipe, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "STALLED_SECONDS", 0.05)
+    for _ in range(100):
+        writer.put(LINE)
+    wait_until(lambda: writer.is_stalled)
+    gathered(pipe, 100 * len(LINE))
+    wait_until(lambda: not writer.is_stalled)
+
+
+def test_what_finds_no_room_is_counted_and_the_count_is_written(
+    pipe: Pipe, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MOST_BYTES", 20 * len(LINE))
+    writer.describe_loss = lambda lost: f"lost {lost}\n"
+    filled = 0
+    while not writer.is_stalled:
+        writer.put(LINE)
+        filled += 1
+    for _ in range(6):
+        assert not writer.is_written(writer.put(LINE), 0)
+    expected = LINE * (filled - 1) + "lost 7\n"
+    assert gathered(pipe, len(expected)) == expected
+    wait_until(lambda: not writer.is_stalled)
+    writer.put("after\n")
+    assert gathered(pipe, 6) == "after\n"
+
+
+def test_the_end_of_a_process_writes_what_waits(pipe: Pipe, writer: LineWriter) -> None:
+    for _ in range(100):
+        writer.put(LINE)
+    stopping = threading.Thread(target=writer.stop)
+    stopping.start()
+    assert gathered(pipe, 100 * len(LINE)) == LINE * 100
+    stopping.join(WAIT_SECONDS)
+    assert not stopping.is_alive()
+    writer.put("later\n")
+    assert pipe.read() == "later\n"
+
+
+def test_the_end_of_a_process_does_not_wait_for_ever(
+    pipe: Pipe, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "STOP_SECONDS", 0.1)
+    for _ in range(100):
+        writer.put(LINE)
+    began = time.monotonic()
+    writer.stop()
+    assert time.monotonic() - began < WAIT_SECONDS
+    assert pipe.read()
+
+
+def test_without_a_thread_lines_that_were_not_taken_go_with_the_next_one(pipe: Pipe) -> None:
+    """As in gunicorn's master, which forks and may have no threads."""
+    master = LineWriter(lambda: pipe.stream)
+    master.begin(threaded=False)
+    for _ in range(100):
+        master.put(LINE)
+    found = pipe.read()
+    for _ in range(10):
+        master.put("next\n")
+        found += pipe.read()
+    assert found == LINE * 100 + "next\n" * 10
+
+
+def test_a_file_that_is_full_is_told_and_no_line_is_torn(tmp_path: Path) -> None:
+    """The limit of this process's files stands for a disk: half a line fits."""
+    path = tmp_path / "log"
+
+    def fill() -> None:
+        stream = path.open("a")
+        made = LineWriter(lambda: stream)
+        made.begin(threaded=True)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (250, hard))
+        for number in range(5):
+            made.put(f"{number} {LINE}")
+        wait_until(lambda: made.fault is not None)
+        assert made.fault == "File too large"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        made.stop()
+        os._exit(0)
+
+    filling = fork.Process(target=fill)
+    filling.start()
+    filling.join(WAIT_SECONDS)
+    assert filling.exitcode == 0
+    assert path.read_text() == "".join(f"{number} {LINE}" for number in range(5))
+
+
+def test_a_line_that_a_dead_process_has_left_half_way_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text('{"half')
+    with path.open("a") as stream:
+        made = LineWriter(lambda: stream)
+        made.begin(threaded=False)
+        made.put("whole\n")
+    assert path.read_text() == '{"half\nwhole\n'
+
+
+def test_a_socket_is_written_too() -> None:
+    """As a service manager gives it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("w") as stream:
+        made = LineWriter(lambda: stream)
+        made.begin(threaded=True)
+        for _ in range(20000):
+            made.put(LINE)
+        theirs.settimeout(WAIT_SECONDS)
+        received = 0
+        while received < 20000 * len(LINE):
+            received += len(theirs.recv(65536))
+        made.stop()
+
+
+def test_where_the_pipe_cannot_be_opened_anew_nobody_waits_either(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's standard output can belong to another user."""
+    opened = os.open
+
+    def refuse(path: str, *options: Any) -> int:
+        if str(path).startswith("/proc/"):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    made = LineWriter(lambda: pipe.stream)
+    made.begin(threaded=True)
+    monkeypatch.undo()
+    sent = "".join(f"{number:05} {LINE * 50}" for number in range(50))
+    for line in sent.splitlines(keepends=True):
+        made.put(line)
+    assert gathered(pipe, len(sent)) == sent
+    made.stop()
+
+
+def test_long_lines_of_several_processes_are_not_mixed(pipe: Pipe) -> None:
+    """Longer than what the kernel writes in one piece, through a pipe that holds less."""
+    first = LineWriter(lambda: pipe.stream)
+    first.begin(threaded=False)
+
+    def say(letter: str) -> None:
+        first.begin(threaded=True)
+        for _ in range(20):
+            first.put(letter * 9999 + "\n")
+        first.stop()
+        os._exit(0)
+
+    speakers = [fork.Process(target=say, args=(letter,)) for letter in "abc"]
+    for speaker in speakers:
+        speaker.start()
+    found = gathered(pipe, 3 * 20 * 10000)
+    for speaker in speakers:
+        speaker.join(WAIT_SECONDS)
+        assert speaker.exitcode == 0
+    assert sorted(found.splitlines()) == sorted(letter * 9999 for letter in "abc" for _ in range(20))
+
+
+def test_a_fork_writes_nothing_of_its_parents(pipe: Pipe) -> None:
+    parent = LineWriter(lambda: pipe.stream)
+    parent.begin(threaded=False)
+    for _ in range(100):
+        parent.put(LINE)
+
+    def say() -> None:
+        parent.begin(threaded=True)
+        parent.put("child\n")
+        parent.stop()
+        os._exit(0)
+
+    child = fork.Process(target=say)
+    child.start()
+    found = ""
+    while child.is_alive():
+        found += pipe.read()
+        time.sleep(0.01)
+    while not found.endswith("parent\n"):
+        parent.put("parent\n")
+        found += pipe.read()
+    assert found.count(LINE) == 100
+    assert found.count("child\n") == 1
