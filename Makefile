@@ -24,6 +24,9 @@ help: ## Show this list.
 run: $(VENV)/.installed ## Install, migrate, make a signing key, serve http://localhost:8080. HOST= and PORT= move it.
 	@$(BIN)/python -m app.cli.development
 
+.PHONY: install
+install: $(VENV)/.installed ## Install into .venv what a server needs, for production.
+
 .PHONY: test
 test: $(VENV)/.installed-for-tests node-clients ## Install and run every test, on a real PostgreSQL. TESTS= narrows it.
 	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) $(TESTS)

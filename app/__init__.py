@@ -53,7 +53,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     """
     configure_logging(settings)
     app = Flask("tokenhouse", root_path=str(PROJECT_FOLDER), static_folder=None)
-    web.install(app)
+    web.install(app, settings.trusted_proxies)
     database.install(app, settings)
     Migrate(app, db, directory=str(PROJECT_FOLDER / "migrations"))
 

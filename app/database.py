@@ -51,6 +51,7 @@ WRITING = "tokenhouse_writing"
 """Execution option of transactions that will write."""
 
 _FILE = "tokenhouse_file"
+_DATA_EXCEPTION = "22"
 
 
 def reading_engine(engine: Engine) -> Engine:
@@ -136,6 +137,34 @@ class BoundedConnection(psycopg.Connection[Any]):
 def name_of(error: Exception) -> str:
     """The class of the driver's error, or of what SQLAlchemy itself has to say."""
     return type(getattr(error, "orig", None) or error).__name__
+
+
+def describe(error: Exception) -> str:
+    """What the driver has to say, for the operator: its class, SQLSTATE and first sentence, never a parameter."""
+    driver = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
+    sqlstate = getattr(driver, "sqlstate", None)
+    diagnosis = getattr(getattr(driver, "diag", None), "message_primary", None)
+    told = str(diagnosis or driver).strip().splitlines()[:1]
+    if sqlstate and sqlstate.startswith(_DATA_EXCEPTION):
+        # These quote the value that could not be.
+        told = []
+    name = f"{type(driver).__name__} {sqlstate}" if sqlstate else type(driver).__name__
+    return ": ".join([name, *told])
+
+
+def explain(error: Exception) -> str:
+    """One line for who runs a command: what is wrong with the database, and what to do."""
+    if is_locked(error):
+        return f"another command has been writing to the database for {BUSY_TIMEOUT_MS // 1000} s: try again"
+    told = describe(error)
+    hints = (
+        ("password authentication failed", "is the password in TOKENHOUSE_DATABASE_URL right?"),
+        ("does not exist", "is it the right one, and has `flask db upgrade` run?"),
+        ("unable to open database file", "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"),
+        ("no such table", "has `flask db upgrade` run?"),
+    )
+    hint = next((hint for words, hint in hints if words in told), "is TOKENHOUSE_DATABASE_URL right, does it run?")
+    return f"the database cannot be used ({told}): {hint}"
 
 
 def was_stale(error: DBAPIError) -> bool:

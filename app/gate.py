@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.database import describe
 from app.errors import ServiceUnavailable
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class DatabaseGate:
 
     def __init__(self) -> None:
         self._is_shut = False
+        self._told: str | None = None
         self._lock = threading.Lock()
 
     @contextmanager
@@ -40,10 +42,13 @@ class DatabaseGate:
         began = time.monotonic()
         try:
             yield
-        except SQLAlchemyError:
+        except SQLAlchemyError as error:
+            self._tell(describe(error))
             if time.monotonic() - began > SILENCE_SECONDS:
                 self._shut()
             raise
+        if self._told:
+            self._tell(None)
 
     def look(self, question: Callable[[], object]) -> None:
         """Open the gate if ``question`` is answered; nothing to do while it is open."""
@@ -54,7 +59,16 @@ class DatabaseGate:
         except SQLAlchemyError:
             return
         self._is_shut = False
-        log.warning("the database answers again")
+        self._tell(None)
+
+    def _tell(self, fault: str | None) -> None:
+        """Say what is wrong with the database when that changes, not for each request."""
+        with self._lock:
+            told, self._told = self._told, fault
+        if fault and fault != told:
+            log.error("the database fails: %s", fault)
+        elif told and not fault:
+            log.warning("the database answers again")
 
     def _shut(self) -> None:
         with self._lock:

@@ -29,13 +29,18 @@ _NEVER_BELOW_WARNING = ("authlib", "sqlalchemy", "urllib3", "joserfc", "psycopg"
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send everything that is logged in this process to standard error, in the format of the settings."""
+    """Send everything that is logged in this process to standard error, as the settings say."""
+    send_to_standard_error(settings.log_format, settings.log_level)
+
+
+def send_to_standard_error(log_format: str, level: str) -> None:
+    """Send everything that is logged in this process to standard error."""
     handler = logging.StreamHandler(STDERR)
-    handler.setFormatter(_formatter(settings.log_format, STDERR))
+    handler.setFormatter(_formatter(log_format, STDERR))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.log_level.upper())
-    # gunicorn gives its logger a handler and a level of its own before it loads the application.
+    root.setLevel(level.upper())
+    # gunicorn gives its logger a handler and a level of its own, at its start and at each reload.
     server = logging.getLogger("gunicorn.error")
     server.handlers.clear()
     server.setLevel(logging.NOTSET)

@@ -28,6 +28,7 @@ _NAMED_CHARACTERS = 100
 WITHHELD = "(withheld: it looks like a secret)"
 
 _PART_OF_A_SECRET_CHARACTERS = 8
+_LIKE_OURS = re.compile(rf"{SECRET_PREFIX}[A-Za-z0-9_-]{{16}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def _list_some(tokens: Sequence[str], never_named: Sequence[str]) -> str:
 
 def _may_be_secret(token: str, secrets: Sequence[str]) -> bool:
     """Whether ``token`` looks like a secret of ours, or holds one of ``secrets`` or is a good part of one."""
-    if SECRET_PREFIX in token:
+    if _LIKE_OURS.search(token):
         return True
     is_long = len(token) >= _PART_OF_A_SECRET_CHARACTERS
     return any(secret in token or (is_long and token in secret) for secret in secrets)

@@ -6,6 +6,7 @@ in memory that they share (``keyring.last_good``). Only a first start refuses.
 """
 
 import contextlib
+import logging
 import os
 import runpy
 import sys
@@ -15,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
+from gunicorn.glogging import Logger
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import check_start, create_app, lines
 from app.keyring import last_good
+from app.logs import send_to_standard_error
 from app.services import Services
 from app.settings import Settings, StartError
-from app.settings_layers import load_settings
+from app.settings_layers import CONFIG_NAME, load_settings
 
 APP_LOAD_ERROR = 4
 """The exit status by which a gunicorn worker says that starting it again would not help: the master ends too."""
@@ -30,9 +35,26 @@ TRY_AGAIN_SECONDS = 1.0
 
 _checked: Settings | None = None
 
+log = logging.getLogger(__name__)
+
 
 class RingFault(StartError):
     """The settings are good, and the key ring is not."""
+
+
+class GunicornLogger(Logger):
+    """gunicorn's own lines, in the form of all others, also before the settings are known."""
+
+    def setup(self, cfg: Any) -> None:
+        """Take the place of the handlers that gunicorn makes, at its start and at each reload."""
+        super().setup(cfg)
+        settings = _checked
+        development = os.environ.get(CONFIG_NAME) == "development"
+        log_format = os.environ.get("TOKENHOUSE_LOG_FORMAT") or ("console" if development else "json")
+        if settings:
+            send_to_standard_error(settings.log_format, settings.log_level)
+        else:
+            send_to_standard_error(log_format if log_format in {"console", "json"} else "json", "info")
 
 
 def watch_over(server: Any) -> None:
@@ -47,6 +69,7 @@ def watch_over(server: Any) -> None:
     except StartError as error:
         sys.stderr.write(f"tokenhouse: {error}\n")
         sys.exit(APP_LOAD_ERROR)
+    _introduce()
     lines.STDOUT.begin(threaded=False)
     lines.STDERR.begin(threaded=False)
     reload: Callable[[], None] = server.handle_hup
@@ -88,6 +111,19 @@ def create_served_app() -> Flask:
     return app
 
 
+def _introduce() -> None:
+    """Say at each start who this is, so that nobody runs development, or on another's database, without knowing."""
+    assert _checked  # noqa: S101 - It has been, just before.
+    database = make_url(_checked.database_url.get_secret_value()).render_as_string(hide_password=True)
+    log.info(
+        "Tokenhouse is %s, with configuration %s, key ring %s, database %s",
+        _checked.issuer,
+        _checked.config,
+        _checked.keyring,
+        database,
+    )
+
+
 def _require_streams() -> None:
     if sys.stdout is None:
         raise StartError("standard output is closed, and the audit log is written there: `>/dev/null` throws it away")
@@ -109,12 +145,28 @@ def _check() -> None:
             # As it is now: the last good one would do for a worker, but hides what has to be mended.
             services.keys.home.read()
             check_start(app)
+            _tell_missing_peppers(services)
         except StartError as error:
             raise RingFault(str(error)) from None
         finally:
             # No connection may be shared with the workers that are forked from here.
             app.extensions["sqlalchemy"].engine.dispose()
     _checked = settings
+
+
+def _tell_missing_peppers(services: Services) -> None:
+    """Secrets whose pepper has left the settings are refused, and nobody else would say why."""
+    try:
+        counted = services.client_secrets.count_by_pepper()
+    except SQLAlchemyError:
+        return
+    known = {pepper.id for pepper in services.settings.secret_peppers}
+    for pepper_id in sorted(counted.keys() - known):
+        log.error(
+            "%d secrets are refused: their pepper %r is not in TOKENHOUSE_SECRET_PEPPERS",
+            counted[pepper_id],
+            pepper_id,
+        )
 
 
 def _reload_if_sound(server: Any, reload: Callable[[], None]) -> None:

@@ -13,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, model_va
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.proxies import Trusted, parse_trusted
+
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 """What relative paths in settings mean, from wherever a command runs."""
 
@@ -139,6 +141,9 @@ def _parse_database_url(value: object) -> SecretStr:
     except (ArgumentError, ValueError):
         raise ValueError(allowed) from None
     if url.drivername in {"postgres", "postgresql", "postgresql+psycopg"}:
+        # What follows an @ in a password is taken for the host, and would be told as one.
+        if "@" in f"{url.host}{url.database}":
+            raise ValueError("must have user and password percent-encoded: @ is %40, / is %2F, : is %3A")
         return SecretStr(url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False))
     if url.drivername in {"sqlite", "sqlite+pysqlite"}:
         return SecretStr(_absolute_sqlite_url(url).render_as_string(hide_password=False))
@@ -231,6 +236,9 @@ class Settings(BaseModel):
 
     default_audience: Annotated[str, BeforeValidator(_parse_audience)]
     """``aud`` for clients without audiences; the issuer unless set."""
+
+    trusted_proxies: Annotated[Trusted, BeforeValidator(parse_trusted)] = ()
+    """From whom forwarded addresses and request ids are taken; matched against the TCP peer."""
 
     log_format: Literal["console", "json"] = "json"
     """``console`` for people, ``json`` for machines."""

@@ -37,6 +37,10 @@ class UnknownSettingWarning(UserWarning):
     """A ``TOKENHOUSE_`` variable that nothing reads."""
 
 
+class DevelopmentWarning(UserWarning):
+    """Production's issuer with development's settings."""
+
+
 def load_settings(environment: Mapping[str, str] | None = None, *, folder: Path = PROJECT_FOLDER) -> Settings:
     """Read all layers and check them as a whole.
 
@@ -59,6 +63,13 @@ def load_settings(environment: Mapping[str, str] | None = None, *, folder: Path 
         **from_environ,
         "config": config,
     }
+    is_for_others = str(from_environ.get("issuer")).startswith("https:")
+    if config == "development" and "config" not in from_environ and is_for_others:
+        message = (
+            "TOKENHOUSE_ISSUER is that of a server for others, and .env, which the last `make run` left here, makes "
+            "this development: for production set TOKENHOUSE_CONFIG=production"
+        )
+        warnings.warn(message, DevelopmentWarning, stacklevel=2)
     if config == "development" and "issuer" not in values:
         values["issuer"] = development_issuer(environ.get("HOST", ""), environ.get("PORT", ""))
     try:

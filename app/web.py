@@ -13,18 +13,22 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from app.errors import below_oauth
+from app.proxies import UNIX, Trusted, find_source, is_trusted, take_request_id
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID_RANDOM_BYTES = 16
 
 
-def install(app: Flask) -> None:
-    """Give every answer of ``app`` these properties."""
+def install(app: Flask, trusted_proxies: Trusted = ()) -> None:
+    """Give every answer of ``app`` these properties.
+
+    :param trusted_proxies: from whom an address and a request id are taken.
+    """
     # A redirect to a tidier path would be the only answer that is not JSON, and would repeat what the caller sent.
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = True
-    app.before_request(_begin)
+    app.before_request(lambda: _begin(trusted_proxies))
     app.before_request(_answer_options_of_the_server)
     app.after_request(_finish)
     app.register_error_handler(HTTPException, _answer_http_error)
@@ -36,10 +40,17 @@ def json_response(status: int, body: object) -> Response:
     return Response(json.dumps(body, separators=(",", ":")), status, content_type="application/json")
 
 
-def _begin() -> None:
-    g.request_id = secrets.token_hex(REQUEST_ID_RANDOM_BYTES)
+def _begin(trusted_proxies: Trusted) -> None:
     g.received_at = request.environ.get("tokenhouse.received_at") or time.perf_counter()
-    g.source_address = request.remote_addr
+    given_id = None
+    g.source_address = request.remote_addr or UNIX
+    if trusted_proxies and is_trusted(g.source_address, trusted_proxies):
+        headers = request.headers
+        given_id = take_request_id(headers.get("X-Request-ID"))
+        g.source_address = find_source(
+            g.source_address, headers.get("X-Forwarded-For"), headers.get("Forwarded"), trusted_proxies
+        )
+    g.request_id = given_id or secrets.token_hex(REQUEST_ID_RANDOM_BYTES)
 
 
 def _answer_options_of_the_server() -> Response | None:
@@ -62,6 +73,8 @@ def _finish(response: Response) -> Response:
 def _answer_http_error(error: HTTPException) -> Response:
     """Answer 404, 405 and their like in our form, with the ``Allow`` that a 405 must have."""
     status = error.code or 500
+    # Not the path: what stands in it is the caller's.
+    log.info("Refused with %d: %s from %s, request_id=%s", status, error.name, g.source_address, g.request_id)
     answer = json_response(status, below_oauth(status))
     for name, value in error.get_headers():
         if name in {"Allow", "Retry-After"}:

@@ -1,7 +1,7 @@
-"""Compare gunicorn workers: what do slow callers do to a new one, and what does a request cost.
+"""Compare gunicorn workers, and waitress: what do slow callers do to a new one, and what does a request cost.
 
-Needs ``wrk``. Run from the checkout: ``python bench/slow_callers.py``, or name the candidates. The figures of
-``docs/worker.md`` come from here.
+Needs ``wrk`` and what ``pip install -e '.[bench]'`` brings. Run from the checkout: ``python bench/slow_callers.py``, or
+name the candidates. The figures of ``docs/worker.md`` come from here.
 """
 
 import contextlib
@@ -26,8 +26,10 @@ CANDIDATES = {
     "gthread 2x128": ["--worker-class", "gthread", "--threads", "128"],
     "gevent": ["--worker-class", "gevent"],
     "buffered 2x1": ["--worker-class", "app.worker.buffered.BufferedWorker", "--threads", "1"],
-    "buffered 2x4": ["--worker-class", "app.worker.buffered.BufferedWorker", "--threads", "4"],
+    "buffered 2x8": ["--worker-class", "app.worker.buffered.BufferedWorker", "--threads", "8"],
+    "waitress 1x8": ["waitress", "--threads", "8", "--connection-limit", "2000", "--channel-timeout", "10"],
 }
+NEEDED = {"gevent": "gevent", "waitress 1x8": "waitress"}
 HALF_HEAD = b"POST / HTTP/1.1\r\nHost:"
 HALF_BODY = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"
 KINDS = {"idle": b"", "half head": HALF_HEAD, "half body": HALF_BODY, "byte a second": b""}
@@ -47,11 +49,17 @@ def empty(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[b
 
 
 class Server:
-    """A running gunicorn with two workers."""
+    """A running gunicorn with two workers, or a waitress, which is one process."""
 
     def __init__(self, arguments: list[str], log: Any) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.address = probe.getsockname()
+        if arguments[0] == "waitress":
+            address = f"{self.address[0]}:{self.address[1]}"
+            command = [sys.executable, "-m", *arguments, "--listen", address, "slow_callers:empty"]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT / "bench")}
+            self._wait_for(subprocess.Popen(command, stderr=log, env=environment), processes=1)
+            return
         command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "tests/support/echo_gunicorn.py")]
         command += [
             "--workers",
@@ -62,9 +70,12 @@ class Server:
             f"127.0.0.1:{self.address[1]}",
             *arguments,
         ]
-        self.process = subprocess.Popen([*command, "slow_callers:empty"], stderr=log)
+        self._wait_for(subprocess.Popen([*command, "slow_callers:empty"], stderr=log), processes=2)
+
+    def _wait_for(self, process: subprocess.Popen[bytes], *, processes: int) -> None:
+        self.process = process
         pids: set[int] = set()
-        while len(pids) < 2:
+        while len(pids) < processes:
             time.sleep(0.05)
             with contextlib.suppress(OSError, ValueError):
                 pids.add(self.ask())
@@ -211,14 +222,14 @@ def measure(name: str) -> None:
                 continue  # It keeps no connection.
             rate, cost = best_load(server, *headers)
             print(f"  connections {label:8} {rate:6.0f} requests/s  {cost:4.0f} us CPU each", flush=True)
-        if name != "sync":
+        if name not in {"sync", "waitress 1x8"}:
             print(f"  of 16 connections, the less used worker has {spread(server)}", flush=True)
 
 
 def main() -> None:
     for name in sys.argv[1:] or CANDIDATES:
-        if name == "gevent" and not importlib.util.find_spec("gevent"):
-            print("gevent: not installed")
+        if name in NEEDED and not importlib.util.find_spec(NEEDED[name]):
+            print(f"{name}: not installed (pip install -e '.[bench]')")
             continue
         print(name, flush=True)
         measure(name)

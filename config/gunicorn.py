@@ -52,6 +52,7 @@ preload_app = False
 control_socket_disable = True
 # The audit log tells more, and no secret.
 accesslog = None
+logger_class = "app.serving.GunicornLogger"
 errorlog = "-"
 
 

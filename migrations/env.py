@@ -5,7 +5,7 @@ from alembic.util import CommandError
 from flask import current_app
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import migrating
+from app.database import explain, migrating
 from app.models import db
 
 
@@ -27,5 +27,4 @@ try:
 except OSError as error:
     raise CommandError(f"the database cannot be made: {error.filename}: {error.strerror}") from None
 except SQLAlchemyError as error:
-    cause = type(getattr(error, "orig", None) or error).__name__
-    raise CommandError(f"the database cannot be used ({cause}): is TOKENHOUSE_DATABASE_URL right?") from None
+    raise CommandError(explain(error)) from None

@@ -13,6 +13,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 APP = PROJECT / "app"
 
 STACK = (
+    {"proxies"},
     {"settings", "contracts"},
     {"errors", "models", "settings_layers"},
     {
@@ -23,12 +24,11 @@ STACK = (
         "client_secrets",
         "encryption",
         "database",
-        "gate",
         "worker",
         "web",
         "background",
     },
-    {"logs", "client_fields", "keyring"},
+    {"logs", "client_fields", "keyring", "gate"},
     {"clients"},
     {"client_auth", "sender_constraints", "issuer"},
     {"grants"},

@@ -23,6 +23,7 @@ from app.cli.output import (
 )
 from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_of_weak
 from app.client_auth import METHODS
+from app.client_auth.client_secret import ClientSecretPost
 from app.client_fields import ClientFields, split_scopes
 from app.clients.secrets import NewSecret
 from app.clients.verification import ANY_SECRET_METHOD
@@ -212,9 +213,13 @@ for command in (show_secrets, rotate_secret, revoke_secret):
     clients.add_command(command)
 
 
-def curl_line(token_endpoint: str, client_id: str, secret: str) -> str:
-    """One line to paste that fetches a token."""
-    return shlex.join(["curl", "-u", f"{client_id}:{secret}", "-d", "grant_type=client_credentials", token_endpoint])
+def curl_line(token_endpoint: str, client_id: str, secret: str, method: str = ANY_SECRET_METHOD) -> str:
+    """One line to paste that fetches a token, by the client's own authentication method."""
+    if method == ClientSecretPost.name:
+        credentials = ["--data-urlencode", f"client_id={client_id}", "--data-urlencode", f"client_secret={secret}"]
+    else:
+        credentials = ["-u", f"{client_id}:{secret}"]
+    return shlex.join(["curl", *credentials, "-d", "grant_type=client_credentials", token_endpoint])
 
 
 def _given_fields(options: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +285,8 @@ def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, 
     print_fields(described)
     if secret and shown:
         tell("\nThe secret is shown this once. Try it:\n")
-        tell(f"  {curl_line(services().metadata['token_endpoint'], row.client_id, secret.secret)}")
+        endpoint, method = services().metadata["token_endpoint"], row.token_endpoint_auth_method
+        tell(f"  {curl_line(endpoint, row.client_id, secret.secret, method)}")
 
 
 def _describe(row: ClientRow) -> dict[str, Any]:

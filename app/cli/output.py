@@ -15,9 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import is_locked
+from app.database import explain
 from app.errors import ManagementError, ServiceUnavailable
 from app.settings import StartError, parse_duration
+
+IDS = {"client_id", "kid", "id", "secret_id"}
+"""Columns that people copy from."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
@@ -33,13 +36,7 @@ class CommandGroup(AppGroup):
             click.ClickException(str(error)).show()
             return ctx.exit(getattr(error, "exit_status", 1))
         except (SQLAlchemyError, ServiceUnavailable) as error:
-            if is_locked(error):
-                told = "another command has been writing to the database for 5 s: try again"
-                raise click.ClickException(told) from None
-            cause = type(getattr(error, "orig", None) or error.__cause__ or error).__name__
-            raise click.ClickException(
-                f"the database cannot be used ({cause}): is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"
-            ) from None
+            raise click.ClickException(explain(error)) from None
 
 
 def tell(message: str) -> None:
@@ -69,10 +66,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     """Print rows for a person: a table on a terminal, tab-separated lines in a pipe."""
     cells = [["" if value is None else str(value) for value in row] for row in rows]
     if sys.stdout.isatty():
-        table = Table(*columns, box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
+        for number, column in enumerate(columns):
+            # An id that is cut cannot be copied; the rest goes on in a further line.
+            longest = max((len(row[number]) for row in cells), default=0) if column in IDS else 0
+            table.add_column(column, overflow="fold", no_wrap=column in IDS, min_width=longest or None)
         for row in cells:
             table.add_row(*row)
-        Console(markup=False, highlight=False).print(table)
+        console = Console(markup=False, highlight=False)
+        console.print(table, crop=False, width=max(console.width, console.measure(table).minimum))
         return
     for line in [list(columns), *cells]:
         print_line("\t".join(line))

@@ -20,6 +20,7 @@ def describe_secret(secret: ClientSecretRow, now: datetime) -> dict[str, Any]:
         "last_four": secret.last_four,
         "state": str(state_of(secret, now)),
         "origin": secret.origin,
+        "pepper": secret.pepper_id,
         "created_at": timestamp(secret.created_at),
         "expires_at": timestamp(secret.expires_at),
         "last_used_at": timestamp(secret.last_used_at),

@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import re
+import secrets
 import select
 import socket
 import threading
@@ -98,7 +99,7 @@ class BufferedWorker(Worker):
         if self._lost_threads():
             # The rest of this worker still serves: ending by itself lets it finish, where the arbiter would kill it.
             self.log.critical(
-                "Serving threads have died or hang longer than %s s: worker %s is replaced", self.timeout, self.pid
+                "Serving threads have died or hang longer than %s s: worker %s is replaced", self.cfg.timeout, self.pid
             )
             self.alive = False
 
@@ -314,14 +315,13 @@ class BufferedWorker(Worker):
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Write a JSON answer for ``exc`` to ``client``. Nothing that the caller sent is logged."""
-        status = status_of(exc)
+        status, request_id = status_of(exc), secrets.token_hex(16)
         if status != HTTPStatus.INTERNAL_SERVER_ERROR:
-            self.log.info(
-                "Refused with %d: %s from %s", status, type(exc).__name__, addr[0] if addr else "a unix socket"
-            )
+            source = addr[0] if addr else "unix"
+            self.log.info("Refused with %d: %s from %s, request_id=%s", status, type(exc).__name__, source, request_id)
         else:
-            self.log.error("Error handling a %s request", req.method, exc_info=exc)
-        client.sendall(refusal(exc, to_head=bool(req) and req.method == "HEAD"))
+            self.log.error("Error handling a %s request, request_id=%s", req.method, request_id, exc_info=exc)
+        client.sendall(refusal(exc, request_id, to_head=bool(req) and req.method == "HEAD"))
 
     # What both do with a connection that they own.
 

@@ -2,7 +2,6 @@
 
 import heapq
 import json
-import secrets
 import select
 import socket
 import time
@@ -119,7 +118,7 @@ def choose_leaving(waiting: Sequence[Connection], most: int) -> list[Connection]
     return leaving or heapq.nsmallest(1, waiting, key=lambda one: one.accepted)
 
 
-def refusal(error: BaseException, *, to_head: bool) -> bytes:
+def refusal(error: BaseException, request_id: str, *, to_head: bool) -> bytes:
     """The whole JSON answer for ``error``."""
     status = status_of(error)
     body = json.dumps(below_oauth(status), separators=(",", ":")).encode()
@@ -133,7 +132,7 @@ def refusal(error: BaseException, *, to_head: bool) -> bytes:
         "Cache-Control: no-store\r\n"
         "Pragma: no-cache\r\n"
         "X-Content-Type-Options: nosniff\r\n"
-        f"X-Request-ID: {secrets.token_hex(16)}\r\n\r\n"
+        f"X-Request-ID: {request_id}\r\n\r\n"
     )
     return head.encode("latin-1") + (b"" if to_head else body)
 

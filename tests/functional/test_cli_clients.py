@@ -3,13 +3,17 @@
 Most run in this process; those where the process itself matters (bytes, streams, the status) start a real ``flask``.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
 import stat
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 from conftest import SettableClock
+from sqlalchemy.engine import make_url
 from support.server import Installation
 from unit.house import House, open_house
 
 from app.contracts import Credentials
-from app.settings import PROJECT_FOLDER
+from app.settings import PROJECT_FOLDER, StartError
 
 NOON = "2026-01-31T12:00:00Z"
 SECRET = "an-imported-secret-of-some-length"
@@ -460,6 +465,7 @@ def test_show_prints_everything_but_secrets(house: House) -> None:
                 "last_four": "ngth",
                 "state": "valid",
                 "origin": "imported",
+                "pepper": "p1",
                 "created_at": NOON,
                 "expires_at": None,
                 "last_used_at": None,
@@ -485,6 +491,7 @@ def test_show_for_people_leaves_out_what_is_empty(house: House) -> None:
         "secret last_four",
         "secret state",
         "secret origin",
+        "secret pepper",
         "secret created_at",
     ]
 
@@ -619,7 +626,7 @@ def test_a_database_that_was_not_migrated_is_one_line(
 ) -> None:
     with open_house(tmp_path, clock, migrated=False) as house:
         assert refusal(house.run("clients", *arguments)) == (
-            "the database cannot be used (OperationalError): "
+            "the database cannot be used (OperationalError: unable to open database file): "
             "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"
         )
 
@@ -637,7 +644,8 @@ def test_a_database_that_cannot_be_reached_is_one_line(tmp_path: Path, clock: Se
     with open_house(tmp_path, clock, migrated=False, with_key=False, database_url=url) as house:
         for arguments in (["list"], ["create", "A", "--secret-out", str(tmp_path / "secret")]):
             told = refusal(house.run("clients", *arguments))
-            assert told.startswith("the database cannot be used (OperationalError): is TOKENHOUSE_DATABASE_URL right")
+            assert told.startswith("the database cannot be used (OperationalError: ")
+            assert "is TOKENHOUSE_DATABASE_URL right, " in told
             assert "hidden-password" not in told
     assert not (tmp_path / "secret").exists()
 
@@ -645,7 +653,9 @@ def test_a_database_that_cannot_be_reached_is_one_line(tmp_path: Path, clock: Se
 def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, clock: SettableClock) -> None:
     (tmp_path / "tokenhouse.db").write_bytes(b"this is no database at all, whatever its name may say" * 100)
     with open_house(tmp_path, clock, migrated=False, with_key=False) as house:
-        assert refusal(house.run("clients", "list")).startswith("the database cannot be used (DatabaseError): ")
+        assert refusal(house.run("clients", "list")).startswith(
+            "the database cannot be used (DatabaseError: file is not a database): "
+        )
 
 
 def test_help_tells_what_each_command_does(house: House) -> None:
@@ -906,3 +916,89 @@ def test_nobody_waits_while_a_person_thinks(installation: Installation) -> None:
         os.close(terminal)
         os.close(end)
     assert installation.flask("clients", "show", doomed.client_id).returncode != 0
+
+
+# What a person can copy
+
+
+def test_the_line_to_paste_authenticates_as_the_client_must(installation: Installation) -> None:
+    for method in ("client_secret", "client_secret_basic", "client_secret_post"):
+        told = installation.flask("clients", "create", "A service", "--auth-method", method).stderr
+        (line,) = [line for line in told.splitlines() if line.startswith("  curl ")]
+        assert ("client_secret=" in line) is (method == "client_secret_post")
+
+
+def test_an_id_is_never_cut(installation: Installation) -> None:
+    """On a terminal of 80 columns."""
+    client_id = installation.create_client("A service with a rather long name", scope=("a" * 60, "b" * 60)).client_id
+    terminal, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "clients", "list"],
+        env={**installation.environment, "TERM": "xterm", "PAGER": "cat"},
+        cwd=PROJECT_FOLDER,
+        stdout=end,
+        stdin=end,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=60,
+    )
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while piece := os.read(terminal, 65536):
+            shown += piece
+    os.close(terminal)
+    assert done.returncode == 0, done.stderr
+    assert client_id in shown.decode()
+    assert shown.decode().count("a") > 60
+
+
+# .env of a checkout where `make run` ran
+
+
+def test_a_servers_issuer_does_not_become_development_without_a_word(checkout: Path) -> None:
+    (checkout / ".env").write_text(DOTENV)
+    seen = settings_seen_by_flask(checkout, TOKENHOUSE_ISSUER="https://tokens.example.com")
+    assert seen.stdout == "development https://tokens.example.com debug\n"
+    assert "for production set TOKENHOUSE_CONFIG=production" in seen.stderr
+    meant = settings_seen_by_flask(
+        checkout, TOKENHOUSE_ISSUER="https://tokens.example.com", TOKENHOUSE_CONFIG="development"
+    )
+    assert (meant.stdout, meant.stderr) == (seen.stdout, "")
+
+
+# What is wrong with a database
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_each_fault_of_a_database_has_a_message_of_its_own(tmp_path: Path, database_url: str) -> None:
+    def told(url: str, *command: str) -> str:
+        done = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=url).flask(*(command or ("clients", "list")))
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr.removeprefix("Error: ").rstrip("\n")
+
+    name = make_url(database_url).database
+    assert told(database_url) == (
+        'the database cannot be used (UndefinedTable 42P01: relation "clients" does not exist): is it the right one, '
+        "and has `flask db upgrade` run?"
+    )
+    nowhere = database_url.replace(str(name), "nowhere")
+    assert 'FATAL:  database "nowhere" does not exist' in told(nowhere)
+    assert "does not exist): is it the right one" in told(nowhere, "db", "upgrade")
+    assert "Connection refused" in told("postgresql+psycopg://u:hidden-password@127.0.0.1:1/n")
+    assert told(f"sqlite:///{tmp_path}/nothing.db") == (
+        "the database cannot be used (OperationalError: unable to open database file): is TOKENHOUSE_DATABASE_URL "
+        "right, has `flask db upgrade` run?"
+    )
+    with pytest.raises(StartError, match="must have user and password percent-encoded: @ is %40") as caught:
+        Installation(tmp_path, TOKENHOUSE_DATABASE_URL="postgresql+psycopg://u:hidden@password@127.0.0.1/n")
+    assert "hidden" not in str(caught.value)
+
+
+def test_db_upgrade_makes_folder_and_file_for_their_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "t.db"
+    done = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=f"sqlite:///{path}").flask("db", "upgrade")
+    assert done.returncode == 0, done.stderr
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

@@ -1,5 +1,6 @@
 """A real gunicorn that must not start: one clear line, a non-zero status, within seconds."""
 
+import json
 import os
 import signal
 import subprocess
@@ -187,3 +188,62 @@ def test_a_database_that_is_away_does_not_stop_the_start(tmp_path: Path) -> None
     finally:
         server.stop()
     assert "hidden-password" not in server.stderr_path.read_text() + server.stdout_path.read_text()
+
+
+# What is said at a start that goes well
+
+
+def started(tmp_path: Path, **settings: str) -> RunningServer:
+    server = RunningServer(tmp_path, **settings)
+    server.prepare()
+    server.start("--workers", "1")
+    return server
+
+
+def diagnostics(server: RunningServer) -> list[str]:
+    """Every line of standard error, each of which must be JSON."""
+    return [json.loads(line)["event"] for line in server.stderr_path.read_text().splitlines()]
+
+
+def test_each_line_is_json_and_one_says_who_this_is(tmp_path: Path) -> None:
+    server = started(tmp_path)
+    try:
+        said = diagnostics(server)
+        assert said[0].startswith("Starting gunicorn ")
+        (introduced,) = [line for line in said if line.startswith("Tokenhouse is ")]
+        assert introduced == (
+            f"Tokenhouse is https://tokens.example.com, with configuration testing, key ring {tmp_path}/keyring.toml, "
+            f"database sqlite:///{tmp_path}/tokenhouse.db"
+        )
+        before = server.workers()
+        server.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + SECONDS
+        while before & server.workers():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        said = diagnostics(server)
+        assert len([line for line in said if line.startswith("Hang up")]) == 1
+        assert len([line for line in said if line == f"Worker exiting (pid: {min(before)})"]) == 1
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_no_password_is_said(tmp_path: Path, database_url: str) -> None:
+    url = database_url.replace("postgres:@", "postgres:hidden-password@")
+    server = started(tmp_path, TOKENHOUSE_DATABASE_URL=url)
+    server.stop()
+    (said,) = [line for line in diagnostics(server) if line.startswith("Tokenhouse is ")]
+    assert "hidden-password" not in server.stderr_path.read_text()
+    assert "postgres" in said
+
+
+def test_secrets_whose_pepper_is_missing_are_counted(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    installation.prepare()
+    for _ in range(3):
+        installation.create_client()
+    server = RunningServer(tmp_path, TOKENHOUSE_SECRET_PEPPERS=f"p2:{'q' * 40}")
+    server.start("--workers", "1")
+    server.stop()
+    assert "3 secrets are refused: their pepper 'p1' is not in TOKENHOUSE_SECRET_PEPPERS" in diagnostics(server)

@@ -54,6 +54,7 @@ def test_a_long_failure_shuts_it_and_an_answer_opens_it(
     with gate.entered():
         pass
     assert [record.getMessage() for record in caplog.records] == [
+        "the database fails: Exception: silent",
         "the database is silent: requests that need it are refused at once until it answers",
         "the database answers again",
     ]

@@ -201,8 +201,9 @@ def test_the_scope_is_settled_before_the_resources() -> None:
         (f"{'x' * 95}imported-secret", "(withheld: it looks like a secret)"),
         ("imported", "(withheld: it looks like a secret)"),
         ("secret", "secret"),
-        ("ths_abc", "(withheld: it looks like a secret)"),
-        ("urn:ths_abc", "(withheld: it looks like a secret)"),
+        (f"ths_{'a' * 16}", "(withheld: it looks like a secret)"),
+        (f"urn:ths_{'-' * 16}", "(withheld: it looks like a secret)"),
+        ("ths_x.example", "ths_x.example"),
     ],
 )
 def test_what_may_be_a_secret_is_not_named(asked: str, told: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from unit.checkout import ENOUGH, ISSUER, PEPPER, load, refusal
 
 from app.settings import PROJECT_FOLDER, SETTING_NAMES, Settings, StartError
-from app.settings_layers import UnknownSettingWarning, development_issuer, load_settings
+from app.settings_layers import DevelopmentWarning, UnknownSettingWarning, development_issuer, load_settings
 
 # Layers
 
@@ -119,7 +119,8 @@ def test_a_file_that_is_not_text_stops_the_start(checkout: Path) -> None:
 
 def test_dotenv_counts_where_no_configuration_is_named(checkout: Path) -> None:
     (checkout / ".env").write_text("TOKENHOUSE_CONFIG=development\nTOKENHOUSE_LOG_LEVEL=debug\n")
-    loaded = load(checkout)
+    with pytest.warns(DevelopmentWarning, match="for production set TOKENHOUSE_CONFIG=production"):
+        loaded = load(checkout)
     assert (loaded.config, loaded.log_level, loaded.log_format) == ("development", "debug", "console")
 
 
@@ -213,6 +214,7 @@ def test_default_toml_shows_the_real_default_of_every_setting() -> None:
         "keyring_passphrase",
         "keyring_propagation",
         "default_audience",
+        "trusted_proxies",
     }
     assert {name for name in shown if "#" in commented[name]} == without_default
     shown = {name: value for name, value in shown.items() if name not in without_default}

@@ -1,0 +1,103 @@
+"""Who a caller is behind proxies: RFC 7239 and its forerunner. Pure.
+
+Only what a trusted proxy says counts, and of a chain of them the nearest address that is not trusted: everything
+before it was written by the caller.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterator, Sequence
+
+UNIX = "unix"
+"""The peer of a unix socket, which has no address."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Trusted = tuple[Network | str, ...]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
+_PAIR = re.compile(r'\s*([A-Za-z]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s",;]*)\s*')
+_MOST_HOPS = 32
+
+
+def parse_trusted(value: object) -> Trusted:
+    """Read a comma-separated list of networks in CIDR (an address is a network of one), and ``unix``.
+
+    :raises ValueError: it is none.
+    """
+    if isinstance(value, tuple):
+        return value
+    trusted: list[Network | str] = []
+    for part in filter(None, (part.strip() for part in str(value).split(","))):
+        try:
+            trusted.append(UNIX if part == UNIX else ipaddress.ip_network(part))
+        except ValueError:
+            raise ValueError(
+                "must be comma-separated networks such as 10.0.0.0/8 or fd00::/8, without host bits, or unix"
+            ) from None
+    return tuple(trusted)
+
+
+def is_trusted(peer: str, trusted: Trusted) -> bool:
+    """Whether ``peer``, an address or :data:`UNIX`, is a proxy of ours."""
+    if not trusted:
+        return False
+    address = _address(peer)
+    if address is None:
+        return peer == UNIX and UNIX in trusted
+    return any(address in network for network in trusted if not isinstance(network, str))
+
+
+def find_source(peer: str, forwarded_for: str | None, forwarded: str | None, trusted: Trusted) -> str:
+    """The address that a request came from.
+
+    :param peer: the TCP peer's address, or :data:`UNIX`.
+    :param forwarded_for: ``X-Forwarded-For``; several fields joined with commas, in order.
+    :param forwarded: ``Forwarded``, likewise.
+    :returns: the nearest hop that is not trusted; the last trusted one where the next is not an address. Where both
+        headers are there and disagree, one of them is the caller's own, and the peer is all that is known.
+    """
+    if not is_trusted(peer, trusted) or (forwarded_for is None and forwarded is None):
+        return peer
+    found = set()
+    if forwarded_for is not None:
+        found.add(_nearest(peer, forwarded_for.split(","), trusted))
+    if forwarded is not None:
+        found.add(_nearest(peer, list(_forwarded_hops(forwarded)), trusted))
+    return found.pop() if len(found) == 1 else peer
+
+
+def take_request_id(given: str | None) -> str | None:
+    """A request id that a trusted proxy made, if it is one that may stand in a log and a header."""
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else None
+
+
+def _nearest(peer: str, hops: Sequence[str], trusted: Trusted) -> str:
+    nearest = peer
+    for hop in reversed(hops[-_MOST_HOPS:]):
+        address = _address(hop.strip())
+        if address is None:
+            break
+        nearest = str(address)
+        if not is_trusted(nearest, trusted):
+            break
+    return nearest
+
+
+def _forwarded_hops(forwarded: str) -> Iterator[str]:
+    """The ``for`` of each element, empty where there is none; one that is malformed ends the list with what is not."""
+    for element in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', forwarded):
+        pairs = [_PAIR.fullmatch(pair) for pair in re.split(r';(?=(?:[^"]*"[^"]*")*[^"]*$)', element)]
+        values = [pair[2].strip('"') for pair in pairs if pair and pair[1].lower() == "for"]
+        yield values[0] if len(values) == 1 and all(pairs) else ""
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address, with a port or without, as both headers write it."""
+    if found := re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}", text):
+        text = found[1] or found[2]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
