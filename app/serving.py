@@ -54,7 +54,8 @@ class GunicornLogger(Logger):
         if settings:
             send_to_standard_error(settings.log_format, settings.log_level)
         else:
-            send_to_standard_error(log_format if log_format in {"console", "json"} else "json", "info")
+            level = "debug" if cfg.loglevel == "debug" else "info"
+            send_to_standard_error(log_format if log_format in {"console", "json"} else "json", level)
 
 
 def watch_over(server: Any) -> None:

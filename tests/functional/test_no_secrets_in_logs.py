@@ -203,7 +203,7 @@ def assert_the_logs_are_those_of(traffic: Traffic) -> None:
         assert expected in traffic.logged
     assert "Refused with 400: " in traffic.logged
     assert "was changed. Tokens that it has keep what they say" in traffic.logged
-    assert "[DEBUG]" in traffic.logged
+    assert "Current configuration:" in traffic.logged
     assert "loglevel: debug" in traffic.logged
     assert traffic.server.settings.log_level == "debug"
 
