@@ -6,7 +6,6 @@ import sys
 from flask import Flask
 
 from app import create_app
-from app.serving import create_served_app
 from app.settings import StartError
 from app.settings_layers import load_settings
 
@@ -17,6 +16,8 @@ START_ERROR = 4
 def _create() -> Flask:
     """Create the application; a server needs a key that may sign, while commands are there to make one."""
     if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
+        from app.serving import create_served_app  # noqa: PLC0415 - A command has no use for gunicorn.
+
         return create_served_app()
     try:
         return create_app(load_settings())

@@ -6,7 +6,6 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from flask import Flask
-from flask_migrate import Migrate
 
 from app import database, gate, web
 from app.background import Background, Job
@@ -29,6 +28,7 @@ from app.keyring.management import Keys, rules_for
 from app.keyring.uses import KeyUses
 from app.logs import AuditLog, configure_logging
 from app.models import db
+from app.outbox import TELL_SECONDS, Outbox
 from app.policy import Policy
 from app.server import TokenServer
 from app.services import Services
@@ -55,7 +55,6 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     app = Flask("tokenhouse", root_path=str(PROJECT_FOLDER), static_folder=None)
     web.install(app, settings.trusted_proxies)
     database.install(app, settings)
-    Migrate(app, db, directory=str(PROJECT_FOLDER / "migrations"))
 
     events = Events()
     audit_log = AuditLog(settings.log_format, clock, is_required=settings.audit_log_required)
@@ -65,7 +64,8 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         digester = SecretDigester(settings.secret_peppers)
         marks = UseMarks(db.engine, clock)
         verifier = SecretVerifier(db.engine, digester, clock, marks, gate.DatabaseGate())
-        client_secrets = ClientSecrets(db.engine, db.session, digester, clock)
+        outbox = Outbox(db.engine, clock)
+        client_secrets = ClientSecrets(db.engine, db.session, digester, clock, outbox)
         clients = ClientStore(db.session, client_secrets, clock)
         key_uses = KeyUses(db.engine, clock)
     events.subscribe(key_uses)
@@ -89,6 +89,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         ring=ring,
         keys=keys,
         key_uses=key_uses,
+        outbox=outbox,
         home_at=home_at,
         server=server,
         audit_log=audit_log,
@@ -109,6 +110,7 @@ def _background(services: Services, events: Events) -> Background:
     return Background(
         Job("the look at the key ring", LOOK_SECONDS, services.ring.refresh, on_the_second=True),
         Job("the look at the audit log", LOOK_SECONDS, services.audit_log.look),
+        Job("the events of commands", TELL_SECONDS, partial(services.outbox.drain, services.audit_log.tell_past)),
         Job("the look whether the database answers", gate.LOOK_SECONDS, verifier.look),
         Job("the count of signed tokens", FLUSH_SECONDS, key_uses.flush, at_exit=True),
         Job("the marks of used secrets", FLUSH_SECONDS, verifier.marks.flush, at_exit=True),

@@ -1,6 +1,6 @@
 """What a worker does beside its requests: jobs that come again and again, each in a thread of its own.
 
-The threads start with the first request that a process serves, so after any fork, and in a command line never. A job
+The threads start when a worker does (``serving``), elsewhere with the first request, and in a command line never. A job
 that fails is logged and comes again; at the process's end every job that wants it runs a last time.
 """
 

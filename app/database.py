@@ -5,6 +5,7 @@ Reading takes no lock: a transaction that will write says so, with :func:`writin
 
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import scoped_session
 
 from app.models import db
-from app.settings import Settings
+from app.settings import PROJECT_FOLDER, Settings
 
 BUSY_TIMEOUT_MS = 5000
 """How long a writer waits for another on SQLite."""
@@ -104,6 +105,9 @@ def install(app: Flask, settings: Settings) -> None:
         options["connect_args"] = _postgresql_options(url)
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
     db.init_app(app)
+    if migrations := sys.modules.get("flask_migrate"):
+        # For who has imported it to migrate in this process; the command has its own way (cli/migrations.py).
+        migrations.Migrate(app, db, directory=str(PROJECT_FOLDER / "migrations"))
     with app.app_context():
         if url.get_backend_name() == "sqlite":
             _prepare_sqlite(db.engine)

@@ -109,6 +109,36 @@ class SecretExpiring:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientChanged:
+    """Somebody made, changed or ended a client, or a secret of one.
+
+    :param by: the system user.
+    :param fields: what of it is another now, by name.
+    """
+
+    by: str
+    client_id: str
+    change: str
+    fields: tuple[str, ...] = ()
+    secret_ids: tuple[str, ...] = ()
+    outcome: str = field(default="changed", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRingChanged:
+    """Somebody changed the key ring.
+
+    :param by: the system user.
+    :param kids: the keys that were made or changed.
+    """
+
+    by: str
+    change: str
+    kids: tuple[str, ...] = ()
+    outcome: str = field(default="changed", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditLinesLost:
     """So many lines found no room while the audit log took none."""
 

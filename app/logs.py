@@ -9,6 +9,7 @@ import logging
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 REQUIRED_WITHIN_SECONDS = 1.0
 """How long a token waits for its line where the setting says that it must."""
 
-# Libraries whose DEBUG lines hold tokens, secrets or the values of statements.
-_NEVER_BELOW_WARNING = ("authlib", "sqlalchemy", "urllib3", "joserfc", "psycopg")
+# Libraries whose DEBUG lines hold tokens, secrets or the values of statements; the last one's are noise.
+_NEVER_BELOW_WARNING = ("authlib", "sqlalchemy", "urllib3", "joserfc", "psycopg", "alembic.runtime.plugins")
 
 
 def configure_logging(settings: Settings) -> None:
@@ -92,15 +93,21 @@ class AuditLog:
         elif was_stalled and not self._was_stalled:
             log.warning("the audit log takes lines again")
 
+    def tell_past(self, happened_at: datetime, name: str, facts: dict[str, Any]) -> None:
+        """Write an event that a command has left."""
+        self._writer.put(self._rendered(happened_at, name, facts))
+
     def _line(self, event: Event) -> str:
         """``event`` as a line: its time and name first, what is empty left out."""
         facts = asdict(event)
         if request := facts.pop("request", None):
             facts = {**request, "duration_ms": round(request["duration_ms"], 3), **facts}
-        told = {name: _plain(value) for name, value in facts.items() if value is not None}
-        time = self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        rendered = self._render(None, "", {"time": time, "event": type(event).__name__, **told})
-        return f"{rendered!s}\n"
+        return self._rendered(self._clock(), type(event).__name__, facts)
+
+    def _rendered(self, happened_at: datetime, name: str, facts: dict[str, Any]) -> str:
+        told = {fact: _plain(value) for fact, value in facts.items() if value is not None}
+        time = happened_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return f"{self._render(None, '', {'time': time, 'event': name, **told})!s}\n"
 
 
 def _plain(value: object) -> object:

@@ -157,3 +157,14 @@ class SigningKeyUseRow(Base):
     tokens: Mapped[int] = mapped_column(BigInteger)
     first_used_at: Mapped[datetime] = mapped_column(UTCDateTime)
     last_used_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class OutboxRow(Base):
+    """An event of a command, until a server has told it in the audit log."""
+
+    __tablename__ = "audit_outbox"
+
+    outbox_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    happened_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    event: Mapped[str] = mapped_column(String(64))
+    facts: Mapped[str] = mapped_column(Text)

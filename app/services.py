@@ -16,6 +16,7 @@ from app.keyring.home import KeyringHome
 from app.keyring.management import Keys
 from app.keyring.uses import KeyUses
 from app.logs import AuditLog
+from app.outbox import Outbox
 from app.server import TokenServer
 from app.settings import Settings
 
@@ -38,6 +39,7 @@ class Services:
     ring: CurrentRing
     keys: Keys
     key_uses: KeyUses
+    outbox: Outbox
     home_at: Callable[[Path | str], KeyringHome]
     server: TokenServer
     audit_log: AuditLog

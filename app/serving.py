@@ -83,8 +83,11 @@ def outlive(server: Any) -> None:
         server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = 1
 
 
-def note_served() -> None:
-    """In a worker that has started: settings, keys and code are good enough to serve."""
+def note_served(worker: Any) -> None:
+    """In a worker that has started: begin with what it does beside its requests, whether or not one comes."""
+    background = getattr(worker.wsgi, "extensions", {}).get("background")
+    if background:
+        background.start()
     lines.STDOUT.begin(threaded=True)
     lines.STDERR.begin(threaded=True)
     if shared := last_good.shared():

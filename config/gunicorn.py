@@ -77,11 +77,11 @@ def post_fork(server: Any, _worker: Any) -> None:
     outlive(server)
 
 
-def post_worker_init(_worker: Any) -> None:
-    """Note that workers can start."""
+def post_worker_init(worker: Any) -> None:
+    """Note that workers can start, and let this one begin."""
     from app.serving import note_served  # noqa: PLC0415
 
-    note_served()
+    note_served(worker)
 
 
 def worker_exit(_server: Any, worker: Any) -> None:

@@ -28,7 +28,7 @@ STACK = (
         "web",
         "background",
     },
-    {"logs", "client_fields", "keyring", "gate"},
+    {"logs", "client_fields", "keyring", "gate", "outbox"},
     {"clients"},
     {"client_auth", "sender_constraints", "issuer"},
     {"grants"},

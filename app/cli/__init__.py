@@ -2,5 +2,6 @@
 
 from app.cli.clients import clients
 from app.cli.keys import keys
+from app.cli.migrations import db
 
-COMMANDS = (clients, keys)
+COMMANDS = (clients, db, keys)

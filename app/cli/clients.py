@@ -14,6 +14,7 @@ from app.cli.output import (
     json_option,
     print_fields,
     print_json,
+    print_json_list,
     print_table,
     read_secret,
     seconds,
@@ -26,6 +27,7 @@ from app.client_auth import METHODS
 from app.client_auth.client_secret import ClientSecretPost
 from app.client_fields import ClientFields, split_scopes
 from app.clients.secrets import NewSecret
+from app.clients.store import ListedClient
 from app.clients.verification import ANY_SECRET_METHOD
 from app.errors import ManagementError
 from app.grants import GRANTS
@@ -36,6 +38,11 @@ from app.settings import format_duration
 NO_GRANT = "none"
 METHOD_NAMES = (ANY_SECRET_METHOD, *(method.name for method in METHODS))
 GRANT_NAMES = (*(str(grant.GRANT_TYPE) for grant in GRANTS), NO_GRANT)
+
+
+LIST_COLUMNS = ("client_id", "name", "state", "scope", "audiences", "lifetime", "created", "last_used")
+TABLE_ROWS = 1000
+"""The longest table that a person is shown unasked."""
 
 
 class Lifetime(Duration):
@@ -113,38 +120,29 @@ def create_client(  # noqa: PLR0913 - The options of the contract.
 
 
 @clients.command("list")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many; on a terminal 1000 unless given.")
+@click.option("--name", help="Only those whose name has this in it, in any case.")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="Only those with this label.")
+@click.option("--state", type=click.Choice(["enabled", "disabled"]))
+@click.option("--auth-method", type=click.Choice(METHOD_NAMES))
 @click.option("--unused-for", type=Duration(), help="Only those that were not used for so long.")
 @click.option("--secrets-older-than", type=Duration(), help="Only those with a working secret of that age.")
 @click.option("--expiring-in", type=Duration(), help="Only those with a secret that ends within this time.")
 @json_option
-def list_clients(
-    unused_for: int | None, secrets_older_than: int | None, expiring_in: int | None, *, as_json: bool
-) -> None:
-    """Show all clients, oldest first; of several reports, those that are in all."""
-    rows = services().clients.list_all(
-        unused_for=seconds(unused_for),
-        secrets_older_than=seconds(secrets_older_than),
-        expiring_in=seconds(expiring_in),
-    )
+def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *, as_json: bool, **filters: Any) -> None:
+    """Show clients, oldest first; of several filters, those that pass all."""
+    for name in ("unused_for", "secrets_older_than", "expiring_in"):
+        filters[name] = seconds(filters[name])
+    filters |= {"labels": _labels(labels), "disabled": None if state is None else state == "disabled"}
+    store = services().clients
     if as_json:
-        print_json([_describe(row) for row in rows])
+        print_json_list(_describe(row) for row in store.stream(limit, **filters))
         return
-    print_table(
-        ("client_id", "name", "state", "scope", "audiences", "lifetime", "created", "last_used"),
-        (
-            (
-                row.client_id,
-                row.client_name,
-                _state(row),
-                " ".join(row.scope),
-                " ".join(row.audiences),
-                format_duration(row.access_token_lifetime) if row.access_token_lifetime else "default",
-                timestamp(row.created_at),
-                timestamp(row.last_used_at),
-            )
-            for row in rows
-        ),
-    )
+    pages = sys.stdout.isatty()
+    most = limit or (TABLE_ROWS if pages else None)
+    print_table(LIST_COLUMNS, map(_list_cells, store.stream(most, **filters)), pages=pages)
+    if pages and limit is None and len(store.list_all(TABLE_ROWS + 1, **filters)) > TABLE_ROWS:
+        tell(f"These are the {TABLE_ROWS} oldest: --limit shows more, filters show fewer.")
 
 
 @clients.command("show")
@@ -222,6 +220,19 @@ def curl_line(token_endpoint: str, client_id: str, secret: str, method: str = AN
     return shlex.join(["curl", *credentials, "-d", "grant_type=client_credentials", token_endpoint])
 
 
+def _list_cells(row: Any) -> Sequence[object]:
+    return (
+        row.client_id,
+        row.client_name,
+        _state(row),
+        " ".join(row.scope),
+        " ".join(row.audiences),
+        format_duration(row.access_token_lifetime) if row.access_token_lifetime else "default",
+        timestamp(row.created_at),
+        timestamp(row.last_used_at),
+    )
+
+
 def _given_fields(options: dict[str, Any]) -> dict[str, Any]:
     """The fields of :class:`ClientFields` that options were given for."""
     fields: dict[str, Any] = {}
@@ -289,7 +300,7 @@ def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, 
         tell(f"  {curl_line(endpoint, row.client_id, secret.secret, method)}")
 
 
-def _describe(row: ClientRow) -> dict[str, Any]:
+def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
     return {
         "client_id": row.client_id,
         "client_name": row.client_name,
@@ -310,5 +321,5 @@ def _describe(row: ClientRow) -> dict[str, Any]:
     }
 
 
-def _state(row: ClientRow) -> str:
+def _state(row: ClientRow | ListedClient) -> str:
     return "disabled" if row.disabled_at else "enabled"

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli.output import CommandGroup, json_option, print_json, print_line, print_table, tell, timestamp
 from app.errors import ManagementError
+from app.events import KeyRingChanged
 from app.keyring.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
 from app.keyring.entries import public_pem
 from app.keyring.file import FileKeyring
@@ -21,6 +23,7 @@ from app.keyring.plan import find, rotation_due
 from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
 from app.keyring.timeline import draw_svg, draw_text
 from app.keyring.uses import KeyUse
+from app.outbox import system_user
 from app.services import Services, services
 from app.settings import DAY, YEAR, StartError, format_duration, parse_keyring
 
@@ -55,7 +58,9 @@ def list_keys(*, as_json: bool) -> None:
 def generate_key(alg: str | None, bits: str | None, *, as_json: bool) -> None:
     """Make a key. The first signs at once and gets a standby; a further one waits until every verifier knows it."""
     here = services()
+    before = _kids(here)
     ring, key = here.keys.generate(alg, int(bits) if bits else None)
+    _leave_trace(here, "generated", [other.kid for other in ring.keys if other.kid not in before])
     _tell_start(here, key)
     if as_json:
         print_json(_describe(ring, key, here.clock()))
@@ -75,6 +80,7 @@ def rotate_keys(*, if_due: bool, as_json: bool) -> None:
         tell(f"Nothing is due before {timestamp(_next_turn(here, ring, now))}.")
     else:
         tell(f"{ring.standbys(now)[0].kid} signs from {timestamp(ring.standbys(now)[0].signs_from)} on.")
+        _leave_trace(here, "rotated", [standby.kid for standby in ring.standbys(now)])
     if as_json:
         print_json([_describe(ring, key, now) for key in ring.keys])
     else:
@@ -101,6 +107,7 @@ def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
                 raise ManagementError(f"revoking {kid} cannot be undone and {harm}: say --yes")
             click.confirm(f"Revoking {kid} cannot be undone and {harm}. Go on?", abort=True, err=True)
         ring = here.keys.revoke(kid)
+        _leave_trace(here, "revoked", [kid])
         _tell_revocation(here, ring, kid, harm)
     if as_json:
         print_json([_describe(ring, each, here.clock()) for each in ring.keys])
@@ -118,6 +125,7 @@ def retire_algorithm(alg: str, *, yes: bool) -> None:
             raise ManagementError(f"{question}: say --yes when it is so")
         click.confirm(f"{question.capitalize()}. Is it so?", abort=True, err=True)
     ring = here.keys.retire(alg)
+    _leave_trace(here, "retired", [key.kid for key in ring.keys if key.alg == alg and key.signs_until])
     until = max(key.signs_until for key in ring.keys if key.alg == alg and key.signs_until)
     tell(
         f"{alg} keys sign no more from {timestamp(until)} on, and leave the JWKS at {timestamp(until + RETIRE_AFTER)}."
@@ -165,10 +173,21 @@ def move_ring(destination: str) -> None:
     if place == here.settings.keyring:
         raise ManagementError(f"{here.keys.home.name} is there already")
     ring = here.keys.move_to(here.home_at(place))
+    _leave_trace(here, "moved", [key.kid for key in ring.keys])
     tell(
         f"{len(ring.keys)} keys were copied from {here.keys.home.name}. Set TOKENHOUSE_KEYRING={destination} on every "
         "server and restart it; change no key meanwhile. Then remove the old ring."
     )
+
+
+def _kids(here: Services) -> set[str]:
+    return set() if here.keys.home.is_empty() else {key.kid for key in here.keys.home.read().keys}
+
+
+def _leave_trace(here: Services, change: str, kids: Sequence[str]) -> None:
+    """Tell the audit log. A ring in a file needs no database, and where there is none nobody tells."""
+    with suppress(SQLAlchemyError):
+        here.outbox.put_alone(KeyRingChanged(by=system_user(), change=change, kids=tuple(kids)))
 
 
 def _file_home(here: Services, path: Path) -> KeyringHome:

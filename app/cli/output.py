@@ -4,15 +4,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import click
 from flask.cli import AppGroup
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.database import explain
@@ -44,13 +43,13 @@ def tell(message: str) -> None:
     click.echo(message, err=True)
 
 
-def print_line(line: str) -> None:
+def print_line(line: str, *, newline: bool = True) -> None:
     """Print a line of data: standard output.
 
     :raises ManagementError: it takes none, because a disk is full or nobody reads.
     """
     try:
-        click.echo(line)
+        click.echo(line, nl=newline)
     except OSError as error:
         # What is left in the buffer would fail once more at the end of the process.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,10 +61,27 @@ def print_json(data: object) -> None:
     print_line(json.dumps(data, indent=2))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows for a person: a table on a terminal, tab-separated lines in a pipe."""
-    cells = [["" if value is None else str(value) for value in row] for row in rows]
+def print_json_list(items: Iterable[object]) -> None:
+    """Print a list for a script, item by item, as :func:`print_json` would."""
+    begun = False
+    for item in items:
+        text = json.dumps(item, indent=2).replace("\n", "\n  ")
+        print_line(f"{',' if begun else '['}\n  {text}", newline=False)
+        begun = True
+    print_line("\n]" if begun else "[]")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, pages: bool = False) -> None:
+    """Print rows for a person: a table on a terminal, tab-separated lines in a pipe.
+
+    :param pages: whether a long table is shown page by page.
+    """
+    lines = (["" if value is None else str(value) for value in row] for row in rows)
     if sys.stdout.isatty():
+        cells = list(lines)
+        from rich.console import Console  # noqa: PLC0415 - A tenth of a second that scripts need not wait for.
+        from rich.table import Table  # noqa: PLC0415
+
         table = Table(box=None, pad_edge=False)
         for number, column in enumerate(columns):
             # An id that is cut cannot be copied; the rest goes on in a further line.
@@ -74,9 +90,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         for row in cells:
             table.add_row(*row)
         console = Console(markup=False, highlight=False)
-        console.print(table, crop=False, width=max(console.width, console.measure(table).minimum))
+        with console.pager() if pages and len(cells) >= console.height else nullcontext():
+            console.print(table, crop=False, width=max(console.width, console.measure(table).minimum))
         return
-    for line in [list(columns), *cells]:
+    # The first row is asked for before anything is printed: where it fails, nothing was.
+    first = list(islice(lines, 1))
+    for line in chain([list(columns)], first, lines):
         print_line("\t".join(line))
 
 

@@ -23,8 +23,9 @@ from app.clients.transactions import find_client, writing
 from app.contracts import Clock, Credentials
 from app.database import writing_engine
 from app.errors import ManagementError, StillInUse
-from app.events import SecretExpiring
+from app.events import ClientChanged, SecretExpiring
 from app.models import ClientRow, ClientSecretRow, ClientSecretUseRow
+from app.outbox import Outbox, system_user
 
 MOST_SECRETS = 10
 """Secrets of one client that work at once. Each request is compared with all of them."""
@@ -84,13 +85,24 @@ class ClientSecrets:
 
     :param engine: for what workers do beside their requests.
     :param session: for management; each call commits or rolls back.
+    :param outbox: where each change leaves a trace.
     """
 
-    def __init__(self, engine: Engine, session: scoped_session[Any], digester: SecretDigester, clock: Clock) -> None:
+    def __init__(
+        self, engine: Engine, session: scoped_session[Any], digester: SecretDigester, clock: Clock, outbox: Outbox
+    ) -> None:
         self._engine = engine
+        self._outbox = outbox
         self._session = session
         self._digester = digester
         self._clock = clock
+
+    def note(self, client_id: str, change: str, *, fields: Sequence[str] = (), secret_ids: Sequence[str] = ()) -> None:
+        """Leave a trace of a change, within a transaction of the caller's."""
+        event = ClientChanged(
+            by=system_user(), client_id=client_id, change=change, fields=tuple(fields), secret_ids=tuple(secret_ids)
+        )
+        self._outbox.put(self._session.connection(), event)
 
     def add(self, row: ClientRow, imported: str | None, expires_after: timedelta | None) -> NewSecret:
         """Give ``row`` a further secret, within a transaction of the caller's."""
@@ -139,6 +151,7 @@ class ClientSecrets:
             new = self.add(row, secret, expires_after)
             row.updated_at = now
             self._session.flush()
+            self.note(client_id, "secret_added", secret_ids=[new.secret_id])
             yield new, overlapping
 
     def rotate(self, client_id: str, **options: Any) -> tuple[NewSecret, Sequence[ClientSecretRow]]:
@@ -165,6 +178,8 @@ class ClientSecrets:
                 raise StillInUse(f"{client_id!r} may still use {told}. Nothing was retired")
             for old in older:
                 old.revoked_at = now
+            if older:
+                self.note(client_id, "secrets_retired", secret_ids=[old.secret_id for old in older])
             return older
 
     def revoke(self, client_id: str, secret_id: str) -> tuple[ClientSecretRow, int]:
@@ -180,7 +195,9 @@ class ClientSecrets:
                 raise ManagementError(
                     f"{client_id!r} has no secret {secret_id!r}: `flask clients secrets {client_id}` shows all"
                 )
-            found.revoked_at = found.revoked_at or self._clock()
+            if found.revoked_at is None:
+                found.revoked_at = self._clock()
+                self.note(client_id, "secret_revoked", secret_ids=[secret_id])
             return found, sum(works(secret, self._clock()) for secret in row.secrets)
 
     def uses(self, client_id: str) -> dict[str, Sequence[ClientSecretUseRow]]:

@@ -5,13 +5,15 @@ Their secrets are left to ``clients.secrets``; which authentication methods and 
 
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import exists, func, select, text
+from sqlalchemy import ColumnElement, exists, func, select, text
 from sqlalchemy.orm import scoped_session, selectinload
 
 from app.client_fields import ClientFields, check_client_id, check_imported_secret, form_decode
@@ -28,6 +30,13 @@ _REGISTRATION_LOCK = 0x746F6B656E
 
 _GENERATED_ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _GENERATED_ID_LENGTH = 20
+
+
+ListedClient = SimpleNamespace
+"""A client with the columns of :class:`ClientRow`, and ``secrets`` with those of :class:`ClientSecretRow`."""
+
+_OLDEST_FIRST = (ClientRow.created_at, ClientRow.client_id)
+_ROWS_AT_ONCE = 1000
 
 
 class ClientStore:
@@ -48,29 +57,26 @@ class ClientStore:
         """
         return find_client(self._session, client_id)
 
-    def list_all(
-        self,
-        *,
-        unused_for: timedelta | None = None,
-        secrets_older_than: timedelta | None = None,
-        expiring_in: timedelta | None = None,
-    ) -> Sequence[ClientRow]:
-        """Every client that was not deleted, oldest first; of several reports, those that are in all.
+    def list_all(self, limit: int | None = None, **filters: Any) -> Sequence[ClientRow]:
+        """Every client that was not deleted, oldest first; of several filters, those that pass all.
 
-        :param unused_for: no use for so long; a client that never was used counts from its creation.
-        :param secrets_older_than: with a secret that works and was made so long ago.
-        :param expiring_in: with a secret that works and ends within this time.
+        :param filters: those of :func:`conditions`.
         """
-        now = self._clock()
-        found = select(ClientRow).where(ClientRow.deleted_at.is_(None)).options(selectinload(ClientRow.secrets))
-        works = works_at(now) & (ClientSecretRow.client_id == ClientRow.client_id)
-        if unused_for is not None:
-            found = found.where(func.coalesce(ClientRow.last_used_at, ClientRow.created_at) <= now - unused_for)
-        if secrets_older_than is not None:
-            found = found.where(exists().where(works, ClientSecretRow.created_at <= now - secrets_older_than))
-        if expiring_in is not None:
-            found = found.where(exists().where(works, ClientSecretRow.expires_at <= now + expiring_in))
-        return self._session.scalars(found.order_by(ClientRow.created_at, ClientRow.client_id)).all()
+        found = select(ClientRow).where(*conditions(self._clock(), **filters)).options(selectinload(ClientRow.secrets))
+        return self._session.scalars(found.order_by(*_OLDEST_FIRST).limit(limit)).all()
+
+    def stream(self, limit: int | None = None, **filters: Any) -> Iterator[ListedClient]:
+        """:meth:`list_all` for very many: one after the other, never all in memory."""
+        chosen = select(ClientRow).where(*conditions(self._clock(), **filters))
+        clients = chosen.order_by(*_OLDEST_FIRST).limit(limit).subquery()
+        found = (
+            select(*clients.c, *(column.label(f"secret_{column.name}") for column in ClientSecretRow.__table__.c))
+            .outerjoin(ClientSecretRow, ClientSecretRow.client_id == clients.c.client_id)
+            .order_by(clients.c.created_at, clients.c.client_id, ClientSecretRow.created_at)
+        )
+        rows = self._session.connection().execute(found, execution_options={"yield_per": _ROWS_AT_ONCE})
+        for _, group in groupby(rows, key=lambda row: row.client_id):
+            yield _listed(list(group))
 
     def end_reading(self) -> None:
         """End the transaction that reading has begun, before a person is asked; its rows are worth nothing then."""
@@ -114,6 +120,7 @@ class ClientStore:
             session.add(row)
             made = self._secrets.add(row, secret, secret_expires_after) if with_secret else None
             session.flush()
+            self._secrets.note(new_id, "created", secret_ids=[made.secret_id] if made else [])
             yield row, made
 
     def register(self, fields: ClientFields, **options: Any) -> tuple[ClientRow, NewSecret | None]:
@@ -129,22 +136,30 @@ class ClientStore:
         """
         with writing(self._session):
             row = self.find(client_id)
-            _apply(row, replace(describe(row), **changes))
+            before = describe(row)
+            after = replace(before, **changes)
+            _apply(row, after)
             row.updated_at = self._clock()
+            if others := [name for name in changes if getattr(before, name) != getattr(after, name)]:
+                self._secrets.note(client_id, "updated", fields=others)
             return row
 
     def disable(self, client_id: str) -> ClientRow:
         """Refuse the client from the next request on, whichever worker gets it. Twice is once."""
         with writing(self._session):
             row = self.find(client_id)
-            row.disabled_at = row.disabled_at or self._clock()
+            if row.disabled_at is None:
+                row.disabled_at = self._clock()
+                self._secrets.note(client_id, "disabled")
             return row
 
     def enable(self, client_id: str) -> ClientRow:
         """Take :meth:`disable` back."""
         with writing(self._session):
             row = self.find(client_id)
-            row.disabled_at = None
+            if row.disabled_at is not None:
+                row.disabled_at = None
+                self._secrets.note(client_id, "enabled")
             return row
 
     def delete(self, client_id: str) -> None:
@@ -154,6 +169,7 @@ class ClientStore:
             _apply(row, ClientFields(client_name="deleted", grant_types=()))
             row.secrets.clear()
             row.deleted_at = row.updated_at = self._clock()
+            self._secrets.note(client_id, "deleted")
 
     def _stand_in_line(self, session: scoped_session[Any]) -> None:
         if session.get_bind().dialect.name == "postgresql":
@@ -171,6 +187,53 @@ class ClientStore:
             raise ManagementError(
                 f"client id {client_id!r} reads like {other!r} when it is form-encoded: choose another"
             )
+
+
+def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
+    now: datetime,
+    *,
+    name: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    disabled: bool | None = None,
+    auth_method: str | None = None,
+    unused_for: timedelta | None = None,
+    secrets_older_than: timedelta | None = None,
+    expiring_in: timedelta | None = None,
+) -> list[ColumnElement[bool]]:
+    """Which clients are meant, of those that were not deleted.
+
+    :param name: a part of the name, in any case.
+    :param unused_for: no use for so long; a client that never was used counts from its creation.
+    :param secrets_older_than: with a secret that works and was made so long ago.
+    :param expiring_in: with a secret that works and ends within this time.
+    """
+    works = works_at(now) & (ClientSecretRow.client_id == ClientRow.client_id)
+    found: list[ColumnElement[bool]] = [ClientRow.deleted_at.is_(None)]
+    if name is not None:
+        found.append(ClientRow.client_name.icontains(name, autoescape=True))
+    found += [ClientRow.labels[key].as_string() == value for key, value in (labels or {}).items()]
+    if disabled is not None:
+        found.append(ClientRow.disabled_at.is_not(None) if disabled else ClientRow.disabled_at.is_(None))
+    if auth_method is not None:
+        found.append(ClientRow.token_endpoint_auth_method == auth_method)
+    if unused_for is not None:
+        found.append(func.coalesce(ClientRow.last_used_at, ClientRow.created_at) <= now - unused_for)
+    if secrets_older_than is not None:
+        found.append(exists().where(works, ClientSecretRow.created_at <= now - secrets_older_than))
+    if expiring_in is not None:
+        found.append(exists().where(works, ClientSecretRow.expires_at <= now + expiring_in))
+    return found
+
+
+def _listed(rows: Sequence[Any]) -> ListedClient:
+    """One client of its rows, one for each secret."""
+    names = [column.name for column in ClientSecretRow.__table__.c]
+    secrets_ = [
+        SimpleNamespace(**{name: getattr(row, f"secret_{name}") for name in names})
+        for row in rows
+        if row.secret_secret_id is not None
+    ]
+    return SimpleNamespace(**rows[0]._mapping, secrets=secrets_)  # noqa: SLF001 - A public name of SQLAlchemy's.
 
 
 def describe(row: ClientRow) -> ClientFields:

@@ -28,6 +28,7 @@ from unit.house import House, open_house
 from app.contracts import Credentials
 from app.settings import PROJECT_FOLDER, StartError
 
+POST = "client_secret_post"
 NOON = "2026-01-31T12:00:00Z"
 SECRET = "an-imported-secret-of-some-length"
 
@@ -1002,3 +1003,82 @@ def test_db_upgrade_makes_folder_and_file_for_their_owner_only(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+# Filters, and very many clients
+
+
+@pytest.fixture
+def several(tmp_path: Path, clock: SettableClock, database_url: str) -> Iterator[House]:
+    with open_house(tmp_path, clock, with_key=False, database_url=database_url) as made:
+        made.register("a", client_name="Billing 100%", labels={"team": "a", "env": "prod"})
+        clock.advance(seconds=1)
+        made.register("b", client_name="billing_x", labels={"team": "b"}, token_endpoint_auth_method=POST)
+        clock.advance(seconds=1)
+        made.register("c", client_name="Größe", labels={"team": "a"})
+        made.run("clients", "disable", "c")
+        made.run("clients", "rotate-secret", "a")
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ([], ["a", "b", "c"]),
+        (["--limit", "2"], ["a", "b"]),
+        (["--name", "BILL"], ["a", "b"]),
+        (["--name", "%"], ["a"]),
+        (["--name", "_"], ["b"]),
+        (["--name", "öß"], ["c"]),
+        (["--label", "team=a"], ["a", "c"]),
+        (["--label", "team=a", "--label", "env=prod"], ["a"]),
+        (["--label", "team="], []),
+        (["--label", 'te"am=a'], []),
+        (["--state", "disabled"], ["c"]),
+        (["--state", "enabled", "--limit", "1"], ["a"]),
+        (["--auth-method", "client_secret_post"], ["b"]),
+        (["--name", "billing", "--state", "disabled"], []),
+    ],
+)
+def test_clients_are_found_by_what_they_are(several: House, options: list[str], found: list[str]) -> None:
+    listed = data(several.run("clients", "list", "--json", *options))
+    assert [client["client_id"] for client in listed] == found
+    lines = several.run("clients", "list", *options).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["client_id", *found]
+
+
+def test_a_list_says_of_each_client_what_show_does(several: House) -> None:
+    done = several.run("clients", "list", "--json")
+    listed = data(done)
+    assert done.stdout == json.dumps(listed, indent=2) + "\n"
+    assert listed == [data(several.run("clients", "show", one, "--json")) for one in ("a", "b", "c")]
+    assert [len(client["secrets"]) for client in listed] == [2, 1, 1]
+    assert several.run("clients", "list", "--json", "--name", "nothing").stdout == "[]\n"
+
+
+@pytest.mark.parametrize("option", [["--limit", "0"], ["--limit", "x"], ["--label", "no-equals"], ["--state", "on"]])
+def test_a_filter_that_cannot_be_meant_is_refused(several: House, option: list[str]) -> None:
+    done = several.run("clients", "list", *option)
+    assert done.exit_code != 0
+    assert done.stdout == ""
+
+
+def test_flask_help_says_what_this_is(installation: Installation) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("flask"), "--help"],
+        env=installation.environment,
+        cwd=PROJECT_FOLDER,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[2] == "  Tokenhouse: clients, signing keys and the database of this token server."
+    assert [line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines()] == [
+        "clients",
+        "db",
+        "keys",
+        "routes",
+        "run",
+        "shell",
+    ]

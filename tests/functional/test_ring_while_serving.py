@@ -148,3 +148,8 @@ def test_tokens_are_counted_for_the_key_that_signed_them(serving: Serving) -> No
     serving.server.process.wait(timeout=20)
     counted = {key["kid"]: key["tokens_signed"] for key in serving.server.flask_json("keys", "list")}
     assert counted == {serving.first: 20, serving.standby: 0}
+
+
+def test_a_worker_that_nobody_has_asked_yet_sees_a_change_too(serving: Serving) -> None:
+    assert serving.server.flask("keys", "revoke", serving.first, "--yes").returncode == 0
+    wait_until(lambda: len(serving.loaded()) == WORKERS)

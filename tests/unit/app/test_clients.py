@@ -676,7 +676,7 @@ def test_a_registration_that_fails_leaves_nothing(any_house: House) -> None:
 
     with any_house.app.app_context():
         broken = Broken(any_house.settings.secret_peppers)
-        client_secrets = ClientSecrets(db.engine, db.session, broken, any_house.clock)
+        client_secrets = ClientSecrets(db.engine, db.session, broken, any_house.clock, any_house.services.outbox)
         store = ClientStore(db.session, client_secrets, any_house.clock)
         with pytest.raises(RuntimeError, match="the power went"):
             store.register(ClientFields("A service"), client_id="an-id")

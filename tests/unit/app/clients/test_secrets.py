@@ -328,7 +328,8 @@ def test_of_many_workers_one_tells(any_house: House) -> None:
         any_house.register(f"c{number}", expires_after=timedelta(days=3))
     with any_house.app.app_context():
         digester = SecretDigester(any_house.settings.secret_peppers)
-        workers = [ClientSecrets(db.engine, db.session, digester, any_house.clock) for _ in range(6)]
+        outbox = any_house.services.outbox
+        workers = [ClientSecrets(db.engine, db.session, digester, any_house.clock, outbox) for _ in range(6)]
     ready = threading.Barrier(len(workers))
 
     def tell(worker: ClientSecrets) -> list[str]:

@@ -1,0 +1,30 @@
+"""``flask db``: Flask-Migrate's own commands, loaded when one is asked for. Alembic takes a quarter of a second."""
+
+from typing import Any
+
+import click
+from flask.cli import ScriptInfo
+
+from app.models import db as database
+from app.settings import PROJECT_FOLDER
+
+
+class Migrations(click.Command):
+    """Stands in for Flask-Migrate's group until it is needed."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Let the true group read its arguments."""
+        from flask_migrate import Migrate  # noqa: PLC0415
+        from flask_migrate.cli import db as group  # type: ignore[import-not-found]  # noqa: PLC0415
+
+        assert parent  # noqa: S101 - It is a command of `flask`.
+        app = parent.ensure_object(ScriptInfo).load_app()
+        if "migrate" not in app.extensions:
+            Migrate(app, database, directory=str(PROJECT_FOLDER / "migrations"))
+        made: click.Context = group.make_context(info_name, args, parent=parent, **extra)
+        return made
+
+
+db = Migrations("db", help="Bring the database up to date, or back.")
