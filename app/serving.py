@@ -154,6 +154,7 @@ def _check() -> None:
             raise RingFault(str(error)) from None
         finally:
             # No connection may be shared with the workers that are forked from here.
+            app.extensions["sqlalchemy"].session.remove()
             app.extensions["sqlalchemy"].engine.dispose()
     _checked = settings
 

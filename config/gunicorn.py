@@ -6,6 +6,12 @@ import select
 import sys
 from typing import Any
 
+import gunicorn
+
+# The new master of USR2 has gunicorn's own folder first where the old one was started with `python -m gunicorn`, and a
+# package `http` in it that hides the standard library's.
+sys.path[:] = [entry for entry in sys.path if pathlib.Path(entry) != pathlib.Path(gunicorn.__file__).parent]
+
 _host = os.environ.get("HOST") or "127.0.0.1"
 _port = os.environ.get("PORT") or "8080"
 _shared_memory = pathlib.Path("/dev/shm")  # noqa: S108

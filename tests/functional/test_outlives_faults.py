@@ -187,3 +187,29 @@ def test_a_first_start_refuses_with_one_line(tmp_path: Path, spoil: Callable[[Se
     told = served.server.stderr_path.read_text().splitlines()
     assert len([line for line in told if line.startswith("tokenhouse: ")]) == 1
     assert not [line for line in told if "Traceback" in line]
+
+
+def test_a_new_master_takes_over_and_the_old_one_ends(tmp_path: Path) -> None:
+    """USR2, as for new code."""
+    served = Served(tmp_path)
+    served.server.stop()
+    pid_file = tmp_path / "pid"
+    served.server.start("--workers", str(WORKERS), "--config", str(served.config), "--pid", str(pid_file))
+    old = served.server.process
+    old.send_signal(signal.SIGUSR2)
+    wait_until(pid_file.with_suffix(".2").exists)
+    new = psutil.Process(int(pid_file.with_suffix(".2").read_text()))
+    try:
+        wait_until(lambda: len(new.children()) == WORKERS)
+        old.terminate()
+        assert old.wait(timeout=PATIENCE_SECONDS) == 0
+        wait_until(served.serves)
+        served.hang_up = lambda: new.send_signal(signal.SIGHUP)  # type: ignore[method-assign]
+        mend = break_ring(served)
+        served.hang_up()
+        wait_until(lambda: served.said("SIGHUP changes nothing") == 1)
+        assert served.serves()
+        mend()
+    finally:
+        new.terminate()
+        new.wait(timeout=PATIENCE_SECONDS)
