@@ -13,6 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flask import Flask
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.database import describe
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +92,10 @@ def _try(job: Job, *, told: bool = False) -> bool:
     """Run ``job``. Of several failures in a row only the first is told: an outage would fill the log."""
     try:
         job.run()
+    except SQLAlchemyError as error:
+        if not told:
+            log.error("%s failed, and comes again: %s", job.name, describe(error))  # noqa: TRY400 - It says all.
+        return False
     except Exception:
         if not told:
             log.exception("%s failed, and comes again", job.name)

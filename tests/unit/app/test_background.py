@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from sqlalchemy.exc import OperationalError
 
 from app.background import Background, Job
 
@@ -97,3 +98,19 @@ def test_a_forked_process_starts_jobs_of_its_own(monkeypatch: pytest.MonkeyPatch
     assert len(threads("in each process")) == 2
     background.stop()
     assert work.runs == 1
+
+
+def test_a_database_that_does_not_answer_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    failed = threading.Event()
+
+    def ask() -> None:
+        failed.set()
+        raise OperationalError("SELECT 1", {}, Exception("no answer"))
+
+    background = Background(Job("the question", 0.01, ask))
+    background.start()
+    assert failed.wait(WAIT_SECONDS)
+    background.stop()
+    (record,) = caplog.records
+    assert record.getMessage() == "the question failed, and comes again: Exception: no answer"
+    assert record.exc_info is None
