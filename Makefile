@@ -29,7 +29,7 @@ install: $(VENV)/.installed ## Install into .venv what a server needs, for produ
 
 .PHONY: test
 test: $(VENV)/.installed-for-tests node-clients ## Install and run every test, on a real PostgreSQL. TESTS= narrows it.
-	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) $(TESTS)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(TESTS)
 
 .PHONY: check
 check: $(VENV)/.installed-for-tests ## Lint, format check, types, and the import stack.

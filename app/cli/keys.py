@@ -19,13 +19,30 @@ from app.keyring.file import FileKeyring
 from app.keyring.home import KeyringHome
 from app.keyring.judgement import faults, warnings
 from app.keyring.management import rules_for
-from app.keyring.plan import find, rotation_due
+from app.keyring.plan import find
 from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
 from app.keyring.timeline import draw_svg, draw_text
 from app.keyring.uses import KeyUse
 from app.outbox import system_user
 from app.services import Services, services
 from app.settings import DAY, YEAR, StartError, format_duration, parse_keyring
+
+
+class Moment(click.ParamType[datetime]):
+    """A date and time with a zone: RFC 3339."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Parse, or fail with what is allowed."""
+        try:
+            moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        except ValueError:
+            moment = datetime.min  # noqa: DTZ901 - It has no zone, and is refused for that.
+        if moment.tzinfo is None:
+            self.fail("must be a date and time with a zone, such as 2026-01-31T12:00:00Z", param, ctx)
+        return moment
+
 
 # One key in 64 has a thumbprint that begins with a hyphen.
 KID_FIRST = {"ignore_unknown_options": True}
@@ -69,16 +86,21 @@ def generate_key(alg: str | None, bits: str | None, *, as_json: bool) -> None:
 
 @keys.command("rotate")
 @click.option("--if-due", is_flag=True, help="Only when the signing key is old, or no standby is announced: for cron.")
+@click.option("--at", type=Moment(), help="Let it sign from this time on, such as 2026-01-31T12:00:00Z.")
 @json_option
-def rotate_keys(*, if_due: bool, as_json: bool) -> None:
+def rotate_keys(*, if_due: bool, at: datetime | None, as_json: bool) -> None:
     """Let the standby sign as early as is safe, and announce the next one."""
+    if if_due and at:
+        raise ManagementError("--at plans a rotation, and --if-due does what is due: one of the two")
     here = services()
-    ring = here.keys.rotate_if_due() if if_due else here.keys.rotate()
+    ring = here.keys.rotate_if_due() if if_due else here.keys.rotate(at)
     now = here.clock()
     if ring is None:
-        ring = here.keys.home.read()
-        tell(f"Nothing is due before {timestamp(_next_turn(here, ring, now))}.")
-    else:
+        # Cron mails what is said.
+        if as_json:
+            print_json([_describe(here.keys.home.read(), key, now) for key in here.keys.home.read().keys])
+        return
+    if ring.standbys(now):
         tell(f"{ring.standbys(now)[0].kid} signs from {timestamp(ring.standbys(now)[0].signs_from)} on.")
         _leave_trace(here, "rotated", [standby.kid for standby in ring.standbys(now)])
     if as_json:
@@ -111,6 +133,22 @@ def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
         _tell_revocation(here, ring, kid, harm)
     if as_json:
         print_json([_describe(ring, each, here.clock()) for each in ring.keys])
+
+
+@keys.command("prune")
+@json_option
+def prune_keys(*, as_json: bool) -> None:
+    """Remove keys that have been gone or revoked for 30 days, with their files. Each change does so too."""
+    here = services()
+    removed = here.keys.prune()
+    if removed:
+        _leave_trace(here, "pruned", removed)
+    if as_json:
+        print_json(list(removed))
+    for kid in removed:
+        tell(f"{kid} was removed.")
+    if not removed:
+        tell("No key has been gone or revoked for 30 days.")
 
 
 @keys.command("retire")
@@ -244,12 +282,6 @@ def _tell_revocation(here: Services, ring: Ring, kid: str, harm: str) -> None:
             f"Warning: no standby had been announced for long enough. Until {timestamp(known)} a verifier may have a "
             f"JWKS without {signing.kid}, and refuse fresh tokens."
         )
-
-
-def _next_turn(here: Services, ring: Ring, now: datetime) -> datetime:
-    standbys = ring.standbys(now)
-    due = rotation_due(ring, now, here.keys.rules)
-    return max(due, now) if not standbys else min(standbys[0].signs_from, max(due, now))
 
 
 def _tell_warnings(here: Services, ring: Ring) -> None:

@@ -57,9 +57,20 @@ class Keys:
         ring = self._change(step, alg, bits)
         return ring, plan.find(ring, made[0])
 
-    def rotate(self) -> Ring:
-        """Let the standby sign as early as is safe."""
-        return self._change(lambda planner, ring: planner.rotate(ring))
+    def rotate(self, at: datetime | None = None) -> Ring:
+        """Let the standby sign as early as is safe, or at a time."""
+        return self._change(lambda planner, ring: planner.rotate(ring, at))
+
+    def prune(self) -> tuple[str, ...]:
+        """Remove keys that have been gone or revoked for long, and return their names."""
+        before: list[str] = []
+
+        def step(planner: Planner, ring: Ring) -> Ring:
+            before[:] = [key.kid for key in ring.keys]
+            return planner.prune(ring)
+
+        kept = {key.kid for key in self._change(step).keys}
+        return tuple(kid for kid in before if kid not in kept)
 
     def rotate_if_due(self) -> Ring | None:
         """Do what is due; ``None`` when nothing is."""

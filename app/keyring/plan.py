@@ -5,7 +5,7 @@ is younger than the key, and leaves only when no token of it can be alive. A sta
 key which signs next is one that every verifier has had for long, also in an emergency.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -94,10 +94,12 @@ class Planner:
         ring = self._announce(ring, alg, self.now.replace(microsecond=0))
         return self._written(self._with_standby(ring))
 
-    def rotate(self, ring: Ring) -> Ring:
+    def rotate(self, ring: Ring, at: datetime | None = None) -> Ring:
         """Let the standby sign as early as is safe, and announce the next one.
 
-        :raises ManagementError: the standby signs that early already, or nothing signs now; the time.
+        :param at: not before this time.
+        :raises ManagementError: ``at`` is too early, the standby signs as early as is safe already, or nothing signs
+            now; the time.
         """
         try:
             ring.signing_key(self.now)
@@ -106,16 +108,19 @@ class Planner:
         ring = self._with_standby(ring)
         standby = ring.standbys(self.now)[0]
         earliest = self.rules.safe_after(ring, standby, self.now)
-        moved = standby.signs_from > earliest
+        followers = [key for key in ring.standbys(self.now) if key.kid != standby.kid]
+        if at is not None:
+            self._refuse_what_is_not_in_between(at, standby, earliest, followers)
+            earliest = whole_second_after(at)
+        moved = standby.signs_from > earliest if at is None else standby.signs_from != earliest
         if moved:
             ring = _replaced(ring, replace(standby, signs_from=earliest))
-        followers = [key for key in ring.standbys(self.now) if key.kid != standby.kid]
         if followers and not moved:
             raise ManagementError(
                 f"{standby.kid} signs from {shown(standby.signs_from)} on, and sooner is not safe: nothing was changed"
             )
         if not followers:
-            begins = min(standby.signs_from, earliest)
+            begins = earliest if moved else standby.signs_from
             ring = self._announce(ring, ring.signing_alg, self._turn_after(ring, begins))
         return self._written(ring)
 
@@ -173,6 +178,24 @@ class Planner:
         for key in mine:
             ring = _replaced(ring, replace(key, signs_until=until))
         return self._written(ring)
+
+    def prune(self, ring: Ring) -> Ring:
+        """Forget keys that have been gone or revoked for long."""
+        kept = without_forgotten(ring, self.now)
+        return ring if kept == ring else self._written(kept)
+
+    def _refuse_what_is_not_in_between(
+        self, at: datetime, standby: SigningKey, earliest: datetime, followers: Sequence[SigningKey]
+    ) -> None:
+        if at < earliest:
+            raise ManagementError(
+                f"{standby.kid} would sign from {shown(at)} on, before verifiers know it: the earliest safe time is "
+                f"{shown(earliest)}"
+            )
+        if followers and at >= followers[0].signs_from:
+            raise ManagementError(
+                f"{followers[0].kid} signs from {shown(followers[0].signs_from)} on: {standby.kid} must sign before it"
+            )
 
     def _announce(self, ring: Ring, alg: str, signs_from: datetime) -> Ring:
         kid, private_key = next(self.fresh)

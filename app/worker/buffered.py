@@ -216,7 +216,10 @@ class BufferedWorker(Worker):
                 self._proceed(connection)
         else:
             data = connection.receive()
-            if data:
+            if data and connection.halfway and connection.deadline <= time.monotonic():
+                # The sweep looks once a second, and may have missed it just while it was being attended to.
+                self._expire(connection)
+            elif data:
                 connection.inbox.buffer += data
                 self._proceed(connection)
             elif data is None:

@@ -211,8 +211,55 @@ def test_rotate_if_due_changes_nothing_before_its_time(house: House) -> None:
     before = ring.read_bytes(), ring.stat().st_mtime_ns
     for _ in range(3):
         done = house.run("keys", "rotate", "--if-due")
-        assert (done.exit_code, done.stderr) == (0, "Nothing is due before 2026-05-01T12:00:00Z.\n")
+        assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
     assert (ring.read_bytes(), ring.stat().st_mtime_ns) == before
+
+
+def test_a_rotation_is_planned_for_a_time_that_is_safe(house: House) -> None:
+    house.run("keys", "generate")
+    standby = standby_of(house)
+    before = (house.folder / "keyring.toml").read_bytes()
+    assert refusal(house.run("keys", "rotate", "--at", "2026-02-07T11:59:59Z")) == (
+        f"{standby} would sign from 2026-02-07T11:59:59Z on, before verifiers know it: the earliest safe time is "
+        "2026-02-07T12:00:00Z"
+    )
+    assert (house.folder / "keyring.toml").read_bytes() == before
+    planned = {
+        key["kid"]: key for key in data(house.run("keys", "rotate", "--at", "2026-03-01T13:00:00+01:00", "--json"))
+    }
+    assert planned[standby]["signs_from"] == "2026-03-01T12:00:00Z"
+    assert [key["signs_from"] for key in planned.values()][2] == "2026-05-30T12:00:00Z"
+    assert len(planned) == 3
+    told = refusal(house.run("keys", "rotate", "--at", "2026-06-01T12:00:00Z"))
+    assert told.endswith(f"signs from 2026-05-30T12:00:00Z on: {standby} must sign before it")
+    # Another time, as long as it is safe.
+    later = data(house.run("keys", "rotate", "--at", "2026-02-07T12:00:00Z", "--json"))
+    assert {key["signs_from"] for key in later if key["kid"] == standby} == {"2026-02-07T12:00:00Z"}
+    assert len(later) == 3
+
+
+@pytest.mark.parametrize("at", ["soon", "2026-03-01", "2026-03-01T12:00:00", ""])
+def test_a_time_without_a_zone_is_refused(house: House, at: str) -> None:
+    house.run("keys", "generate")
+    done = house.run("keys", "rotate", "--at", at)
+    assert done.exit_code == 2
+    assert "must be a date and time with a zone, such as 2026-01-31T12:00:00Z" in done.stderr
+    assert house.run("keys", "rotate", "--at", "2026-03-01T12:00:00Z", "--if-due").exit_code == 1
+
+
+def test_prune_removes_what_has_been_gone_for_long_and_nothing_else(house: House) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    house.run("keys", "revoke", first, "--yes")
+    house.clock.advance(days=29)
+    done = house.run("keys", "prune", "--json")
+    assert (data(done), done.stderr) == ([], "No key has been gone or revoked for 30 days.\n")
+    assert (house.folder / f"{first}.pem").exists()
+    house.clock.advance(days=1)
+    done = house.run("keys", "prune", "--json")
+    assert (data(done), done.stderr) == ([first], f"{first} was removed.\n")
+    assert not (house.folder / f"{first}.pem").exists()
+    assert first not in states(house)
+    assert data(house.run("keys", "prune", "--json")) == []
 
 
 def test_rotate_if_due_keeps_keys_in_turn_for_years(house: House) -> None:

@@ -113,6 +113,17 @@ class Rotation(RuleBasedStateMachine):
         with suppress(ManagementError):
             self.write(self.planner().rotate(self.ring))
 
+    @rule(ahead=st.sampled_from([0, 5, 301, 3600, DAY, 8 * DAY, 100 * DAY]))
+    def rotate_at(self, ahead: int) -> None:
+        with suppress(ManagementError):
+            self.write(self.planner().rotate(self.ring, self.now + timedelta(seconds=ahead)))
+
+    @rule()
+    def prune(self) -> None:
+        ring = self.planner().prune(self.ring)
+        if ring != self.ring:
+            self.write(ring)
+
     @rule()
     def rotate_if_due(self) -> None:
         ring = self.planner().rotate_if_due(self.ring)
