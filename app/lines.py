@@ -187,13 +187,15 @@ class LineWriter:
             if self._is_busy or (self._thread and len(self._waiting) > 1):
                 return number
             self._is_busy = True
-        if self._thread:
-            self._write_some()
-        else:
-            self._write_alone()
-        with self._changed:
-            self._is_busy = False
-            self._changed.notify_all()
+        try:
+            if self._thread:
+                self._write_some()
+            else:
+                self._write_alone()
+        finally:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
         return number
 
     def is_written(self, number: int, seconds: float) -> bool:
@@ -221,7 +223,10 @@ class LineWriter:
                 if not self._waiting:
                     return
                 self._is_busy = True
-            moved = self._write_some(patient=True)
+            moved = False
+            with contextlib.suppress(Exception):
+                # Nobody else would write if this thread ended: whatever it was, the next try is half a second away.
+                moved = self._write_some(patient=True)
             with self._changed:
                 self._is_busy = False
                 self._changed.notify_all()

@@ -289,3 +289,17 @@ def test_a_fork_writes_nothing_of_its_parents(pipe: Pipe) -> None:
         found += pipe.read()
     assert found.count(LINE) == 100
     assert found.count("child\n") == 1
+
+
+def test_an_unexpected_fault_does_not_keep_later_lines_in(
+    pipe: Pipe, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_sink: object, _data: memoryview) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(lines.Sink, "write", fail)
+    with pytest.raises(MemoryError):
+        writer.put("first\n")
+    monkeypatch.undo()
+    writer.put("second\n")
+    assert gathered(pipe, 13) == "first\nsecond\n"
