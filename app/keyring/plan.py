@@ -180,9 +180,9 @@ class Planner:
         return self._written(ring)
 
     def prune(self, ring: Ring) -> Ring:
-        """Forget keys that have been gone or revoked for long."""
+        """Forget keys that have been gone or revoked for long; as each step, leave a standby."""
         kept = without_forgotten(ring, self.now)
-        return ring if kept == ring else self._written(kept)
+        return ring if kept == ring else self._written(self._with_standby(kept))
 
     def _refuse_what_is_not_in_between(
         self, at: datetime, standby: SigningKey, earliest: datetime, followers: Sequence[SigningKey]
