@@ -84,11 +84,31 @@ def _nearest(peer: str, hops: Sequence[str], trusted: Trusted) -> str:
 
 
 def _forwarded_hops(forwarded: str) -> Iterator[str]:
-    """The ``for`` of each element, empty where there is none; one that is malformed ends the list with what is not."""
-    for element in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', forwarded):
-        pairs = [_PAIR.fullmatch(pair) for pair in re.split(r';(?=(?:[^"]*"[^"]*")*[^"]*$)', element)]
+    """The ``for`` of each of the nearest elements; empty for one that has none or is malformed."""
+    if forwarded.count('"') % 2:
+        # Where an element ends cannot be told.
+        yield ""
+        return
+    for element in _split(forwarded, ",")[-_MOST_HOPS:]:
+        pairs = [_PAIR.fullmatch(pair) for pair in _split(element, ";")]
         values = [pair[2].strip('"') for pair in pairs if pair and pair[1].lower() == "for"]
         yield values[0] if len(values) == 1 and all(pairs) else ""
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """``text`` at each ``separator`` outside of quotes, which are even in number: each character is seen once.
+
+    A caller writes this header, so its cost must not grow faster than its length.
+    """
+    pieces = [[""]]
+    for number, part in enumerate(text.split('"')):
+        if number % 2:
+            pieces[-1] += '"', part, '"'
+        else:
+            first, *more = part.split(separator)
+            pieces[-1].append(first)
+            pieces += [[piece] for piece in more]
+    return ["".join(piece) for piece in pieces]
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -114,3 +114,17 @@ def test_what_is_no_network_is_refused(value: str) -> None:
 
 def test_nothing_is_nobody() -> None:
     assert parse_trusted("") == parse_trusted(" , ") == ()
+
+
+@pytest.mark.parametrize("repeated", [",", ";", '",', "for=1.2.3.4,", '";";', "\\"])
+def test_what_a_caller_writes_costs_no_more_than_its_length(repeated: str) -> None:
+    """A million characters, where no header has ten thousand: a cost that grows as the square would take hours."""
+    hostile = repeated * (1_000_000 // len(repeated))
+    assert find_source(PROXY, hostile, hostile, PROXIES) in {PROXY, "1.2.3.4"}
+
+
+def test_the_pattern_of_a_pair_does_not_go_back_and_forth() -> None:
+    """What it is given is the whole header where that has no separators; this would not end if it did."""
+    many = 1_000_000
+    for hostile in ("a" * many, " " * many, 'a="' + "\\" * many, f"a={'b' * many}!", f'a="{"b" * many}"!'):
+        assert find_source(PROXY, None, hostile, PROXIES) == PROXY
