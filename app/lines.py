@@ -223,10 +223,10 @@ class LineWriter:
                 if not self._waiting:
                     return
                 self._is_busy = True
-            moved = False
-            with contextlib.suppress(Exception):
-                # Nobody else would write if this thread ended: whatever it was, the next try is half a second away.
+            try:
                 moved = self._write_some(patient=True)
+            except Exception as error:  # noqa: BLE001 - Nobody else would write if this thread ended.
+                moved, self._fault = False, type(error).__name__
             with self._changed:
                 self._is_busy = False
                 self._changed.notify_all()

@@ -179,8 +179,9 @@ def _reload_if_sound(server: Any, reload: Callable[[], None]) -> None:
     shared = last_good.shared()
     assert shared  # noqa: S101 - The master has made it.
     try:
-        _check()
+        # First what leaves nothing behind: settings that have passed are kept for workers that are born later.
         _check_gunicorns_settings(server)
+        _check()
         shared.reload_failed = False
         reload()
     except BaseException as error:
@@ -188,7 +189,7 @@ def _reload_if_sound(server: Any, reload: Callable[[], None]) -> None:
             # A worker that was forked in there ends.
             raise
         # A ring is looked at again and again, and told of by itself; settings are not.
-        shared.reload_failed = not isinstance(error, RingFault)
+        shared.reload_failed = shared.reload_failed or not isinstance(error, RingFault)
         told = str(error) if isinstance(error, StartError) else f"{type(error).__name__}: {error}"
         server.log.error("SIGHUP changes nothing: mend this, then send it again: %s", told)  # noqa: TRY400
 

@@ -138,10 +138,14 @@ def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *,
     if as_json:
         print_json_list(_describe(row) for row in store.stream(limit, **filters))
         return
-    pages = sys.stdout.isatty()
-    most = limit or (TABLE_ROWS if pages else None)
-    print_table(LIST_COLUMNS, map(_list_cells, store.stream(most, **filters)), pages=pages)
-    if pages and limit is None and len(store.list_all(TABLE_ROWS + 1, **filters)) > TABLE_ROWS:
+    if not sys.stdout.isatty():
+        print_table(LIST_COLUMNS, map(_list_cells, store.stream(limit, **filters)))
+        return
+    # All of it first: no transaction is open while a person reads.
+    rows = [_list_cells(row) for row in store.stream(limit or TABLE_ROWS + 1, **filters)]
+    store.end_reading()
+    print_table(LIST_COLUMNS, rows[: limit or TABLE_ROWS], pages=True)
+    if len(rows) > (limit or TABLE_ROWS):
         tell(f"These are the {TABLE_ROWS} oldest: --limit shows more, filters show fewer.")
 
 

@@ -13,6 +13,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,14 @@ from typing import Any
 import pytest
 from click.testing import Result
 from conftest import SettableClock
+from sqlalchemy import insert, select
 from sqlalchemy.engine import make_url
 from support.server import Installation
 from unit.house import House, open_house
 
 from app.contracts import Credentials
+from app.database import writing_engine
+from app.models import ClientRow, db
 from app.settings import PROJECT_FOLDER, StartError
 
 POST = "client_secret_post"
@@ -929,30 +933,54 @@ def test_the_line_to_paste_authenticates_as_the_client_must(installation: Instal
         assert ("client_secret=" in line) is (method == "client_secret_post")
 
 
+def on_a_terminal(installation: Installation, *arguments: str) -> tuple[str, str]:
+    """Run ``flask …`` on a terminal of 80 columns: what it shows there, and what it says on standard error."""
+    terminal, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with tempfile.TemporaryFile() as talk:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "flask", *arguments],
+            env={**installation.environment, "TERM": "xterm", "PAGER": "cat"},
+            cwd=PROJECT_FOLDER,
+            stdout=end,
+            stdin=end,
+            stderr=talk,
+        )
+        os.close(end)
+        shown = b""
+        with contextlib.suppress(OSError):
+            while piece := os.read(terminal, 65536):
+                shown += piece
+        os.close(terminal)
+        assert running.wait(timeout=60) == 0
+        talk.seek(0)
+        return shown.decode(), talk.read().decode()
+
+
 def test_an_id_is_never_cut(tmp_path: Path) -> None:
-    """On a terminal of 80 columns."""
     installation = Installation(tmp_path)
     installation.prepare()
     client_id = installation.create_client("A service with a rather long name", scope=("a" * 60, "b" * 60)).client_id
-    terminal, end = os.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    listing = subprocess.Popen(
-        [sys.executable, "-m", "flask", "clients", "list"],
-        env={**installation.environment, "TERM": "xterm", "PAGER": "cat"},
-        cwd=PROJECT_FOLDER,
-        stdout=end,
-        stdin=end,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(end)
-    shown = b""
-    with contextlib.suppress(OSError):
-        while piece := os.read(terminal, 65536):
-            shown += piece
-    os.close(terminal)
-    assert listing.wait(timeout=60) == 0
-    assert client_id in shown.decode()
-    assert shown.decode().count("a") > 60
+    shown, _ = on_a_terminal(installation, "clients", "list")
+    assert client_id in shown
+    assert shown.count("a") > 60
+
+
+def test_a_table_is_as_long_as_a_person_reads_and_says_so(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    installation.prepare()
+    first = installation.create_client(client_id="c0").client_id
+    with installation.context(), writing_engine(db.engine).begin() as connection:
+        columns = dict(connection.execute(select(*ClientRow.__table__.c)).mappings().one())
+        others = [{**columns, "client_id": f"c{n}", "form_decoded_id": f"c{n}"} for n in range(1, 1001)]
+        connection.execute(insert(ClientRow), others)
+    shown, told = on_a_terminal(installation, "clients", "list")
+    assert first in shown
+    assert len(re.findall(r"^c[0-9]+ ", shown, re.MULTILINE)) == 1000
+    assert told.endswith("These are the 1000 oldest: --limit shows more, filters show fewer.\n")
+    shown, told = on_a_terminal(installation, "clients", "list", "--limit", "1001")
+    assert len(re.findall(r"^c[0-9]+ ", shown, re.MULTILINE)) == 1001
+    assert "oldest" not in told
 
 
 # .env of a checkout where `make run` ran

@@ -162,6 +162,15 @@ def test_settings_that_are_wrong_end_nothing(served: Served, spoil: Callable[[Se
     wait_until(lambda: served.serves() and all(served.ready() == (200, "ok") for _ in range(8)))
 
 
+def test_of_a_reload_that_is_refused_nothing_is_kept(served: Served) -> None:
+    """Good new settings beside a broken file of gunicorn's: workers born later must be like their siblings."""
+    break_gunicorns_settings(served)
+    served.peppers.write_text(f"p2:{'q' * 40}\n")
+    served.hang_up()
+    wait_until(lambda: served.said("SIGHUP changes nothing: mend this, then send it again: ") == 1)
+    served.replace_workers()
+
+
 def test_a_machine_on_which_no_worker_can_start_is_waited_for(served: Served) -> None:
     """Here no file can be opened any more: not a ring, not a socket."""
     pid = served.server.process.pid
