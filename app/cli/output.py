@@ -39,8 +39,9 @@ class CommandGroup(AppGroup):
 
 
 def tell(message: str) -> None:
-    """Say something to a person: standard error."""
-    click.echo(message, err=True)
+    """Say something to a person: standard error. That nobody listens undoes nothing."""
+    with suppress(OSError):
+        click.echo(message, err=True)
 
 
 def print_line(line: str, *, newline: bool = True) -> None:
@@ -100,11 +101,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, pag
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
-    """Print the fields of one thing for a person, a line each; what is empty is left out."""
+    """Print the fields of one thing for a person, a line each; what is empty is left out.
+
+    In one piece: a reader that leaves after a few lines has been given all of them, a new secret among them.
+    """
     width = max(map(len, fields), default=0)
-    for name, value in fields.items():
-        if value not in (None, "", [], {}):
-            print_line(f"{name:<{width}}  {_plain(value)}")
+    shown = [f"{name:<{width}}  {_plain(value)}" for name, value in fields.items() if value not in (None, "", [], {})]
+    if shown:
+        print_line("\n".join(shown))
 
 
 def timestamp(time: datetime | None) -> str | None:

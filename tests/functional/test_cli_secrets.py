@@ -330,3 +330,25 @@ def test_on_a_full_disk_no_secret_is_made_that_nobody_has(tmp_path: Path, databa
         assert done.stderr.count("\n") == 1
         assert installation.flask_json("clients", "secrets", client_id) == before
     assert not out.exists()
+
+
+def test_a_secret_that_was_shown_counts_though_its_reader_leaves(tmp_path: Path) -> None:
+    """``flask … 2>&1 | head -n 2``: the reader goes after the line with the secret, or before the rest is said."""
+    installation = Installation(tmp_path)
+    assert installation.flask("db", "upgrade").returncode == 0
+    for command in ("clients create A --client-id c", "clients rotate-secret c"):
+        shown = subprocess.run(
+            ["sh", "-c", f"{sys.executable} -m flask {command} 2>&1 | head -n 2"],
+            env=installation.environment,
+            cwd=PROJECT_FOLDER,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        ).stdout
+        (secret,) = re.findall(r"^client_secret +(ths_\S+)$", shown, re.MULTILINE)
+        with installation.context():
+            credentials = [Credentials("c", secret)]
+            assert (
+                installation.services.verifier.verify_secret(credentials, "client_secret_basic").client.client_id == "c"
+            )
