@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,9 @@ APP_LOAD_ERROR = 4
 
 TRY_AGAIN_SECONDS = 1.0
 """How long a worker that could not start waits before it ends and another is tried."""
+
+HELD_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+"""Those that a worker does not get before it can act on them."""
 
 _checked: Settings | None = None
 
@@ -75,6 +79,8 @@ def watch_over(server: Any) -> None:
     lines.STDERR.begin(threaded=False)
     reload: Callable[[], None] = server.handle_hup
     server.handle_hup = lambda: _reload_if_sound(server, reload)
+    spawn: Callable[[], int] = server.spawn_worker
+    server.spawn_worker = lambda: _spawn_reachable(spawn)
 
 
 def outlive(server: Any) -> None:
@@ -85,6 +91,7 @@ def outlive(server: Any) -> None:
 
 def note_served(worker: Any) -> None:
     """In a worker that has started: begin with what it does beside its requests, whether or not one comes."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
     background = getattr(worker.wsgi, "extensions", {}).get("background")
     if background:
         background.start()
@@ -113,6 +120,21 @@ def create_served_app() -> Flask:
         shared = last_good.shared()
         sys.exit(1 if shared and shared.has_served else APP_LOAD_ERROR)
     return app
+
+
+def _spawn_reachable(spawn: Callable[[], int]) -> int:
+    """Fork a worker that misses no signal.
+
+    Until it has handlers of its own it has the master's, which note a signal for the master to act on: a SIGTERM of
+    that moment would be forgotten, and the server's end would take ``graceful_timeout``.
+    """
+    master = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    try:
+        return spawn()
+    finally:
+        if os.getpid() == master:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
 
 def _introduce() -> None:

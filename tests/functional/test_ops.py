@@ -2,13 +2,14 @@
 
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 from conformance.expected import METHOD_NOT_ALLOWED, NOT_FOUND, Response, assert_refused, refusal
-from support.server import RunningServer, running_server
+from support.server import PROJECT_FOLDER, RunningServer, running_server
 
 UNAVAILABLE = refusal(503, "server_error", "The server cannot handle the request right now.")
 
@@ -157,3 +158,27 @@ def test_a_running_server_has_warned_of_nothing(server: RunningServer) -> None:
     server.get_token(server.create_client())
     assert "Warning" not in server.stderr_path.read_text()
     assert "Traceback" not in server.stderr_path.read_text()
+
+
+def test_a_worker_that_is_told_to_stop_as_it_is_born_stops(tmp_path: Path) -> None:
+    configuration = tmp_path / "slow_birth.py"
+    configuration.write_text(
+        "import runpy, time\n"
+        f"globals().update(runpy.run_path({str(PROJECT_FOLDER / 'config' / 'gunicorn.py')!r}))\n"
+        "outlive = post_fork\n"
+        "def post_fork(server, worker):\n"
+        "    outlive(server, worker)\n"
+        "    time.sleep(2 if worker.age == 2 else 0)\n"
+    )
+    server = RunningServer(tmp_path)
+    server.prepare()
+    server.start("--config", str(configuration), "--workers", "2")
+    while server.stderr_path.read_text().count("Booting worker") < 2:
+        time.sleep(0.01)
+    server.process.terminate()
+    try:
+        # Whoever forgot the signal would be killed after 25 s.
+        assert server.process.wait(15) == 0
+    finally:
+        server.stop()
+    assert "Shutting down" in server.stderr_path.read_text()
