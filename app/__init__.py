@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from flask import Flask
 
-from app import database, gate, web
+from app import database, gate, lines, web
 from app.background import Background, Job
 from app.cli import COMMANDS
 from app.client_auth import METHODS
@@ -110,6 +110,7 @@ def _background(services: Services, events: Events) -> Background:
     return Background(
         Job("the look at the key ring", LOOK_SECONDS, services.ring.refresh, on_the_second=True),
         Job("the look at the audit log", LOOK_SECONDS, services.audit_log.look),
+        Job("the look whether logs were moved away", LOOK_SECONDS, lines.follow_files),
         Job("the events of commands", TELL_SECONDS, partial(services.outbox.drain, services.audit_log.tell_past)),
         Job("the look whether the database answers", gate.LOOK_SECONDS, verifier.look),
         Job("the count of signed tokens", FLUSH_SECONDS, key_uses.flush, at_exit=True),

@@ -3,7 +3,8 @@
 A server's line is written at once where the stream takes it. Where it does not (a reader that stalls, a full disk), it
 waits in memory, up to a bound, and a thread writes it when it can; beyond the bound lines are counted, and the count is
 written when the stream takes lines again. A line is never torn: who has written half of one keeps all siblings out
-until it is whole. A process that does not serve, such as a command, writes as it always did.
+until it is whole. A file that is moved away, as logs are rotated, is followed by a new one of its name, and no line is
+lost. A process that does not serve, such as a command, writes as it always did.
 """
 
 import atexit
@@ -44,6 +45,7 @@ class Sink:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         kind = os.fstat(descriptor).st_mode
+        self._path = _path_of(descriptor) if stat.S_ISREG(kind) else None
         self._socket = socket.socket(fileno=os.dup(descriptor)) if stat.S_ISSOCK(kind) else None
         self._may_block = False
         if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
@@ -66,6 +68,27 @@ class Sink:
             return os.write(self._descriptor, data[: select.PIPE_BUF] if self._may_block else data)
         except BlockingIOError:
             return 0
+
+    def follow(self) -> None:
+        """Go on in a new file where this one has been moved away, as a rotation of logs does.
+
+        The new one is what lies under the old one's name, or is made there with its mode. Everybody who writes to the
+        descriptor goes along. Where that cannot be, the old one stays.
+        """
+        if self._path is None:
+            return
+        with contextlib.suppress(OSError):
+            held = os.fstat(self._descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(self._path.lstat(), held):
+                    return
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            opened = os.open(self._path, flags, stat.S_IMODE(held.st_mode))
+            try:
+                if stat.S_ISREG(os.fstat(opened).st_mode):
+                    os.dup2(opened, self._descriptor)
+            finally:
+                os.close(opened)
 
     def end_a_torn_line(self) -> None:
         """Begin a new line in a file whose last one was never finished: a process was killed, or the disk was full."""
@@ -122,6 +145,7 @@ class LineWriter:
         if self._sink is None:
             self._sink = Sink(stream.fileno())
             self._sink.end_a_torn_line()
+        self._sink.follow()
         # Made before there are workers, and the same file for all of them.
         self._siblings = self._siblings or tempfile.TemporaryFile()  # noqa: SIM115 - Open for as long as we write.
         if threaded and self._thread is None:
@@ -139,6 +163,19 @@ class LineWriter:
             self._changed.notify_all()
         thread.join(STOP_SECONDS)
         self._thread = None
+
+    def follow(self) -> None:
+        """Go on in a new file where ours has been moved away, unless a line is being written just now."""
+        with self._changed:
+            if self._sink is None or self._is_busy or self._is_halfway:
+                return
+            self._is_busy = True
+        try:
+            self._sink.follow()
+        finally:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
 
     @property
     def fault(self) -> str | None:
@@ -205,9 +242,12 @@ class LineWriter:
 
     def _write_alone(self) -> None:
         """Write what is taken at once. There is nobody to finish a line later, and siblings must not wait for that."""
+        assert self._sink is not None  # noqa: S101 - Set by begin.
+        if not self._is_halfway:
+            self._sink.follow()
         until = time.monotonic() + HALFWAY_SECONDS
         while self._write_some() or (self._is_halfway and time.monotonic() < until):
-            if self._is_halfway and self._sink:
+            if self._is_halfway:
                 self._sink.wait(YIELD_SECONDS)
         if self._is_halfway:
             with self._changed:
@@ -299,6 +339,21 @@ class LineWriter:
         self._is_busy = self._is_halfway = self._is_stopping = False
         self._fault = None
         self._thread = None
+
+
+def _path_of(descriptor: int) -> Path | None:
+    """Where the file of ``descriptor`` lies, unless it has no name any more."""
+    with contextlib.suppress(OSError):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if os.path.samestat(path.lstat(), os.fstat(descriptor)):
+            return path
+    return None
+
+
+def follow_files() -> None:
+    """Go on in new files where those of this process' streams have been moved away."""
+    STDOUT.follow()
+    STDERR.follow()
 
 
 STDOUT = LineWriter(lambda: sys.stdout)

@@ -90,6 +90,13 @@ def post_worker_init(worker: Any) -> None:
     note_served(worker)
 
 
+def pre_exec(_server: Any) -> None:
+    """Leave the new master of USR2 the log files of now, not those that were rotated away."""
+    from app.lines import follow_files  # noqa: PLC0415
+
+    follow_files()
+
+
 def worker_exit(_server: Any, worker: Any) -> None:
     """Do not try again at once."""
     from app.serving import pause_after_failure  # noqa: PLC0415

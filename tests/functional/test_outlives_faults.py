@@ -3,14 +3,13 @@
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
-from support.server import NewClient, RunningServer
+from support.server import NewClient, RunningServer, wait_until
 
 WORKERS = 2
 PATIENCE_SECONDS = 20
@@ -68,13 +67,6 @@ class Served:
 
     def said(self, words: str) -> int:
         return self.server.stderr_path.read_text().count(words)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.1)
 
 
 @pytest.fixture

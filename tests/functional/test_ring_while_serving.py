@@ -14,7 +14,7 @@ import requests
 from flask_migrate import upgrade
 from sqlalchemy import text
 from support.keys import generate_long_ago
-from support.server import NewClient, RunningServer
+from support.server import NewClient, RunningServer, wait_until
 
 from app.keyring.ring import Ring
 from app.models import db
@@ -86,13 +86,6 @@ def serving(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]
     made = Serving(server)
     yield made
     server.stop()
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.1)
 
 
 def test_every_worker_notices_a_change_within_two_seconds(serving: Serving) -> None:

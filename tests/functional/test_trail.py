@@ -2,20 +2,12 @@
 
 import getpass
 import time
-from collections.abc import Callable
 from typing import Any
 
-from support.server import RunningServer, running_server
+from support.server import RunningServer, running_server, wait_until
 
 PATIENCE_SECONDS = 20
 CHANGED = ["scope", "access_token_lifetime", "description"]
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.1)
 
 
 def changes(server: RunningServer) -> list[dict[str, Any]]:

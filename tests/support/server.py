@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for what happens in another process."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.1)
 
 
 def environment_for(folder: Path, **settings: str) -> dict[str, str]:
@@ -183,12 +191,12 @@ class RunningServer(Installation):
     port: int
     process: subprocess.Popen[bytes]
 
-    def start(self, *gunicorn_options: str) -> None:
+    def start(self, *gunicorn_options: str, log_folder: Path | None = None) -> None:
         """Start gunicorn with the project's own configuration and wait until it answers."""
         self.port = int(self.environment.get("PORT") or free_port())
         self.environment |= {"HOST": "127.0.0.1", "PORT": str(self.port)}
-        self.stdout_path = self.folder / "stdout.log"
-        self.stderr_path = self.folder / "stderr.log"
+        self.stdout_path = (log_folder or self.folder) / "stdout.log"
+        self.stderr_path = (log_folder or self.folder) / "stderr.log"
         with self.stdout_path.open("ab") as stdout, self.stderr_path.open("ab") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "--config", "config/gunicorn.py", *gunicorn_options, "wsgi:app"],

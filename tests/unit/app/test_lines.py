@@ -303,3 +303,86 @@ def test_an_unexpected_fault_does_not_keep_later_lines_in(
     monkeypatch.undo()
     writer.put("second\n")
     assert gathered(pipe, 13) == "first\nsecond\n"
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> Iterator[tuple[Path, LineWriter]]:
+    """A log file, and who writes it."""
+    path = tmp_path / "logs" / "audit.log"
+    path.parent.mkdir()
+    with path.open("a") as stream:
+        path.chmod(0o640)
+        made = LineWriter(lambda: stream)
+        made.begin(threaded=True)
+        yield path, made
+        made.stop()
+
+
+def test_a_file_that_was_moved_away_is_followed_by_a_new_one_of_its_mode(log_file: tuple[Path, LineWriter]) -> None:
+    path, writer = log_file
+    old = path.with_suffix(".1")
+    writer.put("before\n")
+    path.rename(old)
+    writer.put("between\n")
+    assert not path.exists()
+    writer.follow()
+    writer.put("after\n")
+    assert (old.read_text(), path.read_text()) == ("before\nbetween\n", "after\n")
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_somebody_else_has_made_there_is_appended_to(log_file: tuple[Path, LineWriter]) -> None:
+    path, writer = log_file
+    path.rename(path.with_suffix(".1"))
+    path.write_text("made by the rotation\n")
+    writer.follow()
+    writer.put("after\n")
+    assert path.read_text() == "made by the rotation\nafter\n"
+
+
+@pytest.mark.parametrize("there", ["a link", "a pipe", "a folder", "nothing, and no folder"])
+def test_what_is_no_file_is_not_followed(log_file: tuple[Path, LineWriter], there: str) -> None:
+    path, writer = log_file
+    elsewhere = path.parent.with_name("elsewhere")
+    path.parent.rename(elsewhere)
+    if there != "nothing, and no folder":
+        path.parent.mkdir()
+    if there == "a link":
+        path.symlink_to(path.parent / "secret")
+    elif there == "a pipe":
+        os.mkfifo(path)
+    elif there == "a folder":
+        path.mkdir()
+    writer.follow()
+    writer.put("after\n")
+    assert (elsewhere / "audit.log").read_text() == "after\n"
+    assert not (path.parent / "secret").exists()
+
+
+def test_a_process_without_a_thread_follows_with_its_next_line(tmp_path: Path) -> None:
+    path = tmp_path / "diagnostics.log"
+    with path.open("a") as stream:
+        writer = LineWriter(lambda: stream)
+        writer.begin(threaded=False)
+        path.rename(tmp_path / "old.log")
+        writer.put("after\n")
+    assert path.read_text() == "after\n"
+    assert (tmp_path / "old.log").read_text() == ""
+
+
+def test_a_heir_of_a_process_whose_file_was_moved_begins_in_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    with path.open("a") as stream:
+        writer = LineWriter(lambda: stream)
+        writer.begin(threaded=False)
+        path.rename(tmp_path / "old.log")
+
+        def serve() -> None:
+            writer.begin(threaded=True)
+            writer.put("born later\n")
+            writer.stop()
+
+        heir = fork.Process(target=serve)
+        heir.start()
+        heir.join(WAIT_SECONDS)
+    assert path.read_text() == "born later\n"
