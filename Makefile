@@ -56,6 +56,8 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(VENV)/bin/python setup.cfg setup.py constraints.txt
 	@echo "Installing into $(VENV) …"
 	@$(PIP) --editable .
+# Once for all: the user that runs a server must not write here, and would compile at each start and command.
+	@$(BIN)/python -m compileall -q app config migrations wsgi.py
 	@touch $@
 
 $(VENV)/.installed-for-tests: $(VENV)/.installed

@@ -83,3 +83,12 @@ def test_the_readmes_node_verifies_a_token(local_server: RunningServer, tmp_path
     done = subprocess.run(["node", str(program)], capture_output=True, check=True, timeout=30)
     claims = json.loads(done.stdout)
     assert (claims["sub"], claims["scope"]) == (client.client_id, "read")
+
+
+def test_migrations_only_add_so_that_going_back_to_the_release_before_needs_none() -> None:
+    may_add = {"create_table", "add_column", "create_index", "batch_alter_table", "f"}
+    for path in sorted((PROJECT / "migrations" / "versions").glob("*.py")):
+        (upgrade,) = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "upgrade"]
+        calls = [node.func for node in ast.walk(upgrade) if isinstance(node, ast.Call)]
+        done = {call.attr for call in calls if isinstance(call, ast.Attribute) and ast.unparse(call.value) != "sa"}
+        assert done <= may_add, path.name

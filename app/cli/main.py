@@ -1,13 +1,34 @@
 """The ``flask`` command of this project: Flask's own, which says what it is for here; as ``python -m flask`` does."""
 
+import click
 from flask.cli import FlaskGroup
+
+from app.cli import COMMANDS
 
 HELP = """Tokenhouse: clients, signing keys and the database of this token server.
 
 Works on the installation that TOKENHOUSE_… variables, or the settings of the last `make run` in this folder, describe.
 """
 
-cli = FlaskGroup(name="flask", help=HELP)
+
+class Commands(FlaskGroup):
+    """Knows its commands without the application, which is made when one runs: help needs no settings."""
+
+    def __init__(self) -> None:
+        super().__init__(name="flask", help=HELP)
+        for command in COMMANDS:
+            self.add_command(command)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All there are, Flask's own too."""
+        return click.Group.list_commands(self, ctx)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """One of them."""
+        return click.Group.get_command(self, ctx, name)
+
+
+cli = Commands()
 
 
 def main() -> None:

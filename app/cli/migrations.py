@@ -20,9 +20,10 @@ class Migrations(click.Command):
         from flask_migrate.cli import db as group  # type: ignore[import-not-found]  # noqa: PLC0415
 
         assert parent  # noqa: S101 - It is a command of `flask`.
-        app = parent.ensure_object(ScriptInfo).load_app()
-        if "migrate" not in app.extensions:
-            Migrate(app, database, directory=str(PROJECT_FOLDER / "migrations"))
+        if "--help" not in args:
+            app = parent.ensure_object(ScriptInfo).load_app()
+            if "migrate" not in app.extensions:
+                Migrate(app, database, directory=str(PROJECT_FOLDER / "migrations"))
         made: click.Context = group.make_context(info_name, args, parent=parent, **extra)
         return made
 

@@ -18,12 +18,15 @@ import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import psycopg
 import pytest
 from click.testing import Result
 from conftest import SettableClock
 from sqlalchemy import insert, select
 from sqlalchemy.engine import make_url
+from support import postgres
 from support.server import Installation
 from unit.house import House, open_house
 
@@ -1025,6 +1028,28 @@ def test_each_fault_of_a_database_has_a_message_of_its_own(tmp_path: Path, datab
     assert "hidden" not in str(caught.value)
 
 
+def test_a_wrong_password_is_said_and_a_right_one_with_every_character_is_taken(tmp_path: Path) -> None:
+    server = postgres.start(tmp_path / "postgres")
+    postgres.ask_for_passwords(server, tmp_path / "postgres", "locked")
+    password = "p@ss/w:o%r+d?"
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE locked LOGIN PASSWORD '{password}'")
+        connection.execute("CREATE DATABASE locked OWNER locked")
+    host = make_url(server.get_uri()).query["host"]
+
+    def upgrade(given: str) -> subprocess.CompletedProcess[str]:
+        url = f"postgresql+psycopg://locked:{quote(given, safe='')}@/locked?host={host}"
+        return Installation(tmp_path, TOKENHOUSE_DATABASE_URL=url).flask("db", "upgrade")
+
+    refused = upgrade("hidden-and-wrong")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "password authentication failed for user" in refused.stderr
+    assert "is the password in TOKENHOUSE_DATABASE_URL right?" in refused.stderr
+    assert "hidden" not in refused.stderr
+    assert upgrade(password).returncode == 0
+    server.cleanup()
+
+
 def test_db_upgrade_makes_folder_and_file_for_their_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "t.db"
     done = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=f"sqlite:///{path}").flask("db", "upgrade")
@@ -1089,6 +1114,21 @@ def test_a_filter_that_cannot_be_meant_is_refused(several: House, option: list[s
     done = several.run("clients", "list", *option)
     assert done.exit_code != 0
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["clients", "create", "--help"], ["keys", "--help"], ["db", "--help"]])
+def test_help_needs_no_settings(words: list[str]) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("flask"), *words],
+        env={"PATH": os.environ["PATH"], "TOKENHOUSE_CONFIG": "production"},
+        cwd=PROJECT_FOLDER,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: {' '.join(['flask', *words[:-1]])}")
 
 
 def test_flask_help_says_what_this_is(installation: Installation) -> None:
