@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psycopg
 from flask import Flask
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, Dialect, Engine, make_url
@@ -27,9 +26,6 @@ BUSY_TIMEOUT_MS = 5000
 
 STATEMENT_TIMEOUT_MS = 3000
 """How long PostgreSQL works on a statement of ours."""
-
-ANSWER_SECONDS = 4.0
-"""How long we wait for PostgreSQL to say anything: a frozen server ends no statement, a lost network says nothing."""
 
 POSTGRESQL_OPTIONS = {
     "application_name": "tokenhouse",
@@ -81,13 +77,23 @@ def migrating(engine: Engine) -> Iterator[Connection]:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     with writing_engine(engine).connect() as connection:
-        if isinstance(patient := connection.connection.driver_connection, BoundedConnection):
+        if engine.dialect.name == "postgresql":
             # It takes as long as it takes, and serves for nothing else.
+            patient: Any = connection.connection.driver_connection
             connection.detach()
             patient.answer_seconds = None
             connection.exec_driver_sql("SET statement_timeout = 0")
             connection.commit()
         yield connection
+
+
+def insert_or_update(engine: Engine, table: type[Any]) -> Any:
+    """An ``INSERT`` that knows ``on_conflict_do_update``; each dialect has its own."""
+    if engine.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert  # noqa: PLC0415 - Only the one that is needed.
+    else:
+        from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]  # noqa: PLC0415
+    return insert(table)
 
 
 def is_locked(error: Exception) -> bool:
@@ -113,29 +119,6 @@ def install(app: Flask, settings: Settings) -> None:
             _prepare_sqlite(db.engine)
         else:
             _prepare_postgresql(db.engine)
-
-
-class DatabaseSilent(psycopg.OperationalError):
-    """PostgreSQL has not answered for :data:`ANSWER_SECONDS`; the connection is closed."""
-
-
-class BoundedConnection(psycopg.Connection[Any]):
-    """A connection that does not wait for ever."""
-
-    answer_seconds: float | None = ANSWER_SECONDS
-
-    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        """Let ``gen`` run to its end.
-
-        :raises DatabaseSilent: it took longer than ``answer_seconds``.
-        """
-        if timeout is not None or self.answer_seconds is None:
-            return super().wait(gen, interval, timeout)
-        try:
-            return super().wait(gen, interval, self.answer_seconds)
-        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - Ours to convert to a public one, says its docstring.
-            self.pgconn.finish()
-            raise DatabaseSilent(f"no answer within {self.answer_seconds:g} s") from None
 
 
 def name_of(error: Exception) -> str:
@@ -176,7 +159,7 @@ def was_stale(error: DBAPIError) -> bool:
 
     The pool has dropped all of that age then. Cheaper than a ping before each statement.
     """
-    return error.connection_invalidated and not isinstance(error.orig, DatabaseSilent)
+    return error.connection_invalidated and not getattr(error.orig, "was_silent", False)
 
 
 def _postgresql_options(url: URL) -> dict[str, Any]:
@@ -187,6 +170,8 @@ def _postgresql_options(url: URL) -> dict[str, Any]:
 
 
 def _prepare_postgresql(engine: Engine) -> None:
+    from app.postgresql import BoundedConnection  # noqa: PLC0415 - Who has SQLite does not wait for the driver.
+
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]) -> Any:
         return BoundedConnection.connect(*arguments, **options)

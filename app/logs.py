@@ -6,19 +6,21 @@ The audit log is made of events alone, whatever the level. Diagnostics are what 
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
-
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from typing import TYPE_CHECKING, Any
 
 from app.contracts import Clock
 from app.errors import ServiceUnavailable
 from app.events import AuditLinesLost, Event, TokenIssued
 from app.lines import STDERR, STDOUT, LineWriter
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    # Imported where a line is made: it takes a tenth of a second, and most commands have nothing to log.
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ def configure_logging(settings: Settings) -> None:
 def send_to_standard_error(log_format: str, level: str) -> None:
     """Send everything that is logged in this process to standard error."""
     handler = logging.StreamHandler(STDERR)
-    handler.setFormatter(_formatter(log_format, STDERR))
+    handler.setFormatter(_Formatter(log_format, STDERR))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -65,7 +67,10 @@ class AuditLog:
         self._writer = writer
         self._is_required = is_required
         self._was_stalled = False
-        self._render = _renderer(log_format, writer)
+        self._render: Callable[[dict[str, Any]], str] = _as_json
+        if log_format == "console":
+            console = _console(writer)
+            self._render = lambda facts: str(console(None, "", facts))
         writer.describe_loss = lambda lines: self._line(AuditLinesLost(lines=lines))
 
     def __call__(self, event: Event) -> None:
@@ -107,44 +112,65 @@ class AuditLog:
     def _rendered(self, happened_at: datetime, name: str, facts: dict[str, Any]) -> str:
         told = {fact: _plain(value) for fact, value in facts.items() if value is not None}
         time = happened_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return f"{self._render(None, '', {'time': time, 'event': name, **told})!s}\n"
+        return f"{self._render({'time': time, 'event': name, **told})}\n"
 
 
 def _plain(value: object) -> object:
     return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else value
 
 
+class _Formatter(logging.Formatter):
+    """Makes the true one when the first line comes."""
+
+    def __init__(self, log_format: str, stream: LineWriter) -> None:
+        super().__init__()
+        self._true: logging.Formatter | None = None
+        self._make = partial(_formatter, log_format, stream)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """``record`` as a line."""
+        self._true = self._true or self._make()
+        return self._true.format(record)
+
+
 def _formatter(log_format: str, stream: LineWriter) -> logging.Formatter:
+    import structlog  # noqa: PLC0415
+
     chain: list[Processor] = [
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         _add_time,
     ]
+    is_json = log_format == "json"
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=chain,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            *([structlog.processors.format_exc_info] if log_format == "json" else []),
+            *([structlog.processors.format_exc_info] if is_json else []),
             _time_and_event_first,
-            _renderer(log_format, stream),
+            structlog.processors.JSONRenderer(serializer=_as_json) if is_json else _console(stream),
         ],
     )
 
 
-def _renderer(log_format: str, stream: LineWriter) -> Processor:
-    if log_format == "console":
-        plain = structlog.dev.plain_traceback
-        return structlog.dev.ConsoleRenderer(
-            colors=stream.isatty(), pad_event_to=12, exception_formatter=plain, timestamp_key="time"
-        )
-    return structlog.processors.JSONRenderer(serializer=partial(json.dumps, separators=(",", ":")))
+def _console(stream: LineWriter) -> "Processor":
+    import structlog  # noqa: PLC0415
+
+    plain = structlog.dev.plain_traceback
+    return structlog.dev.ConsoleRenderer(
+        colors=stream.isatty(), pad_event_to=12, exception_formatter=plain, timestamp_key="time"
+    )
 
 
-def _time_and_event_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _as_json(facts: dict[str, Any], **options: Any) -> str:
+    return json.dumps(facts, separators=(",", ":"), **options)
+
+
+def _time_and_event_first(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
     """What a person's eye looks for first."""
     return {"time": event.pop("time"), "event": event.pop("event"), **event}
 
 
-def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _add_time(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
     event["time"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return event

@@ -13,11 +13,10 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from sqlalchemy import case, delete, func, literal, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from app.contracts import Clock
-from app.database import writing_engine
+from app.database import insert_or_update, writing_engine
 from app.models import ClientRow, ClientSecretRow, ClientSecretUseRow, UTCDateTime
 
 log = logging.getLogger(__name__)
@@ -154,12 +153,11 @@ def _move_forward(
 
 
 def _note_address(connection: Connection, secret_id: str, address: str, first: datetime, last: datetime) -> None:
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     # Out of the secret's own row, which is kept from being deleted meanwhile: a secret that is gone gets no row.
     values = select(
         ClientSecretRow.secret_id, literal(address), literal(first, UTCDateTime), literal(last, UTCDateTime)
     ).where(ClientSecretRow.secret_id == secret_id)
-    row = insert(ClientSecretUseRow).from_select(
+    row = insert_or_update(connection.engine, ClientSecretUseRow).from_select(
         ["secret_id", "source_address", "first_used_at", "last_used_at"],
         values.with_for_update(read=True, key_share=True),
     )

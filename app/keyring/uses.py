@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine
 
 from app.contracts import Clock
-from app.database import reading_engine, writing_engine
+from app.database import insert_or_update, reading_engine, writing_engine
 from app.events import Event, TokenIssued
 from app.models import SigningKeyUseRow
 
@@ -69,11 +68,12 @@ class KeyUses:
         return {row.kid: KeyUse(row.tokens, row.first_used_at, row.last_used_at) for row in rows}
 
     def _add(self, counted: Counter[str]) -> None:
-        insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
         now = self._clock()
         with writing_engine(self._engine).begin() as connection:
             # In order, so that two workers never wait for each other.
             for kid, tokens in sorted(counted.items()):
-                row = insert(SigningKeyUseRow).values(kid=kid, tokens=tokens, first_used_at=now, last_used_at=now)
+                row = insert_or_update(self._engine, SigningKeyUseRow).values(
+                    kid=kid, tokens=tokens, first_used_at=now, last_used_at=now
+                )
                 added = {"tokens": SigningKeyUseRow.tokens + row.excluded.tokens, "last_used_at": now}
                 connection.execute(row.on_conflict_do_update(index_elements=["kid"], set_=added))

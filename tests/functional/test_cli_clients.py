@@ -1131,6 +1131,26 @@ def test_help_needs_no_settings(words: list[str]) -> None:
     assert done.stdout.startswith(f"Usage: {' '.join(['flask', *words[:-1]])}")
 
 
+def test_a_command_that_has_nothing_to_log_does_not_wait_for_slow_libraries(installation: Installation) -> None:
+    slow = ("structlog", "psycopg", "alembic", "gunicorn", "rich", "sqlalchemy.dialects.postgresql")
+    program = (
+        "import sys\n"
+        "from app.cli.main import cli\n"
+        "cli.main(['clients', 'list', '--json'], standalone_mode=False)\n"
+        f"print([name for name in {slow} if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=installation.environment,
+        cwd=PROJECT_FOLDER,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_flask_help_says_what_this_is(installation: Installation) -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("flask"), "--help"],
