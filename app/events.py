@@ -89,6 +89,19 @@ class KeyRingRejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyStateChanged:
+    """A key has come to another state, by the clock or by a change of the ring. Told once by all workers together.
+
+    :param since: when it did.
+    """
+
+    kid: str
+    state: str
+    since: datetime
+    outcome: str = field(default="changed", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClockFellBehind:
     """The clock says a time that is over by what was seen: keys stay in the states that they had reached."""
 
@@ -146,7 +159,16 @@ class AuditLinesLost:
     outcome: str = field(default="lost", init=False)
 
 
-Event = TokenIssued | TokenRefused | KeyRingLoaded | KeyRingRejected | ClockFellBehind | SecretExpiring | AuditLinesLost
+Event = (
+    TokenIssued
+    | TokenRefused
+    | KeyRingLoaded
+    | KeyRingRejected
+    | KeyStateChanged
+    | ClockFellBehind
+    | SecretExpiring
+    | AuditLinesLost
+)
 Subscriber = Callable[[Event], None]
 
 

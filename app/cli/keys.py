@@ -17,7 +17,7 @@ from app.keyring.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
 from app.keyring.entries import public_pem
 from app.keyring.file import FileKeyring
 from app.keyring.home import KeyringHome
-from app.keyring.judgement import faults, warnings
+from app.keyring.judgement import faults, unsafe_change, warnings
 from app.keyring.management import rules_for
 from app.keyring.plan import find
 from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
@@ -87,13 +87,21 @@ def generate_key(alg: str | None, bits: str | None, *, as_json: bool) -> None:
 @keys.command("rotate")
 @click.option("--if-due", is_flag=True, help="Only when the signing key is old, or no standby is announced: for cron.")
 @click.option("--at", type=Moment(), help="Let it sign from this time on, such as 2026-01-31T12:00:00Z.")
+@click.option("--unsafe", is_flag=True, help="Although some verifiers do not know it yet, and refuse its tokens.")
+@click.option("--yes", is_flag=True, help="With --unsafe, do not ask.")
 @json_option
-def rotate_keys(*, if_due: bool, at: datetime | None, as_json: bool) -> None:
+def rotate_keys(*, if_due: bool, at: datetime | None, unsafe: bool, yes: bool, as_json: bool) -> None:
     """Let the standby sign as early as is safe, and announce the next one."""
-    if if_due and at:
-        raise ManagementError("--at plans a rotation, and --if-due does what is due: one of the two")
+    if if_due and (at or unsafe):
+        raise ManagementError("--if-due does what is due and safe: it goes with neither --at nor --unsafe")
     here = services()
-    ring = here.keys.rotate_if_due() if if_due else here.keys.rotate(at)
+    if unsafe and (until := here.keys.unknown_until(at)):
+        harm = (
+            f"until {timestamp(until)} a verifier may have a JWKS without the key that signs, and refuse its tokens, "
+            f"which are all fresh ones"
+        )
+        _ask(harm, yes=yes)
+    ring = here.keys.rotate_if_due() if if_due else here.keys.rotate(at, unsafe=unsafe)
     now = here.clock()
     if ring is None:
         # Cron mails what is said.
@@ -124,10 +132,7 @@ def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
         tell(f"{kid} was revoked at {timestamp(key.revoked_at)} already.")
     else:
         harm = _harm_of_revoking(ring, key, now, _longest_token(here))
-        if not yes:
-            if not sys.stdin.isatty():
-                raise ManagementError(f"revoking {kid} cannot be undone and {harm}: say --yes")
-            click.confirm(f"Revoking {kid} cannot be undone and {harm}. Go on?", abort=True, err=True)
+        _ask(f"revoking {kid} cannot be undone and {harm}", yes=yes)
         ring = here.keys.revoke(kid)
         _leave_trace(here, "revoked", [kid])
         _tell_revocation(here, ring, kid, harm)
@@ -154,7 +159,8 @@ def prune_keys(*, as_json: bool) -> None:
 @keys.command("retire")
 @click.argument("alg", type=click.Choice(list(ALGORITHMS)))
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def retire_algorithm(alg: str, *, yes: bool) -> None:
+@json_option
+def retire_algorithm(alg: str, *, yes: bool, as_json: bool) -> None:
     """Give up an algorithm that no longer signs: its keys leave the JWKS when no token of them can be alive."""
     here = services()
     question = f"every server must run with TOKENHOUSE_SIGNING_ALG={here.settings.signing_alg} before {alg} is retired"
@@ -168,40 +174,61 @@ def retire_algorithm(alg: str, *, yes: bool) -> None:
     tell(
         f"{alg} keys sign no more from {timestamp(until)} on, and leave the JWKS at {timestamp(until + RETIRE_AFTER)}."
     )
+    if as_json:
+        print_json([_describe(ring, key, here.clock()) for key in ring.keys])
 
 
 @keys.command("check")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--svg", metavar="FILE", type=click.Path(path_type=Path), help="Draw the timeline.")
-def check_keys(file: Path | None, svg: Path | None) -> None:
-    """Verify a ring (a FILE, or the one of the settings), show its next year, and fail when a step is unsafe."""
+@json_option
+def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
+    """Verify a ring, show its next year, and fail when a step is unsafe.
+
+    The ring is the one of the settings, or FILE, and then the step from the present one to it is verified too.
+    """
     here = services()
     home = _file_home(here, file.absolute()) if file else here.keys.home
     ring, now = home.read(), here.clock()
-    print_line(draw_text(ring, now, now + timedelta(seconds=YEAR)))
+    if not as_json:
+        print_line(draw_text(ring, now, now + timedelta(seconds=YEAR)))
     if svg:
         try:
             svg.write_text(draw_svg(ring, now, now + timedelta(seconds=YEAR)), encoding="utf-8")
         except OSError as error:
             raise ManagementError(f"{svg} cannot be written: {error.strerror}") from None
     rules = rules_for(here.settings, home)
-    for warning in warnings(ring, now, rules):
+    warned = warnings(ring, now, rules)
+    found = faults(ring, now, rules)
+    if file and not here.keys.home.is_empty():
+        step = unsafe_change(here.keys.home.read(), ring, now, here.keys.rules)
+        found = list(dict.fromkeys([*found, *step]))
+    if as_json:
+        keys_told = [_describe(ring, key, now) for key in ring.keys]
+        print_json({"is_safe": not found, "faults": found, "warnings": warned, "keys": keys_told})
+    for warning in warned:
         tell(f"Warning: {warning}.")
-    if found := faults(ring, now, rules):
+    if found:
         raise ManagementError("; ".join(found))
     tell(f"{home.name} is safe.")
 
 
 @keys.command("export", context_settings=KID_FIRST)
 @click.argument("kid")
-def export_key(kid: str) -> None:
-    """Print a key's public half as PEM."""
-    print_line(public_pem(find(services().keys.home.read(), kid)).removesuffix("\n"))
+@json_option
+def export_key(kid: str, *, as_json: bool) -> None:
+    """Print a key's public half as PEM, or as a JWK with --json."""
+    key = find(services().keys.home.read(), kid)
+    if as_json:
+        print_json(key.public_jwk)
+    else:
+        print_line(public_pem(key).removesuffix("\n"))
 
 
 @keys.command("move")
 @click.argument("destination")
-def move_ring(destination: str) -> None:
+@json_option
+def move_ring(destination: str, *, as_json: bool) -> None:
     """Copy the ring to DESTINATION: `database`, or the path of a file. The old one stays until you remove it."""
     here = services()
     try:
@@ -216,6 +243,17 @@ def move_ring(destination: str) -> None:
         f"{len(ring.keys)} keys were copied from {here.keys.home.name}. Set TOKENHOUSE_KEYRING={destination} on every "
         "server and restart it; change no key meanwhile. Then remove the old ring."
     )
+    if as_json:
+        print_json([_describe(ring, key, here.clock()) for key in ring.keys])
+
+
+def _ask(harm: str, *, yes: bool) -> None:
+    """Go on when somebody says so who knows what it breaks."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ManagementError(f"{harm}: say --yes")
+    click.confirm(f"{harm[0].upper()}{harm[1:]}. Go on?", abort=True, err=True)
 
 
 def _kids(here: Services) -> set[str]:

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 
 from app.contracts import Clock
 from app.errors import ManagementError
-from app.events import ClockFellBehind, Events, KeyRingLoaded, KeyRingRejected
+from app.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.keyring import last_good
 from app.keyring.home import KeyringHome
 from app.keyring.judgement import unsafe_change
 from app.keyring.plan import CLOCK_SKEW_SECONDS, Rules, with_max_age
-from app.keyring.ring import Ring, SigningKey
+from app.keyring.ring import KeyState, Ring, SigningKey
 from app.settings import StartError
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class CurrentRing:
         self.is_clock_behind = False
         """Whether the clock says an earlier time than was reached."""
         self._reached = EARLIEST
+        self._states: dict[str, KeyState] | None = None
 
     def __call__(self) -> Ring:
         """Return the ring, read now if it never was.
@@ -82,6 +83,7 @@ class CurrentRing:
         except StartError as error:
             self._reject(str(error))
         self._watch_clock()
+        self._watch_states()
 
     def note_max_age(self) -> None:
         """Note in the ring how long its JWKS may be cached, since a later, shorter time does not shorten old copies.
@@ -121,7 +123,9 @@ class CurrentRing:
             shared.keep(ring)
         if before is not None and _steps(ring) != _steps(before):
             published = tuple(key.kid for key in self.published_keys())
-            self._events.emit(KeyRingLoaded(signing=self.signing_key().kid, published=published))
+            log.info("the key ring was taken: %s signs", self.signing_key().kid)
+            event = KeyRingLoaded(signing=self.signing_key().kid, published=published)
+            self._tell(event, f"{event} {self._version}")
 
     def _go_on_without(self, fault: str) -> Ring:
         known = self._ring or self._recall()
@@ -143,9 +147,29 @@ class CurrentRing:
                 behind,
                 self._reached.strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
-            self._events.emit(ClockFellBehind(reached_at=self._reached, behind_seconds=round(behind)))
+            self._tell(ClockFellBehind(reached_at=self._reached, behind_seconds=round(behind)), "the clock fell behind")
         elif was_behind and not self.is_clock_behind:
             log.info("the clock is right again")
+
+    def _watch_states(self) -> None:
+        """Tell what has become of each key since the last look, at whatever moment it was."""
+        ring, now = self._ring, self.now()
+        if ring is None:
+            return
+        before, self._states = self._states, {key.kid: ring.state_of(key, now) for key in ring.keys}
+        if before is None or before == self._states:
+            return
+        for key in ring.keys:
+            state = self._states[key.kid]
+            if before.get(key.kid) != state:
+                since = max((span.start for span in ring.spans(key) if span.start <= now), default=now)
+                self._tell(KeyStateChanged(kid=key.kid, state=str(state), since=since))
+
+    def _tell(self, event: Event, what: str | None = None) -> None:
+        """Tell ``event`` unless another worker of this server has just told ``what``, which is all of it otherwise."""
+        shared = last_good.shared()
+        if shared is None or shared.claim(what or str(event)):
+            self._events.emit(event)
 
     def _reach(self, time: datetime) -> None:
         """Remember the latest moment of this worker and, in shared memory, of its siblings."""
@@ -160,7 +184,7 @@ class CurrentRing:
         if fault != self.fault:
             self.fault = fault
             log.error("the key ring was not taken, and the last good one stays in use: %s", fault)
-            self._events.emit(KeyRingRejected(fault=fault))
+            self._tell(KeyRingRejected(fault=fault))
 
 
 def _steps(ring: Ring) -> list[SigningKey]:

@@ -18,7 +18,7 @@ from app.settings import StartError
 
 _KID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 _REQUIRED = {"kid", "alg", "private_key", "published_at", "signs_from"}
-_OPTIONAL = {"signs_until", "revoked_at", "jwks_max_age"}
+_OPTIONAL = {"signs_until", "revoked_at", "jwks_max_age", "unsafe"}
 FIELDS = _REQUIRED | _OPTIONAL
 
 
@@ -46,6 +46,8 @@ def parse_entry(entry: Mapping[str, Any], where: str, load: Callable[[object, st
     max_age = entry.get("jwks_max_age", 0)
     if not isinstance(max_age, int) or isinstance(max_age, bool) or max_age < 0:
         raise StartError(f"{where}: jwks_max_age must be whole seconds")
+    if not isinstance(is_unsafe := entry.get("unsafe", False), bool):
+        raise StartError(f"{where}: unsafe must be true or false")
     return SigningKey(
         entry["kid"],
         entry["alg"],
@@ -55,6 +57,7 @@ def parse_entry(entry: Mapping[str, Any], where: str, load: Callable[[object, st
         load(entry["private_key"], entry["alg"]),
         times.get("signs_until"),
         max_age,
+        is_unsafe,
     )
 
 
@@ -68,6 +71,7 @@ def described(key: SigningKey) -> dict[str, Any]:
         "signs_until": _whole(key.signs_until),
         "revoked_at": _whole(key.revoked_at),
         "jwks_max_age": key.jwks_max_age or None,
+        "unsafe": key.is_unsafe or None,
     }
     return {name: value for name, value in members.items() if value is not None}
 

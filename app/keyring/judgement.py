@@ -25,6 +25,8 @@ def faults(ring: Ring, now: datetime, rules: Rules) -> list[str]:
         if signs is None:
             if time > now and signing_or_none(ring, before):
                 found.append(f"no key may sign from {shown(time)} on")
+        elif signs.is_unsafe:
+            continue
         elif _takes_over(ring, signs, time, rules) and (early := _too_early(signs, time, floor)):
             found.append(early)
     return found
@@ -74,10 +76,17 @@ def warnings(ring: Ring, now: datetime, rules: Rules) -> list[str]:
         found.append("no standby is announced: `flask keys rotate --if-due` announces one")
     for key in ring.standbys(now):
         wished = key.published_at + timedelta(seconds=rules.announce_seconds)
-        if key.signs_from < wished:
+        if key.signs_from < wished and not key.is_unsafe:
             found.append(
                 f"{key.kid} is announced for less than TOKENHOUSE_KEY_ANNOUNCE: that would be until {shown(wished)}"
             )
+    floor = timedelta(seconds=rules.floor_seconds(ring))
+    found += [
+        f"{key.kid} signs from {shown(key.signs_from)} on, as --unsafe said: until {shown(key.published_at + floor)} a "
+        "verifier may have a JWKS without it, and refuse its tokens"
+        for key in ring.keys
+        if key.is_unsafe and key.revoked_at is None and now < key.published_at + floor
+    ]
     algs = sorted({key.alg for key in ring.published_keys(now)})
     if len(algs) > 1:
         found.append(f"the JWKS has keys of {' and '.join(algs)}: some verifiers refuse a mixed one")

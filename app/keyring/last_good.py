@@ -4,10 +4,14 @@ It lies in memory that gunicorn's master shares with all its workers and nobody 
 a worker that dies while the database is away or the ring is broken could not be replaced.
 """
 
+import fcntl
 import hashlib
 import json
 import mmap
+import os
+import tempfile
 import threading
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +21,12 @@ from app.settings import StartError
 
 SIZE_BYTES = 1024 * 1024
 """Some four hundred keys."""
+
+CLAIMED_SECONDS = 60.0
+"""For so long what one worker has told is not told by another. They notice within seconds of each other."""
+
+_CLAIMS = range(8, 8 + 2 * 100, 2)
+"""Cells of what was told last: what, and when."""
 
 _LENGTH_BYTES = 8
 _DIGEST_BYTES = 32
@@ -35,6 +45,25 @@ class LastGood:
         # Aligned, and so written at once or not at all: the latest moment, a worker has started, SIGHUP was refused.
         self._cells = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
         self._lock = threading.Lock()
+        # Locked by a process, so by each of those that have it from here; open for as long as they run.
+        with tempfile.TemporaryFile() as file:
+            self._turn = os.dup(file.fileno())
+
+    def claim(self, what: str) -> bool:
+        """Whether this process is the first, of late, to say ``what``."""
+        mark = float(int.from_bytes(hashlib.sha256(what.encode()).digest()[:6]))
+        with self._lock:
+            fcntl.lockf(self._turn, fcntl.LOCK_EX)
+            try:
+                now = time.monotonic()
+                told = [place for place in _CLAIMS if self._cells[place + 1] > now - CLAIMED_SECONDS]
+                if any(self._cells[place] == mark for place in told):
+                    return False
+                oldest = min(_CLAIMS, key=lambda place: self._cells[place + 1])
+                self._cells[oldest], self._cells[oldest + 1] = mark, now
+                return True
+            finally:
+                fcntl.lockf(self._turn, fcntl.LOCK_UN)
 
     def keep(self, ring: Ring) -> None:
         """Remember ``ring``. One that does not fit is not remembered."""
@@ -55,9 +84,9 @@ class LastGood:
             if self._memory[: len(framed)] != framed:
                 self._memory[: len(framed)] = framed
 
-    def reach(self, time: datetime) -> datetime:
-        """Remember ``time`` if it is the latest; the latest that any of the processes has reached."""
-        self._cells[0] = max(self._cells[0], time.timestamp())
+    def reach(self, moment: datetime) -> datetime:
+        """Remember ``moment`` if it is the latest; the latest that any of the processes has reached."""
+        self._cells[0] = max(self._cells[0], moment.timestamp())
         return datetime.fromtimestamp(self._cells[0], UTC)
 
     @property

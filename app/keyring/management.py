@@ -57,9 +57,20 @@ class Keys:
         ring = self._change(step, alg, bits)
         return ring, plan.find(ring, made[0])
 
-    def rotate(self, at: datetime | None = None) -> Ring:
-        """Let the standby sign as early as is safe, or at a time."""
-        return self._change(lambda planner, ring: planner.rotate(ring, at))
+    def rotate(self, at: datetime | None = None, *, unsafe: bool = False) -> Ring:
+        """Let the standby sign as early as is safe, or at a time; or as early as can be."""
+        return self._change(lambda planner, ring: planner.rotate(ring, at, unsafe=unsafe))
+
+    def unknown_until(self, at: datetime | None) -> datetime | None:
+        """Until when verifiers may not know the standby; ``None`` if they all do when it would sign first.
+
+        :param at: when it would, the earliest that can be unless given.
+        """
+        ring, now = self.home.read(), self.clock()
+        standby = next(iter(ring.standbys(now)), None)
+        known = (standby.published_at if standby else now) + timedelta(seconds=self.rules.floor_seconds(ring))
+        begins = max(at or now, now + timedelta(seconds=self.rules.settled_seconds))
+        return known if begins < known else None
 
     def prune(self) -> tuple[str, ...]:
         """Remove keys that have been gone or revoked for long, and return their names."""

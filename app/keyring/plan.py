@@ -94,10 +94,11 @@ class Planner:
         ring = self._announce(ring, alg, self.now.replace(microsecond=0))
         return self._written(self._with_standby(ring))
 
-    def rotate(self, ring: Ring, at: datetime | None = None) -> Ring:
+    def rotate(self, ring: Ring, at: datetime | None = None, *, unsafe: bool = False) -> Ring:
         """Let the standby sign as early as is safe, and announce the next one.
 
         :param at: not before this time.
+        :param unsafe: as soon as every worker knows it, whether or not every verifier does.
         :raises ManagementError: ``at`` is too early, the standby signs as early as is safe already, or nothing signs
             now; the time.
         """
@@ -108,13 +109,16 @@ class Planner:
         ring = self._with_standby(ring)
         standby = ring.standbys(self.now)[0]
         earliest = self.rules.safe_after(ring, standby, self.now)
+        if unsafe:
+            earliest = whole_second_after(self.now) + timedelta(seconds=self.rules.settled_seconds)
         followers = [key for key in ring.standbys(self.now) if key.kid != standby.kid]
         if at is not None:
             self._refuse_what_is_not_in_between(at, standby, earliest, followers)
             earliest = whole_second_after(at)
         moved = standby.signs_from > earliest if at is None else standby.signs_from != earliest
         if moved:
-            ring = _replaced(ring, replace(standby, signs_from=earliest))
+            is_early = earliest < standby.published_at + timedelta(seconds=self.rules.floor_seconds(ring))
+            ring = _replaced(ring, replace(standby, signs_from=earliest, is_unsafe=is_early))
         if followers and not moved:
             raise ManagementError(
                 f"{standby.kid} signs from {shown(standby.signs_from)} on, and sooner is not safe: nothing was changed"
@@ -187,6 +191,8 @@ class Planner:
     def _refuse_what_is_not_in_between(
         self, at: datetime, standby: SigningKey, earliest: datetime, followers: Sequence[SigningKey]
     ) -> None:
+        if at < self.now:
+            raise ManagementError(f"{shown(at)} is over: the earliest safe time is {shown(earliest)}")
         if at < earliest:
             raise ManagementError(
                 f"{standby.kid} would sign from {shown(at)} on, before verifiers know it: the earliest safe time is "
@@ -286,7 +292,7 @@ def with_max_age(ring: Ring, now: datetime, rules: Rules) -> Ring:
     floor = timedelta(seconds=rules.floor_seconds(ring))
     heard = now + timedelta(seconds=rules.settled_seconds)
     for standby in ring.standbys(now):
-        if heard < standby.signs_from < standby.published_at + floor:
+        if heard < standby.signs_from < standby.published_at + floor and not standby.is_unsafe:
             ring = _replaced(ring, replace(standby, signs_from=standby.published_at + floor))
     return ring
 

@@ -47,6 +47,7 @@ class SigningKey:
     :param signs_until: when it stops although no successor has come, because its algorithm is given up.
     :param private_key: in memory only; never shown. Keys are compared by what their entries say.
     :param jwks_max_age: the longest that verifiers were ever told to cache a JWKS with this key, in seconds.
+    :param is_unsafe: somebody has let it sign before every verifier knows it, and said so.
     """
 
     kid: str
@@ -57,6 +58,7 @@ class SigningKey:
     private_key: PrivateKey = field(compare=False)
     signs_until: datetime | None = None
     jwks_max_age: int = 0
+    is_unsafe: bool = False
 
     def __repr__(self) -> str:
         """Keep the key out of every traceback and log."""

@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from support.server import Installation
 from unit.house import House, open_house
 
+from app.keyring.judgement import unsafe_change
+
 NOON = "2026-01-31T12:00:00Z"
 LIST_HEADER = "kid\talg\tstate\tuntil\tpublished_at\tsigns_from\ttokens_signed\tlast_signed_at"
 KID = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -262,6 +264,56 @@ def test_prune_removes_what_has_been_gone_for_long_and_nothing_else(house: House
     assert data(house.run("keys", "prune", "--json")) == []
 
 
+def test_what_must_be_all_the_same_says_what_it_breaks_and_asks(house: House) -> None:
+    house.run("keys", "generate")
+    standby = standby_of(house)
+    ring = house.folder / "keyring.toml"
+    before = ring.read_bytes()
+    told = refusal(house.run("keys", "rotate", "--unsafe"))
+    assert told == (
+        "until 2026-01-31T12:05:03Z a verifier may have a JWKS without the key that signs, and refuse its tokens, "
+        "which are all fresh ones: say --yes"
+    )
+    assert ring.read_bytes() == before
+    old = house.services.keys.home.read()
+    done = house.run("keys", "rotate", "--unsafe", "--yes", "--json")
+    assert {key["kid"]: key["signs_from"] for key in data(done)}[standby] == "2026-01-31T12:00:03Z"
+    assert "unsafe = true" in ring.read_text()
+    warning = (
+        f"Warning: {standby} signs from 2026-01-31T12:00:03Z on, as --unsafe said: until 2026-01-31T12:05:03Z a "
+        "verifier may have a JWKS without it, and refuse its tokens.\n"
+    )
+    assert warning in done.stderr
+    # Workers take it, and `check` warns.
+    now = house.clock()
+    assert unsafe_change(old, house.services.keys.home.read(), now, house.services.keys.rules) == []
+    checked = house.run("keys", "check")
+    assert (checked.exit_code, warning in checked.stderr) == (0, True)
+    house.clock.advance(seconds=3)
+    assert states(house)[standby] == "signing"
+
+
+def test_unsafe_at_a_time_and_where_nothing_is_broken(house: House) -> None:
+    house.run("keys", "generate")
+    standby = standby_of(house)
+    assert refusal(house.run("keys", "rotate", "--unsafe", "--at", "2026-01-31T12:05:02Z")).startswith("until 2026-")
+    over = house.run("keys", "rotate", "--unsafe", "--yes", "--at", "2026-01-31T11:00:00Z")
+    assert refusal(over).startswith("2026-01-31T11:00:00Z is over: the earliest")
+    assert house.run("keys", "rotate", "--unsafe", "--if-due").exit_code == 1
+    # Sooner than TOKENHOUSE_KEY_ANNOUNCE wishes, and every verifier that caches as it was told knows the key.
+    done = house.run("keys", "rotate", "--unsafe", "--at", "2026-01-31T12:05:03Z", "--json")
+    assert {key["kid"]: key["signs_from"] for key in data(done)}[standby] == "2026-01-31T12:05:03Z"
+    assert "unsafe" not in (house.folder / "keyring.toml").read_text()
+
+
+@pytest.mark.parametrize("value", ["1", '"yes"'])
+def test_unsafe_in_a_ring_is_true_or_false(house: House, value: str) -> None:
+    house.run("keys", "generate")
+    with (house.folder / "keyring.toml").open("a") as ring:
+        ring.write(f"unsafe = {value}\n")
+    assert refusal(house.run("keys", "list")).endswith("unsafe must be true or false")
+
+
 def test_rotate_if_due_keeps_keys_in_turn_for_years(house: House) -> None:
     """Each key signs for its 90 days, a standby is always announced, and old keys leave the ring with their files."""
     house.run("keys", "generate")
@@ -427,6 +479,42 @@ def test_check_looks_at_a_file_that_is_named(house: House, tmp_path_factory: pyt
     done = house.run("keys", "check", str(elsewhere / "keyring.toml"))
     assert done.stderr == f"the key ring {elsewhere}/keyring.toml is safe.\n"
     assert refusal(house.run("keys", "check", "nowhere.toml")).startswith("there is no file ")
+
+
+def test_check_compares_a_file_with_the_ring_that_is_in_use(
+    house: House, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for path in house.folder.glob("*[lm]"):
+        (elsewhere / path.name).write_bytes(path.read_bytes())
+        (elsewhere / path.name).chmod(0o600)
+    # Whole in itself: but the key that signs now would be gone.
+    text = (elsewhere / "keyring.toml").read_text()
+    head, one, two = text.split("[[keys]]")
+    two = two.replace("signs_from = 2026-05-01T12:00:00Z", f"signs_from = {NOON}")
+    (elsewhere / "keyring.toml").write_text(f"{head}[[keys]]{two}")
+    done = house.run("keys", "check", str(elsewhere / "keyring.toml"), "--json")
+    fault = f"{first} would leave the JWKS while tokens of it are alive: the earliest safe time is 2026-05-02T12:01:00Z"
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["is_safe"], told["faults"]) == (1, False, [fault])
+    assert len(told["keys"]) == 1
+    assert done.stderr.endswith(f"Error: {fault}\n")
+    assert one
+
+
+def test_every_command_has_json(house: House) -> None:
+    first = data(house.run("keys", "generate", "--json"))["kid"]
+    assert data(house.run("keys", "check", "--json")) == {
+        "is_safe": True,
+        "faults": [],
+        "warnings": [],
+        "keys": data(house.run("keys", "rotate", "--if-due", "--json")),
+    }
+    jwk = data(house.run("keys", "export", first, "--json"))
+    assert (jwk["kid"], jwk["kty"], sorted(jwk)) == (first, "RSA", ["alg", "e", "kid", "kty", "n", "use"])
+    moved = data(house.run("keys", "move", str(house.folder / "copy" / "keyring.toml"), "--json"))
+    assert moved[0]["kid"] == first
 
 
 def test_check_draws_a_picture(house: House) -> None:

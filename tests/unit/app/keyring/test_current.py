@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from sqlalchemy import text
 from support.keys import add_key
 from unit.house import House, open_house
 
-from app.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected
+from app.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.keyring import last_good
 from app.keyring.current import CurrentRing
 from app.keyring.home import KeyringHome
@@ -101,7 +102,7 @@ def test_a_change_is_taken_at_the_next_look_and_told(house: House) -> None:
     assert event.signing == first
     assert len(event.published) == 3
     worker.current.refresh()
-    assert len(worker.heard) == 1
+    assert [type(event) for event in worker.heard[1:]] == [KeyStateChanged, KeyStateChanged]
 
 
 def test_no_request_looks_at_the_file(in_file: House) -> None:
@@ -111,6 +112,71 @@ def test_no_request_looks_at_the_file(in_file: House) -> None:
     assert worker.signs_with() == first
     worker.current.refresh()
     assert worker.signs_with() != first
+
+
+# What is told
+
+
+def test_each_change_of_state_is_told_with_its_moment(house: House) -> None:
+    worker = Worker(house)
+    worker.current.refresh()
+    first, standby = (key.kid for key in worker.current().keys)
+    turn = worker.current().keys[1].signs_from
+    house.clock.advance(days=90, seconds=90)
+    worker.current.refresh()
+    assert worker.heard == [
+        KeyStateChanged(kid=first, state="retiring", since=turn),
+        KeyStateChanged(kid=standby, state="signing", since=turn),
+    ]
+    worker.heard.clear()
+    house.clock.advance(days=1)
+    worker.current.refresh()
+    gone_at = turn + timedelta(hours=24, seconds=60)
+    assert worker.heard == [KeyStateChanged(kid=first, state="gone", since=gone_at)]
+    worker.current.refresh()
+    assert len(worker.heard) == 1
+
+
+def test_of_several_workers_one_tells(house: House, memory: last_good.LastGood) -> None:
+    workers = [Worker(house) for _ in range(3)]
+    for worker in workers:
+        worker.current.refresh()
+    house.services.keys.revoke(workers[0].signs_with())
+    for worker in workers:
+        worker.current.refresh()
+    told = [type(event) for event in workers[0].heard]
+    assert told == [KeyRingLoaded, KeyStateChanged, KeyStateChanged, KeyStateChanged]
+    assert [worker.heard for worker in workers[1:]] == [[], []]
+    # Another change of the same kind is told again, by whoever comes first.
+    house.services.keys.revoke(workers[0].signs_with())
+    for worker in reversed(workers):
+        worker.current.refresh()
+    assert [len(worker.heard) for worker in workers] == [4, 0, 4]
+    assert memory
+
+
+def test_processes_claim_once_and_again_after_a_while(
+    memory: last_good.LastGood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    first = fork.Value("i", 0)
+
+    def claim() -> None:
+        for _ in range(200):
+            if memory.claim("one thing"):
+                with first.get_lock():
+                    first.value += 1
+
+    processes = [fork.Process(target=claim) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert first.value == 1
+    assert not memory.claim("one thing")
+    assert [memory.claim(f"other {n}") for n in range(300)] == [True] * 300
+    monkeypatch.setattr(last_good, "CLAIMED_SECONDS", 0.0)
+    assert memory.claim("other 299")
 
 
 # Time

@@ -201,7 +201,7 @@ def test_unknown_fields_are_refused(path: Path) -> None:
     path.write_text(entry(sings_from="1", colour='"red"'))
     assert refusal(path) == (
         f"key 1 of the key ring {path} has the unknown colour, sings_from; "
-        "allowed: alg, jwks_max_age, kid, private_key, published_at, revoked_at, signs_from, signs_until"
+        "allowed: alg, jwks_max_age, kid, private_key, published_at, revoked_at, signs_from, signs_until, unsafe"
     )
 
 
