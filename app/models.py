@@ -146,6 +146,7 @@ class SigningKeyRow(Base):
     signs_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     jwks_max_age: Mapped[int]
+    unsafe: Mapped[bool | None]
 
 
 class SigningKeyUseRow(Base):

@@ -187,6 +187,13 @@ def test_a_shared_ring_allows_for_other_machines(shared: House) -> None:
     assert (rules.propagation_seconds, rules.skew_seconds) == (5, 60)
 
 
+def test_what_is_unsafe_stays_so(shared: House) -> None:
+    shared.services.keys.generate()
+    rotated = shared.services.keys.rotate(unsafe=True)
+    assert [key.is_unsafe for key in rotated.keys] == [False, True, False]
+    assert shared.services.keys.home.read() == rotated
+
+
 def test_a_revoked_key_leaves_with_the_ring_that_says_so(shared: House) -> None:
     _, first = shared.services.keys.generate()
     ring = shared.services.keys.revoke(first.kid)
