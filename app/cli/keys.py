@@ -64,7 +64,7 @@ def list_keys(*, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ("kid", "alg", "state", "until", "published_at", "signs_from", "tokens_signed", "last_signed_at")
+    columns = ("kid", "alg", "state", "since", "until", "next", "tokens_signed", "last_signed_at")
     print_table(columns, ([row[name] for name in columns] for row in rows))
 
 
@@ -328,11 +328,16 @@ def _tell_warnings(here: Services, ring: Ring) -> None:
 
 
 def _describe(ring: Ring, key: SigningKey, now: datetime) -> dict[str, Any]:
+    spans = ring.spans(key)
+    since = max((span.start for span in spans if span.start <= now), default=None)
+    following = next((span for span in spans if span.start > now), None)
     return {
         "kid": key.kid,
         "alg": key.alg,
         "state": str(ring.state_of(key, now)),
-        "until": timestamp(_until(ring, key, now)),
+        "since": timestamp(since),
+        "until": timestamp(following.start if following else None),
+        "next": str(following.state) if following else None,
         "published_at": timestamp(key.published_at),
         "signs_from": timestamp(key.signs_from),
         "signs_until": timestamp(key.signs_until),
@@ -357,9 +362,3 @@ def _describe_use(uses: Mapping[str, KeyUse] | None, key: SigningKey) -> dict[st
         "first_signed_at": timestamp(use.first_used_at) if use else None,
         "last_signed_at": timestamp(use.last_used_at) if use else None,
     }
-
-
-def _until(ring: Ring, key: SigningKey, now: datetime) -> datetime | None:
-    """When the key's present state ends."""
-    ends: Sequence[datetime] = [span.end for span in ring.spans(key) if span.end and span.end > now]
-    return min(ends, default=None)

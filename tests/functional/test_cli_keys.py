@@ -19,7 +19,7 @@ from unit.house import House, open_house
 from app.keyring.judgement import unsafe_change
 
 NOON = "2026-01-31T12:00:00Z"
-LIST_HEADER = "kid\talg\tstate\tuntil\tpublished_at\tsigns_from\ttokens_signed\tlast_signed_at"
+LIST_HEADER = "kid\talg\tstate\tsince\tuntil\tnext\ttokens_signed\tlast_signed_at"
 KID = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -65,7 +65,9 @@ def test_the_first_key_signs_at_once_and_gets_a_standby(house: House) -> None:
         "kid": made["kid"],
         "alg": "RS256",
         "state": "signing",
+        "since": NOON,
         "until": "2026-05-01T12:00:00Z",
+        "next": "retiring",
         "published_at": NOON,
         "signs_from": NOON,
         "signs_until": None,
@@ -82,6 +84,7 @@ def test_the_first_key_signs_at_once_and_gets_a_standby(house: House) -> None:
         "kid": second["kid"],
         "state": "announced",
         "until": "2026-05-01T12:00:00Z",
+        "next": "signing",
         "signs_from": "2026-05-01T12:00:00Z",
     }
 
@@ -155,8 +158,8 @@ def test_a_list_in_a_pipe_is_tab_separated(house: House) -> None:
     spring = "2026-05-01T12:00:00Z"
     assert house.run("keys", "list").stdout == (
         f"{LIST_HEADER}\n"
-        f"{kid}\tRS256\tsigning\t{spring}\t{NOON}\t{NOON}\t\t\n"
-        f"{standby_of(house)}\tRS256\tannounced\t{spring}\t{NOON}\t{spring}\t\t\n"
+        f"{kid}\tRS256\tsigning\t{NOON}\t{spring}\tretiring\t\t\n"
+        f"{standby_of(house)}\tRS256\tannounced\t{NOON}\t{spring}\tsigning\t\t\n"
     )
 
 
