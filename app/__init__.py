@@ -11,7 +11,7 @@ from app import database, gate, lines, web
 from app.background import Background, Job
 from app.cli import COMMANDS
 from app.client_auth import METHODS
-from app.client_secrets import SecretDigester
+from app.clients.digests import SecretDigester
 from app.clients.marks import FLUSH_SECONDS, UseMarks
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore

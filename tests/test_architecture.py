@@ -21,13 +21,12 @@ STACK = (
         "lines",
         "stores",
         "policy",
-        "client_secrets",
         "encryption",
         "database",
         "worker",
         "web",
     },
-    {"logs", "client_fields", "keyring", "gate", "outbox", "background"},
+    {"logs", "keyring", "gate", "outbox", "background"},
     {"clients"},
     {"client_auth", "sender_constraints", "issuer"},
     {"grants"},
@@ -38,7 +37,7 @@ STACK = (
 LEVELS = {room: level for level, rooms in enumerate(STACK) for room in rooms}
 
 REGISTRIES = {"client_auth": "METHODS", "grants": "GRANTS", "endpoints": "ENDPOINTS", "cli": "COMMANDS"}
-PURE_ROOMS = ("policy", "keyring/ring", "issuer", "client_secrets", "client_fields", "events")
+PURE_ROOMS = ("policy", "keyring/ring", "issuer", "clients/digests", "clients/fields", "events")
 """Neither Flask nor the database; the clock is a parameter."""
 
 # The development server, which is run as a program, and what gunicorn serves compose applications.

@@ -25,7 +25,7 @@ from app.cli.output import (
 from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_of_weak
 from app.client_auth import METHODS
 from app.client_auth.client_secret import ClientSecretPost
-from app.client_fields import ClientFields, split_scopes
+from app.clients.fields import ClientFields, split_scopes
 from app.clients.secrets import NewSecret
 from app.clients.store import ListedClient
 from app.clients.verification import ANY_SECRET_METHOD

@@ -18,7 +18,7 @@ from gunicorn.app.wsgiapp import WSGIApplication
 
 from app import create_app
 from app.cli.clients import curl_line
-from app.client_fields import ClientFields
+from app.clients.fields import ClientFields
 from app.errors import ManagementError
 from app.keyring.file import write_private_file
 from app.models import db

@@ -5,7 +5,7 @@ from typing import Any
 
 from app.cli.output import tell, timestamp
 from app.client_auth import METHODS
-from app.client_secrets import IMPORTED_SECRET_SAFE_CHARACTERS
+from app.clients.digests import IMPORTED_SECRET_SAFE_CHARACTERS
 from app.clients.secrets import state_of
 from app.clients.verification import ANY_SECRET_METHOD
 from app.models import ClientSecretRow

@@ -9,8 +9,8 @@ import binascii
 import re
 from base64 import b64decode
 
-from app.client_fields import form_decode
-from app.client_secrets import is_vschar
+from app.clients.digests import is_vschar
+from app.clients.fields import form_decode
 from app.clients.verification import SecretVerifier
 from app.contracts import Authentication, Credentials, TokenRequest
 from app.errors import InvalidClient, InvalidRequest

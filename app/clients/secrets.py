@@ -16,8 +16,8 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session
 
-from app.client_fields import check_imported_secret
-from app.client_secrets import SecretDigester, generate_secret
+from app.clients.digests import SecretDigester, generate_secret
+from app.clients.fields import check_imported_secret
 from app.clients.marks import MARK_DELAY
 from app.clients.transactions import find_client, writing
 from app.contracts import Clock, Credentials

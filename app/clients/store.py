@@ -16,8 +16,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, exists, func, select, text
 from sqlalchemy.orm import scoped_session, selectinload
 
-from app.client_fields import ClientFields, check_client_id, check_imported_secret, form_decode
-from app.client_secrets import is_vschar
+from app.clients.digests import is_vschar
+from app.clients.fields import ClientFields, check_client_id, check_imported_secret, form_decode
 from app.clients.secrets import ClientSecrets, NewSecret, works_at
 from app.clients.transactions import find_client, writing
 from app.contracts import Clock

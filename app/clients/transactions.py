@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import scoped_session
 
-from app.client_secrets import is_vschar
+from app.clients.digests import is_vschar
 from app.database import begin_writing
 from app.errors import ManagementError
 from app.models import ClientRow

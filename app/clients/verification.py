@@ -14,7 +14,7 @@ from sqlalchemy import String, Text, bindparam, cast, select, union
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.client_secrets import SecretDigester
+from app.clients.digests import SecretDigester
 from app.clients.marks import UseMarks
 from app.contracts import Authentication, Client, Clock, Credentials
 from app.database import name_of, reading_engine, was_stale

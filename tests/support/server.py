@@ -25,7 +25,7 @@ from flask_migrate import upgrade
 from support.keys import add_key
 
 from app import create_app
-from app.client_fields import ClientFields
+from app.clients.fields import ClientFields
 from app.models import db
 from app.services import Services
 from app.settings import PROJECT_FOLDER, Settings

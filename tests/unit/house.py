@@ -17,7 +17,7 @@ from support.keys import add_key
 from support.server import NewClient, environment_for
 
 from app import create_app
-from app.client_fields import ClientFields
+from app.clients.fields import ClientFields
 from app.clients.store import ClientStore
 from app.clients.verification import SecretVerifier
 from app.models import db

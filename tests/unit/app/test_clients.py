@@ -19,8 +19,8 @@ from support.postgres import new_database
 from support.server import NewClient
 from unit.house import House, open_house
 
-from app.client_fields import ClientFields
-from app.client_secrets import SecretDigester, generate_secret
+from app.clients.digests import SecretDigester, generate_secret
+from app.clients.fields import ClientFields
 from app.clients.marks import UseMarks
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore, describe

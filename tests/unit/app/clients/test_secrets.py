@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.house import House
 
-from app.client_secrets import SecretDigester
+from app.clients.digests import SecretDigester
 from app.clients.marks import MARK_DELAY
 from app.clients.secrets import MOST_SECRETS, ClientSecrets, NewSecret, SecretState, state_of
 from app.contracts import Credentials

@@ -1,4 +1,4 @@
-"""Client secrets: how they are made and digested. Pure; where digests are kept is left to ``clients``.
+"""Client secrets: how they are made and digested. Pure; where digests are kept is left to ``secrets``.
 
 A secret of 256 random bits needs no slow hash: a keyed digest (HMAC-SHA-256) is as strong, and the key, the pepper, is
 not in the database. The digest covers the client's id too, so that equal secrets do not show and a digest cannot be

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote_plus
 
-from app.client_secrets import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_SECRET_MIN_CHARACTERS, is_vschar
+from app.clients.digests import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_SECRET_MIN_CHARACTERS, is_vschar
 from app.errors import InvalidScope, ManagementError
 from app.models import CLIENT_ID_MAX_CHARACTERS
 from app.policy import RESERVED_SCOPE_PREFIX, parse_scope

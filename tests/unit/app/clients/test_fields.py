@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.client_fields import (
+from app.clients.fields import (
     ClientFields,
     check_client_id,
     check_imported_secret,
