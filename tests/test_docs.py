@@ -2,14 +2,16 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.server import RunningServer, free_port, running_server
+from support.server import NewClient, RunningServer, free_port, running_server
 
 from app.settings import SETTING_NAMES
 
@@ -92,3 +94,29 @@ def test_migrations_only_add_so_that_going_back_to_the_release_before_needs_none
         calls = [node.func for node in ast.walk(upgrade) if isinstance(node, ast.Call)]
         done = {call.attr for call in calls if isinstance(call, ast.Attribute) and ast.unparse(call.value) != "sa"}
         assert done <= may_add, path.name
+
+
+def test_the_jobs_that_rotate_a_secret_run(local_server: RunningServer, tmp_path: Path) -> None:
+    rotate, finish = re.findall(r"```sh\n(.*?)```", (PROJECT / "docs" / "secrets.md").read_text(), re.DOTALL)
+    client = local_server.create_client(client_id="billing")
+    assert local_server.get_token(client)
+    deployed = tmp_path / "deployed"
+    environment = local_server.environment | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DEPLOYED": str(deployed),
+        "TMPDIR": str(tmp_path),
+    }
+
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        script = f'deploy_secret() {{ test "$1" = billing && cp "$2" "$DEPLOYED"; }}\n{script}'
+        return subprocess.run(
+            ["sh", "-c", script], env=environment, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    assert run(rotate).returncode == 0
+    assert local_server.get_token(NewClient("billing", deployed.read_text().strip()))
+    assert list(tmp_path.iterdir()) == [deployed]
+    done = run(finish)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "may still use" in done.stderr
+    assert local_server.get_token(client)

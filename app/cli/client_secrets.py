@@ -27,7 +27,7 @@ from app.services import services
 from app.settings import DAY
 
 DEFAULT_OVERLAP_SECONDS = 7 * DAY
-DEFAULT_QUIET_SECONDS = DAY
+DEFAULT_QUIET_SECONDS = 30 * 60 * 60
 
 
 @click.command("secrets")
@@ -65,7 +65,7 @@ def show_secrets(client_id: str | None, *, by_pepper: bool, as_json: bool) -> No
 @click.option("--secret-expires", type=Duration(), help="How long the new secret is valid; for ever unless given.")
 @click.option("--secret-out", metavar="FILE", help="Write the secret to a new file (0600) instead of printing it.")
 @click.option("--finish", is_flag=True, help="Make none; end the older ones, if they have been silent.")
-@click.option("--quiet", type=Duration(), help="With --finish, for how long: 1d unless given.")
+@click.option("--quiet", type=Duration(), help="With --finish, for how long: 30h unless given.")
 @json_option
 @with_appcontext
 def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.

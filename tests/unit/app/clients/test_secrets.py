@@ -2,23 +2,27 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from unit.house import House
 
 from app.clients.digests import SecretDigester
 from app.clients.marks import MARK_DELAY
 from app.clients.secrets import MOST_SECRETS, ClientSecrets, NewSecret, SecretState, state_of
 from app.contracts import Credentials
-from app.errors import InvalidClient, ManagementError
+from app.errors import InvalidClient, ManagementError, StillInUse
 from app.events import SecretExpiring
 from app.models import ClientSecretRow, db
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 WEEK = timedelta(days=7)
+LATER = datetime(9999, 1, 1, tzinfo=UTC)
 IMPORTED = "an-imported-secret-of-some-length"
 
 
@@ -362,3 +366,84 @@ def test_states(any_house: House) -> None:
     row.revoked_at = NOON - timedelta(days=1)
     assert state_of(row, NOON - timedelta(hours=1)) is SecretState.REVOKED
     assert any_house.store
+
+
+# Whatever happens over time
+
+
+@dataclass
+class Known:
+    """What a model knows of a secret."""
+
+    secret: str
+    made_at: datetime
+    ends_at: datetime | None = None
+    revoked: bool = False
+    used_at: datetime | None = None
+
+    def works(self, now: datetime) -> bool:
+        return not self.revoked and (self.ends_at is None or self.ends_at > now)
+
+
+class SecretsOverTime(RuleBasedStateMachine):
+    """Rotations, uses and finishes at random moments; a model says which secrets work, and which may be retired."""
+
+    house: House
+    numbers = count()
+
+    @initialize()
+    def begin(self) -> None:
+        self.client_id = f"over-time-{next(self.numbers)}"
+        made = self.house.register(self.client_id)
+        self.known = [Known(made.secret, self.house.clock())]
+
+    @rule(seconds=st.one_of(st.integers(1, 7200), st.integers(1, 20 * 86400)))
+    def wait(self, seconds: int) -> None:
+        self.house.clock.advance(seconds=seconds)
+
+    @rule(overlap=st.timedeltas(timedelta(), timedelta(days=14)), ends=st.none() | st.integers(60, 30 * 86400))
+    def rotate(self, overlap: timedelta, ends: int | None) -> None:
+        now = self.house.clock()
+        lasting = [one for one in self.known if one.works(now) and overlap and (one.ends_at or LATER) > now]
+        if len(lasting) >= MOST_SECRETS:
+            with pytest.raises(ManagementError, match="10 is the most"):
+                rotate(self.house, self.client_id, overlap)
+            return
+        new = rotate(self.house, self.client_id, overlap, timedelta(seconds=ends) if ends else None)
+        for one in self.known:
+            if one.works(now):
+                one.ends_at = min(one.ends_at or LATER, now + overlap)
+        self.known.append(Known(new.secret, now, now + timedelta(seconds=ends) if ends else None))
+        self.house.clock.advance(seconds=1)
+
+    @rule(which=st.integers(0, 30))
+    def use(self, which: int) -> None:
+        now = self.house.clock()
+        one = self.known[which % len(self.known)]
+        assert is_let_in(self.house, self.client_id, one.secret) == one.works(now)
+        if one.works(now):
+            self.house.verifier.marks.flush()
+            one.used_at = now.replace(second=0, microsecond=0)
+
+    @rule(silent_for=st.timedeltas(timedelta(minutes=1), timedelta(days=3)))
+    def finish(self, silent_for: timedelta) -> None:
+        now = self.house.clock()
+        older = [one for one in self.known if one.works(now)][:-1]
+        if any((one.used_at or one.made_at) > now - silent_for - MARK_DELAY for one in older):
+            with pytest.raises(StillInUse):
+                finish(self.house, silent_for, self.client_id)
+            return
+        assert len(finish(self.house, silent_for, self.client_id)) == len(older)
+        for one in older:
+            one.revoked = True
+
+    @invariant()
+    def those_that_work_are_shown_as_working(self) -> None:
+        if hasattr(self, "known"):
+            now = self.house.clock()
+            assert len(working(self.house, self.client_id)) == sum(one.works(now) for one in self.known)
+
+
+def test_secrets_work_exactly_as_long_as_was_said(house: House) -> None:
+    SecretsOverTime.house = house
+    run_state_machine_as_test(SecretsOverTime)  # type: ignore[no-untyped-call]
