@@ -42,6 +42,8 @@ GRANT_NAMES = (*(str(grant.GRANT_TYPE) for grant in GRANTS), NO_GRANT)
 
 LIST_COLUMNS = ("client_id", "name", "state", "scope", "audiences", "lifetime", "created", "last_used")
 TABLE_ROWS = 1000
+CACHED_SECONDS = 600
+"""A shorter life than this defeats a cache that replaces tokens five minutes before they end."""
 """The longest table that a person is shown unasked."""
 
 
@@ -116,7 +118,7 @@ def create_client(  # noqa: PLR0913 - The options of the contract.
         if file and secret:
             file.write(secret.secret)
         _print_new_client(row, secret, shown=secret_out is None, as_json=as_json)
-        _warn(row.client_id, imported)
+        _warn(row, imported)
 
 
 @clients.command("list")
@@ -179,6 +181,8 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
     if as_json:
         print_json(_describe(row))
     tell(f"{row.client_id} was changed. Tokens that it has keep what they say until they expire.")
+    if "access_token_lifetime" in changes:
+        _warn_of_short_lifetime(row)
 
 
 @clients.command("disable")
@@ -276,10 +280,20 @@ def _labels(given: Sequence[str]) -> dict[str, str]:
     return labels
 
 
-def _warn(client_id: str, imported: str | None) -> None:
-    if ":" in client_id:
+def _warn(row: ClientRow, imported: str | None) -> None:
+    if ":" in row.client_id:
         tell("Warning: Basic cannot carry an id with a colon raw: form-encode it, or send it in the body.")
     warn_of_weak(imported)
+    _warn_of_short_lifetime(row)
+
+
+def _warn_of_short_lifetime(row: ClientRow) -> None:
+    lifetime = row.access_token_lifetime
+    if lifetime is not None and lifetime < CACHED_SECONDS:
+        tell(
+            f"Warning: tokens live for {format_duration(lifetime)}. A caller that replaces them five minutes early, as "
+            "many do, asks for one again and again: have it replace them at half of their life."
+        )
 
 
 def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, as_json: bool) -> None:

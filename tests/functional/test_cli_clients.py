@@ -246,6 +246,17 @@ def test_a_bad_lifetime_is_refused(house: House, lifetime: str, told: str) -> No
     )
 
 
+def test_a_life_that_defeats_caches_is_warned_of(house: House) -> None:
+    warning = (
+        "Warning: tokens live for 9m. A caller that replaces them five minutes early, as many do, asks for one again "
+        "and again: have it replace them at half of their life.\n"
+    )
+    assert house.run("clients", "create", "A", "--client-id", "a", "--lifetime", "9m", "--json").stderr == warning
+    assert house.run("clients", "create", "B", "--client-id", "b", "--lifetime", "10m", "--json").stderr == ""
+    assert house.run("clients", "update", "b", "--lifetime", "9m").stderr.endswith(f"expire.\n{warning}")
+    assert "Warning" not in house.run("clients", "update", "b", "--description", "x").stderr
+
+
 @pytest.mark.parametrize("lifetime", ["25h", "86401", "7d"])
 def test_a_lifetime_of_more_than_a_day_is_refused(house: House, lifetime: str) -> None:
     assert refusal(house.run("clients", "create", "A", "--lifetime", lifetime)) == "lifetime must be from 1s to 1d"
@@ -513,7 +524,7 @@ def test_update_replaces_whole_fields_and_keeps_the_rest(house: House) -> None:
     arguments = ["--scope", "audit", "--lifetime", "90", "--name", "New", "--description", "d", "--label", "k=v"]
     done = house.run("clients", "update", "a", *arguments, "--grant-type", "none", "--json")
     changed = data(done)
-    assert done.stderr == "a was changed. Tokens that it has keep what they say until they expire.\n"
+    assert done.stderr.startswith("a was changed. Tokens that it has keep what they say until they expire.\nWarning: ")
     assert changed["scope"] == "audit"
     assert changed["labels"] == {"k": "v"}
     assert (changed["access_token_lifetime"], changed["client_name"], changed["description"]) == (90, "New", "d")

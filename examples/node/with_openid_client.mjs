@@ -1,0 +1,26 @@
+// Calls an API with openid-client, which finds the endpoint and makes the request. It keeps no token: common.mjs does.
+
+import * as oauth from 'openid-client'
+
+import { CLIENT_ID, ISSUER, Refused, SCOPE, Token, fetchPatiently, main, readSecret } from './common.mjs'
+
+// http is for a server on this very machine: leave it out elsewhere.
+const execute = ISSUER.startsWith('http://') ? [oauth.allowInsecureRequests] : []
+const options = { execute, algorithm: 'oauth2', [oauth.customFetch]: fetchPatiently }
+let metadata
+
+async function requestToken() {
+  metadata ??= (await oauth.discovery(new URL(ISSUER), CLIENT_ID, undefined, oauth.None(), options)).serverMetadata()
+  // Anew each time, with the secret of now: it may have been rotated.
+  const server = new oauth.Configuration(metadata, CLIENT_ID, undefined, oauth.ClientSecretBasic(readSecret()))
+  server[oauth.customFetch] = fetchPatiently
+  execute.forEach((allow) => allow(server))
+  try {
+    return await oauth.clientCredentialsGrant(server, SCOPE ? { scope: SCOPE } : {})
+  } catch (error) {
+    const told = error.error ? error : { error: error.cause?.[0]?.parameters?.error ?? 'server_error' }
+    throw new Refused(told.error, told.error_description ?? error.message)
+  }
+}
+
+await main(new Token(requestToken))

@@ -1,0 +1,188 @@
+"""What examples call: a real Tokenhouse behind a front that counts and disturbs, and an API that verifies tokens."""
+
+import contextlib
+import http.client
+import http.server
+import json
+import os
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import jwt
+from support.server import NewClient, RunningServer, free_port, running_server
+
+from app.settings import PROJECT_FOLDER
+
+EXAMPLES = PROJECT_FOLDER / "examples"
+PASSED_ON = ("authorization", "content-type", "accept")
+
+
+@dataclass
+class Answered:
+    """What the front has answered so far, and what it is to answer next in place of the truth."""
+
+    token_statuses: list[int] = field(default_factory=list)
+    api_statuses: list[int] = field(default_factory=list)
+    token_faults: deque[tuple[int, dict[str, str], dict[str, Any]]] = field(default_factory=deque)
+    api_faults: deque[int] = field(default_factory=deque)
+    unverifiable: list[str] = field(default_factory=list)
+    refuse: set[str] = field(default_factory=set)
+    """Tokens that the API takes no more."""
+
+
+class Front(http.server.ThreadingHTTPServer):
+    """Tokenhouse and the API, on one port."""
+
+    daemon_threads = True
+    request_queue_size = 512
+    backend: RunningServer
+    answered: Answered
+    lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def verify(self, token: str) -> None:
+        if not hasattr(self, "keys"):
+            self.keys = {key["kid"]: jwt.PyJWK(key) for key in self.backend.jwks()["keys"]}
+        issuer = self.backend.settings.issuer
+        jwt.decode(token, self.keys[jwt.get_unverified_header(token)["kid"]], algorithms=["RS256"], issuer=issuer,
+                   audience=issuer)  # fmt: skip
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One request."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Front
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api"):
+            self._call_api()
+        else:
+            self._pass_on(b"")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with self.server.lock:
+            fault = self.server.answered.token_faults.popleft() if self.server.answered.token_faults else None
+        if fault:
+            status, fields, answer = fault
+            self._answer(status, fields, json.dumps(answer).encode())
+        else:
+            status = self._pass_on(body)
+        with self.server.lock:
+            self.server.answered.token_statuses.append(status)
+
+    def _pass_on(self, body: bytes) -> int:
+        port = urlsplit(self.server.backend.url).port
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        fields = {name: value for name, value in self.headers.items() if name.lower() in PASSED_ON}
+        connection.request(self.command, self.path, body or None, fields)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        kept = {name: value for name, value in answer.getheaders() if name.lower() in {"content-type", "retry-after"}}
+        self._answer(answer.status, kept, content)
+        return answer.status
+
+    def _call_api(self) -> None:
+        answered, token = self.server.answered, self.headers.get("Authorization", "").removeprefix("Bearer ")
+        with self.server.lock:
+            fault = answered.api_faults.popleft() if answered.api_faults else None
+            revoked = token in answered.refuse
+        if fault or revoked:
+            status = fault or 401
+        else:
+            try:
+                self.server.verify(token)
+                status = 200
+            except jwt.PyJWTError as error:
+                answered.unverifiable.append(repr(error))
+                status = 401
+        with self.server.lock:
+            answered.api_statuses.append(status)
+            if fault == 401:
+                # As one that was revoked.
+                answered.refuse.add(token)
+        self._answer(status, {"Content-Type": "application/json"}, json.dumps({"status": status}).encode())
+
+    def _answer(self, status: int, fields: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in fields.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@dataclass
+class Stage:
+    """What a test of an example has in hand."""
+
+    server: RunningServer
+    front: Front
+    folder: Path
+
+    @property
+    def answered(self) -> Answered:
+        return self.front.answered
+
+    def client(self, **fields: Any) -> NewClient:
+        return self.server.create_client(scope=("things:read",), **fields)
+
+    def environment(self, client: NewClient, **more: str) -> dict[str, str]:
+        """What the READMEs say to set, and nothing of the one who runs the tests but where programs lie."""
+        secret = self.folder / f"{client.client_id}.secret"
+        if not secret.exists():
+            secret.write_text(f"{client.secret}\n")
+        kept = ("PATH", "HOME", "LANG", "JAVA_HOME", "CARGO_HOME", "RUSTUP_HOME", "GOPATH", "GOCACHE")
+        return {
+            **{name: os.environ[name] for name in kept if name in os.environ},
+            "TOKEN_URL": f"{self.front.url}/oauth/token",
+            "ISSUER": self.front.url,
+            "API_URL": f"{self.front.url}/api/things",
+            "CLIENT_ID": client.client_id,
+            "CLIENT_SECRET_FILE": str(secret),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "NO_PROXY": "127.0.0.1",
+            **more,
+        }
+
+    def run(self, command: list[str], client: NewClient, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run an example; what it says never holds the secret or a token."""
+        done = subprocess.run(
+            command, env=self.environment(client, **more), capture_output=True, text=True, check=False, timeout=120,
+            cwd=EXAMPLES,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        assert client.secret not in said
+        return done
+
+
+@contextlib.contextmanager
+def open_stage(folder: Path) -> Iterator[Stage]:
+    """Begin with a served Tokenhouse whose issuer is the front."""
+    port = free_port()
+    with running_server(folder, "--workers", "1", TOKENHOUSE_ISSUER=f"http://127.0.0.1:{port}") as server:
+        front = Front(("127.0.0.1", port), Handler)
+        front.backend, front.answered = server, Answered()
+        thread = threading.Thread(target=front.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield Stage(server, front, folder)
+        finally:
+            front.shutdown()
+            front.server_close()
+            thread.join()
