@@ -36,7 +36,8 @@ class Session(OAuth2Session):
     """Shared by all threads; keeps its token in memory."""
 
     def __init__(self) -> None:
-        super().__init__(CLIENT_ID, scope=SCOPE, token_endpoint=TOKEN_URL, grant_type="client_credentials")
+        super().__init__(CLIENT_ID, token_endpoint_auth_method="client_secret_basic", scope=SCOPE,
+                         token_endpoint=TOKEN_URL, grant_type="client_credentials")  # fmt: skip
         # Waits as Retry-After says after 429 and 503, otherwise longer each time and never all at once. A token request
         # may be repeated, so POST is among them.
         retry = Retry(ATTEMPTS - 1, status_forcelist=WORTH_A_RETRY, allowed_methods=None, backoff_factor=0.5,
