@@ -18,7 +18,7 @@ export HOST PORT
 
 .PHONY: help
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: $(VENV)/.installed ## Install, migrate, make a signing key, serve http://localhost:8080. HOST= and PORT= move it.
@@ -30,6 +30,11 @@ install: $(VENV)/.installed ## Install into .venv what a server needs, for produ
 .PHONY: test
 test: $(VENV)/.installed-for-tests node-clients ## Install and run every test, on a real PostgreSQL. TESTS= narrows it.
 	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(TESTS)
+
+.PHONY: test-examples
+test-examples: $(VENV)/.installed-for-tests node-clients ## Run the examples in every language. As root, Debian's packages are installed.
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then .ci/install-tools; fi
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal -r s tests/examples
 
 .PHONY: check
 check: $(VENV)/.installed-for-tests ## Lint, format check, types, and the import stack.

@@ -1,9 +1,12 @@
 """Every example does, against a real server, what its README and docs/calling.md say."""
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 from examples.stage import EXAMPLES, Answered, Stage, open_stage
 
+DEBIANS_GO = Path("/usr/share/gocode")
 NODE_MODULES = Path(__file__).parent.parent / "clients" / "node" / "node_modules"
 
 CALLERS = {
@@ -21,6 +25,8 @@ CALLERS = {
     "node fetch": (["node", "node/with_fetch.mjs"], "node"),
     "node openid-client": (["node", "node/with_openid_client.mjs"], "node"),
     "java": (["java", "java/Calls.java"], "java"),
+    "go": (["go"], "go"),
+    "go x/oauth2": (["go", "-tags", "xoauth2"], "go"),
 }
 """Programs that make ``CALLS`` calls at once, ``ROUNDS`` times, and the tool that each needs."""
 
@@ -57,7 +63,22 @@ def caller(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
         shutil.copytree(EXAMPLES / "node", tmp_path / "node")
         (tmp_path / "node" / "node_modules").symlink_to(NODE_MODULES)
         return ["node", str(tmp_path / command[1])]
+    if tool == "go":
+        if "xoauth2" in command and not (DEBIANS_GO / "src" / "golang.org" / "x" / "oauth2").is_dir():
+            pytest.skip("golang.org/x/oauth2 is not installed: golang-golang-x-oauth2-dev has it")
+        return [build_go(tuple(command[1:]))]
     return command
+
+
+@functools.cache
+def build_go(options: tuple[str, ...]) -> str:
+    """Build with the library that Debian's package has laid out; the program."""
+    folder = tempfile.mkdtemp(prefix="go-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    environment = os.environ | {"GO111MODULE": "off", "GOPATH": str(DEBIANS_GO), "GOCACHE": f"{folder}/cache"}
+    command = ["go", "build", "-o", f"{folder}/calls", *options, "."]
+    subprocess.run(command, cwd=EXAMPLES / "go", env=environment, check=True, timeout=300)
+    return f"{folder}/calls"
 
 
 def test_one_call(stage: Stage, caller: list[str]) -> None:
