@@ -163,12 +163,18 @@ def test_sixteen_kept_connections_are_shared_by_two_workers() -> None:
     with serve("--workers", "2") as server, contextlib.ExitStack() as stack:
         while len({server.get("/pid")["pid"] for _ in range(10)}) < 2:
             pass
-        callers = [stack.enter_context(server.connect()) for _ in range(16)]
-        for caller in callers:
-            caller.sendall(GET_PID)
-        pids = [read_one(caller).json["pid"] for caller in callers]
-    assert min(pids.count(pid) for pid in set(pids)) >= 2
+        pids: list[int] = []
+        # On a busy machine one of the two may sleep through all of them, once.
+        for _ in range(5):
+            callers = [stack.enter_context(server.connect()) for _ in range(16)]
+            for caller in callers:
+                caller.sendall(GET_PID)
+            pids = [read_one(caller).json["pid"] for caller in callers]
+            if len(set(pids)) > 1:
+                break
+            stack.close()
     assert len(set(pids)) == 2
+    assert min(pids.count(pid) for pid in set(pids)) >= 2
 
 
 def test_at_sigterm_every_request_that_has_begun_ends_well() -> None:
