@@ -128,7 +128,9 @@ class Machine:
             return
         unit = self.unit(f"{name}.service")
         log = Path(unit["StandardOutput"].removeprefix("append:"))
-        with log.open("ab") as stdout, (self.root / "journal").open("ab") as stderr:
+        # Unless it is said otherwise, systemd sends standard error where standard output goes.
+        journal = self.root / "journal" if unit.get("StandardError") == "journal" else log
+        with log.open("ab") as stdout, journal.open("ab") as stderr:
             self.running[name] = self.execute(unit, stdout=stdout, stderr=stderr)
 
     def unit(self, name: str) -> dict[str, str]:

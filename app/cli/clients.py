@@ -42,9 +42,9 @@ GRANT_NAMES = (*(str(grant.GRANT_TYPE) for grant in GRANTS), NO_GRANT)
 
 LIST_COLUMNS = ("client_id", "name", "state", "scope", "audiences", "lifetime", "created", "last_used")
 TABLE_ROWS = 1000
+"""The longest table that a person is shown unasked."""
 CACHED_SECONDS = 600
 """A shorter life than this defeats a cache that replaces tokens five minutes before they end."""
-"""The longest table that a person is shown unasked."""
 
 
 class Lifetime(Duration):
