@@ -34,7 +34,7 @@ test: $(VENV)/.installed-for-tests node-clients ## Install and run every test, o
 .PHONY: test-examples
 test-examples: $(VENV)/.installed-for-tests node-clients ## Run the examples in every language. As root, Debian's packages are installed.
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then .ci/install-tools; fi
-	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal -r s tests/examples
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal tests/examples
 
 .PHONY: check
 check: $(VENV)/.installed-for-tests ## Lint, format check, types, and the import stack.

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from app.contracts import Clock
@@ -69,8 +69,7 @@ class AuditLog:
         self._was_stalled = False
         self._render: Callable[[dict[str, Any]], str] = _as_json
         if log_format == "console":
-            console = _console(writer)
-            self._render = lambda facts: str(console(None, "", facts))
+            self._render = lambda facts: str(_console(writer)(None, "", facts))
         writer.describe_loss = lambda lines: self._line(AuditLinesLost(lines=lines))
 
     def __call__(self, event: Event) -> None:
@@ -153,6 +152,7 @@ def _formatter(log_format: str, stream: LineWriter) -> logging.Formatter:
     )
 
 
+@cache
 def _console(stream: LineWriter) -> "Processor":
     import structlog  # noqa: PLC0415
 

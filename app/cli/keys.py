@@ -98,7 +98,7 @@ def rotate_keys(*, if_due: bool, at: datetime | None, unsafe: bool, yes: bool, a
     if unsafe and (until := here.keys.unknown_until(at)):
         harm = (
             f"until {timestamp(until)} a verifier may have a JWKS without the key that signs, and refuse its tokens, "
-            f"which are all fresh ones"
+            "which are all fresh ones"
         )
         _ask(harm, yes=yes)
     ring = here.keys.rotate_if_due() if if_due else here.keys.rotate(at, unsafe=unsafe)
@@ -106,13 +106,13 @@ def rotate_keys(*, if_due: bool, at: datetime | None, unsafe: bool, yes: bool, a
     if ring is None:
         # Cron mails what is said.
         if as_json:
-            print_json([_describe(here.keys.home.read(), key, now) for key in here.keys.home.read().keys])
+            print_json(_describe_all(here.keys.home.read(), now))
         return
     if ring.standbys(now):
         tell(f"{ring.standbys(now)[0].kid} signs from {timestamp(ring.standbys(now)[0].signs_from)} on.")
         _leave_trace(here, "rotated", [standby.kid for standby in ring.standbys(now)])
     if as_json:
-        print_json([_describe(ring, key, now) for key in ring.keys])
+        print_json(_describe_all(ring, now))
     else:
         print_line(draw_text(ring, now, now + timedelta(seconds=YEAR)))
     _tell_warnings(here, ring)
@@ -137,7 +137,7 @@ def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
         _leave_trace(here, "revoked", [kid])
         _tell_revocation(here, ring, kid, harm)
     if as_json:
-        print_json([_describe(ring, each, here.clock()) for each in ring.keys])
+        print_json(_describe_all(ring, here.clock()))
 
 
 @keys.command("prune")
@@ -175,7 +175,7 @@ def retire_algorithm(alg: str, *, yes: bool, as_json: bool) -> None:
         f"{alg} keys sign no more from {timestamp(until)} on, and leave the JWKS at {timestamp(until + RETIRE_AFTER)}."
     )
     if as_json:
-        print_json([_describe(ring, key, here.clock()) for key in ring.keys])
+        print_json(_describe_all(ring, here.clock()))
 
 
 @keys.command("check")
@@ -204,8 +204,8 @@ def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
         step = unsafe_change(here.keys.home.read(), ring, now, here.keys.rules)
         found = list(dict.fromkeys([*found, *step]))
     if as_json:
-        keys_told = [_describe(ring, key, now) for key in ring.keys]
-        print_json({"is_safe": not found, "faults": found, "warnings": warned, "keys": keys_told})
+        told = {"is_safe": not found, "faults": found, "warnings": warned, "keys": _describe_all(ring, now)}
+        print_json(told)
     for warning in warned:
         tell(f"Warning: {warning}.")
     if found:
@@ -244,7 +244,7 @@ def move_ring(destination: str, *, as_json: bool) -> None:
         "server and restart it; change no key meanwhile. Then remove the old ring."
     )
     if as_json:
-        print_json([_describe(ring, key, here.clock()) for key in ring.keys])
+        print_json(_describe_all(ring, here.clock()))
 
 
 def _ask(harm: str, *, yes: bool) -> None:
@@ -314,7 +314,7 @@ def _tell_revocation(here: Services, ring: Ring, kid: str, harm: str) -> None:
         tell(f"Warning: {error}.")
         return
     tell(f"{signing.kid} signs.")
-    known = signing.published_at + timedelta(seconds=here.keys.rules.floor_seconds(ring))
+    known = here.keys.rules.known_from(ring, signing)
     if known > now:
         tell(
             f"Warning: no standby had been announced for long enough. Until {timestamp(known)} a verifier may have a "
@@ -327,15 +327,17 @@ def _tell_warnings(here: Services, ring: Ring) -> None:
         tell(f"Warning: {warning}.")
 
 
+def _describe_all(ring: Ring, now: datetime) -> list[dict[str, Any]]:
+    return [_describe(ring, key, now) for key in ring.keys]
+
+
 def _describe(ring: Ring, key: SigningKey, now: datetime) -> dict[str, Any]:
-    spans = ring.spans(key)
-    since = max((span.start for span in spans if span.start <= now), default=None)
-    following = next((span for span in spans if span.start > now), None)
+    following = next((span for span in ring.spans(key) if span.start > now), None)
     return {
         "kid": key.kid,
         "alg": key.alg,
         "state": str(ring.state_of(key, now)),
-        "since": timestamp(since),
+        "since": timestamp(ring.since(key, now)),
         "until": timestamp(following.start if following else None),
         "next": str(following.state) if following else None,
         "published_at": timestamp(key.published_at),

@@ -20,7 +20,10 @@ class Migrations(click.Command):
         from flask_migrate.cli import db as group  # type: ignore[import-not-found]  # noqa: PLC0415
 
         assert parent  # noqa: S101 - It is a command of `flask`.
-        if "--help" not in args:
+        if "--help" in args:
+            # The group would ask for the application before its command says what it does.
+            group.callback = lambda **_: None
+        else:
             app = parent.ensure_object(ScriptInfo).load_app()
             if "migrate" not in app.extensions:
                 Migrate(app, database, directory=str(PROJECT_FOLDER / "migrations"))

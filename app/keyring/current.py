@@ -162,8 +162,7 @@ class CurrentRing:
         for key in ring.keys:
             state = self._states[key.kid]
             if before.get(key.kid) != state:
-                since = max((span.start for span in ring.spans(key) if span.start <= now), default=now)
-                self._tell(KeyStateChanged(kid=key.kid, state=str(state), since=since))
+                self._tell(KeyStateChanged(kid=key.kid, state=str(state), since=ring.since(key, now)))
 
     def _tell(self, event: Event, what: str | None = None) -> None:
         """Tell ``event`` unless another worker of this server has just told ``what``, which is all of it otherwise."""
@@ -184,7 +183,7 @@ class CurrentRing:
         if fault != self.fault:
             self.fault = fault
             log.error("the key ring was not taken, and the last good one stays in use: %s", fault)
-            self._tell(KeyRingRejected(fault=fault))
+            self._tell(KeyRingRejected(fault=fault), f"{fault} {self._version}")
 
 
 def _steps(ring: Ring) -> list[SigningKey]:

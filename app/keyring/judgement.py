@@ -25,9 +25,7 @@ def faults(ring: Ring, now: datetime, rules: Rules) -> list[str]:
         if signs is None:
             if time > now and signing_or_none(ring, before):
                 found.append(f"no key may sign from {shown(time)} on")
-        elif signs.is_unsafe:
-            continue
-        elif _takes_over(ring, signs, time, rules) and (early := _too_early(signs, time, floor)):
+        elif _takes_over(ring, signs, time, rules) and (early := _too_early(ring, signs, time, rules)):
             found.append(early)
     return found
 
@@ -80,12 +78,11 @@ def warnings(ring: Ring, now: datetime, rules: Rules) -> list[str]:
             found.append(
                 f"{key.kid} is announced for less than TOKENHOUSE_KEY_ANNOUNCE: that would be until {shown(wished)}"
             )
-    floor = timedelta(seconds=rules.floor_seconds(ring))
     found += [
-        f"{key.kid} signs from {shown(key.signs_from)} on, as --unsafe said: until {shown(key.published_at + floor)} a "
-        "verifier may have a JWKS without it, and refuse its tokens"
+        f"{key.kid} signs from {shown(key.signs_from)} on, as --unsafe said: until {shown(known)} a verifier may have "
+        "a JWKS without it, and refuse its tokens"
         for key in ring.keys
-        if key.is_unsafe and key.revoked_at is None and now < key.published_at + floor
+        if key.is_unsafe and key.revoked_at is None and now < (known := rules.known_from(ring, key))
     ]
     algs = sorted({key.alg for key in ring.published_keys(now)})
     if len(algs) > 1:
@@ -103,9 +100,9 @@ def _takes_over(ring: Ring, key: SigningKey, time: datetime, rules: Rules) -> bo
     return previous.revoked_at is None or previous.revoked_at > time + timedelta(seconds=rules.settled_seconds)
 
 
-def _too_early(key: SigningKey, time: datetime, floor: timedelta) -> str | None:
-    safe = key.published_at + floor
-    if time >= safe:
+def _too_early(ring: Ring, key: SigningKey, time: datetime, rules: Rules) -> str | None:
+    safe = rules.known_from(ring, key)
+    if time >= safe or key.is_unsafe:
         return None
     return (
         f"{key.kid} would sign from {shown(time)} on, before verifiers know it: it is published at "

@@ -1,7 +1,8 @@
-"""The last ring that a worker of this server took, for a worker that starts while the ring cannot be read.
+"""What gunicorn's master and its workers know together, in memory that they share, and that is gone with them.
 
-It lies in memory that gunicorn's master shares with all its workers and nobody else, and is gone with them. Without it
-a worker that dies while the database is away or the ring is broken could not be replaced.
+First of all the last ring that one of them took, for a worker that starts while the ring cannot be read: without it one
+that dies while the database is away or the ring is broken could not be replaced. Then the latest moment that was
+reached, and what was told of late, so that one of them tells it.
 """
 
 import fcntl

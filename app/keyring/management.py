@@ -1,7 +1,7 @@
 """What ``flask keys`` does to a ring, in whichever home it lives. Which steps are safe is left to ``keyring.plan``."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import count
 
@@ -68,7 +68,8 @@ class Keys:
         """
         ring, now = self.home.read(), self.clock()
         standby = next(iter(ring.standbys(now)), None)
-        known = (standby.published_at if standby else now) + timedelta(seconds=self.rules.floor_seconds(ring))
+        # One that is made only then is published then.
+        known = self.rules.known_from(ring, standby or replace(ring.signing_key(now), published_at=now))
         begins = max(at or now, now + timedelta(seconds=self.rules.settled_seconds))
         return known if begins < known else None
 

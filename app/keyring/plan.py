@@ -51,6 +51,10 @@ class Rules:
         served = max((key.jwks_max_age for key in ring.keys), default=0)
         return max(self.jwks_max_age_seconds, served) + self.settled_seconds
 
+    def known_from(self, ring: Ring, key: SigningKey) -> datetime:
+        """When every verifier knows ``key``: each cached JWKS is younger than it."""
+        return key.published_at + timedelta(seconds=self.floor_seconds(ring))
+
     def safe_from(self, ring: Ring, published_at: datetime) -> datetime:
         """When a key that is published at ``published_at`` may sign first."""
         return published_at + timedelta(seconds=max(self.announce_seconds, self.floor_seconds(ring)))
@@ -117,7 +121,7 @@ class Planner:
             earliest = whole_second_after(at)
         moved = standby.signs_from > earliest if at is None else standby.signs_from != earliest
         if moved:
-            is_early = earliest < standby.published_at + timedelta(seconds=self.rules.floor_seconds(ring))
+            is_early = earliest < self.rules.known_from(ring, standby)
             ring = _replaced(ring, replace(standby, signs_from=earliest, is_unsafe=is_early))
         if followers and not moved:
             raise ManagementError(
@@ -289,11 +293,11 @@ def with_max_age(ring: Ring, now: datetime, rules: Rules) -> Ring:
     if keys == ring.keys:
         return ring
     ring = replace(ring, keys=keys)
-    floor = timedelta(seconds=rules.floor_seconds(ring))
     heard = now + timedelta(seconds=rules.settled_seconds)
     for standby in ring.standbys(now):
-        if heard < standby.signs_from < standby.published_at + floor and not standby.is_unsafe:
-            ring = _replaced(ring, replace(standby, signs_from=standby.published_at + floor))
+        known = rules.known_from(ring, standby)
+        if heard < standby.signs_from < known and not standby.is_unsafe:
+            ring = _replaced(ring, replace(standby, signs_from=known))
     return ring
 
 

@@ -172,6 +172,10 @@ class Ring:
                 spans.append(Span(state, time, None))
         return spans
 
+    def since(self, key: SigningKey, now: datetime) -> datetime:
+        """When ``key`` came to the state that it has at ``now``."""
+        return max((span.start for span in self.spans(key) if span.start <= now), default=key.published_at)
+
     def _signer(self, alg: str, now: datetime) -> SigningKey | None:
         """The key of ``alg`` whose turn it is, or the standby of one that was revoked in its turn."""
         newest = max((key for key in self._come(now) if key.alg == alg), key=_seniority, default=None)

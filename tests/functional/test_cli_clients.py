@@ -27,7 +27,7 @@ from conftest import SettableClock
 from sqlalchemy import insert, select
 from sqlalchemy.engine import make_url
 from support import postgres
-from support.server import Installation
+from support.server import FLASK, Installation, run
 from unit.house import House, open_house
 
 from app.contracts import Credentials
@@ -1127,22 +1127,19 @@ def test_a_filter_that_cannot_be_meant_is_refused(several: House, option: list[s
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("words", [["--help"], ["clients", "create", "--help"], ["keys", "--help"], ["db", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["clients", "create", "--help"], ["keys", "--help"], ["db", "upgrade", "--help"]]
+)
 def test_help_needs_no_settings(words: list[str]) -> None:
-    done = subprocess.run(
-        [Path(sys.executable).with_name("flask"), *words],
-        env={"PATH": os.environ["PATH"], "TOKENHOUSE_CONFIG": "production"},
-        cwd=PROJECT_FOLDER,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = run(FLASK, *words, environment={"PATH": os.environ["PATH"], "TOKENHOUSE_CONFIG": "production"})
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Usage: {' '.join(['flask', *words[:-1]])}")
 
 
-def test_a_command_that_has_nothing_to_log_does_not_wait_for_slow_libraries(installation: Installation) -> None:
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_command_that_has_nothing_to_log_does_not_wait_for_slow_libraries(
+    installation: Installation, log_format: str
+) -> None:
     slow = ("structlog", "psycopg", "alembic", "gunicorn", "rich", "sqlalchemy.dialects.postgresql")
     program = (
         "import sys\n"
@@ -1150,28 +1147,13 @@ def test_a_command_that_has_nothing_to_log_does_not_wait_for_slow_libraries(inst
         "cli.main(['clients', 'list', '--json'], standalone_mode=False)\n"
         f"print([name for name in {slow} if name in sys.modules])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=installation.environment,
-        cwd=PROJECT_FOLDER,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.splitlines()[-1] == "[]"
+    environment = {**installation.environment, "TOKENHOUSE_LOG_FORMAT": log_format}
+    done = run(sys.executable, "-c", program, environment=environment)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
 
 
 def test_flask_help_says_what_this_is(installation: Installation) -> None:
-    done = subprocess.run(
-        [Path(sys.executable).with_name("flask"), "--help"],
-        env=installation.environment,
-        cwd=PROJECT_FOLDER,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = installation.flask("--help")
     assert done.stdout.splitlines()[2] == "  Tokenhouse: clients, signing keys and the database of this token server."
     assert [line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines()] == [
         "clients",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from conftest import SettableClock
-from support.server import Installation
+from support.server import FLASK, Installation, run
 from unit.house import House, open_house
 
 from app.contracts import Credentials
@@ -340,15 +340,7 @@ def test_a_secret_that_was_shown_counts_though_its_reader_leaves(tmp_path: Path)
     installation = Installation(tmp_path)
     assert installation.flask("db", "upgrade").returncode == 0
     for command in ("clients create A --client-id c", "clients rotate-secret c"):
-        shown = subprocess.run(
-            ["sh", "-c", f"{sys.executable} -m flask {command} 2>&1 | head -n 2"],
-            env=installation.environment,
-            cwd=PROJECT_FOLDER,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        ).stdout
+        shown = run("sh", "-c", f"{FLASK} {command} 2>&1 | head -n 2", environment=installation.environment).stdout
         (secret,) = re.findall(r"^client_secret +(ths_\S+)$", shown, re.MULTILINE)
         with installation.context():
             credentials = [Credentials("c", secret)]

@@ -32,6 +32,8 @@ from app.settings import PROJECT_FOLDER, Settings
 from app.settings_layers import load_settings
 
 START_SECONDS = 30
+FLASK = Path(sys.executable).with_name("flask")
+"""The command that people and scripts run."""
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
@@ -48,6 +50,14 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.1)
+
+
+def run(
+    *command: str | Path, environment: dict[str, str], stdin: bytes | None = None, cwd: Path = PROJECT_FOLDER
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project's folder. Does not check the status."""
+    done = subprocess.run(command, env=environment, cwd=cwd, input=stdin, capture_output=True, check=False, timeout=60)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def environment_for(folder: Path, **settings: str) -> dict[str, str]:
@@ -167,16 +177,7 @@ class Installation:
         self, *arguments: str, stdin: bytes | None = None, cwd: Path = PROJECT_FOLDER
     ) -> subprocess.CompletedProcess[str]:
         """Run ``flask …`` as a person or a script does. Does not check the status."""
-        done = subprocess.run(
-            [sys.executable, "-m", "flask", *arguments],
-            env=self.environment,
-            cwd=cwd,
-            input=stdin,
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+        return run(FLASK, *arguments, environment=self.environment, stdin=stdin, cwd=cwd)
 
     def flask_json(self, *arguments: str) -> Any:
         """Run ``flask … --json``, which must work, and parse what it prints."""
