@@ -5,7 +5,7 @@ set -eu
 secret=${CLIENT_SECRET:-$(cat "${CLIENT_SECRET_FILE:?CLIENT_SECRET or CLIENT_SECRET_FILE must be set}")}
 
 # The secret goes through a pipe: an argument would be seen by everybody who runs `ps`.
-answer=$(printf 'user = "%s:%s"\n' "$CLIENT_ID" "$secret" | curl --config - --silent --show-error --max-time 60 --retry 4 \
+answer=$(printf 'user = "%s:%s"\n' "$CLIENT_ID" "$secret" | curl --config - --silent --show-error --max-time 60 --retry 4 --retry-all-errors \
     --data grant_type=client_credentials ${SCOPE:+--data-urlencode "scope=$SCOPE"} "$TOKEN_URL")
 # A token has no character that JSON escapes.
 token=$(printf '%s' "$answer" | sed -n 's/.*"access_token": *"\([^"]*\)".*/\1/p')

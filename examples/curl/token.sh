@@ -6,7 +6,7 @@ secret=${CLIENT_SECRET:-$(cat "${CLIENT_SECRET_FILE:?CLIENT_SECRET or CLIENT_SEC
 
 # The secret goes through a pipe: an argument would be seen by everybody who runs `ps`. --retry waits as long as Retry-After says
 # after 429 and 503, and longer each time otherwise.
-answer=$(printf 'user = "%s:%s"\n' "$CLIENT_ID" "$secret" | curl --config - --silent --show-error --max-time 60 --retry 4 \
+answer=$(printf 'user = "%s:%s"\n' "$CLIENT_ID" "$secret" | curl --config - --silent --show-error --max-time 60 --retry 4 --retry-all-errors \
     --data grant_type=client_credentials ${SCOPE:+--data-urlencode "scope=$SCOPE"} "$TOKEN_URL")
 jq --exit-status --raw-output '.access_token // empty' <<<"$answer" || {
     jq --raw-output '"\(.error): \(.error_description)"' <<<"$answer" >&2

@@ -48,20 +48,22 @@ var client = &http.Client{Transport: patient{&http.Transport{
 	MaxIdleConnsPerHost: 100, MaxConnsPerHost: 100, ResponseHeaderTimeout: timeout,
 }}}
 
-// patient asks again after 429 and 5xx: as Retry-After says, otherwise later each time, and never all at once.
+// patient asks again after 429, 5xx and a broken connection: as Retry-After says, otherwise later each time, and never all at once.
 type patient struct{ next http.RoundTripper }
 
 func (p patient) RoundTrip(request *http.Request) (*http.Response, error) {
 	for attempt := 1; ; attempt++ {
 		answer, err := p.next.RoundTrip(request)
-		if err != nil || !worthARetry(answer.StatusCode) || attempt == attempts {
+		if attempt == attempts || err == nil && !worthARetry(answer.StatusCode) {
 			return answer, err
 		}
-		io.Copy(io.Discard, answer.Body)
-		answer.Body.Close()
 		wait := time.Duration(rand.Int63n(int64(500*time.Millisecond) << attempt))
-		if seconds, err := strconv.Atoi(answer.Header.Get("Retry-After")); err == nil {
-			wait = time.Duration(seconds) * time.Second
+		if err == nil {
+			if seconds, err := strconv.Atoi(answer.Header.Get("Retry-After")); err == nil {
+				wait = time.Duration(seconds) * time.Second
+			}
+			io.Copy(io.Discard, answer.Body)
+			answer.Body.Close()
 		}
 		select {
 		case <-request.Context().Done():

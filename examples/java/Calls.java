@@ -86,14 +86,21 @@ public class Calls {
         return send(request.header("Authorization", "Bearer " + token)).statusCode();
     }
 
-    /** Asks again after 429 and 5xx: as Retry-After says, otherwise later each time, and never all at once. */
+    /** Asks again after 429, 5xx and a broken connection: as Retry-After says, otherwise later each time, and never all at once. */
     static HttpResponse<String> send(HttpRequest.Builder request) throws IOException, InterruptedException {
         for (int attempt = 1; ; attempt++) {
-            HttpResponse<String> answer = HTTP.send(request.timeout(TIMEOUT).build(), BodyHandlers.ofString());
-            if (!WORTH_A_RETRY.contains(answer.statusCode()) || attempt == ATTEMPTS) {
-                return answer;
+            String asked = "";
+            try {
+                HttpResponse<String> answer = HTTP.send(request.timeout(TIMEOUT).build(), BodyHandlers.ofString());
+                if (!WORTH_A_RETRY.contains(answer.statusCode()) || attempt == ATTEMPTS) {
+                    return answer;
+                }
+                asked = answer.headers().firstValue("Retry-After").orElse("");
+            } catch (IOException error) {
+                if (attempt == ATTEMPTS) {
+                    throw error;
+                }
             }
-            String asked = answer.headers().firstValue("Retry-After").orElse("");
             Thread.sleep(asked.matches("\\d{1,4}")
                     ? 1000L * Integer.parseInt(asked)
                     : ThreadLocalRandom.current().nextLong(500L << attempt));

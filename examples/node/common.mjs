@@ -32,13 +32,18 @@ export class Refused extends Error {
 // Five minutes, or half of a short lifetime.
 export const earlySeconds = (expiresIn) => Math.min(300, Math.floor(expiresIn / 2))
 
-// Asks again after 429 and 5xx: as Retry-After says, otherwise later each time, and never all at once.
+// Asks again after 429, 5xx and a broken connection: as Retry-After says, otherwise later each time, and never all at once.
 export async function fetchPatiently(url, options) {
   for (let attempt = 1; ; attempt++) {
-    const answer = await fetch(url, { ...options, signal: AbortSignal.timeout(TIMEOUT_MS) })
-    if (!WORTH_A_RETRY.has(answer.status) || attempt === ATTEMPTS) return answer
-    await answer.body?.cancel()
-    const asked = answer.headers.get('retry-after') ?? ''
+    let asked = ''
+    try {
+      const answer = await fetch(url, { ...options, signal: AbortSignal.timeout(TIMEOUT_MS) })
+      if (!WORTH_A_RETRY.has(answer.status) || attempt === ATTEMPTS) return answer
+      asked = answer.headers.get('retry-after') ?? ''
+      await answer.body?.cancel()
+    } catch (error) {
+      if (attempt === ATTEMPTS) throw error
+    }
     await sleep(1000 * (/^\d+$/.test(asked) ? Number(asked) : Math.random() * 0.5 * 2 ** attempt))
   }
 }

@@ -29,18 +29,26 @@ class Refused(Exception):
 
 
 class Retrying(httpx.AsyncHTTPTransport):
-    """Asks again after 429 and 5xx: as Retry-After says, otherwise later each time, and never all at once."""
+    """Asks again after 429, 5xx and a broken connection: as Retry-After says, else later each time, at random."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and again."""
-        for attempt in range(1, ATTEMPTS + 1):
-            answer = await super().handle_async_request(request)
-            if answer.status_code not in WORTH_A_RETRY or attempt == ATTEMPTS:
-                break
-            await answer.aclose()
-            asked = answer.headers.get("Retry-After", "")
+        attempt = 0
+        while True:
+            attempt += 1
+            asked = ""
+            try:
+                answer = await super().handle_async_request(request)
+            except httpx.TransportError:
+                # A connection that breaks, or takes too long.
+                if attempt == ATTEMPTS:
+                    raise
+            else:
+                if answer.status_code not in WORTH_A_RETRY or attempt == ATTEMPTS:
+                    return answer
+                asked = answer.headers.get("Retry-After", "")
+                await answer.aclose()
             await asyncio.sleep(int(asked) if asked.isdigit() else random.uniform(0, 0.5 * 2**attempt))
-        return answer
 
 
 class Token(httpx.Auth):

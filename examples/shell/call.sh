@@ -16,7 +16,7 @@ fetch_token() {
     local secret answer token lifetime early
     secret=${CLIENT_SECRET:-$(cat "${CLIENT_SECRET_FILE:?CLIENT_SECRET or CLIENT_SECRET_FILE must be set}")}
     # Through a pipe: an argument would be seen by everybody who runs `ps`. --retry waits as long as Retry-After says.
-    answer=$(printf 'user = "%s:%s"\n' "$CLIENT_ID" "$secret" | curl --config - --silent --show-error --max-time 60 --retry 4 \
+    answer=$(printf 'user = "%s:%s"\n' "$CLIENT_ID" "$secret" | curl --config - --silent --show-error --max-time 60 --retry 4 --retry-all-errors \
         --data grant_type=client_credentials ${SCOPE:+--data-urlencode "scope=$SCOPE"} "$TOKEN_URL")
     token=$(printf '%s' "$answer" | sed -n 's/.*"access_token": *"\([^"]*\)".*/\1/p')
     if [ -z "$token" ]; then
@@ -48,7 +48,7 @@ token() {
 # The status is the last line, the body what comes before.
 call() {
     printf 'header = "Authorization: Bearer %s"\n' "$1" |
-        curl --config - --silent --show-error --max-time 60 --retry 4 --write-out '\n%{http_code}\n' "$API_URL"
+        curl --config - --silent --show-error --max-time 60 --retry 4 --retry-all-errors --write-out '\n%{http_code}\n' "$API_URL"
 }
 
 used=$(token)

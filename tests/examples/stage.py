@@ -20,6 +20,8 @@ from support.server import NewClient, RunningServer, free_port, running_server
 from app.settings import PROJECT_FOLDER
 
 EXAMPLES = PROJECT_FOLDER / "examples"
+BROKEN = 0
+"""A status that stands for a connection that ends before an answer."""
 PASSED_ON = ("authorization", "content-type", "accept")
 
 
@@ -76,7 +78,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             fault = self.server.answered.token_faults.popleft() if self.server.answered.token_faults else None
         if fault:
             status, fields, answer = fault
-            self._answer(status, fields, json.dumps(answer).encode())
+            if status == BROKEN:
+                self.close_connection = True
+            else:
+                self._answer(status, fields, json.dumps(answer).encode())
         else:
             status = self._pass_on(body)
         with self.server.lock:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from examples.stage import EXAMPLES, Answered, Stage, open_stage
+from examples.stage import BROKEN, EXAMPLES, Answered, Stage, open_stage
 
 DEBIANS_GO = Path("/usr/share/gocode")
 NODE_MODULES = Path(__file__).parent.parent / "clients" / "node" / "node_modules"
@@ -130,6 +130,14 @@ def test_a_token_server_that_is_away_is_asked_again_when_it_says(stage: Stage, c
     assert time.monotonic() - began >= 3
 
 
+def test_a_connection_that_breaks_is_made_again(stage: Stage, caller: list[str]) -> None:
+    stage.answered.token_faults.extend([(BROKEN, {}, {})] * 2)
+    done = stage.run(caller, stage.client())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "round 1: 1 calls, 1 answered 200\n", "")
+    assert stage.answered.token_statuses[-1] == 200
+    assert len(stage.answered.token_statuses) >= 3
+
+
 def test_a_token_server_that_stays_away_is_given_up(stage: Stage, caller: list[str]) -> None:
     stage.answered.token_faults.extend([(503, {"Retry-After": "0"}, UNAVAILABLE)] * 20)
     done = stage.run(caller, stage.client())
@@ -180,11 +188,12 @@ def test_curl_prints_a_token(stage: Stage, printer: list[str]) -> None:
     assert stage.server.verify(done.stdout.strip())["scope"] == "things:read"
 
 
-def test_curl_asks_again_when_the_server_says(stage: Stage, printer: list[str]) -> None:
+def test_curl_asks_again_when_the_server_says_or_the_connection_breaks(stage: Stage, printer: list[str]) -> None:
     stage.answered.token_faults.append((503, {"Retry-After": "1"}, UNAVAILABLE))
+    stage.answered.token_faults.append((BROKEN, {}, {}))
     done = stage.run(printer, stage.client(), SCOPE="things:read")
     assert done.returncode == 0
-    assert stage.answered.token_statuses == [503, 200]
+    assert stage.answered.token_statuses == [503, BROKEN, 200]
 
 
 @pytest.mark.parametrize("code", ERRORS)
