@@ -8,12 +8,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from support.server import NewClient, RunningServer, free_port, running_server
 
-from app.settings import SETTING_NAMES
+from app.keyring.entries import new_key
+from app.keyring.plan import Planner, Rules
+from app.keyring.ring import Ring
+from app.keyring.timeline import draw_text
+from app.settings import DAY, SETTING_NAMES, YEAR
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -120,3 +125,15 @@ def test_the_jobs_that_rotate_a_secret_run(local_server: RunningServer, tmp_path
     assert (done.returncode, done.stdout) == (0, "")
     assert "may still use" in done.stderr
     assert local_server.get_token(client)
+
+
+def test_the_timeline_in_the_document_is_what_rotate_prints() -> None:
+    noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    rules = Rules(7 * DAY, 90 * DAY, 300, 2, 0)
+    fresh = iter([(kid, new_key("RS256", 2048)[1]) for kid in ("first", "second", "third")])
+    ring = Planner(rules, noon, fresh).generate(Ring(()), "RS256")
+    later = noon + timedelta(days=90)
+    ring = Planner(rules, later - timedelta(days=30), fresh).rotate(ring, later - timedelta(days=20))
+    (drawn,) = re.findall(r"```text\n(.*?)```", (PROJECT / "docs" / "keys.md").read_text(), re.DOTALL)
+    start = later - timedelta(days=30)
+    assert drawn == f"{draw_text(ring, start, start + timedelta(seconds=YEAR))}\n"
