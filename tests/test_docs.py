@@ -137,3 +137,27 @@ def test_the_timeline_in_the_document_is_what_rotate_prints() -> None:
     (drawn,) = re.findall(r"```text\n(.*?)```", (PROJECT / "docs" / "keys.md").read_text(), re.DOTALL)
     start = later - timedelta(days=30)
     assert drawn == f"{draw_text(ring, start, start + timedelta(seconds=YEAR))}\n"
+
+
+def _messages_in_code() -> list[str]:
+    """Every string of the key ring's rooms, with what is filled in as ``…``."""
+    found = []
+    for path in (PROJECT / "app" / "keyring").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant):
+                found.append(str(node.value))
+    return found
+
+
+def test_the_refusals_in_the_document_are_what_the_code_says() -> None:
+    part = (PROJECT / "docs" / "keys.md").read_text().partition("## What a refusal means")[2].partition("\n## ")[0]
+    says = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
+    explained = [message for cell in says for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(explained) == 10
+    messages = _messages_in_code()
+    for message in explained:
+        pattern = ".*".join(re.escape(piece) for piece in message.split("…"))
+        assert any(re.search(pattern, said) for said in messages), message
