@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from app.settings import PROJECT_FOLDER
 EXAMPLES = PROJECT_FOLDER / "examples"
 BROKEN = 0
 """A status that stands for a connection that ends before an answer."""
+UNAVAILABLE = {"error": "server_error", "error_description": "The server cannot handle the request right now."}
+TOO_MANY = {"error": "temporarily_unavailable", "error_description": "Too many requests."}
 PASSED_ON = ("authorization", "content-type", "accept")
 
 
@@ -36,6 +39,12 @@ class Answered:
     unverifiable: list[str] = field(default_factory=list)
     refuse: set[str] = field(default_factory=set)
     """Tokens that the API takes no more."""
+    tokens: set[str] = field(default_factory=set)
+    """What came to the API as a token."""
+    put: list[str] = field(default_factory=list)
+    """Items that came to the API, as often as they did."""
+    api_pause: float = 0
+    """Seconds that a call of the API takes."""
 
 
 class Front(http.server.ThreadingHTTPServer):
@@ -72,6 +81,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._pass_on(b"")
 
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self._call_api() == 200:
+            with self.server.lock:
+                self.server.answered.put.append(json.loads(body)["id"])
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         with self.server.lock:
@@ -99,9 +114,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(answer.status, kept, content)
         return answer.status
 
-    def _call_api(self) -> None:
+    def _call_api(self) -> int:
         answered, token = self.server.answered, self.headers.get("Authorization", "").removeprefix("Bearer ")
+        time.sleep(answered.api_pause)
         with self.server.lock:
+            answered.tokens.add(token)
             fault = answered.api_faults.popleft() if answered.api_faults else None
             revoked = token in answered.refuse
         if fault or revoked:
@@ -118,7 +135,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if fault == 401:
                 # As one that was revoked.
                 answered.refuse.add(token)
-        self._answer(status, {"Content-Type": "application/json"}, json.dumps({"status": status}).encode())
+        told = {"status": status, "things": ["ink", "paper"]}
+        self._answer(status, {"Content-Type": "application/json"}, json.dumps(told).encode())
+        return status
 
     def _answer(self, status: int, fields: dict[str, str], body: bytes) -> None:
         self.send_response(status)

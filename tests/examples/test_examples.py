@@ -8,13 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from examples.stage import BROKEN, EXAMPLES, Answered, Stage, open_stage
+from examples.stage import BROKEN, EXAMPLES, TOO_MANY, UNAVAILABLE, Stage
 
 DEBIANS_GO = Path("/usr/share/gocode")
 NODE_MODULES = Path(__file__).parent.parent / "clients" / "node" / "node_modules"
@@ -34,21 +33,6 @@ ERRORS = {
     "invalid_client": {"CLIENT_ID": "nobody"},
     "invalid_scope": {"SCOPE": "things:write"},
 }
-UNAVAILABLE = {"error": "server_error", "error_description": "The server cannot handle the request right now."}
-TOO_MANY = {"error": "temporarily_unavailable", "error_description": "Too many requests."}
-
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with open_stage(tmp_path_factory.mktemp("stage")) as stage:
-        yield stage
-
-
-@pytest.fixture
-def stage(opened: Stage) -> Stage:
-    """With nothing answered yet."""
-    opened.front.answered = Answered()
-    return opened
 
 
 @pytest.fixture(params=CALLERS)
