@@ -79,7 +79,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/api"):
             self._call_api()
         else:
-            self._pass_on(b"")
+            self._answer(*self._ask(b""))
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -92,17 +92,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             fault = self.server.answered.token_faults.popleft() if self.server.answered.token_faults else None
         if fault:
-            status, fields, answer = fault
-            if status == BROKEN:
-                self.close_connection = True
-            else:
-                self._answer(status, fields, json.dumps(answer).encode())
+            status, fields, told = fault
+            content = json.dumps(told).encode()
         else:
-            status = self._pass_on(body)
+            status, fields, content = self._ask(body)
         with self.server.lock:
             self.server.answered.token_statuses.append(status)
+        if status == BROKEN:
+            self.close_connection = True
+        else:
+            self._answer(status, fields, content)
 
-    def _pass_on(self, body: bytes) -> int:
+    def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """What Tokenhouse answers."""
         port = urlsplit(self.server.backend.url).port
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         fields = {name: value for name, value in self.headers.items() if name.lower() in PASSED_ON}
@@ -111,8 +113,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = answer.read()
         connection.close()
         kept = {name: value for name, value in answer.getheaders() if name.lower() in {"content-type", "retry-after"}}
-        self._answer(answer.status, kept, content)
-        return answer.status
+        return answer.status, kept, content
 
     def _call_api(self) -> int:
         answered, token = self.server.answered, self.headers.get("Authorization", "").removeprefix("Bearer ")

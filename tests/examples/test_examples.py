@@ -1,21 +1,21 @@
 """Every example does, against a real server, what its README and docs/calling.md say."""
 
-import atexit
-import functools
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
+import fasteners
 import pytest
 from examples.stage import BROKEN, EXAMPLES, TOO_MANY, UNAVAILABLE, Stage
 
 DEBIANS_GO = Path("/usr/share/gocode")
+DEBIANS_CRATES = Path("/usr/share/cargo/registry")
 NODE_MODULES = Path(__file__).parent.parent / "clients" / "node" / "node_modules"
 
 CALLERS = {
@@ -26,6 +26,8 @@ CALLERS = {
     "java": (["java", "java/Calls.java"], "java"),
     "go": (["go"], "go"),
     "go x/oauth2": (["go", "-tags", "xoauth2"], "go"),
+    "rust reqwest": (["cargo"], "cargo"),
+    "rust oauth2": (["cargo", "--features", "oauth2"], "cargo"),
 }
 """Programs that make ``CALLS`` calls at once, ``ROUNDS`` times, and the tool that each needs."""
 
@@ -36,7 +38,7 @@ ERRORS = {
 
 
 @pytest.fixture(params=CALLERS)
-def caller(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+def caller(request: pytest.FixtureRequest, tmp_path: Path, build: Callable[[str, tuple[str, ...]], str]) -> list[str]:
     command, tool = CALLERS[request.param]
     if tool != "python" and shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
@@ -50,19 +52,47 @@ def caller(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     if tool == "go":
         if "xoauth2" in command and not (DEBIANS_GO / "src" / "golang.org" / "x" / "oauth2").is_dir():
             pytest.skip("golang.org/x/oauth2 is not installed: golang-golang-x-oauth2-dev has it")
-        return [build_go(tuple(command[1:]))]
+        return [build("go", tuple(command[1:]))]
+    if tool == "cargo":
+        for crate in ("reqwest", *(["oauth2"] if "oauth2" in command else [])):
+            if not list(DEBIANS_CRATES.glob(f"{crate}-[0-9]*")):
+                pytest.skip(f"the crate {crate} is not installed: librust-{crate}-dev has it")
+        return [build("rust", tuple(command[1:]))]
     return command
 
 
-@functools.cache
-def build_go(options: tuple[str, ...]) -> str:
-    """Build with the library that Debian's package has laid out; the program."""
-    folder = tempfile.mkdtemp(prefix="go-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    environment = os.environ | {"GO111MODULE": "off", "GOPATH": str(DEBIANS_GO), "GOCACHE": f"{folder}/cache"}
-    command = ["go", "build", "-o", f"{folder}/calls", *options, "."]
-    subprocess.run(command, cwd=EXAMPLES / "go", env=environment, check=True, timeout=300)
-    return f"{folder}/calls"
+@pytest.fixture
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, tuple[str, ...]], str]:
+    """Build a program once for all test processes, with the libraries of Debian's packages; where it lies."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def build_once(language: str, options: tuple[str, ...]) -> str:
+        home = folder / language
+        program = home / "-".join(["calls", *options])
+        with fasteners.InterProcessLock(f"{home}.lock"):
+            if not program.exists():
+                shutil.copytree(EXAMPLES / language, home, dirs_exist_ok=True)
+                (build_go if language == "go" else build_rust)(home, program, options)
+        return str(program)
+
+    return build_once
+
+
+def build_go(home: Path, program: Path, options: tuple[str, ...]) -> None:
+    environment = os.environ | {"GO111MODULE": "off", "GOPATH": str(DEBIANS_GO), "GOCACHE": str(home / "cache")}
+    command = ["go", "build", "-o", str(program), *options, "."]
+    subprocess.run(command, cwd=home, env=environment, check=True, timeout=300)
+
+
+def build_rust(home: Path, program: Path, options: tuple[str, ...]) -> None:
+    settings = ['source.crates-io.replace-with="debian"', f'source.debian.directory="{DEBIANS_CRATES}"']
+    settings.append("profile.dev.debug=0")
+    told = [part for setting in settings for part in ("--config", setting)]
+    environment = os.environ | {"CARGO_TARGET_DIR": str(home / "target")}
+    subprocess.run(["cargo", "build", "--quiet", "--offline", *told, *options], cwd=home, env=environment, check=True,
+                   timeout=500)  # fmt: skip
+    shutil.copy(home / "target" / "debug" / "calls", program)
 
 
 def test_one_call(stage: Stage, caller: list[str]) -> None:
@@ -198,7 +228,7 @@ def test_shells_say_what_is_not_set(stage: Stage, program: str, missing: str) ->
 
 
 CALL = ["./shell/call.sh"]
-GOOD = '{"status": 200}\n'
+GOOD = '{"status": 200, "things": ["ink", "paper"]}\n'
 
 
 def cached(stage: Stage, client_id: str) -> Path:
