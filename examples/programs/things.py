@@ -142,7 +142,10 @@ def list_resources(place: SystemKeyring | Files) -> None:
         raise Problem("the API answered 403: the token is good, but its scope does not allow this")
     if not answer.ok:
         raise Problem(f"the API answered {answer.status_code}")
-    print("\n".join(answer.json()["things"]))
+    try:
+        print("\n".join(answer.json()["things"]))
+    except (ValueError, LookupError, TypeError):
+        raise Problem('the API answered something else than {"things": ["…"]}') from None
 
 
 def logout(place: SystemKeyring | Files) -> None:
