@@ -6,6 +6,12 @@ import { Counter, register } from 'prom-client'
 
 import { Session, TokenError } from './tokens.mjs'
 
+for (const name of ['ISSUER', 'TOKEN_URL', 'CLIENT_ID', 'API_URL']) {
+  if (!process.env[name]) {
+    console.error(`${name} must be set`)
+    process.exit(2)
+  }
+}
 const { ISSUER, AUDIENCE = ISSUER, API_URL, PORT = 8000, HOST = '127.0.0.1' } = process.env
 
 const log = (level, text, more = {}) => console.error(JSON.stringify({ time: new Date(), level, text, ...more }))
@@ -24,6 +30,8 @@ const RULES = {
   requiredClaims: ['exp', 'iat', 'sub', 'client_id', 'jti'],
 }
 
+const OURS = new Set(['ERR_JWKS_TIMEOUT', 'ERR_JWKS_INVALID', 'ERR_JOSE_GENERIC'])
+
 // Lets in callers whose token holds a scope; `request.claims` are the token's.
 export const requires = (scope) => async (request, response, next) => {
   const refuse = (status, challenge, error) => {
@@ -37,7 +45,7 @@ export const requires = (scope) => async (request, response, next) => {
     request.claims = payload
   } catch (error) {
     // Ours is the fault when the keys cannot be had, the caller's all else.
-    if (!(error instanceof errors.JOSEError) || ['ERR_JWKS_TIMEOUT', 'ERR_JOSE_GENERIC'].includes(error.code)) throw error
+    if (!(error instanceof errors.JOSEError) || OURS.has(error.code)) throw error
     return refuse(401, 'Bearer error="invalid_token"', 'invalid_token')
   }
   const scopes = String(request.claims.scope ?? '').split(' ')

@@ -14,19 +14,42 @@ from prometheus_client import Counter, make_wsgi_app
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from tokens import Account, Session, TokenError
+from tokens import Account, Session, TokenError, need
 
-ISSUER = os.environ["ISSUER"]
+ISSUER = need("ISSUER")
 AUDIENCE = os.environ.get("AUDIENCE", ISSUER)
 """What `aud` of a caller's token must hold: the URL of this service."""
-API_URL = os.environ["API_URL"]
+API_URL = need("API_URL")
 CLOCK_SKEW_SECONDS = 30
 
 logging.basicConfig(level=os.environ.get("LOG_LEVEL", "INFO"), stream=sys.stderr, format="%(levelname)s %(message)s")
 log = logging.getLogger("microservice")
 
-# Keys are kept for ten minutes. One that is not among them is looked for at once, at most every 30 s: garbage is cheap.
-keys = jwt.PyJWKClient(f"{ISSUER}/.well-known/jwks.json", lifespan=600, timeout=5)
+
+class Keys(jwt.PyJWKClient):
+    """The issuer's keys, kept for ten minutes, and on while it is away: nobody waits in line for it again and again.
+
+    A key that is not among them is looked for at once, at most every 30 s: garbage is cheap.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"{ISSUER}/.well-known/jwks.json", lifespan=float(os.environ.get("JWKS_SECONDS", "600")), timeout=5
+        )
+        self._last: Any = None
+
+    def fetch_data(self) -> Any:
+        """Fetch them; the last good ones where that cannot be, until the next look."""
+        try:
+            self._last = super().fetch_data()
+        except (jwt.PyJWTError, ValueError) as error:
+            log.error("the issuer's keys cannot be had: %s", type(error).__name__)  # noqa: TRY400
+            if self._last is None:
+                raise jwt.PyJWKClientConnectionError("no keys yet") from None
+        return self._last
+
+
+keys = Keys()
 session = Session(Account.from_environment(), connections=64)
 SERVED = Counter("served_requests_total", "Requests answered.", ["status"])
 

@@ -20,12 +20,16 @@ from urllib.parse import quote
 from prometheus_client import REGISTRY, Counter, Gauge, write_to_textfile
 from requests import RequestException
 
-from tokens import Account, Session, TokenError
+from tokens import Account, NotSet, Session, TokenError, need
 
 log = logging.getLogger("nightly")
 ITEMS = Counter("nightly_items_total", "Items put, by what became of them.", ["outcome"])
 LAST_SUCCESS = Gauge("nightly_last_success_timestamp_seconds", "When all items were through.")
 EX_TEMPFAIL = 75
+
+
+class Unreadable(Exception):
+    """A list that cannot be read, and why."""
 
 
 class Job:
@@ -75,10 +79,21 @@ class Job:
             self.failed += 1
 
 
-def read_items(path: Path) -> Iterator[str]:
-    """Its lines, each once, without the last when it was not written whole."""
-    text = path.read_text() if path.exists() else ""
-    return iter(dict.fromkeys(line for line in text[: text.rfind("\n") + 1].split("\n") if line))
+def read_items(path: Path) -> dict[str, None]:
+    """Its lines, in order, each once; the last may lack its line break. Raises Unreadable."""
+    if not path.is_file():
+        raise Unreadable(f"{path} is no file")
+    try:
+        return dict.fromkeys(line for line in path.read_text(encoding="utf-8").split("\n") if line)
+    except UnicodeDecodeError:
+        raise Unreadable(f"{path} is not in UTF-8") from None
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror}") from None
+
+
+def read_done(path: Path) -> dict[str, None]:
+    """What is noted as through; a note that was not written whole is none."""
+    return dict.fromkeys(path.read_text(encoding="utf-8").split("\n")[:-1])
 
 
 def open_done(path: Path) -> int:
@@ -91,6 +106,14 @@ def open_done(path: Path) -> int:
     return done
 
 
+def write_metrics(path: Path) -> None:
+    """Leave the counts; where that cannot be, the job was done all the same."""
+    try:
+        write_to_textfile(str(path), REGISTRY)
+    except OSError as error:
+        log.error("%s", error)  # noqa: TRY400 - its message says it all
+
+
 def main() -> int:
     """0: all through; 1: some failed, or no token; 75: stopped, or another is at work."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,19 +123,20 @@ def main() -> int:
     parser.add_argument("--metrics", type=Path, metavar="FILE.prom", help="for node_exporter's textfile collector")
     arguments = parser.parse_args()
     logging.basicConfig(level=os.environ.get("LOG_LEVEL", "INFO"), format="%(asctime)s %(levelname)s %(message)s")
-    if not arguments.items.is_file():
-        parser.error(f"{arguments.items} is no file")
+    try:
+        account, api_url, items = Account.from_environment(), need("API_URL"), read_items(arguments.items)
+    except (NotSet, Unreadable) as error:
+        parser.error(str(error))
     try:
         done = open_done(arguments.done)
     except BlockingIOError:
         log.warning("another run is at work")
         return EX_TEMPFAIL
 
-    through = set(read_items(arguments.done))
-    rest = [item for item in read_items(arguments.items) if item not in through]
+    through = read_done(arguments.done)
+    rest = [item for item in items if item not in through]
     log.info("items=%d done_before=%d", len(rest), len(through))
-    session = Session(Account.from_environment(), connections=arguments.threads)
-    job = Job(session, os.environ["API_URL"], iter(rest), done)
+    job = Job(Session(account, connections=arguments.threads), api_url, iter(rest), done)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         job.stopping.set()
@@ -123,19 +147,16 @@ def main() -> int:
 
     if job.fault:
         log.error("%s", job.fault)
-    is_through = not (job.fault or job.failed or job.stopping.is_set())
-    if is_through:
+    through = read_done(arguments.done)
+    left = sum(item not in through for item in rest)
+    if left == 0:
         LAST_SUCCESS.set_to_current_time()
     if arguments.metrics:
-        try:
-            write_to_textfile(str(arguments.metrics), REGISTRY)
-        except OSError as error:
-            log.error("%s", error)  # noqa: TRY400 - its message says it all
-    left = len(rest) - sum(1 for item in read_items(arguments.done) if item not in through)
+        write_metrics(arguments.metrics)
     log.info("left=%d failed=%d", left, job.failed)
-    if job.fault or job.failed:
-        return 1
-    return 0 if is_through else EX_TEMPFAIL
+    if left and job.stopping.is_set() and not (job.fault or job.failed):
+        return EX_TEMPFAIL
+    return 1 if left else 0
 
 
 if __name__ == "__main__":

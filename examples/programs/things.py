@@ -22,7 +22,7 @@ from keyring.errors import KeyringError, PasswordDeleteError
 from prometheus_client import REGISTRY, write_to_textfile
 from requests import RequestException
 
-from tokens import Account, CredentialsRefused, Session, TokenError, is_good
+from tokens import Account, CredentialsRefused, NotSet, Session, TokenError, is_good, need
 
 NAME = "things"
 FOLDER = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / NAME
@@ -137,7 +137,7 @@ def list_resources(place: SystemKeyring | Files) -> None:
         account = Account(**json.loads(place.get("login") or ""))
     except (ValueError, TypeError):
         raise Problem("not logged in: things.py login") from None
-    answer = KeptSession(account, place).get(os.environ["API_URL"])
+    answer = KeptSession(account, place).get(need("API_URL"))
     if answer.status_code == 403:
         raise Problem("the API answered 403: the token is good, but its scope does not allow this")
     if not answer.ok:
@@ -169,28 +169,27 @@ def main() -> int:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--metrics", metavar="FILE.prom", help="for node_exporter's textfile collector")
     arguments = parser.parse_args()
+    told = ""
     try:
         COMMANDS[arguments.command](choose_place())
     except CredentialsRefused as error:
-        return fail(f"{error}; then: things.py login")
-    except (TokenError, Problem) as error:
-        return fail(str(error))
+        told = f"{error}; then: things.py login"
+    except (TokenError, NotSet, Problem) as error:
+        told = str(error)
     except RequestException as error:
-        return fail(f"the API is unreachable: {type(error).__name__}")
+        told = f"the API is unreachable: {type(error).__name__}"
+    except OSError as error:
+        told = f"{error.filename}: {error.strerror}"
     except KeyringError as error:
-        return fail(f"the keyring does not open ({type(error).__name__}): unlock it, or set THINGS_KEEP_IN=file")
+        told = f"the keyring does not open ({type(error).__name__}): unlock it, or set THINGS_KEEP_IN=file"
     except (KeyboardInterrupt, EOFError):
-        return fail("nothing was changed")
+        told = "nothing was changed"
     finally:
         if arguments.metrics:
             write_to_textfile(arguments.metrics, REGISTRY)
-    return 0
-
-
-def fail(text: str) -> int:
-    """Tell it in one line."""
-    print(text, file=sys.stderr)
-    return 1
+    if told:
+        print(told, file=sys.stderr)
+    return 1 if told else 0
 
 
 if __name__ == "__main__":

@@ -34,6 +34,17 @@ REQUESTS = Histogram(
 """`_count`: how many there were, of which outcome="ok" went well; `_sum` and the buckets: the latency."""
 
 
+class NotSet(Exception):
+    """A variable that the program needs."""
+
+
+def need(name: str) -> str:
+    """A variable of the environment. Raises NotSet."""
+    if value := os.environ.get(name):
+        return value
+    raise NotSet(f"{name} must be set")
+
+
 class TokenError(Exception):
     """There is no token. ``code`` is what the token server said (RFC 6749 section 5.2); nothing here is secret."""
 
@@ -91,8 +102,7 @@ class Account:
     def from_environment(cls) -> "Account":
         """From TOKEN_URL, CLIENT_ID, SCOPE, and CLIENT_SECRET_FILE or CLIENT_SECRET."""
         get = os.environ.get
-        return cls(os.environ["TOKEN_URL"], os.environ["CLIENT_ID"], get("SCOPE"), get("CLIENT_SECRET_FILE"),
-                   get("CLIENT_SECRET"))  # fmt: skip
+        return cls(need("TOKEN_URL"), need("CLIENT_ID"), get("SCOPE"), get("CLIENT_SECRET_FILE"), get("CLIENT_SECRET"))
 
     def read_secret(self) -> str:
         """The secret of now."""
@@ -122,17 +132,17 @@ class Session(OAuth2Session):
         # A token request may be repeated though it is a POST. Of an API's, those that HTTP calls idempotent are.
         self.mount(account.token_url, HTTPAdapter(max_retries=retry.new(allowed_methods=None)))
 
-    def request(self, method: str, url: str, *args: Any, auth: Any = None, **more: Any) -> Response:
+    def request(self, method: str, url: str, *, auth: Any = None, **more: Any) -> Response:
         """Call an API; once more with a fresh token when it does not take the present one. Raises TokenError."""
         more.setdefault("timeout", TIMEOUT_SECONDS)
         if auth is not None:  # the token request itself
-            return super().request(method, url, *args, auth=auth, **more)
+            return super().request(method, url, auth=auth, **more)
         with measured("api") as seen:
             used = self._good_token()
-            answer = super().request(method, url, *args, **more)
+            answer = super().request(method, url, **more)
             if answer.status_code == 401:
                 self._good_token(instead_of=used)
-                answer = super().request(method, url, *args, **more)
+                answer = super().request(method, url, **more)
             seen.outcome = "ok" if answer.ok else str(answer.status_code)
         return answer
 
@@ -153,10 +163,8 @@ class Session(OAuth2Session):
                 self.client_secret = self.account.read_secret()
                 self.fetch_token(self.account.token_url)
                 seen.outcome = "ok"
-            except (OAuthError, RequestException, OSError, TokenError) as error:
-                refusal = as_token_error(error)
-                seen.outcome = refusal.code
-                raise refusal from None
+            except (OAuthError, RequestException, OSError) as error:
+                raise as_token_error(error) from None
 
 
 def is_good(token: Any) -> bool:
@@ -166,8 +174,6 @@ def is_good(token: Any) -> bool:
 
 def as_token_error(error: Exception) -> TokenError:
     """What went wrong with a token request, by its code."""
-    if isinstance(error, TokenError):
-        return error
     code, description = "unreachable", type(error).__name__
     if isinstance(error, OAuthError):
         code, description = error.error, error.description

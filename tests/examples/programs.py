@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class Service:
     log: Path
     caller: NewClient
     process: subprocess.Popen[bytes] | None = None
-    session: requests.Session = field(default_factory=requests.Session)
 
     @property
     def url(self) -> str:
@@ -108,14 +107,19 @@ def microservice(_: Path, port: int) -> tuple[list[str], Path]:
 
 
 def express(folder: Path, _: int) -> tuple[list[str], Path]:
+    return ["node", "server.mjs"], install_node("express", folder)
+
+
+def install_node(example: str, folder: Path) -> Path:
+    """An example of Node in a folder of its own, as after `npm install`; where it lies."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     if not NODE_MODULES.is_dir():
         pytest.skip("npm has not installed the packages of Node: `make test` does")
-    home = folder / "express"
-    shutil.copytree(EXAMPLES / "express", home)
+    home = folder / example
+    shutil.copytree(EXAMPLES / example, home)
     (home / "node_modules").symlink_to(NODE_MODULES)
-    return ["node", "server.mjs"], home
+    return home
 
 
 SERVICES = {"microservice": microservice, "express": express}

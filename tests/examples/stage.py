@@ -40,9 +40,11 @@ class Answered:
     refuse: set[str] = field(default_factory=set)
     """Tokens that the API takes no more."""
     tokens: set[str] = field(default_factory=set)
-    """What came to the API as a token."""
+    """What was issued, and what came to the API as a token."""
     put: list[str] = field(default_factory=list)
     """Items that came to the API, as often as they did."""
+    are_keys_away: bool = False
+    """Whether the issuer's documents are not to be had."""
     api_pause: float = 0
     """Seconds that a call of the API takes."""
 
@@ -78,14 +80,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/api"):
             self._call_api()
+        elif self.server.answered.are_keys_away:
+            self._answer(503, {}, b"")
         else:
             self._answer(*self._ask(b""))
 
     def do_PUT(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self._call_api() == 200:
-            with self.server.lock:
-                self.server.answered.put.append(json.loads(body)["id"])
+        self._call_api(self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -98,6 +99,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status, fields, content = self._ask(body)
         with self.server.lock:
             self.server.answered.token_statuses.append(status)
+            if status == 200:
+                self.server.answered.tokens.add(json.loads(content)["access_token"])
         if status == BROKEN:
             self.close_connection = True
         else:
@@ -115,7 +118,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         kept = {name: value for name, value in answer.getheaders() if name.lower() in {"content-type", "retry-after"}}
         return answer.status, kept, content
 
-    def _call_api(self) -> int:
+    def _call_api(self, item: bytes = b"") -> None:
         answered, token = self.server.answered, self.headers.get("Authorization", "").removeprefix("Bearer ")
         time.sleep(answered.api_pause)
         with self.server.lock:
@@ -132,13 +135,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 answered.unverifiable.append(repr(error))
                 status = 401
         with self.server.lock:
+            # Before the answer: who has it may look at once.
             answered.api_statuses.append(status)
+            if item and status == 200:
+                answered.put.append(json.loads(item)["id"])
             if fault == 401:
                 # As one that was revoked.
                 answered.refuse.add(token)
         told = {"status": status, "things": ["ink", "paper"]}
         self._answer(status, {"Content-Type": "application/json"}, json.dumps(told).encode())
-        return status
 
     def _answer(self, status: int, fields: dict[str, str], body: bytes) -> None:
         self.send_response(status)

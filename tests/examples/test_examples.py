@@ -14,9 +14,10 @@ import fasteners
 import pytest
 from examples.stage import BROKEN, EXAMPLES, TOO_MANY, UNAVAILABLE, Stage
 
+from examples.programs import install_node
+
 DEBIANS_GO = Path("/usr/share/gocode")
 DEBIANS_CRATES = Path("/usr/share/cargo/registry")
-NODE_MODULES = Path(__file__).parent.parent / "clients" / "node" / "node_modules"
 
 CALLERS = {
     "python requests": ([sys.executable, "python/with_requests.py"], "python"),
@@ -42,13 +43,8 @@ def caller(request: pytest.FixtureRequest, tmp_path: Path, build: Callable[[str,
     command, tool = CALLERS[request.param]
     if tool != "python" and shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
-    if tool == "node" and not NODE_MODULES.is_dir():
-        pytest.skip("npm has not installed the packages of Node: `make test` does")
     if tool == "node":
-        # As after `npm install`.
-        shutil.copytree(EXAMPLES / "node", tmp_path / "node")
-        (tmp_path / "node" / "node_modules").symlink_to(NODE_MODULES)
-        return ["node", str(tmp_path / command[1])]
+        return ["node", str(install_node("node", tmp_path).parent / command[1])]
     if tool == "go":
         if "xoauth2" in command and not (DEBIANS_GO / "src" / "golang.org" / "x" / "oauth2").is_dir():
             pytest.skip("golang.org/x/oauth2 is not installed: golang-golang-x-oauth2-dev has it")

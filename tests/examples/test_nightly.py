@@ -164,7 +164,28 @@ def test_a_file_that_cannot_grow_ends_it_without_a_lost_item(night: Night) -> No
     assert night.through() == sorted(night.ids)
 
 
+def test_the_last_item_counts_without_its_line_break(night: Night) -> None:
+    night.items.write_text(night.items.read_text().removesuffix("\n"))
+    assert night.run()[0] == 0
+    assert night.through() == sorted(night.ids)
+
+
+def test_a_list_in_another_encoding_is_told_and_nothing_is_put(night: Night) -> None:
+    night.items.write_bytes("ä\n".encode("latin-1"))
+    status, said = night.run()
+    assert (status, said.splitlines()[-1]) == (2, f"nightly.py: error: {night.items} is not in UTF-8")
+    assert night.stage.answered.api_statuses == []
+
+
+def test_what_is_not_set_is_named(night: Night) -> None:
+    status, said = night.run(API_URL="")
+    assert (status, said.splitlines()[-1]) == (2, "nightly.py: error: API_URL must be set")
+
+
 def test_what_is_not_there_is_told(night: Night) -> None:
     night.items.unlink()
     status, said = night.run()
-    assert (status, said.splitlines()[-1]) == (2, f"nightly.py: error: {night.items} is no file")
+    assert (status, said.splitlines()[-1]) == (
+        2,
+        f"nightly.py: error: {night.items} is no file",
+    )

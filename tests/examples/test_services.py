@@ -1,7 +1,7 @@
 """The two services among the examples: they verify their callers' tokens, and call an API with their own."""
 
-import json
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from examples.stage import BROKEN, TOO_MANY, UNAVAILABLE, Stage
+from support.server import free_port
 
 from examples.programs import SERVICES, Service, read_counts, running_service
 
@@ -175,6 +176,27 @@ def test_keys_that_cannot_be_had_are_no_fault_of_the_caller(service: Service) ->
     assert service.stage.answered.token_statuses == []
 
 
+@pytest.mark.parametrize("name", ["microservice"], indirect=True)
+def test_keys_are_kept_on_while_their_issuer_is_away(service: Service) -> None:
+    service.stop()
+    service.environment["JWKS_SECONDS"] = "0.1"
+    service.start()
+    assert service.get(service.token()).status_code == 200
+    service.stage.answered.are_keys_away = True
+    time.sleep(0.2)
+    assert service.get(service.token()).status_code == 200
+    assert "the issuer's keys cannot be had" in service.log.read_text()
+
+
+def test_what_is_not_set_is_named(stage: Stage, name: str, tmp_path: Path) -> None:
+    command, home = SERVICES[name](tmp_path, free_port())
+    environment = stage.environment(stage.client())
+    del environment["API_URL"]
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode != 0
+    assert "API_URL must be set\n" in done.stderr
+
+
 def test_an_api_that_cannot_be_reached_is_told_and_counted(service: Service) -> None:
     service.stop()
     service.environment["API_URL"] = "http://127.0.0.1:1/things"
@@ -186,4 +208,4 @@ def test_an_api_that_cannot_be_reached_is_told_and_counted(service: Service) -> 
 def test_counts_read_what_a_metrics_system_reads() -> None:
     text = 'outbound_request_duration_seconds_count{target="api",outcome="ok"} 3\n# HELP x\n'
     assert read_counts(text) == {"api ok": 3}
-    assert json.dumps(read_counts("")) == "{}"
+    assert read_counts("") == {}

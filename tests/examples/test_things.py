@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -160,15 +161,25 @@ def test_a_token_file_that_is_broken_costs_one_request(tool: Tool, content: str)
 
 def test_a_secret_that_was_rotated_is_taken(tool: Tool) -> None:
     assert tool.run("login")[0] == 0
-    new = tool.stage.client()
     secret = Path(tool.stage.environment(tool.client)["CLIENT_SECRET_FILE"])
-    secret.write_text("wrong")
+    with tool.stage.server.context():
+        new, _ = tool.stage.server.services.client_secrets.rotate(tool.client.client_id, overlap=timedelta())
     (tool.home / "config" / "things" / "token").unlink()
     status, _, err = tool.run("list-resources")
     assert (status, err.startswith("invalid_client: "), err.endswith("; then: things.py login\n")) == (1, True, True)
-    secret.write_text(tool.client.secret)
+    secret.write_text(new.secret)
     assert tool.run("list-resources") == LISTED
-    assert new.secret != tool.client.secret
+
+
+def test_a_folder_that_cannot_be_made_is_told(tool: Tool) -> None:
+    (tool.home / "config").write_text("")
+    folder = tool.home / "config" / "things"
+    assert tool.run("login") == (1, "", f"{folder}: Not a directory\n")
+
+
+def test_what_is_not_set_is_named(tool: Tool) -> None:
+    assert tool.run("login")[0] == 0
+    assert tool.run("list-resources", API_URL="") == (1, "", "API_URL must be set\n")
 
 
 def test_a_system_without_a_keyring_is_told_when_one_is_asked_for(tool: Tool) -> None:

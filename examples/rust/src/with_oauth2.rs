@@ -36,7 +36,7 @@ fn as_fault(error: RequestTokenError<reqwest::Error, oauth2::basic::BasicErrorRe
             let error_description = told.error_description().cloned().unwrap_or_default();
             Refused { error: told.error().to_string(), error_description }.into()
         }
-        // 5xx has the form of a refusal too, and is no more than that.
+        // A connection that broke, or an answer that is no JSON.
         other => other.into(),
     }
 }
