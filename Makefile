@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NODE_CLIENTS := tests/clients/node
+PEERS := bench/peers
 
 export HOST PORT
 
@@ -36,6 +37,16 @@ test-examples: $(VENV)/.installed-for-tests node-clients ## Run the examples in 
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then .ci/install-tools; fi
 	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal tests/examples
 
+.PHONY: bench
+bench: $(VENV)/.installed-for-tests ## Measure speed and memory, with wrk. ARGS="--short" is quick; ARGS="--help" tells more.
+	@$(BIN)/python bench/throughput.py $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.installed-for-tests ## The same, with other OAuth servers beside it: needs Node.js and npm.
+	@test $(PEERS)/node_modules/.package-lock.json -nt $(PEERS)/package-lock.json || \
+		npm ci --prefix $(PEERS) --silent --no-audit --no-fund
+	@$(BIN)/python bench/throughput.py --peers $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.installed-for-tests ## Lint, format check, types, and the import stack.
 	@$(BIN)/ruff check .
@@ -50,7 +61,7 @@ format: $(VENV)/.installed-for-tests ## Format the code.
 
 .PHONY: clean
 clean: ## Remove what was installed and built. Keeps instance/ and .env: keys, clients and peppers are yours.
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov $(NODE_CLIENTS)/node_modules
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov $(NODE_CLIENTS)/node_modules $(PEERS)/node_modules
 	find app config migrations tests bench wsgi.py -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true
 
 # Made anew when what they were made from changes, so the second time is quick.
