@@ -6,7 +6,7 @@ Reading takes no lock: a transaction that will write says so, with :func:`writin
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,15 @@ def was_stale(error: DBAPIError) -> bool:
     return error.connection_invalidated and not getattr(error.orig, "was_silent", False)
 
 
+def is_where_it_was(info: Mapping[Any, Any]) -> bool:
+    """Whether the file that a connection to SQLite has opened still lies there.
+
+    :param info: of the connection. One to another database has no file.
+    """
+    path, opened = info.get(_FILE, (None, None))
+    return path is None or _identity(path) == opened
+
+
 def _postgresql_options(url: URL) -> dict[str, Any]:
     given = url.normalized_query
     # The last one counts, so what the URL says about a name wins.
@@ -193,12 +202,12 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA foreign_keys = ON")
-        record.info[_FILE] = _identity(path)
+        record.info[_FILE] = path, _identity(path)
 
     @event.listens_for(engine, "checkout")
     def leave_a_file_that_is_gone(_connection: Any, record: Any, _proxy: object) -> None:
         # A connection goes on with a file that was deleted or replaced, and would answer from the past.
-        if record.info.get(_FILE) != _identity(path):
+        if not is_where_it_was(record.info):
             raise DisconnectionError
 
     @event.listens_for(engine, "begin")

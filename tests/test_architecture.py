@@ -26,7 +26,7 @@ STACK = (
         "worker",
         "web",
     },
-    {"logs", "keyring", "gate", "outbox", "background"},
+    {"logs", "keyring", "gate", "outbox", "background", "questions"},
     {"clients"},
     {"client_auth", "sender_constraints", "issuer"},
     {"grants"},

@@ -1,4 +1,4 @@
-"""The request path: who is it that sent this secret? One Core statement and no write.
+"""The request path: who is it that sent this secret? One statement and no write.
 
 Both readings of what was presented, an unknown id, a wrong secret and a right one cost the same. What is remembered of
 a use is left to ``clients.marks``, what management does to ``clients.store`` and ``clients.secrets``.
@@ -17,10 +17,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from app.clients.digests import SecretDigester
 from app.clients.marks import UseMarks
 from app.contracts import Authentication, Client, Clock, Credentials
-from app.database import name_of, reading_engine, was_stale
+from app.database import name_of, was_stale
 from app.errors import InvalidClient, ServiceUnavailable
 from app.gate import DatabaseGate
 from app.models import ClientRow, ClientSecretRow
+from app.questions import Question
 
 ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
 """Our own value of ``token_endpoint_auth_method``: Basic and body are both accepted."""
@@ -73,7 +74,7 @@ class SecretVerifier:
         self, engine: Engine, digester: SecretDigester, clock: Clock, marks: UseMarks, gate: DatabaseGate
     ) -> None:
         self._gate = gate
-        self._reading = reading_engine(engine)
+        self._question = Question(engine, _FIND_WITH_SECRETS)
         self._digester = digester
         self._clock = clock
         self.marks = marks
@@ -117,24 +118,28 @@ class SecretVerifier:
 
     def look(self) -> None:
         """See whether a database that was silent answers again."""
-        self._gate.look(lambda: self._execute({"one_id": "", "other_id": ""}))
+        self._gate.look(lambda: self._question.ask_anew({"one_id": "", "other_id": ""}))
 
     def _fetch(self, one_id: str, other_id: str) -> Sequence[Any]:
         ids = {"one_id": one_id, "other_id": other_id}
         try:
             with self._gate.entered():
                 try:
-                    return self._execute(ids)
+                    return self._question.ask(ids)
                 except DBAPIError as error:
                     if not was_stale(error):
                         raise
-                    return self._execute(ids)
+                    return self._ask_again(ids)
         except SQLAlchemyError as error:
             raise ServiceUnavailable(f"database_{name_of(error)}") from error
 
-    def _execute(self, ids: dict[str, str]) -> Sequence[Any]:
-        with self._reading.connect() as connection:
-            return connection.execute(_FIND_WITH_SECRETS, ids).all()
+    def _ask_again(self, ids: dict[str, str]) -> Sequence[Any]:
+        try:
+            return self._question.ask_anew(ids)
+        except DBAPIError as error:
+            if not was_stale(error):
+                raise
+            return self._question.ask_anew(ids)
 
     def _note(self, secret: Any, digest_by_pepper: Mapping[str, bytes], source_address: str | None) -> None:
         """Remember the use, in memory; a digest of an old pepper is to be made anew with the first."""

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from click.testing import Result
 from conftest import SettableClock
 from flask import Flask
 from flask_migrate import upgrade
+from sqlalchemy import event
 from support.keys import add_key
 from support.server import NewClient, environment_for
 
@@ -21,6 +23,7 @@ from app.clients.fields import ClientFields
 from app.clients.store import ClientStore
 from app.clients.verification import SecretVerifier
 from app.models import db
+from app.questions import Question
 from app.services import Services
 from app.settings import Settings
 from app.settings_layers import load_settings
@@ -109,3 +112,24 @@ def open_house(
             with app.app_context():
                 db.session.remove()
                 db.engine.dispose()
+
+
+@contextlib.contextmanager
+def statements(house: House) -> Iterator[list[tuple[str, Any]]]:
+    """Every statement that reaches the driver within, with its parameters."""
+    seen: list[tuple[str, Any]] = []
+    ask = Question.ask
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        seen.append((statement, parameters))
+
+    def note_question(question: Question, parameters: dict[str, str]) -> list[Any]:
+        seen.append((question.text, question.arranged(parameters)))
+        return ask(question, parameters)
+
+    with house.app.app_context(), patch.object(Question, "ask", note_question):
+        event.listen(db.engine, "before_cursor_execute", note)
+        try:
+            yield seen
+        finally:
+            event.remove(db.engine, "before_cursor_execute", note)

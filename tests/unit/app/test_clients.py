@@ -4,8 +4,7 @@ import hmac
 import json
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import Engine
 from support.postgres import new_database
 from support.server import NewClient
-from unit.house import House, open_house
+from unit.house import House, open_house, statements
 
 from app.clients.digests import SecretDigester, generate_secret
 from app.clients.fields import ClientFields
@@ -72,22 +71,6 @@ def change_secrets(house: House, client_id: str, **values: Any) -> None:
             for name, value in values.items():
                 setattr(row, name, value)
         db.session.commit()
-
-
-@contextmanager
-def statements(house: House) -> Iterator[list[tuple[str, Any]]]:
-    """Every statement that reaches the driver, with its parameters."""
-    seen: list[tuple[str, Any]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:  # noqa: FBT001
-        seen.append((statement, parameters))
-
-    with house.app.app_context():
-        event.listen(db.engine, "before_cursor_execute", note)
-        try:
-            yield seen
-        finally:
-            event.remove(db.engine, "before_cursor_execute", note)
 
 
 # Who is let in
@@ -336,14 +319,13 @@ def test_a_verification_is_one_statement_and_no_write(any_house: House) -> None:
 
 def test_sqlite_hears_one_statement_of_a_verification(house: House) -> None:
     made = house.register()
-    verify(house, credentials(made))
     heard: list[str] = []
     with house.app.app_context():
-        with db.engine.connect() as connection:
-            driver: Any = connection.connection.driver_connection
-        driver.set_trace_callback(heard.append)
-        house.verifier.verify_secret([credentials(made)], BASIC)
-        driver.set_trace_callback(None)
+        db.engine.dispose()
+        event.listen(db.engine, "connect", lambda connection, _: connection.set_trace_callback(heard.append))
+    verify(house, credentials(made))
+    heard.clear()
+    house.verifier.verify_secret([credentials(made)], BASIC)
     assert [statement.split()[0] for statement in heard] == ["SELECT"]
 
 

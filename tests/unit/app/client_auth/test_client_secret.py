@@ -9,14 +9,12 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import event
-from unit.house import House
+from unit.house import House, statements
 
 from app.client_auth import METHODS
 from app.client_auth.client_secret import ClientSecretBasic, ClientSecretPost
 from app.contracts import Authentication, Client, Credentials
 from app.errors import InvalidClient, InvalidRequest, OAuthError
-from app.models import db
 
 SECRET = "an-imported-secret-of-some-length"
 CLIENT = Client("c", "C", "client_secret", ("client_credentials",), (), (), None)
@@ -196,10 +194,8 @@ def test_another_scheme_is_refused(house: House, authorization: str) -> None:
     ],
 )
 def test_malformed_basic_is_refused_before_the_database(house: House, authorization: str) -> None:
-    seen: list[str] = []
-    with house.app.app_context():
-        event.listen(db.engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
-    assert reason_of(InvalidClient, by_basic, house, authorization) == "malformed_credentials"
+    with statements(house) as seen:
+        assert reason_of(InvalidClient, by_basic, house, authorization) == "malformed_credentials"
     assert seen == []
 
 
@@ -247,9 +243,7 @@ def test_a_secret_in_the_body_needs_an_id(house: House) -> None:
 
 @pytest.mark.parametrize("bad", ["a\x00b", "é", "a\n", "\x7f", "\ufffd", "😀"])
 def test_malformed_credentials_in_the_body_are_refused_before_the_database(house: House, bad: str) -> None:
-    seen: list[str] = []
-    with house.app.app_context():
-        event.listen(db.engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
-    assert reason_of(InvalidClient, by_post, house, client_id=bad, client_secret=SECRET) == "malformed_credentials"
-    assert reason_of(InvalidClient, by_post, house, client_id="c", client_secret=bad) == "malformed_credentials"
+    with statements(house) as seen:
+        assert reason_of(InvalidClient, by_post, house, client_id=bad, client_secret=SECRET) == "malformed_credentials"
+        assert reason_of(InvalidClient, by_post, house, client_id="c", client_secret=bad) == "malformed_credentials"
     assert seen == []

@@ -1,0 +1,131 @@
+"""One statement that reads, asked in every request: compiled once by SQLAlchemy, run by the driver itself.
+
+SQLAlchemy's way to execute a statement costs several times what the database needs for it. Connections still come from
+its pool, which opens, configures and counts them; each thread keeps one for as long as it is good, and reads without a
+transaction. What is done with rows is left to the caller.
+"""
+
+import threading
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Select, event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from app.database import is_where_it_was, reading_engine
+
+
+class _Kept:
+    """A connection that a thread holds on to, with its driver's own."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.info = connection.info
+        self.driver: Any = connection.connection.driver_connection
+
+    def give_back(self) -> None:
+        """Let the pool have it again."""
+        self.connection.close()
+
+    def throw_away(self, error: BaseException | None = None) -> None:
+        """Close it for good: it is of no more use, or its pool has gone."""
+        self.connection.invalidate(error)
+        self.connection.close()
+
+
+class Question:
+    """A statement with named parameters, none of which needs a conversion.
+
+    :param engine: whose pool the connections are from. When it is disposed of, so are those that threads keep.
+    """
+
+    def __init__(self, engine: Engine, statement: Select[Any]) -> None:
+        self._reading = reading_engine(engine)
+        self._statement = statement
+        self._mine = threading.local()
+        self._all: WeakSet[_Kept] = WeakSet()
+        compiled = statement.compile(dialect=engine.dialect)
+        self.text = str(compiled)
+        """What the driver is given."""
+        # Drivers differ in whether parameters have names or places.
+        self._places: Sequence[str] | None = compiled.positiontup if compiled.positional else None
+        columns = statement.selected_columns
+        self._row = _row_type(columns.keys())
+        found = [column.type.dialect_impl(engine.dialect).result_processor(engine.dialect, None) for column in columns]
+        self._conversions = [(place, convert) for place, convert in enumerate(found) if convert]
+        event.listen(engine, "engine_disposed", self._drop_all)
+
+    def ask(self, parameters: Mapping[str, str]) -> list[Any]:
+        """All rows, as named tuples.
+
+        :raises SQLAlchemyError: as when SQLAlchemy executes the statement. A connection that was cut is not used
+            again, and ``connection_invalidated`` says so.
+        """
+        kept = self._keep()
+        try:
+            rows = kept.driver.execute(self.text, self.arranged(parameters)).fetchall()
+        except BaseException as error:
+            raise self._dropped(kept, error) from error
+        return [self._row(*self._converted(row)) for row in rows]
+
+    def ask_anew(self, parameters: Mapping[str, str]) -> Sequence[Any]:
+        """The same by SQLAlchemy's way, on no kept connection: when one is cut, the pool drops all of its age."""
+        with self._reading.connect() as connection:
+            return connection.execute(self._statement, dict(parameters)).all()
+
+    def arranged(self, parameters: Mapping[str, str]) -> Mapping[str, str] | tuple[str, ...]:
+        """``parameters`` as the driver takes them."""
+        return parameters if self._places is None else tuple(parameters[name] for name in self._places)
+
+    def _converted(self, row: Sequence[Any]) -> Sequence[Any]:
+        values = list(row)
+        for place, convert in self._conversions:
+            values[place] = convert(values[place])
+        return values
+
+    def _keep(self) -> _Kept:
+        kept: _Kept | None = getattr(self._mine, "kept", None)
+        if kept is not None:
+            if is_where_it_was(kept.info):
+                return kept
+            self._forget(kept)
+            kept.give_back()
+        kept = self._mine.kept = _Kept(self._reading.connect())
+        self._all.add(kept)
+        return kept
+
+    def _forget(self, kept: _Kept) -> None:
+        self._mine.kept = None
+        self._all.discard(kept)
+
+    def _dropped(self, kept: _Kept, error: BaseException) -> BaseException:
+        """Let go of a connection on which something went wrong; what to raise for ``error``."""
+        self._forget(kept)
+        dialect: Any = self._reading.dialect
+        driver_error: Any = dialect.loaded_dbapi.Error
+        if not isinstance(error, driver_error):
+            # It ended somewhere in the middle.
+            kept.throw_away(error)
+            return error
+        is_cut = dialect.is_disconnect(error, kept.driver, None)
+        if is_cut:
+            kept.throw_away(error)
+        else:
+            kept.give_back()
+        wrapped: BaseException = DBAPIError.instance(
+            self.text, None, error, driver_error, hide_parameters=True, connection_invalidated=is_cut, dialect=dialect
+        )
+        return wrapped
+
+    def _drop_all(self, _engine: Engine) -> None:
+        for kept in list(self._all):
+            self._all.discard(kept)
+            kept.throw_away()
+        self._mine = threading.local()
+
+
+def _row_type(names: Iterable[str]) -> Callable[..., Any]:
+    return namedtuple("Row", names)  # noqa: PYI024 - Its fields are the statement's.

@@ -1,0 +1,221 @@
+"""A question is answered as SQLAlchemy would, on a connection that each thread keeps for as long as it is good."""
+
+import gc
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Select, String, bindparam, event, literal_column, select
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from unit.house import House
+
+from app.database import was_stale
+from app.models import ClientRow, ClientSecretRow, db
+from app.questions import Question
+
+SECRETS_OF = (
+    select(
+        ClientRow.client_id,
+        ClientRow.access_token_lifetime,
+        ClientSecretRow.digest,
+        ClientSecretRow.created_at,
+        ClientSecretRow.revoked_at,
+    )
+    .join(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
+    .where(ClientRow.client_id.in_([bindparam("one", type_=String), bindparam("other", type_=String)]))
+    .order_by(ClientRow.client_id)
+)
+ANY = {"one": "a", "other": "b"}
+
+
+def question(house: House, statement: Select[Any] = SECRETS_OF) -> Question:
+    with house.app.app_context():
+        return Question(db.engine, statement)
+
+
+def connections_made(house: House) -> list[object]:
+    """Every connection that the pool opens from now on."""
+    made: list[object] = []
+    with house.app.app_context():
+        event.listen(db.engine, "connect", lambda connection, _: made.append(connection))
+    return made
+
+
+def dispose(house: House) -> None:
+    with house.app.app_context():
+        db.engine.dispose()
+
+
+def in_a_thread(run: Callable[[], object]) -> None:
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+def test_it_answers_as_sqlalchemy_does(any_house: House) -> None:
+    any_house.register("a", access_token_lifetime=90)
+    any_house.register("b")
+    asked = question(any_house)
+    rows = asked.ask(ANY)
+    assert [tuple(row) for row in rows] == [tuple(row) for row in asked.ask_anew(ANY)]
+    assert [(row.client_id, row.access_token_lifetime, len(row.digest)) for row in rows] == [
+        ("a", 90, 32),
+        ("b", None, 32),
+    ]
+    assert [(row.created_at, row.created_at.tzinfo, row.revoked_at) for row in rows] == 2 * [
+        (datetime(2026, 1, 31, 12, tzinfo=UTC), UTC, None)
+    ]
+    assert asked.ask({"one": "x", "other": "y"}) == []
+
+
+@pytest.mark.parametrize("text", ["", "a'b", '"', "%", "%s", "%(one)s", ":one", "?", "é😀", "\\", "a" * 10_000])
+def test_parameters_are_never_part_of_the_statement(any_house: House, text: str) -> None:
+    asked = question(
+        any_house, select(literal_column("'50 % of'", String).label("said"), bindparam("one", type_=String))
+    )
+    assert [tuple(row) for row in asked.ask({"one": text})] == [("50 % of", text)]
+
+
+def test_each_thread_keeps_one_connection(any_house: House) -> None:
+    asked, made = question(any_house), connections_made(any_house)
+    dispose(any_house)
+    for _ in range(3):
+        asked.ask(ANY)
+    assert len(made) == 1
+    in_a_thread(lambda: [asked.ask(ANY) for _ in range(3)])
+    assert len(made) == 2
+
+
+def test_a_thread_that_ends_leaves_its_connection_to_others(any_house: House) -> None:
+    asked, made = question(any_house), connections_made(any_house)
+    dispose(any_house)
+    for _ in range(3):
+        in_a_thread(lambda: asked.ask(ANY))
+        gc.collect()
+    assert len(made) == 1
+    with any_house.app.app_context():
+        assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_reading_leaves_no_transaction_open(any_house: House) -> None:
+    asked = question(any_house)
+    asked.ask(ANY)
+    any_house.register("a")
+    # A snapshot of before would not show it.
+    assert [row.client_id for row in asked.ask(ANY)] == ["a"]
+    with any_house.app.app_context():
+        db.drop_all()
+
+
+def test_who_disposes_of_the_engine_closes_what_threads_keep(any_house: House) -> None:
+    asked, made = question(any_house), connections_made(any_house)
+    dispose(any_house)
+    asked.ask(ANY)
+    dispose(any_house)
+    (connection,) = made
+    with pytest.raises((psycopg.OperationalError, Exception), match="closed"):
+        connection.execute("SELECT 1")  # type: ignore[attr-defined]
+    asked.ask(ANY)
+    assert len(made) == 2
+
+
+def test_a_fault_of_the_statement_is_sqlalchemys_and_quotes_no_value(any_house: House) -> None:
+    asked = question(any_house)
+    with any_house.app.app_context():
+        db.drop_all()
+    with pytest.raises(DBAPIError) as caught:
+        asked.ask({"one": "ths_pasted-secret", "other": ""})
+    assert not caught.value.connection_invalidated
+    assert type(caught.value.orig).__name__ in {"OperationalError", "UndefinedTable"}
+    assert "ths_" not in f"{caught.value} {caught.value!r}"
+    with any_house.app.app_context():
+        db.create_all()
+    assert asked.ask(ANY) == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_connection_that_was_cut_is_used_no_more(any_house: House) -> None:
+    asked, made = question(any_house), connections_made(any_house)
+    dispose(any_house)
+    asked.ask(ANY)
+    with any_house.app.app_context(), db.engine.connect() as other:
+        # The other one was opened before the cut, too: asking anew finds it, and drops all of that age.
+        other.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    with pytest.raises(OperationalError) as caught:
+        asked.ask(ANY)
+    assert caught.value.connection_invalidated
+    assert was_stale(caught.value)
+    assert asked.ask_anew(ANY) == []
+    assert asked.ask(ANY) == []
+    assert made[0].closed  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_no_request_fails_when_all_connections_were_cut(any_house: House) -> None:
+    made = any_house.register("a")
+    threads = 4
+    barrier = threading.Barrier(threads)
+    asked, failures = any_house.verifier, []
+
+    def ask() -> None:
+        for _ in range(2):
+            barrier.wait()
+            try:
+                asked.answers()
+            except Exception as error:  # noqa: BLE001 - Seen below.
+                failures.append(error)
+            barrier.wait()
+            if barrier.wait() == 0:
+                url = any_house.settings.database_url.get_secret_value().replace("+psycopg", "")
+                with psycopg.connect(url, autocommit=True) as other:
+                    other.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+            barrier.wait()
+
+    workers = [threading.Thread(target=ask) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert failures == []
+    assert made.client_id == "a"
+
+
+def test_a_file_that_was_replaced_is_opened_anew(house: House) -> None:
+    house.register("a")
+    asked = question(house)
+    assert [row.client_id for row in asked.ask(ANY)] == ["a"]
+    dispose(house)
+    asked.ask(ANY)
+    file = house.folder / "tokenhouse.db"
+    copy = Path(shutil.copy(file, house.folder / "copy.db"))
+    with house.app.app_context():
+        house.store.delete("a")
+        house.register("b")
+        db.session.remove()
+    os.replace(copy, file)  # noqa: PTH105 - Atomic, as a restored backup comes.
+    for name in ("tokenhouse.db-wal", "tokenhouse.db-shm"):
+        (house.folder / name).unlink(missing_ok=True)
+    assert [row.client_id for row in asked.ask(ANY)] == ["a"]
+
+
+def test_a_file_that_was_taken_away_is_missed_and_found_again(house: House) -> None:
+    asked = question(house)
+    asked.ask(ANY)
+    file = house.folder / "tokenhouse.db"
+    file.rename(house.folder / "away.db")
+    with pytest.raises(SQLAlchemyError, match="unable to open database file"):
+        asked.ask(ANY)
+    (house.folder / "away.db").rename(file)
+    assert asked.ask(ANY) == []
