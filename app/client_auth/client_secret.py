@@ -1,7 +1,8 @@
 """Client secrets, by HTTP Basic and in the body: RFC 6749 section 2.3.1.
 
 Basic comes raw from half of the field's clients and form-encoded from the other half, as the RFC asks. Both readings
-are candidates: (raw id, raw secret) and (decoded id, decoded secret), never mixed, always both looked up and digested.
+are candidates: (raw id, raw secret) and (decoded id, decoded secret), never mixed, always both looked up and digested
+unless they are the same, which the caller knows better than we do.
 Whose a secret is, and whether it still works, is left to ``clients``.
 """
 
@@ -44,7 +45,9 @@ class ClientSecretBasic:
         body_id = request.parameters.get("client_id")
         if body_id not in {None, raw.client_id, decoded.client_id}:
             raise _other_client_id()
-        authentication = self._verifier.verify_secret([raw, decoded], self.name, request.source_address)
+        authentication = self._verifier.verify_secret(
+            [raw] if decoded == raw else [raw, decoded], self.name, request.source_address
+        )
         if body_id not in {None, authentication.client.client_id}:
             raise _other_client_id()
         return authentication
@@ -96,10 +99,7 @@ def _read_basic(authorization: str) -> Credentials:
 
 
 def _form_decoded(raw: Credentials) -> Credentials:
-    """Read ``raw`` as form-encoded, both or neither; where that cannot be, the raw reading stands in for it.
-
-    It is digested and compared all the same, so that no reading costs less than another.
-    """
+    """Read ``raw`` as form-encoded, both or neither; where that cannot be, the raw reading stands in for it."""
     try:
         decoded = Credentials(form_decode(raw.client_id), form_decode(raw.secret))
     except UnicodeDecodeError:

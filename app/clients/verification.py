@@ -8,6 +8,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import String, Text, bindparam, cast, select, union
@@ -61,6 +62,13 @@ _FIND_WITH_SECRETS = (
 # Compared where there is no digest, so that an unknown client costs what a known one does. Random, so that no secret
 # has it.
 _DUMMY_DIGEST = secrets.token_bytes(32)
+
+
+_LISTS_KEPT = 1024
+"""Columns of JSON that are kept parsed."""
+
+_KEPT_CHARACTERS = 500
+"""Longer ones are rare and would need much memory."""
 
 
 class SecretVerifier:
@@ -182,8 +190,18 @@ def _frozen(row: Any) -> Client:
         client_id=row.client_id,
         client_name=row.client_name,
         token_endpoint_auth_method=row.token_endpoint_auth_method,
-        grant_types=tuple(json.loads(row.grant_types)),
-        scope=tuple(json.loads(row.scope)),
-        audiences=tuple(json.loads(row.audiences)),
+        grant_types=_listed(row.grant_types),
+        scope=_listed(row.scope),
+        audiences=_listed(row.audiences),
         access_token_lifetime=row.access_token_lifetime,
     )
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """A column of JSON; many clients have equal ones."""
+    return _kept_list(text) if len(text) <= _KEPT_CHARACTERS else tuple(json.loads(text))
+
+
+@lru_cache(maxsize=_LISTS_KEPT)
+def _kept_list(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -122,15 +123,16 @@ def test_the_scheme_is_read_in_any_case(house: House, scheme: str) -> None:
     [
         ("a+b:c+d", (("a+b", "c+d"), ("a b", "c d"))),
         ("a%2Bb:c", (("a%2Bb", "c"), ("a+b", "c"))),
-        ("a:b:c", (("a", "b:c"), ("a", "b:c"))),
+        # Equal readings are one.
+        ("a:b:c", (("a", "b:c"),)),
         ("a%3Ab:c", (("a%3Ab", "c"), ("a:b", "c"))),
-        ("a:%ZZ", (("a", "%ZZ"), ("a", "%ZZ"))),
+        ("a:%ZZ", (("a", "%ZZ"),)),
         # Where the decoded reading cannot be anybody's, the raw one stands in for it, whole.
-        ("a+b:c%00d", (("a+b", "c%00d"), ("a+b", "c%00d"))),
-        ("a%0A:c+d", (("a%0A", "c+d"), ("a%0A", "c+d"))),
-        ("a%C3%A9:c+d", (("a%C3%A9", "c+d"), ("a%C3%A9", "c+d"))),
-        ("a%FF:c+d", (("a%FF", "c+d"), ("a%FF", "c+d"))),
-        ("a+b:c%FF", (("a+b", "c%FF"), ("a+b", "c%FF"))),
+        ("a+b:c%00d", (("a+b", "c%00d"),)),
+        ("a%0A:c+d", (("a%0A", "c+d"),)),
+        ("a%C3%A9:c+d", (("a%C3%A9", "c+d"),)),
+        ("a%FF:c+d", (("a%FF", "c+d"),)),
+        ("a+b:c%FF", (("a+b", "c%FF"),)),
     ],
 )
 def test_there_are_two_readings_and_never_a_mixture(sent: str, read: tuple[tuple[str, str], ...]) -> None:
@@ -157,7 +159,7 @@ def test_a_decoded_id_with_a_raw_secret_fails(house: House) -> None:
 )
 def test_each_credential_is_among_the_readings_of_both_forms(client_id: str, secret: str) -> None:
     assert readings(basic(f"{client_id}:{secret}"))[0] == (client_id, secret)
-    assert readings(basic(f"{quote_plus(client_id)}:{quote_plus(secret)}"))[1] == (client_id, secret)
+    assert readings(basic(f"{quote_plus(client_id)}:{quote_plus(secret)}"))[-1] == (client_id, secret)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +210,7 @@ def test_whatever_stands_in_the_header_is_read_or_refused(authorization: str) ->
         assert error.reason in {"unsupported_scheme", "malformed_credentials"}  # noqa: PT017 - Either is right.
         assert store.asked == []
     else:
-        ((raw, decoded),) = store.asked
-        for text in (*raw, *decoded):
+        for text in chain.from_iterable(store.asked[0]):
             assert text
             assert all(" " <= character <= "~" for character in text)
 
