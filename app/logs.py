@@ -7,14 +7,14 @@ The audit log is made of events alone, whatever the level. Diagnostics are what 
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from app.contracts import Clock
 from app.errors import ServiceUnavailable
-from app.events import AuditLinesLost, Event, TokenIssued
+from app.events import AuditLinesLost, Event, RequestFacts, TokenIssued
 from app.lines import STDERR, STDOUT, LineWriter
 from app.settings import Settings
 
@@ -103,15 +103,27 @@ class AuditLog:
 
     def _line(self, event: Event) -> str:
         """``event`` as a line: its time and name first, what is empty left out."""
-        facts = asdict(event)
-        if request := facts.pop("request", None):
-            facts = {**request, "duration_ms": round(request["duration_ms"], 3), **facts}
-        return self._rendered(self._clock(), type(event).__name__, facts)
+        kind: Any = type(event)
+        facts: dict[str, Any] = {}
+        for name in _names(kind):
+            value = getattr(event, name)
+            if isinstance(value, RequestFacts):
+                facts["request_id"] = value.request_id
+                facts["source_address"] = value.source_address
+                facts["duration_ms"] = round(value.duration_ms, 3)
+            else:
+                facts[name] = value
+        return self._rendered(self._clock(), kind.__name__, facts)
 
     def _rendered(self, happened_at: datetime, name: str, facts: dict[str, Any]) -> str:
         told = {fact: _plain(value) for fact, value in facts.items() if value is not None}
         time = happened_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return f"{self._render({'time': time, 'event': name, **told})}\n"
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 def _plain(value: object) -> object:
@@ -162,8 +174,12 @@ def _console(stream: LineWriter) -> "Processor":
     )
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _as_json(facts: dict[str, Any], **options: Any) -> str:
-    return json.dumps(facts, separators=(",", ":"), **options)
+    # An encoder with options of its own is made anew each time.
+    return json.dumps(facts, separators=(",", ":"), **options) if options else _encode(facts)
 
 
 def _time_and_event_first(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":

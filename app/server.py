@@ -5,7 +5,6 @@ ones, two authentications at once, and tells an unknown client from a wrong secr
 each parameter once, with exactly one authentication; and every answer of the token endpoint, good or bad, is an event.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +36,7 @@ from app.errors import (
 )
 from app.events import Events, RequestFacts, TokenIssued, TokenRefused
 from app.policy import Policy
+from app.web import encode_json
 
 log = logging.getLogger(__name__)
 
@@ -188,8 +188,7 @@ class TokenServer(AuthorizationServer):
         self, status: int, body: Mapping[str, Any], headers: Iterable[tuple[str, str]]
     ) -> Response:
         """Make the HTTP answer, never to be stored by a cache."""
-        encoded = json.dumps(body, separators=(",", ":"))
-        return Response(encoded, status, [*headers, *NO_STORE], content_type="application/json")
+        return Response(encode_json(body), status, [*headers, *NO_STORE], content_type="application/json")
 
     def handle_error_response(  # type: ignore[override]
         self, request: StrictRequest | None, error: OAuthError
