@@ -1,17 +1,16 @@
-"""Claims and header of an access token (RFC 9068 section 2), signed with exactly one key.
+"""Claims and header of an access token (RFC 9068 section 2), signed with exactly one key, as a JWS (RFC 7515).
 
 What the token may say is left to ``policy``, which key signs to ``keyring``.
 """
 
+import json
 import secrets
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from typing import Any
-
-from joserfc import jws, jwt
+from functools import lru_cache
 
 from app.contracts import AccessToken, Client, Clock, Decision
 from app.errors import ServiceUnavailable
-from app.keyring.algorithms import ALGORITHMS
 from app.keyring.ring import SigningKey
 from app.settings import StartError
 
@@ -19,15 +18,10 @@ TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 section 2.1.
 JTI_RANDOM_BYTES = 16
 
 
-class _OwnAlgorithms(jws.JWSRegistry):
-    """Signs with what the ring's keys are for. joserfc warns of ``EdDSA``, whose new name no verifier knows yet."""
+_HEADERS_KEPT = 16
+"""Keys that sign in one process at a time; there is one, and another after it."""
 
-    def get_alg(self, name: str) -> Any:
-        """Find the algorithm, without a word."""
-        return self.algorithms[name]
-
-
-_REGISTRY = _OwnAlgorithms(algorithms=list(ALGORITHMS))
+_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class AccessTokenIssuer:
@@ -50,8 +44,7 @@ class AccessTokenIssuer:
         :raises ServiceUnavailable: no key may sign now.
         """
         now = self._clock()
-        # One key, never the set: joserfc picks a random member of a set, and the next key must not sign before every
-        # verifier has had time to fetch it.
+        # One key, whose turn it is: the next one must not sign before every verifier has had time to fetch it.
         key = self._signing_key()
         iat = int(now.timestamp())
         jti = secrets.token_urlsafe(JTI_RANDOM_BYTES)
@@ -66,12 +59,22 @@ class AccessTokenIssuer:
         }
         if decision.scope:
             claims["scope"] = " ".join(decision.scope)
-        header = {"alg": key.alg, "typ": TOKEN_TYPE, "kid": key.kid}
-        encoded = jwt.encode(header, claims, key.jwk, registry=_REGISTRY)
-        return AccessToken(encoded, jti, key.kid, decision)
+        signed = b"%b.%b" % (_encoded_header(key.alg, key.kid), _base64url(_compact(claims).encode()))
+        encoded = b"%b.%b" % (signed, _base64url(key.sign(signed)))
+        return AccessToken(encoded.decode("ascii"), jti, key.kid, decision)
 
     def _signing_key(self) -> SigningKey:
         try:
             return self._find_key()
         except StartError as error:
             raise ServiceUnavailable("no_signing_key") from error
+
+
+@lru_cache(maxsize=_HEADERS_KEPT)
+def _encoded_header(alg: str, kid: str) -> bytes:
+    return _base64url(_compact({"typ": TOKEN_TYPE, "alg": alg, "kid": kid}).encode())
+
+
+def _base64url(raw: bytes) -> bytes:
+    """Without padding: RFC 7515 section 2."""
+    return urlsafe_b64encode(raw).rstrip(b"=")

@@ -6,8 +6,11 @@ holds a key of a type they do not know.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
@@ -24,16 +27,31 @@ class Algorithm:
 
     :param kind: what a key of it is, in words.
     :param accepts: whether a private key is of that kind, whatever its strength.
+    :param sign: the signature of RFC 7518 by a key that it accepts, over the signing input of a JWS.
     """
 
     name: str
     kind: str
     accepts: Callable[[object], bool]
     generate: Callable[[int], PrivateKey]
+    sign: Callable[[Any, bytes], bytes]
 
 
 def _is_rsa(key: object) -> bool:
     return isinstance(key, rsa.RSAPrivateKey)
+
+
+_PKCS1 = padding.PKCS1v15()
+_PSS = padding.PSS(padding.MGF1(SHA256()), padding.PSS.DIGEST_LENGTH)
+_SHA256 = SHA256()
+_ECDSA = ec.ECDSA(_SHA256)
+_P256_BYTES = 32
+
+
+def _sign_ecdsa(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
+    """R and S, each as long as the curve's order: RFC 7518 section 3.4."""
+    r, s = decode_dss_signature(key.sign(message, _ECDSA))
+    return r.to_bytes(_P256_BYTES) + s.to_bytes(_P256_BYTES)
 
 
 def _generate_rsa(bits: int) -> PrivateKey:
@@ -43,19 +61,21 @@ def _generate_rsa(bits: int) -> PrivateKey:
 ALGORITHMS = {
     algorithm.name: algorithm
     for algorithm in (
-        Algorithm("RS256", "an RSA key", _is_rsa, _generate_rsa),
-        Algorithm("PS256", "an RSA key", _is_rsa, _generate_rsa),
+        Algorithm("RS256", "an RSA key", _is_rsa, _generate_rsa, lambda key, text: key.sign(text, _PKCS1, _SHA256)),
+        Algorithm("PS256", "an RSA key", _is_rsa, _generate_rsa, lambda key, text: key.sign(text, _PSS, _SHA256)),
         Algorithm(
             "ES256",
             "an EC key on the curve P-256",
             lambda key: isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1),
             lambda _: ec.generate_private_key(ec.SECP256R1()),
+            _sign_ecdsa,
         ),
         Algorithm(
             "EdDSA",
             "an Ed25519 key",
             lambda key: isinstance(key, ed25519.Ed25519PrivateKey),
             lambda _: ed25519.Ed25519PrivateKey.generate(),
+            lambda key, text: key.sign(text),
         ),
     )
 }
@@ -76,7 +96,7 @@ def check_private_key(alg: str, key: object) -> PrivateKey:
 
 
 def to_jwk(key: PrivateKey) -> Jwk:
-    """``key`` in the form that joserfc signs with."""
+    """``key`` as joserfc has it: for its public members and its thumbprint."""
     if isinstance(key, rsa.RSAPrivateKey):
         return RSAKey(key, key, {})
     return ECKey(key, key, {}) if isinstance(key, ec.EllipticCurvePrivateKey) else OKPKey(key, key, {})

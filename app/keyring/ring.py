@@ -18,7 +18,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from app.keyring.algorithms import Jwk, PrivateKey, to_jwk
+from app.keyring.algorithms import ALGORITHMS, Jwk, PrivateKey, to_jwk
 from app.settings import StartError
 
 RETIRE_AFTER = timedelta(hours=24, seconds=60)
@@ -66,8 +66,12 @@ class SigningKey:
 
     @cached_property
     def jwk(self) -> Jwk:
-        """The private key in the form that joserfc signs with."""
+        """The key as joserfc has it: for its public members."""
         return to_jwk(self.private_key)
+
+    def sign(self, message: bytes) -> bytes:
+        """The signature of RFC 7518 over the signing input of a JWS."""
+        return ALGORITHMS[self.alg].sign(self.private_key, message)
 
     @cached_property
     def public_jwk(self) -> dict[str, Any]:
