@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from flask import Blueprint, Response, request
 
 from app.contracts import Metadata
+from app.keyring.ring import SigningKey
 from app.services import Endpoint, Services
 
 JWKS_PATH = "/.well-known/jwks.json"
@@ -45,18 +46,17 @@ def _metadata(issuer: str) -> Metadata:
 
 def _jwks_reader(services: Services) -> Callable[[], tuple[bytes, str]]:
     """Build the function that gives the JWKS and its ETag, encoded anew only when the published keys have changed."""
-    latest: tuple[tuple[str, ...], bytes, str] = ((), b"", "")
+    latest: tuple[tuple[SigningKey, ...], bytes, str] = ((), b"", "")
 
     def read() -> tuple[bytes, str]:
         nonlocal latest
         keys = services.ring.published_keys()
-        kids = tuple(key.kid for key in keys)
         # Read once and replaced whole: other threads do the same, maybe with other keys.
-        encoded_kids, body, etag = latest
-        if encoded_kids != kids or not body:
+        encoded, body, etag = latest
+        if encoded is not keys or not body:
             body = json.dumps({"keys": [key.public_jwk for key in keys]}, indent=2).encode()
             etag = _etag(body)
-            latest = kids, body, etag
+            latest = keys, body, etag
         return body, etag
 
     return read

@@ -16,7 +16,7 @@ from app.keyring import last_good
 from app.keyring.home import KeyringHome
 from app.keyring.judgement import unsafe_change
 from app.keyring.plan import CLOCK_SKEW_SECONDS, Rules, with_max_age
-from app.keyring.ring import KeyState, Ring, SigningKey
+from app.keyring.ring import KeyState, Phase, Ring, SigningKey
 from app.settings import StartError
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class CurrentRing:
         """Whether the clock says an earlier time than was reached."""
         self._reached = EARLIEST
         self._states: dict[str, KeyState] | None = None
+        self._phase: tuple[Ring | None, Phase | None] = None, None
 
     def __call__(self) -> Ring:
         """Return the ring, read now if it never was.
@@ -66,14 +67,23 @@ class CurrentRing:
 
         :raises StartError: there is none.
         """
-        return self().signing_key(self.now())
+        ring, now = self(), self.now()
+        return self._phase_of(ring, now).signing_key or ring.signing_key(now)
 
     def published_keys(self) -> tuple[SigningKey, ...]:
         """The keys of the JWKS, oldest first.
 
         :raises StartError: the ring cannot be read, and never could.
         """
-        return self().published_keys(self.now())
+        return self._phase_of(self(), self.now()).published_keys
+
+    def _phase_of(self, ring: Ring, now: datetime) -> Phase:
+        # Read once and replaced whole: other threads do the same.
+        known_ring, phase = self._phase
+        if known_ring is not ring or phase is None or not phase.holds_at(now):
+            phase = ring.phase(now)
+            self._phase = ring, phase
+        return phase
 
     def refresh(self) -> None:
         """Look whether the ring has changed, or whether one that was not taken has become good. Never fails."""

@@ -11,6 +11,7 @@ neighbour's never signs with a key that the neighbour does not publish.
 Which change of a ring is safe is left to ``keyring.plan``, how one is kept to ``keyring.file`` and its neighbours.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -90,6 +91,24 @@ class Span:
     end: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What holds of a ring from ``start`` on, until ``end`` (``None``: for good): no state changes in between.
+
+    :param signing_key: ``None`` when no key may sign.
+    :param published_keys: those of the JWKS, oldest first.
+    """
+
+    start: datetime | None
+    end: datetime | None
+    signing_key: SigningKey | None
+    published_keys: tuple[SigningKey, ...]
+
+    def holds_at(self, now: datetime) -> bool:
+        """Whether ``now`` lies within."""
+        return (self.start is None or self.start <= now) and (self.end is None or now < self.end)
+
+
 @dataclass(frozen=True)
 class Ring:
     """All keys that there are.
@@ -162,6 +181,17 @@ class Ring:
         stops = {time for key in self.keys for time in (key.signs_from, key.signs_until) if time}
         others = {time for key in self.keys for time in (key.published_at, key.revoked_at) if time}
         return sorted(stops | others | {time + RETIRE_AFTER for time in stops})
+
+    def phase(self, now: datetime) -> Phase:
+        """All that a request needs to know, for as long as it holds."""
+        changes = self.changes()
+        place = bisect_right(changes, now)
+        return Phase(
+            start=changes[place - 1] if place else None,
+            end=changes[place] if place < len(changes) else None,
+            signing_key=self._signer(self.signing_alg, now),
+            published_keys=self.published_keys(now),
+        )
 
     def spans(self, key: SigningKey) -> list[Span]:
         """Everything that ``key`` goes through, in order, from its publication on."""

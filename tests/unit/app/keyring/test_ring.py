@@ -277,6 +277,30 @@ def test_nothing_changes_before_the_next_change(
     assert ring.published_keys(later) == ring.published_keys(now)
 
 
+@given(rings(), moments, moments)
+def test_a_phase_tells_what_holds_for_as_long_as_it_holds(
+    ring: Ring, moment: tuple[timedelta, timedelta], another: tuple[timedelta, timedelta]
+) -> None:
+    phase = ring.phase(T0 + sum(moment, timedelta()))
+    assert phase.holds_at(T0 + sum(moment, timedelta()))
+    now = T0 + sum(another, timedelta())
+    assume(phase.holds_at(now))
+    assert phase.published_keys == ring.published_keys(now)
+    assert phase.signing_key == signer(ring, now)
+
+
+@given(rings(), moments)
+def test_one_phase_ends_where_the_next_begins(ring: Ring, moment: tuple[timedelta, timedelta]) -> None:
+    phase = ring.phase(T0 + sum(moment, timedelta()))
+    if phase.end is not None:
+        assert not phase.holds_at(phase.end)
+        assert phase.holds_at(phase.end - TICK)
+        assert ring.phase(phase.end).start == phase.end
+    if phase.start is not None:
+        assert phase.holds_at(phase.start)
+        assert not phase.holds_at(phase.start - TICK)
+
+
 @given(rings(), st.integers(-5, 250))
 def test_states_only_move_forward_while_nothing_is_revoked(ring: Ring, hour: int) -> None:
     assume(all(each.revoked_at is None for each in ring.keys))
