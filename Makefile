@@ -47,6 +47,10 @@ bench-peers: $(VENV)/.installed-for-tests ## The same, with other OAuth servers 
 		npm ci --prefix $(PEERS) --silent --no-audit --no-fund
 	@$(BIN)/python bench/throughput.py --peers $(ARGS)
 
+.PHONY: profile
+profile: $(VENV)/.installed-for-tests ## Where the time of a token goes. ARGS="--svg FILE" draws it.
+	@$(BIN)/python bench/budget.py $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.installed-for-tests ## Lint, format check, types, and the import stack.
 	@$(BIN)/ruff check .

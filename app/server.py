@@ -22,6 +22,7 @@ from authlib.oauth2.rfc6749 import (
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from flask import Request, Response, g
 from werkzeug.exceptions import BadRequest
+from werkzeug.wsgi import get_content_length, get_input_stream
 
 from app.contracts import AccessToken, AccessTokenSource, Authentication, ClientAuthMethod, Clock
 from app.errors import (
@@ -36,7 +37,7 @@ from app.errors import (
 )
 from app.events import Events, RequestFacts, TokenIssued, TokenRefused
 from app.policy import Policy
-from app.web import encode_json
+from app.web import Answer, encode_json
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ class TokenServer(AuthorizationServer):
         self, status: int, body: Mapping[str, Any], headers: Iterable[tuple[str, str]]
     ) -> Response:
         """Make the HTTP answer, never to be stored by a cache."""
-        return Response(encode_json(body), status, [*headers, *NO_STORE], content_type="application/json")
+        return Answer(encode_json(body), status, [*headers, *NO_STORE], content_type="application/json")
 
     def handle_error_response(  # type: ignore[override]
         self, request: StrictRequest | None, error: OAuthError
@@ -217,23 +218,24 @@ class TokenServer(AuthorizationServer):
 
     def _refuse_query_parameters(self, request: Request) -> None:
         """Refuse a known parameter in the query string, where proxies log it; others' are ignored (section 2.3.1)."""
-        if request.query_string and not self._known_parameters.isdisjoint(request.args):
+        if request.environ.get("QUERY_STRING") and not self._known_parameters.isdisjoint(request.args):
             name = next(name for name in sorted(self._known_parameters) if name in request.args)
             raise InvalidRequest("query_parameter", f"The parameter {name} must be in the body, not in the URL.")
 
 
 def _require_form(request: Request) -> None:
-    if request.mimetype != FORM or request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    is_form = request.environ.get("CONTENT_TYPE") == FORM or request.mimetype == FORM
+    if not is_form or request.environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise InvalidRequest("not_a_form", f"The content type must be {FORM}.")
 
 
 def _read_whole_body(request: Request) -> bytes:
     """Read the body once it is known to be complete and not too long: a cut one would be a smaller scope."""
-    declared = request.content_length
+    declared = get_content_length(request.environ)
     if declared is not None and declared > BODY_LIMIT_BYTES:
         raise BodyTooLarge
     try:
-        body = request.stream.read(BODY_LIMIT_BYTES + 1)
+        body = get_input_stream(request.environ).read(BODY_LIMIT_BYTES + 1)
     except (BadRequest, OSError):
         raise InvalidRequest("incomplete_body", "The request body is incomplete.") from None
     if len(body) > BODY_LIMIT_BYTES:
@@ -264,7 +266,7 @@ def _refuse_repeated_parameters(pairs: Sequence[tuple[str, str]], known: set[str
 
 def _read_authorization(request: Request) -> str | None:
     """The header's value. Servers join repeated headers with a comma, which stands in no valid Basic credentials."""
-    value = request.headers.get("Authorization", "").strip(" \t")
+    value: str = request.environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
     if value.lower().startswith("basic") and "," in value:
         raise InvalidRequest("repeated_authorization", "The request must authenticate the client exactly once.")
     return value or None

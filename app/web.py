@@ -1,4 +1,4 @@
-"""What every HTTP answer has in common: a request id, security headers, and JSON for every error.
+"""Flask as we use it, and what every HTTP answer has in common: a request id, security headers, JSON for every error.
 
 The endpoints themselves are left to ``endpoints``; what the worker answers before the application is reached, to
 ``worker``.
@@ -8,9 +8,14 @@ import json
 import logging
 import secrets
 import time
+from http import HTTPStatus
+from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
+from flask.sessions import NullSession, SessionInterface
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
 
 from app.errors import below_oauth
 from app.proxies import UNIX, Trusted, find_source, is_trusted, take_request_id
@@ -19,8 +24,42 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID_RANDOM_BYTES = 16
 
+_WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+
 encode_json = json.JSONEncoder(separators=(",", ":")).encode
 """Compact JSON. ``json.dumps`` with an option makes an encoder for each call."""
+
+
+class Answer(Response):
+    """A response that is sent once, as it is: its headers are not copied."""
+
+    def get_wsgi_headers(self, environ: Any) -> Headers:
+        """Leave to Werkzeug what has no body."""
+        if self.status_code in _WITHOUT_BODY or "Content-Length" not in self.headers:
+            return super().get_wsgi_headers(environ)
+        return self.headers
+
+
+class _NoSessions(SessionInterface):
+    """There are no users, so there is nothing to remember of one."""
+
+    _none = NullSession()
+
+    def open_session(self, app: Flask, request: Request) -> NullSession:  # noqa: ARG002
+        return self._none
+
+
+class Application(Flask):
+    """Flask without what a token server never has: sessions, and routes that depend on the host."""
+
+    response_class = Answer
+    session_interface = _NoSessions()
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Find routes by path and method alone; what a ``Host`` header says is of no interest."""
+        if request is None:
+            return super().create_url_adapter(request)
+        return MapAdapter(self.url_map, "localhost", "/", "", "http", request.path, request.method)
 
 
 def install(app: Flask, trusted_proxies: Trusted = ()) -> None:
@@ -38,9 +77,9 @@ def install(app: Flask, trusted_proxies: Trusted = ()) -> None:
     app.register_error_handler(Exception, _answer_unexpected)
 
 
-def json_response(status: int, body: object) -> Response:
+def json_response(status: int, body: object) -> Answer:
     """A JSON answer without more."""
-    return Response(encode_json(body), status, content_type="application/json")
+    return Answer(encode_json(body), status, content_type="application/json")
 
 
 def _begin(trusted_proxies: Trusted) -> None:
@@ -60,7 +99,7 @@ def _answer_options_of_the_server() -> Response | None:
     """``OPTIONS *`` asks about the server as a whole: RFC 9110 section 9.3.7."""
     if request.method != "OPTIONS" or request.environ.get("RAW_URI") != "*":
         return None
-    return Response(headers={"Allow": "GET, HEAD, POST, OPTIONS"})
+    return Answer(headers={"Allow": "GET, HEAD, POST, OPTIONS"})
 
 
 def _finish(response: Response) -> Response:

@@ -114,7 +114,7 @@ def tokenhouse(
     clients: int = 1,
     alg: str = "RS256",
     on_postgresql: bool = False,
-    workers: int = WORKERS,
+    options: Sequence[str] = (),
 ) -> Iterator[Subject]:
     """Tokenhouse with its own gunicorn configuration, its audit log in a file."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.ExitStack() as stack:
@@ -131,7 +131,7 @@ def tokenhouse(
             raise SystemExit(made.stderr)
         authorizations = _fill(server, clients)
         began = time.monotonic()
-        server.start("--workers", str(workers))
+        server.start("--workers", str(WORKERS), *options)
         stack.callback(server.stop)
         wrong = [basic("nobody-of-that-name", secrets.token_urlsafe(40)), basic("client-0", secrets.token_urlsafe(40))]
         yield Subject(

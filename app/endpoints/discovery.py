@@ -13,6 +13,7 @@ from flask import Blueprint, Response, request
 from app.contracts import Metadata
 from app.keyring.ring import SigningKey
 from app.services import Endpoint, Services
+from app.web import Answer
 
 JWKS_PATH = "/.well-known/jwks.json"
 OAUTH_METADATA_PATH = "/.well-known/oauth-authorization-server"
@@ -63,7 +64,7 @@ def _jwks_reader(services: Services) -> Callable[[], tuple[bytes, str]]:
 
 
 def _public_document(body: bytes, etag: str, max_age: int) -> Response:
-    response = Response(body, content_type="application/json")
+    response = Answer(body, content_type="application/json")
     response.set_etag(etag)
     response.headers["Cache-Control"] = f"public, max-age={max_age}"
     response.make_conditional(request)

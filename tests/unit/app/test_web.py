@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+import flask
 import pytest
 from flask import Flask, g
 from hypothesis import given
@@ -119,3 +120,24 @@ def test_the_real_application_answers_so_too(house: House) -> None:
         assert_common(answer)
         assert (answer.status_code, json.loads(answer.data)) == (status, below_oauth(status))
     assert caller.get("/oauth/token").headers["Allow"] == "POST"
+
+
+def test_no_answer_sets_a_cookie_and_no_session_can_be_kept(house: House) -> None:
+    @house.app.get("/session-of-a-test")
+    def keep_something() -> str:
+        with pytest.raises(RuntimeError, match="session is unavailable"):
+            flask.session["a"] = "b"
+        return ""
+
+    answer = house.app.test_client().get("/session-of-a-test")
+    assert (answer.status_code, answer.headers.getlist("Set-Cookie")) == (200, [])
+
+
+@pytest.mark.parametrize(
+    "host", ["tokens.example.com", "another.example", "a.b:1", "[::1]:8080", "xn--bcher-kva.example"]
+)
+def test_routes_do_not_depend_on_the_host(house: House, host: str) -> None:
+    client = house.app.test_client()
+    assert client.get("/livez", headers={"Host": host}).status_code == 200
+    assert client.get("/livez/", headers={"Host": host}).status_code == 404
+    assert client.put("/livez", headers={"Host": host}).status_code == 405

@@ -1,0 +1,114 @@
+"""gunicorn's configuration of Tokenhouse, with a clock around each stage of a request: for ``budget.py`` alone.
+
+A stage's own CPU time is what its thread used in it, without the stages that it calls. When a worker ends it leaves its
+sums in the folder that BENCH_STAGES names.
+"""
+
+import functools
+import importlib
+import json
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from runpy import run_path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+_VALUES = run_path(str(PROJECT / "config" / "gunicorn.py"))
+globals().update({name: value for name, value in _VALUES.items() if not name.startswith("_")})
+chdir = pythonpath = str(PROJECT)
+
+STAGES = (
+    ("worker: the rest", "app.worker.buffered:BufferedWorker._attend"),
+    ("worker: receive", "app.worker.connection:Connection.receive"),
+    ("worker: find and parse a head", "app.worker.framing:Inbox.take"),
+    ("worker: environ", "app.worker.buffered:create"),
+    ("worker: environ", "app.worker.buffered:make_environ"),
+    ("worker: start_response and write", "gunicorn.http.wsgi:Response.start_response"),
+    ("worker: start_response and write", "gunicorn.http.wsgi:Response.write"),
+    ("worker: start_response and write", "gunicorn.http.wsgi:Response.close"),
+    ("worker: start_response and write", "app.worker.answers:Answer.start_response"),
+    ("worker: start_response and write", "app.worker.answers:Answer.to_bytes"),
+    ("worker: send", "app.worker.connection:Connection.flush"),
+    ("worker: re-arm", "app.worker.buffered:BufferedWorker._park"),
+    ("Flask outside the view", "flask:Flask.__call__"),
+    ("request id and address", "app.web:_begin"),
+    ("headers of every answer", "app.web:_finish"),
+    ("token server: the rest", "app.server:TokenServer.create_token_response"),
+    ("form and request object", "app.server:TokenServer.create_oauth2_request"),
+    ("grant and policy", "app.grants.client_credentials:ClientCredentialsGrant.validate_token_request"),
+    ("grant and policy", "app.grants.client_credentials:ClientCredentialsGrant.create_token_response"),
+    ("authenticate: the rest", "app.server:TokenServer.authenticate"),
+    ("authenticate: digest", "app.clients.digests:SecretDigester.digest_with_all"),
+    ("authenticate: SQL", "app.questions:Question.ask"),
+    ("authenticate: mark of the use", "app.clients.marks:UseMarks.note"),
+    ("claims and JOSE", "app.issuer:AccessTokenIssuer.issue"),
+    ("signature", "app.keyring.ring:SigningKey.sign"),
+    ("events", "app.server:TokenServer.save_token"),
+    ("events", "app.keyring.uses:KeyUses.__call__"),
+    ("audit line: make", "app.logs:AuditLog.__call__"),
+    ("audit line: write", "app.lines:LineWriter.put"),
+    ("response and JSON", "app.server:TokenServer.handle_response"),
+)
+
+_mine = threading.local()
+_all: list[dict[str, list[float]]] = []
+
+
+def _sums() -> tuple[list[list[float]], dict[str, list[float]]]:
+    try:
+        return _mine.stack, _mine.sums
+    except AttributeError:
+        _mine.stack, _mine.sums = [], defaultdict(lambda: [0, 0.0])
+        _all.append(_mine.sums)
+        return _mine.stack, _mine.sums
+
+
+def _clocked(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    clock = time.thread_time_ns
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **named: Any) -> Any:
+        stack, sums = _sums()
+        inner = [0.0]
+        stack.append(inner)
+        began = clock()
+        try:
+            return function(*arguments, **named)
+        finally:
+            took = clock() - began
+            stack.pop()
+            if stack:
+                stack[-1][0] += took
+            sums[stage][0] += 1
+            sums[stage][1] += took - inner[0]
+
+    return run
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Put the clocks around, before the application is made."""
+    for stage, target in STAGES:
+        module_name, _, path = target.partition(":")
+        *holders, name = path.split(".")
+        try:
+            holder = functools.reduce(getattr, holders, importlib.import_module(module_name))
+            setattr(holder, name, _clocked(stage, getattr(holder, name)))
+        except (ImportError, AttributeError):
+            continue
+    _VALUES["post_fork"](server, worker)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Leave the sums."""
+    total: dict[str, list[float]] = {}
+    for sums in _all:
+        for stage, (count, nanoseconds) in list(sums.items()):
+            known = total.setdefault(stage, [0, 0.0])
+            known[0] += count
+            known[1] += nanoseconds / 1000
+    (Path(os.environ["BENCH_STAGES"]) / f"{os.getpid()}.json").write_text(json.dumps(total))
+    _VALUES["worker_exit"](server, worker)
