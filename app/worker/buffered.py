@@ -2,7 +2,7 @@
 
 Each of the few serving threads waits on the process's one epoll and serves what it is handed: it accepts, or adds bytes
 to a buffer, or, when the buffer holds a complete request, runs the application and sends the answer in one piece. What
-a head means (RFC 9112) is left to gunicorn's own parser, fed from memory; what a request means is left to the
+a head means (RFC 9112) is left to ``heads``, and with that to gunicorn's own parser; what a request means to the
 application. Why not a stock worker, with figures: ``docs/worker.md``. Linux only, for its epoll.
 """
 
@@ -17,17 +17,19 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from http import HTTPStatus
 from itertools import count
 from typing import Any, ClassVar, cast
 
 from gunicorn.http.errors import NoMoreData, ParseException
-from gunicorn.http.wsgi import create
+from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.base import Worker
 
-from app.worker.connection import READ, SERVER, WRITE, Connection, Outbox, TooSlow, choose_leaving, refusal, status_of
+from app.worker.answers import Answer, refusal
+from app.worker.connection import READ, WRITE, Connection, TooSlow, choose_leaving, status_of
 from app.worker.framing import Inbox
+from app.worker.heads import Head, HeadReader
 from app.worker.peers import Peers
 
 LINGER_SECONDS = 2.0
@@ -62,8 +64,14 @@ class BufferedWorker(Worker):
         self.numbers = count(1)
         # A thread is always left for what never waits; whoever finds no turn is postponed, without a thread.
         self.turns = threading.Semaphore(max(1, self.cfg.threads - 1))
-        self.postponed: deque[tuple[Connection, Any, bytes]] = deque()
+        self.postponed: deque[tuple[Connection, Head, bytes]] = deque()
         self.keepalive: int = self.cfg.keepalive
+        self.reader = HeadReader(self.cfg)
+        self.environ = {
+            **base_environ(self.cfg),
+            "wsgi.multithread": self.cfg.threads > 1,
+            "wsgi.url_scheme": "http",
+        }
         super().init_process()
 
     def run(self) -> None:
@@ -130,9 +138,7 @@ class BufferedWorker(Worker):
 
     def _expire(self, connection: Connection) -> None:
         if connection.halfway and not connection.unsent:
-            outbox = Outbox()
-            self.handle_error(connection.inbox.request, outbox, connection.peer, TooSlow())
-            connection.unsent = b"".join(outbox.parts)
+            connection.unsent = self._refusal(connection.inbox.head, connection, TooSlow())
             with contextlib.suppress(OSError):
                 connection.flush()
         self._close(connection)
@@ -167,13 +173,13 @@ class BufferedWorker(Worker):
     def _resume(self) -> None:
         """Serve who was postponed for longest; the turn is ours."""
         try:
-            connection, request, body = self.postponed.popleft()
+            connection, head, body = self.postponed.popleft()
         except IndexError:
             self.turns.release()
             return
 
         def serve(connection: Connection) -> None:
-            if self._send(connection, self._answer_in_turn(connection, request, body)):
+            if self._send(connection, self._answer_in_turn(connection, head, body)):
                 self._proceed(connection)
 
         self._guard(connection, serve)
@@ -199,7 +205,8 @@ class BufferedWorker(Worker):
             return False
         if len(self.connections) >= self.cfg.worker_connections:
             self._evict()
-        connection = Connection(sock, peer, server, Inbox(self.cfg, peer))
+        environ = {**self.environ, **_addresses(peer, server)}
+        connection = Connection(sock, peer, Inbox(self.reader, peer), environ)
         self.connections.add(connection)
         self.peers.publish(len(self.connections))
         connection.deadline = connection.since + self._patience()
@@ -236,7 +243,7 @@ class BufferedWorker(Worker):
             try:
                 complete = inbox.take(at_end=at_end)
             except (ParseException, NoMoreData) as error:
-                answer = self._refusal(inbox.request, connection, error)
+                answer = self._refusal(inbox.head, connection, error)
             else:
                 if complete is None:
                     return self._await(connection)
@@ -271,60 +278,45 @@ class BufferedWorker(Worker):
         seconds = self.keepalive or self.REQUEST_SECONDS
         return seconds if self.alive else min(seconds, self.STOP_SECONDS)
 
-    def _answer_in_turn(self, connection: Connection, request: Any, body: bytes) -> bytes:
+    def _answer_in_turn(self, connection: Connection, head: Head, body: bytes) -> bytes:
         try:
-            return self._answer(connection, request, body)
+            return self._answer(connection, head, body)
         finally:
             self.turns.release()
 
-    def _answer(self, connection: Connection, request: Any, body: bytes) -> bytes:
-        outbox = Outbox()
-        started = time.perf_counter()
-        # The caller has been told to continue, or has not waited for it: gunicorn would say it again, too late.
-        request._expected_100_continue = False  # noqa: SLF001
+    def _answer(self, connection: Connection, head: Head, body: bytes) -> bytes:
+        environ = {**connection.environ, **head.environ}
+        environ["wsgi.input"] = io.BytesIO(body)
+        environ["tokenhouse.received_at"] = time.perf_counter()
         if next(self.numbers) >= self.max_requests and self.alive:
             self.alive = False
             os.write(self.PIPE[1], b"1")
+        answer, application = Answer(), cast("Any", self.wsgi)
         try:
-            response, environ = create(request, cast("Any", outbox), connection.peer, connection.server, self.cfg)
-            response.version = SERVER
-            environ["wsgi.input"] = io.BytesIO(body)
-            environ["wsgi.multithread"] = self.cfg.threads > 1
-            environ["tokenhouse.received_at"] = started
-            self._run(environ, response)
-        except Exception as error:  # noqa: BLE001
-            return self._refusal(request, connection, error)
-        connection.closing = response.should_close()
-        return b"".join(outbox.parts)
-
-    def _run(self, environ: MutableMapping[str, Any], response: Any) -> None:
-        items = self.wsgi(environ, response.start_response)
-        try:
+            items = application(environ, answer.start_response)
+            try:
+                content = b"".join(items)
+            finally:
+                if hasattr(items, "close"):
+                    items.close()
             # Not before: a worker that was told to stop while the application ran says so in this very answer.
-            if not (self.alive and self.keepalive):
-                response.force_close()
-            for item in items:
-                response.write(item)
-            response.close()
-        finally:
-            if hasattr(items, "close"):
-                items.close()
+            connection.closing = head.closes or not (self.alive and self.keepalive)
+            return answer.whole(content, head, closes=connection.closing)
+        except Exception as error:  # noqa: BLE001
+            return self._refusal(head, connection, error)
 
-    def _refusal(self, request: Any, connection: Connection, error: Exception) -> bytes:
+    def _refusal(self, head: Head | None, connection: Connection, error: Exception) -> bytes:
+        """A JSON answer for ``error``. Nothing that the caller sent is logged."""
         connection.closing = connection.refused = True
-        outbox = Outbox()
-        self.handle_error(request, outbox, connection.peer, error)
-        return b"".join(outbox.parts)
-
-    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Write a JSON answer for ``exc`` to ``client``. Nothing that the caller sent is logged."""
-        status, request_id = status_of(exc), secrets.token_hex(16)
-        if status != HTTPStatus.INTERNAL_SERVER_ERROR:
-            source = addr[0] if addr else "unix"
-            self.log.info("Refused with %d: %s from %s, request_id=%s", status, type(exc).__name__, source, request_id)
+        status, request_id = status_of(error), secrets.token_hex(16)
+        if head is None or status != HTTPStatus.INTERNAL_SERVER_ERROR:
+            source = connection.peer[0] if connection.peer else "unix"
+            self.log.info(
+                "Refused with %d: %s from %s, request_id=%s", status, type(error).__name__, source, request_id
+            )
         else:
-            self.log.error("Error handling a %s request, request_id=%s", req.method, request_id, exc_info=exc)
-        client.sendall(refusal(exc, request_id, to_head=bool(req) and req.method == "HEAD"))
+            self.log.error("Error handling a %s request, request_id=%s", head.method, request_id, exc_info=error)
+        return refusal(status, request_id, to_head=head is not None and head.method == "HEAD")
 
     # What both do with a connection that they own.
 
@@ -386,3 +378,15 @@ class BufferedWorker(Worker):
         self.connections.discard(connection)
         self.peers.publish(len(self.connections))
         connection.sock.close()
+
+
+def _addresses(peer: Any, server: Any) -> dict[str, str]:
+    """Who called, and where; a unix socket has neither."""
+    if not isinstance(peer, tuple) or not isinstance(server, tuple):
+        return {"REMOTE_ADDR": "", "SERVER_NAME": "localhost", "SERVER_PORT": ""}
+    return {
+        "REMOTE_ADDR": peer[0],
+        "REMOTE_PORT": str(peer[1]),
+        "SERVER_NAME": server[0],
+        "SERVER_PORT": str(server[1]),
+    }

@@ -1,7 +1,6 @@
-"""One caller's socket, buffers and state, and what a refused caller reads; when to do what is left to the worker."""
+"""One caller's socket, buffers and state, and the status that a refused one reads; what to do is left to the worker."""
 
 import heapq
-import json
 import select
 import socket
 import time
@@ -10,7 +9,6 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
-from gunicorn import util
 from gunicorn.http.errors import (  # type: ignore[attr-defined]  # The stubs lack two names of gunicorn 27.
     ExpectationFailed,
     InvalidResponseHeader,
@@ -22,10 +20,9 @@ from gunicorn.http.errors import (  # type: ignore[attr-defined]  # The stubs la
     UnsupportedTransferCoding,
 )
 
-from app.errors import below_oauth
-from app.worker.framing import Inbox, TooLong, UnsupportedVersion
+from app.worker.framing import Inbox, TooLong
+from app.worker.heads import UnsupportedVersion
 
-SERVER = "tokenhouse"
 RECEIVE_BYTES = 16 * 1024
 """Read at once: as much as the longest body."""
 YOUNG_SECONDS = 2.0
@@ -52,27 +49,14 @@ _STATUS_BY_ERROR = (
 )
 
 
-class Outbox:
-    """Stands where gunicorn expects a socket and collects the answer, so that it leaves in one piece."""
-
-    __slots__ = ("parts",)
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def sendall(self, data: bytes) -> None:
-        """Take ``data`` as part of the answer."""
-        self.parts.append(data)
-
-
 class Connection:
     """One caller. Whoever takes it out of the worker's ``waiting`` owns it until it is parked again or closed."""
 
-    __slots__ = ("accepted", "closing", "deadline", "discarded", "fd", "halfway", "inbox", "lingering", "peer",
-                 "refused", "server", "since", "sock", "unsent")  # fmt: skip
+    __slots__ = ("accepted", "closing", "deadline", "discarded", "environ", "fd", "halfway", "inbox", "lingering",
+                 "peer", "refused", "since", "sock", "unsent")  # fmt: skip
 
-    def __init__(self, sock: socket.socket, peer: Any, server: Any, inbox: Inbox) -> None:
-        self.sock, self.fd, self.peer, self.server, self.inbox = sock, sock.fileno(), peer, server, inbox
+    def __init__(self, sock: socket.socket, peer: Any, inbox: Inbox, environ: dict[str, Any]) -> None:
+        self.sock, self.fd, self.peer, self.inbox, self.environ = sock, sock.fileno(), peer, inbox, environ
         self.unsent: memoryview | bytes = b""
         self.closing = self.refused = self.lingering = self.halfway = False
         self.discarded = 0
@@ -116,25 +100,6 @@ def choose_leaving(waiting: Sequence[Connection], most: int) -> list[Connection]
     old = [one for one in waiting if not (one.inbox.is_new and one.accepted > young_since)]
     leaving = heapq.nsmallest(LEAVE_AT_ONCE, old, key=lambda one: (not one.halfway, one.since))
     return leaving or heapq.nsmallest(1, waiting, key=lambda one: one.accepted)
-
-
-def refusal(error: BaseException, request_id: str, *, to_head: bool) -> bytes:
-    """The whole JSON answer for ``error``."""
-    status = status_of(error)
-    body = json.dumps(below_oauth(status), separators=(",", ":")).encode()
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-        f"Server: {SERVER}\r\n"
-        f"Date: {util.http_date()}\r\n"
-        "Connection: close\r\n"
-        "Content-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n"
-        "Cache-Control: no-store\r\n"
-        "Pragma: no-cache\r\n"
-        "X-Content-Type-Options: nosniff\r\n"
-        f"X-Request-ID: {request_id}\r\n\r\n"
-    )
-    return head.encode("latin-1") + (b"" if to_head else body)
 
 
 def status_of(error: BaseException) -> HTTPStatus:

@@ -1,25 +1,15 @@
 """Where a request ends, and whether it is sound: bytes in, complete requests out (RFC 9112).
 
-The judge is gunicorn's own parser, fed from memory; this only decides what it is given. Sockets are left to the others.
+What a head says is left to ``heads``, sockets to the others.
 """
 
 import re
 from typing import Any
 
-from gunicorn.http.body import ChunkedReader
-from gunicorn.http.errors import (
-    InvalidChunkSize,
-    InvalidHeader,
-    InvalidHTTPVersion,
-    LimitRequestHeaders,
-    NoMoreData,
-    ParseException,
-    UnsupportedTransferCoding,
-)
-from gunicorn.http.message import Request
-from gunicorn.http.unreader import IterUnreader
+from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders, NoMoreData, ParseException
 
 from app.errors import BODY_LIMIT_BYTES
+from app.worker.heads import Head, HeadReader
 
 HEAD_LIMIT_BYTES = 32 * 1024
 """The longest head that is buffered. The finer limits on it are gunicorn's ``limit_request_*`` settings."""
@@ -29,17 +19,11 @@ CHUNK_LINE_LIMIT_BYTES = 256
 TRAILER_LIMIT_BYTES = 4096
 
 _HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
-_OTHER_VERSION = re.compile(rb"[^\r\n]* HTTP/[02-9]\.[0-9]\r\n")
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]+")
 
 
 class TooLong(ParseException):
     """The body is longer than ``BODY_LIMIT_BYTES``."""
-
-
-class UnsupportedVersion(ParseException):
-    """The request is of another major version than HTTP/1."""
 
 
 class ChunkScan:
@@ -99,51 +83,52 @@ class Inbox:
     Where it cuts depends on the bytes alone, never on how they were split into segments.
     """
 
-    __slots__ = ("_cfg", "_chunks", "_has_skipped", "_peer", "_scanned", "_served", "buffer", "request")
+    __slots__ = ("_chunks", "_has_skipped", "_peer", "_reader", "_scanned", "_served", "buffer", "head")
 
-    def __init__(self, cfg: Any, peer: Any) -> None:
-        self._cfg, self._peer = cfg, peer
+    def __init__(self, reader: HeadReader, peer: Any) -> None:
+        self._reader, self._peer = reader, peer
         self._scanned = self._served = 0
         self._chunks: ChunkScan | None = None
         self._has_skipped = False
         self.buffer = bytearray()
-        self.request: Any = None
+        self.head: Head | None = None
 
     @property
     def begun(self) -> bool:
         """Whether a request is here in part."""
-        return self.request is not None or bool(self.buffer)
+        return self.head is not None or bool(self.buffer)
 
     @property
     def is_new(self) -> bool:
         """Whether no request has ever been complete."""
         return self._served == 0
 
-    def take(self, *, at_end: bool = False) -> tuple[Any, bytes] | None:
+    def take(self, *, at_end: bool = False) -> tuple[Head, bytes] | None:
         """The next complete request and its whole body, or ``None`` while more is to come.
 
         :param at_end: the caller will send nothing more.
         :raises ParseException: gunicorn's reason for a refusal, or ours.
         :raises NoMoreData: the request ends before it is complete.
         """
-        if self.request is None and not self._read_head(at_end=at_end):
+        head = self.head or self._read_head(at_end=at_end)
+        if head is None:
             return None
-        body = self._read_body()
+        body = self._read_body(head)
         if body is None:
             if at_end:
                 raise NoMoreData
             return None
-        request, self.request, self._chunks = self.request, None, None
+        self.head = self._chunks = None
         self._scanned = 0
         self._has_skipped = False
         self._served += 1
-        return request, body
+        return head, body
 
     def must_continue(self) -> bool:
         """Whether the caller waits for ``100 Continue`` (RFC 9110 section 10.1.1), with none of the body here."""
-        return self.request is not None and self.request._expected_100_continue and not self.buffer  # noqa: SLF001
+        return self.head is not None and self.head.expects_continue and not self.buffer
 
-    def _read_head(self, *, at_end: bool) -> bool:
+    def _read_head(self, *, at_end: bool) -> Head | None:
         buffer = self.buffer
         if not self._has_skipped and buffer[:2] == b"\r\n":
             # Some callers end a body with a line break that is not part of it: RFC 9112 section 2.2.
@@ -156,47 +141,22 @@ class Inbox:
             end = min(len(buffer), HEAD_LIMIT_BYTES)
         else:
             self._scanned = len(buffer)
-            return False
+            return None
         head = bytes(buffer[:end])
         del buffer[:end]
         try:
-            # The unreader ends with the head: the parser can neither block nor take what belongs to the body.
-            self.request = Request(self._cfg, IterUnreader((head,)), self._peer, self._served + 1)
+            self.head = self._reader.read(head, self._peer, self._served + 1)
         except NoMoreData:
             raise (LimitRequestHeaders("head") if end >= HEAD_LIMIT_BYTES else NoMoreData) from None
-        except InvalidHTTPVersion as error:
-            raise (UnsupportedVersion() if _OTHER_VERSION.match(head) else error) from None
-        # A later minor version is spoken to in the latest one that we speak: RFC 9110 section 2.5.
-        self.request.version = min(self.request.version, (1, 1))
-        self._require_host()
-        self._require_plain_coding()
-        self._require_one_authorization()
-        if isinstance(self.request.body.reader, ChunkedReader):
+        if self.head.length is None:
             self._chunks = ChunkScan()
-        return True
+        return self.head
 
-    def _require_host(self) -> None:
-        # RFC 9112 section 3.2; gunicorn only sees that there are not two. Whose name it is is of no interest here.
-        hosts = [value for name, value in self.request.headers if name == "HOST"]
-        if (self.request.version >= (1, 1) and not hosts) or not all(map(_HOST.fullmatch, hosts)):
-            raise InvalidHeader("HOST")
-
-    def _require_plain_coding(self) -> None:
-        # gunicorn takes a compressed body in chunks and leaves it compressed.
-        for name, value in self.request.headers:
-            if name == "TRANSFER-ENCODING" and value.strip().lower() != "chunked":
-                raise UnsupportedTransferCoding(value)
-
-    def _require_one_authorization(self) -> None:
-        # gunicorn would join two values with a comma, and a lenient base64 decoder reads what results as a third one.
-        if sum(name == "AUTHORIZATION" for name, _ in self.request.headers) > 1:
-            raise InvalidHeader("AUTHORIZATION")
-
-    def _read_body(self) -> bytes | None:
+    def _read_body(self, head: Head) -> bytes | None:
         if self._chunks is not None:
             end = self._chunks.end(self.buffer)
-            return None if end is None else self._decode(self._cut(end))
-        length = self.request.body.reader.length
+            return None if end is None else self._decode(head.parsed, self._cut(end))
+        length = head.length or 0
         if length > BODY_LIMIT_BYTES:
             raise TooLong
         return self._cut(length) if len(self.buffer) >= length else None
@@ -206,10 +166,11 @@ class Inbox:
         del self.buffer[:end]
         return piece
 
-    def _decode(self, encoded: bytes) -> bytes:
-        self.request.unreader.unread(encoded)
-        body: bytes = self.request.body.read()
-        if self.request.unreader.take_buffered():
+    def _decode(self, request: Any, encoded: bytes) -> bytes:
+        """Let gunicorn's ``request`` read its body."""
+        request.unreader.unread(encoded)
+        body: bytes = request.body.read()
+        if request.unreader.take_buffered():
             # The scan and gunicorn's reader see different ends: nothing after this point can be trusted.
             raise InvalidChunkSize(b"")
         return body

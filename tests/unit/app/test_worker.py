@@ -23,13 +23,14 @@ from app.worker.framing import (
     Inbox,
     TooLong,
 )
+from app.worker.heads import HeadReader
 
 PEER = ("192.0.2.1", 4711)
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def new_inbox() -> Inbox:
-    return Inbox(Config(), PEER)
+    return Inbox(HeadReader(Config()), PEER)
 
 
 def take_all(segments: list[bytes]) -> list[Any]:
@@ -179,7 +180,7 @@ def test_a_connection_that_took_the_place_of_another_is_not_claimed_in_its_stead
 
     worker: Any = BufferedWorker.__new__(BufferedWorker)
     worker.epoll, worker.waiting = Epoll(), {}
-    gone, newcomer = (Connection(Socket(), PEER, None, new_inbox()) for _ in range(2))  # type: ignore[arg-type]
+    gone, newcomer = (Connection(Socket(), PEER, new_inbox(), {}) for _ in range(2))  # type: ignore[arg-type]
     worker.waiting[7] = newcomer
     assert not worker._claim(gone)  # noqa: SLF001
     assert worker.waiting == {7: newcomer}
