@@ -4,7 +4,6 @@ What the token may say is left to ``policy``, which key signs to ``keyring``.
 """
 
 import json
-import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,6 +11,7 @@ from functools import lru_cache
 from app.contracts import AccessToken, Client, Clock, Decision
 from app.errors import ServiceUnavailable
 from app.keyring.ring import SigningKey
+from app.randomness import unique_bytes
 from app.settings import StartError
 
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 section 2.1.
@@ -47,7 +47,7 @@ class AccessTokenIssuer:
         # One key, whose turn it is: the next one must not sign before every verifier has had time to fetch it.
         key = self._signing_key()
         iat = int(now.timestamp())
-        jti = secrets.token_urlsafe(JTI_RANDOM_BYTES)
+        jti = _base64url(unique_bytes(JTI_RANDOM_BYTES)).decode("ascii")
         claims = {
             "iss": self._issuer,
             "sub": client.client_id,

@@ -7,7 +7,7 @@ transaction. What is done with rows is left to the caller.
 
 import threading
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -69,7 +69,7 @@ class Question:
             rows = kept.driver.execute(self.text, self.arranged(parameters)).fetchall()
         except BaseException as error:
             raise self._dropped(kept, error) from error
-        return [self._row(*self._converted(row)) for row in rows]
+        return [self._converted(row) for row in rows]
 
     def ask_anew(self, parameters: Mapping[str, str]) -> Sequence[Any]:
         """The same by SQLAlchemy's way, on no kept connection: when one is cut, the pool drops all of its age."""
@@ -80,11 +80,13 @@ class Question:
         """``parameters`` as the driver takes them."""
         return parameters if self._places is None else tuple(parameters[name] for name in self._places)
 
-    def _converted(self, row: Sequence[Any]) -> Sequence[Any]:
+    def _converted(self, row: Sequence[Any]) -> Any:
         values = list(row)
         for place, convert in self._conversions:
-            values[place] = convert(values[place])
-        return values
+            # No type makes anything of NULL but itself.
+            if values[place] is not None:
+                values[place] = convert(values[place])
+        return self._row(values)
 
     def _keep(self) -> _Kept:
         kept: _Kept | None = getattr(self._mine, "kept", None)
@@ -127,5 +129,6 @@ class Question:
         self._mine = threading.local()
 
 
-def _row_type(names: Iterable[str]) -> Callable[..., Any]:
-    return namedtuple("Row", names)  # noqa: PYI024 - Its fields are the statement's.
+def _row_type(names: Iterable[str]) -> Any:
+    row: Any = namedtuple("Row", tuple(names))  # type: ignore[misc]  # noqa: PYI024 - Its fields are the statement's.
+    return row._make

@@ -20,8 +20,10 @@ from authlib.oauth2.rfc6749 import (
     UnsupportedGrantTypeError,
 )
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
-from flask import Request, Response, g
+from flask import Request, Response
+from flask.globals import app_ctx
 from werkzeug.exceptions import BadRequest
+from werkzeug.http import parse_options_header
 from werkzeug.wsgi import get_content_length, get_input_stream
 
 from app.contracts import AccessToken, AccessTokenSource, Authentication, ClientAuthMethod, Clock
@@ -124,7 +126,7 @@ class TokenServer(AuthorizationServer):
         except OAuthError as error:
             return self.handle_error_response(parsed, error)
         except Exception as error:
-            log.exception("a token request failed, request_id=%s", g.request_id)
+            log.exception("a token request failed, request_id=%s", app_ctx.g.request_id)
             return self.handle_error_response(parsed, ServerError(f"unexpected_{type(error).__name__}"))
 
     def create_oauth2_request(self, request: Request) -> StrictRequest:
@@ -132,11 +134,13 @@ class TokenServer(AuthorizationServer):
 
         :raises InvalidRequest: it is not one complete form with each parameter once.
         """
-        self._refuse_query_parameters(request)
-        _require_form(request)
-        pairs = _parse_form(_read_whole_body(request))
+        environ = request.environ
+        if environ.get("QUERY_STRING"):
+            self._refuse_query_parameters(request)
+        _require_form(environ)
+        pairs = _parse_form(_read_whole_body(environ))
         _refuse_repeated_parameters(pairs, self._known_parameters)
-        return StrictRequest(request.method, _read_authorization(request), pairs, g.source_address)
+        return StrictRequest(environ["REQUEST_METHOD"], _read_authorization(environ), pairs, app_ctx.g.source_address)
 
     def get_token_grant(self, request: StrictRequest) -> BaseGrant:  # type: ignore[override]
         """Find the grant by ``grant_type``.
@@ -218,24 +222,25 @@ class TokenServer(AuthorizationServer):
 
     def _refuse_query_parameters(self, request: Request) -> None:
         """Refuse a known parameter in the query string, where proxies log it; others' are ignored (section 2.3.1)."""
-        if request.environ.get("QUERY_STRING") and not self._known_parameters.isdisjoint(request.args):
+        if not self._known_parameters.isdisjoint(request.args):
             name = next(name for name in sorted(self._known_parameters) if name in request.args)
             raise InvalidRequest("query_parameter", f"The parameter {name} must be in the body, not in the URL.")
 
 
-def _require_form(request: Request) -> None:
-    is_form = request.environ.get("CONTENT_TYPE") == FORM or request.mimetype == FORM
-    if not is_form or request.environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+def _require_form(environ: Mapping[str, Any]) -> None:
+    content_type = environ.get("CONTENT_TYPE", "")
+    is_form = content_type == FORM or parse_options_header(content_type)[0].lower() == FORM
+    if not is_form or environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise InvalidRequest("not_a_form", f"The content type must be {FORM}.")
 
 
-def _read_whole_body(request: Request) -> bytes:
+def _read_whole_body(environ: dict[str, Any]) -> bytes:
     """Read the body once it is known to be complete and not too long: a cut one would be a smaller scope."""
-    declared = get_content_length(request.environ)
+    declared = get_content_length(environ)
     if declared is not None and declared > BODY_LIMIT_BYTES:
         raise BodyTooLarge
     try:
-        body = get_input_stream(request.environ).read(BODY_LIMIT_BYTES + 1)
+        body = get_input_stream(environ).read(BODY_LIMIT_BYTES + 1)
     except (BadRequest, OSError):
         raise InvalidRequest("incomplete_body", "The request body is incomplete.") from None
     if len(body) > BODY_LIMIT_BYTES:
@@ -264,17 +269,18 @@ def _refuse_repeated_parameters(pairs: Sequence[tuple[str, str]], known: set[str
         seen.add(name)
 
 
-def _read_authorization(request: Request) -> str | None:
+def _read_authorization(environ: Mapping[str, Any]) -> str | None:
     """The header's value. Servers join repeated headers with a comma, which stands in no valid Basic credentials."""
-    value: str = request.environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
+    value: str = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
     if value.lower().startswith("basic") and "," in value:
         raise InvalidRequest("repeated_authorization", "The request must authenticate the client exactly once.")
     return value or None
 
 
 def _facts() -> RequestFacts:
+    mine = app_ctx.g
     return RequestFacts(
-        request_id=g.request_id,
-        source_address=g.source_address,
-        duration_ms=(time.perf_counter() - g.received_at) * 1000,
+        request_id=mine.request_id,
+        source_address=mine.source_address,
+        duration_ms=(time.perf_counter() - mine.received_at) * 1000,
     )

@@ -6,12 +6,13 @@ The endpoints themselves are left to ``endpoints``; what the worker answers befo
 
 import json
 import logging
-import secrets
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Request, Response, g, request
+from flask.globals import app_ctx, request_ctx
 from flask.sessions import NullSession, SessionInterface
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
@@ -19,6 +20,7 @@ from werkzeug.routing import MapAdapter
 
 from app.errors import below_oauth
 from app.proxies import UNIX, Trusted, find_source, is_trusted, take_request_id
+from app.randomness import unique_bytes
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,10 @@ class Application(Flask):
     response_class = Answer
     session_interface = _NoSessions()
 
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``func``: there is nothing asynchronous, and to look costs more than most of what is called."""
+        return func
+
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Find routes by path and method alone; what a ``Host`` header says is of no interest."""
         if request is None:
@@ -71,7 +77,6 @@ def install(app: Flask, trusted_proxies: Trusted = ()) -> None:
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = True
     app.before_request(lambda: _begin(trusted_proxies))
-    app.before_request(_answer_options_of_the_server)
     app.after_request(_finish)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_unexpected)
@@ -82,33 +87,39 @@ def json_response(status: int, body: object) -> Answer:
     return Answer(encode_json(body), status, content_type="application/json")
 
 
-def _begin(trusted_proxies: Trusted) -> None:
-    g.received_at = request.environ.get("tokenhouse.received_at") or time.perf_counter()
+def _begin(trusted_proxies: Trusted) -> Response | None:
+    # What flask.g and flask.request stand for is looked up at each use.
+    mine: Any = app_ctx.g
+    asked = request_ctx.request
+    mine.received_at = asked.environ.get("tokenhouse.received_at") or time.perf_counter()
+    mine.source_address = asked.environ.get("REMOTE_ADDR") or UNIX
     given_id = None
-    g.source_address = request.remote_addr or UNIX
-    if trusted_proxies and is_trusted(g.source_address, trusted_proxies):
-        headers = request.headers
+    if trusted_proxies and is_trusted(mine.source_address, trusted_proxies):
+        headers = asked.headers
         given_id = take_request_id(headers.get("X-Request-ID"))
-        g.source_address = find_source(
-            g.source_address, headers.get("X-Forwarded-For"), headers.get("Forwarded"), trusted_proxies
+        mine.source_address = find_source(
+            mine.source_address, headers.get("X-Forwarded-For"), headers.get("Forwarded"), trusted_proxies
         )
-    g.request_id = given_id or secrets.token_hex(REQUEST_ID_RANDOM_BYTES)
+    mine.request_id = given_id or unique_bytes(REQUEST_ID_RANDOM_BYTES).hex()
+    return _answer_options(asked) if asked.method == "OPTIONS" else None
 
 
-def _answer_options_of_the_server() -> Response | None:
+def _answer_options(asked: Request) -> Response | None:
     """``OPTIONS *`` asks about the server as a whole: RFC 9110 section 9.3.7."""
-    if request.method != "OPTIONS" or request.environ.get("RAW_URI") != "*":
+    if asked.environ.get("RAW_URI") != "*":
         return None
     return Answer(headers={"Allow": "GET, HEAD, POST, OPTIONS"})
 
 
 def _finish(response: Response) -> Response:
-    response.headers["X-Request-ID"] = g.request_id
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")
-    if request.method == "OPTIONS" and not response.content_length:
+    headers = response.headers
+    headers.add("X-Request-ID", app_ctx.g.request_id)
+    headers.add("X-Content-Type-Options", "nosniff")
+    if "Cache-Control" not in headers:
+        headers.add("Cache-Control", "no-store")
+    if request_ctx.request.method == "OPTIONS" and not response.content_length:
         # Flask's own answer to OPTIONS has no body and says that it is HTML.
-        response.headers.pop("Content-Type", None)
+        headers.pop("Content-Type", None)
     return response
 
 

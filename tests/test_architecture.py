@@ -13,7 +13,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 APP = PROJECT / "app"
 
 STACK = (
-    {"proxies", "postgresql"},
+    {"proxies", "postgresql", "randomness"},
     {"settings", "contracts"},
     {"errors", "models", "settings_layers"},
     {
@@ -37,7 +37,7 @@ STACK = (
 LEVELS = {room: level for level, rooms in enumerate(STACK) for room in rooms}
 
 REGISTRIES = {"client_auth": "METHODS", "grants": "GRANTS", "endpoints": "ENDPOINTS", "cli": "COMMANDS"}
-PURE_ROOMS = ("policy", "keyring/ring", "issuer", "clients/digests", "clients/fields", "events")
+PURE_ROOMS = ("randomness", "policy", "keyring/ring", "issuer", "clients/digests", "clients/fields", "events")
 """Neither Flask nor the database; the clock is a parameter."""
 
 # The development server, which is run as a program, and what gunicorn serves compose applications.

@@ -1,6 +1,7 @@
 """``POST /oauth/token``: RFC 6749 section 3.2. All that can be decided is decided in ``server`` and beyond."""
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
+from flask.globals import request_ctx
 
 from app.contracts import Metadata
 from app.services import Endpoint, Services
@@ -13,7 +14,7 @@ def _create_blueprint(services: Services) -> Blueprint:
 
     @blueprint.post(PATH, provide_automatic_options=False)
     def issue_token() -> Response:
-        return services.server.create_token_response(request)
+        return services.server.create_token_response(request_ctx.request)
 
     return blueprint
 
