@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TextIO
 
+from app.pausing import waiting
+
 MOST_BYTES = 8 * 1024 * 1024
 """What may wait in one process and stream: some twenty thousand lines."""
 
@@ -126,6 +128,7 @@ class LineWriter:
         self._put: int
         self._done: int
         self._lost: int
+        self._watchers: int
         self._is_busy: bool
         self._is_halfway: bool
         self._is_stopping: bool
@@ -217,18 +220,21 @@ class LineWriter:
             if self._bytes + len(data) > MOST_BYTES:
                 self._lost += 1
                 return self._put + MOST_BYTES
-            self._waiting.append((data, time.monotonic()))
-            self._bytes += len(data)
             self._put += 1
             number = self._put
-            if self._is_busy or (self._thread and len(self._waiting) > 1):
-                return number
-            self._is_busy = True
-        try:
-            if self._thread:
-                self._write_some()
+            if self._thread and not (self._waiting or self._is_busy):
+                self._is_busy = True
             else:
-                self._write_alone()
+                self._waiting.append((data, time.monotonic()))
+                self._bytes += len(data)
+                if self._is_busy or self._thread:
+                    return number
+                self._is_busy = True
+        if self._thread:
+            self._write_at_once(data)
+            return number
+        try:
+            self._write_alone()
         finally:
             with self._changed:
                 self._is_busy = False
@@ -237,8 +243,37 @@ class LineWriter:
 
     def is_written(self, number: int, seconds: float) -> bool:
         """Wait until all up to ``number`` is written; tell whether it is."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._done >= number, seconds) or self._sink is None
+        with waiting, self._changed:
+            self._watchers += 1
+            try:
+                return self._changed.wait_for(lambda: self._done >= number, seconds) or self._sink is None
+            finally:
+                self._watchers -= 1
+
+    def _write_at_once(self, data: bytes) -> None:
+        """Write a line before which none waits. What is not taken waits for the thread, in the first place."""
+        assert self._sink is not None  # noqa: S101 - Set by begin.
+        taken = 0
+        try:
+            if self._keep_siblings_out(patient=False):
+                taken = self._sink.write(memoryview(data))
+                self._fault = None
+        except OSError as error:
+            self._fault = error.strerror
+        finally:
+            if taken in {0, len(data)}:
+                self._let_siblings_in()
+            with self._changed:
+                if taken == len(data):
+                    self._done += 1
+                else:
+                    self._waiting.appendleft((data[taken:], time.monotonic()))
+                    self._bytes += len(data) - taken
+                    self._is_halfway = taken > 0
+                self._is_busy = False
+                # Nobody is woken who has nothing to do: the thread would cost as much as the line.
+                if self._waiting or self._watchers:
+                    self._changed.notify_all()
 
     def _write_alone(self) -> None:
         """Write what is taken at once. There is nobody to finish a line later, and siblings must not wait for that."""
@@ -335,7 +370,7 @@ class LineWriter:
         """Begin anew in a process that was forked: what waits is the other's to write."""
         self._changed = threading.Condition()
         self._waiting = deque()
-        self._bytes = self._put = self._done = self._lost = 0
+        self._bytes = self._put = self._done = self._lost = self._watchers = 0
         self._is_busy = self._is_halfway = self._is_stopping = False
         self._fault = None
         self._thread = None

@@ -1,14 +1,30 @@
-"""A connection to PostgreSQL that does not wait for ever.
+"""A connection to PostgreSQL that does not wait for ever, and lets other threads go on when it waits for long.
 
 The driver is imported here and nowhere else, and this where a database is PostgreSQL: it takes a while.
 """
 
+import select
+import time
 from typing import Any
 
 import psycopg
+from psycopg.waiting import Ready, Wait
+
+from app.pausing import waiting
 
 ANSWER_SECONDS = 4.0
 """How long we wait for PostgreSQL to say anything: a frozen server ends no statement, a lost network says nothing."""
+
+NEAR_SECONDS = 0.0005
+"""A database that usually answers within this time is near: another thread would hardly have begun."""
+
+PATIENCE_SECONDS = 0.002
+"""How long an answer of a near database is awaited before another thread goes on."""
+
+_OF_THE_LATEST = 0.1
+"""Weight of the latest answer in what is usual."""
+
+_EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
 
 
 class DatabaseSilent(psycopg.OperationalError):
@@ -21,6 +37,7 @@ class BoundedConnection(psycopg.Connection[Any]):
     """A connection that does not wait for ever."""
 
     answer_seconds: float | None = ANSWER_SECONDS
+    _usual_seconds = 0.0
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         """Let ``gen`` run to its end.
@@ -29,8 +46,29 @@ class BoundedConnection(psycopg.Connection[Any]):
         """
         if timeout is not None or self.answer_seconds is None:
             return super().wait(gen, interval, timeout)
+        began = time.monotonic()
+        patience = PATIENCE_SECONDS if self._usual_seconds < NEAR_SECONDS else 0.0
         try:
-            return super().wait(gen, interval, self.answer_seconds)
-        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - Ours to convert to a public one, says its docstring.
-            self.pgconn.finish()
-            raise DatabaseSilent(f"no answer within {self.answer_seconds:g} s") from None
+            state = next(gen)
+            while True:
+                ready = self._ready(state, patience)
+                if not ready:
+                    with waiting:
+                        ready = self._ready(state, began + self.answer_seconds - time.monotonic())
+                if not ready:
+                    self.pgconn.finish()
+                    raise DatabaseSilent(f"no answer within {self.answer_seconds:g} s")
+                state = gen.send(ready)
+        except StopIteration as ended:
+            self._usual_seconds += _OF_THE_LATEST * (time.monotonic() - began - self._usual_seconds)
+            return ended.value
+
+    def _ready(self, state: Wait, seconds: float) -> Ready | int:
+        """Wait until the connection can be read or written; zero when it could not within ``seconds``."""
+        poll = select.poll()
+        poll.register(self.pgconn.socket, _EVENTS[state])
+        ready = 0
+        for _, event in poll.poll(max(0.0, seconds) * 1000):
+            # A broken connection is found by who reads it.
+            ready = (Ready.R if event & ~select.POLLOUT else 0) | (Ready.W if event & select.POLLOUT else 0)
+        return ready

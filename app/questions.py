@@ -1,4 +1,4 @@
-"""One statement that reads, asked in every request: compiled once by SQLAlchemy, run by the driver itself.
+"""Statements that read, asked in every request: compiled once by SQLAlchemy, run by the driver itself.
 
 SQLAlchemy's way to execute a statement costs several times what the database needs for it. Connections still come from
 its pool, which opens, configures and counts them; each thread keeps one for as long as it is good, and reads without a
@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from app.database import is_where_it_was, reading_engine
+from app.pausing import waiting
 
 
 class _Kept:
@@ -36,27 +37,62 @@ class _Kept:
         self.connection.close()
 
 
-class Question:
-    """A statement with named parameters, none of which needs a conversion.
+class KeptConnections:
+    """A connection for each thread that asks.
 
-    :param engine: whose pool the connections are from. When it is disposed of, so are those that threads keep.
+    :param engine: whose pool they are from. When it is disposed of, so are they.
     """
 
-    def __init__(self, engine: Engine, statement: Select[Any]) -> None:
-        self._reading = reading_engine(engine)
-        self._statement = statement
+    def __init__(self, engine: Engine) -> None:
+        self.reading = reading_engine(engine)
         self._mine = threading.local()
         self._all: WeakSet[_Kept] = WeakSet()
-        compiled = statement.compile(dialect=engine.dialect)
+        event.listen(engine, "engine_disposed", self._drop_all)
+
+    def mine(self) -> _Kept:
+        """The connection of this thread, opened if it has none that is good.
+
+        :raises SQLAlchemyError: it cannot be opened.
+        """
+        kept: _Kept | None = getattr(self._mine, "kept", None)
+        if kept is not None:
+            if is_where_it_was(kept.info):
+                return kept
+            self.forget(kept)
+            kept.give_back()
+        with waiting:
+            kept = self._mine.kept = _Kept(self.reading.connect())
+        self._all.add(kept)
+        return kept
+
+    def forget(self, kept: _Kept) -> None:
+        """Open another one the next time."""
+        self._mine.kept = None
+        self._all.discard(kept)
+
+    def _drop_all(self, _engine: Engine) -> None:
+        for kept in list(self._all):
+            self._all.discard(kept)
+            kept.throw_away()
+        self._mine = threading.local()
+
+
+class Question:
+    """A statement with named parameters, none of which needs a conversion."""
+
+    def __init__(self, connections: KeptConnections, statement: Select[Any]) -> None:
+        self._connections = connections
+        self._statement = statement
+        dialect = connections.reading.dialect
+        compiled = statement.compile(dialect=dialect)
         self.text = str(compiled)
         """What the driver is given."""
         # Drivers differ in whether parameters have names or places.
         self._places: Sequence[str] | None = compiled.positiontup if compiled.positional else None
         columns = statement.selected_columns
         self._row = _row_type(columns.keys())
-        found = [column.type.dialect_impl(engine.dialect).result_processor(engine.dialect, None) for column in columns]
+        found = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
         self._conversions = [(place, convert) for place, convert in enumerate(found) if convert]
-        event.listen(engine, "engine_disposed", self._drop_all)
 
     def ask(self, parameters: Mapping[str, str]) -> list[Any]:
         """All rows, as named tuples.
@@ -64,7 +100,7 @@ class Question:
         :raises SQLAlchemyError: as when SQLAlchemy executes the statement. A connection that was cut is not used
             again, and ``connection_invalidated`` says so.
         """
-        kept = self._keep()
+        kept = self._connections.mine()
         try:
             rows = kept.driver.execute(self.text, self.arranged(parameters)).fetchall()
         except BaseException as error:
@@ -73,7 +109,7 @@ class Question:
 
     def ask_anew(self, parameters: Mapping[str, str]) -> Sequence[Any]:
         """The same by SQLAlchemy's way, on no kept connection: when one is cut, the pool drops all of its age."""
-        with self._reading.connect() as connection:
+        with waiting, self._connections.reading.connect() as connection:
             return connection.execute(self._statement, dict(parameters)).all()
 
     def arranged(self, parameters: Mapping[str, str]) -> Mapping[str, str] | tuple[str, ...]:
@@ -88,25 +124,10 @@ class Question:
                 values[place] = convert(values[place])
         return self._row(values)
 
-    def _keep(self) -> _Kept:
-        kept: _Kept | None = getattr(self._mine, "kept", None)
-        if kept is not None:
-            if is_where_it_was(kept.info):
-                return kept
-            self._forget(kept)
-            kept.give_back()
-        kept = self._mine.kept = _Kept(self._reading.connect())
-        self._all.add(kept)
-        return kept
-
-    def _forget(self, kept: _Kept) -> None:
-        self._mine.kept = None
-        self._all.discard(kept)
-
     def _dropped(self, kept: _Kept, error: BaseException) -> BaseException:
         """Let go of a connection on which something went wrong; what to raise for ``error``."""
-        self._forget(kept)
-        dialect: Any = self._reading.dialect
+        self._connections.forget(kept)
+        dialect: Any = self._connections.reading.dialect
         driver_error: Any = dialect.loaded_dbapi.Error
         if not isinstance(error, driver_error):
             # It ended somewhere in the middle.
@@ -121,12 +142,6 @@ class Question:
             self.text, None, error, driver_error, hide_parameters=True, connection_invalidated=is_cut, dialect=dialect
         )
         return wrapped
-
-    def _drop_all(self, _engine: Engine) -> None:
-        for kept in list(self._all):
-            self._all.discard(kept)
-            kept.throw_away()
-        self._mine = threading.local()
 
 
 def _row_type(names: Iterable[str]) -> Any:

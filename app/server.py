@@ -71,17 +71,16 @@ class StrictRequest(OAuth2Request):
         self,
         method: str,
         authorization: str | None,
-        pairs: Iterable[tuple[str, str]],
+        pairs: Sequence[tuple[str, str]],
         source_address: str | None = None,
     ) -> None:
         super().__init__(method, _CHECKED_AT_START)
         self.source_address = source_address
         self.presented_secrets: list[str] = []
-        pairs = list(pairs)
         self.authorization = authorization
         self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]
         self.parameters: Mapping[str, str] = {name: value for name, value in pairs if name != REPEATABLE}
-        self.payload = BasicOAuth2Payload(dict(self.parameters))
+        self.payload = BasicOAuth2Payload(self.parameters)
         self.authentication: Authentication | None = None
         self.access_token: AccessToken | None = None
 
@@ -261,6 +260,8 @@ def _parse_form(body: bytes) -> list[tuple[str, str]]:
 
 def _refuse_repeated_parameters(pairs: Sequence[tuple[str, str]], known: set[str]) -> None:
     """Refuse what stands twice (section 3.2); only a known name comes back in the answer."""
+    if len({name for name, _ in pairs}) == len(pairs):
+        return
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen and name != REPEATABLE:

@@ -1,5 +1,6 @@
 """Fixtures for all tests. Whatever can run for real does: PostgreSQL, gunicorn, clients in their own languages."""
 
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,10 +30,12 @@ def clock() -> SettableClock:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    server = start(tmp_path_factory.mktemp("postgres"))
-    yield server
-    server.cleanup()
+def postgres() -> Iterator[object]:
+    # Not in pytest's own folder: as root PostgreSQL is another user, whom the next run of pytest would shut out.
+    with tempfile.TemporaryDirectory(prefix="tokenhouse-", ignore_cleanup_errors=True) as folder:
+        server = start(Path(folder) / "postgres")
+        yield server
+        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

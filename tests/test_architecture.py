@@ -13,8 +13,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 APP = PROJECT / "app"
 
 STACK = (
-    {"proxies", "postgresql", "randomness"},
-    {"settings", "contracts"},
+    {"proxies", "randomness", "pausing"},
+    {"settings", "contracts", "postgresql"},
     {"errors", "models", "settings_layers"},
     {
         "events",
@@ -37,7 +37,16 @@ STACK = (
 LEVELS = {room: level for level, rooms in enumerate(STACK) for room in rooms}
 
 REGISTRIES = {"client_auth": "METHODS", "grants": "GRANTS", "endpoints": "ENDPOINTS", "cli": "COMMANDS"}
-PURE_ROOMS = ("randomness", "policy", "keyring/ring", "issuer", "clients/digests", "clients/fields", "events")
+PURE_ROOMS = (
+    "randomness",
+    "pausing",
+    "policy",
+    "keyring/ring",
+    "issuer",
+    "clients/digests",
+    "clients/fields",
+    "events",
+)
 """Neither Flask nor the database; the clock is a parameter."""
 
 # The development server, which is run as a program, and what gunicorn serves compose applications.

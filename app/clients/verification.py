@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import String, Text, bindparam, cast, select, union
+from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, select, union
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -22,7 +22,7 @@ from app.database import name_of, was_stale
 from app.errors import InvalidClient, ServiceUnavailable
 from app.gate import DatabaseGate
 from app.models import ClientRow, ClientSecretRow
-from app.questions import Question
+from app.questions import KeptConnections, Question
 
 ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
 """Our own value of ``token_endpoint_auth_method``: Basic and body are both accepted."""
@@ -47,17 +47,21 @@ _SECRET_COLUMNS = (
     ClientSecretRow.revoked_at,
 )
 
-# Both readings of Basic credentials are looked up at once, so that both cost the same. An id that nobody has gives a
-# row too, of nothing: what is done with rows takes time, and would tell which ids exist.
-_ASKED = union(
-    select(bindparam("one_id", type_=String).label("asked_id")), select(bindparam("other_id", type_=String))
-).subquery("asked")
-_FIND_WITH_SECRETS = (
-    select(_ASKED.c.asked_id, *_CLIENT_COLUMNS, *_SECRET_COLUMNS)
-    .select_from(_ASKED)
-    .outerjoin(ClientRow, ClientRow.client_id == _ASKED.c.asked_id)
-    .outerjoin(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
-)
+# Both readings of Basic credentials, where they differ, are looked up at once, so that both cost the same. An id that
+# nobody has gives a row too, of nothing: what is done with rows takes time, and would tell which ids exist.
+_ONE = select(bindparam("one_id", type_=String).label("asked_id"))
+_OTHER = select(bindparam("other_id", type_=String).label("asked_id"))
+
+
+def _find_with_secrets(ids: Select[Any] | CompoundSelect[Any]) -> Select[Any]:
+    asked = ids.subquery("asked").c.asked_id
+    return (
+        select(asked, *_CLIENT_COLUMNS, *_SECRET_COLUMNS)
+        .select_from(asked.table)
+        .outerjoin(ClientRow, ClientRow.client_id == asked)
+        .outerjoin(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
+    )
+
 
 # Compared where there is no digest, so that an unknown client costs what a known one does. Random, so that no secret
 # has it.
@@ -82,7 +86,9 @@ class SecretVerifier:
         self, engine: Engine, digester: SecretDigester, clock: Clock, marks: UseMarks, gate: DatabaseGate
     ) -> None:
         self._gate = gate
-        self._question = Question(engine, _FIND_WITH_SECRETS)
+        connections = KeptConnections(engine)
+        self._about_one = Question(connections, _find_with_secrets(_ONE))
+        self._about_two = Question(connections, _find_with_secrets(union(_ONE, _OTHER)))
         self._digester = digester
         self._clock = clock
         self.marks = marks
@@ -126,28 +132,22 @@ class SecretVerifier:
 
     def look(self) -> None:
         """See whether a database that was silent answers again."""
-        self._gate.look(lambda: self._question.ask_anew({"one_id": "", "other_id": ""}))
+        self._gate.look(lambda: self._about_one.ask_anew({"one_id": ""}))
 
     def _fetch(self, one_id: str, other_id: str) -> Sequence[Any]:
-        ids = {"one_id": one_id, "other_id": other_id}
+        question, ids = self._about_one, {"one_id": one_id}
+        if other_id != one_id:
+            question, ids = self._about_two, {"one_id": one_id, "other_id": other_id}
         try:
             with self._gate.entered():
                 try:
-                    return self._question.ask(ids)
+                    return question.ask(ids)
                 except DBAPIError as error:
                     if not was_stale(error):
                         raise
-                    return self._ask_again(ids)
+                    return _ask_again(question, ids)
         except SQLAlchemyError as error:
             raise ServiceUnavailable(f"database_{name_of(error)}") from error
-
-    def _ask_again(self, ids: dict[str, str]) -> Sequence[Any]:
-        try:
-            return self._question.ask_anew(ids)
-        except DBAPIError as error:
-            if not was_stale(error):
-                raise
-            return self._question.ask_anew(ids)
 
     def _note(self, secret: Any, digest_by_pepper: Mapping[str, bytes], source_address: str | None) -> None:
         """Remember the use, in memory; a digest of an old pepper is to be made anew with the first."""
@@ -205,3 +205,12 @@ def _listed(text: str) -> tuple[str, ...]:
 @lru_cache(maxsize=_LISTS_KEPT)
 def _kept_list(text: str) -> tuple[str, ...]:
     return tuple(json.loads(text))
+
+
+def _ask_again(question: Question, ids: Mapping[str, str]) -> Sequence[Any]:
+    try:
+        return question.ask_anew(ids)
+    except DBAPIError as error:
+        if not was_stale(error):
+            raise
+        return question.ask_anew(ids)

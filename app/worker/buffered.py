@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from itertools import count
 from typing import Any, ClassVar, cast
@@ -26,8 +27,10 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.base import Worker
 
+from app.pausing import listen
 from app.worker.answers import Answer, refusal
-from app.worker.connection import READ, WRITE, Connection, TooSlow, choose_leaving, status_of
+from app.worker.connection import READ, WRITE, Connection, TooSlow, addresses, choose_leaving, status_of
+from app.worker.floor import Floor
 from app.worker.framing import Inbox
 from app.worker.heads import Head, HeadReader
 from app.worker.peers import Peers
@@ -51,6 +54,9 @@ class BufferedWorker(Worker):
     YIELD_SECONDS: ClassVar[float] = 0.001
     """How long a worker leaves a new connection to one that has fewer."""
 
+    FLOOR_SECONDS: ClassVar[float] = 0.5
+    """How long a thread that serves keeps others from it, unless it says that it waits."""
+
     _shared: ClassVar = Peers.share()
 
     def init_process(self) -> None:
@@ -61,6 +67,7 @@ class BufferedWorker(Worker):
         self.waiting: dict[int, Connection] = {}
         self.listeners: dict[int, tuple[Any, Any]] = {}
         self.busy_since = [0.0] * self.cfg.threads
+        self.floor = Floor()
         self.numbers = count(1)
         # A thread is always left for what never waits; whoever finds no turn is postponed, without a thread.
         self.turns = threading.Semaphore(max(1, self.cfg.threads - 1))
@@ -97,6 +104,10 @@ class BufferedWorker(Worker):
         for connection in list(self.waiting.values()):
             if connection.deadline <= now and self._claim(connection):
                 self._expire(connection)
+        holder = self.floor.holder
+        if holder is not None and 0.0 < self.busy_since[holder] < now - self.FLOOR_SECONDS:
+            # It waits, and has not said so.
+            self.floor.give_up(holder)
         if select.select([self.PIPE[0]], [], [], seconds)[0]:
             os.read(self.PIPE[0], 4096)
 
@@ -146,9 +157,17 @@ class BufferedWorker(Worker):
     # The serving threads.
 
     def _serve(self, number: int) -> None:
-        poll, busy_since = self.epoll.poll, self.busy_since
+        poll, busy_since, floor = self.epoll.poll, self.busy_since, self.floor
+        listen(partial(floor.give_up, number), partial(floor.take, number))
         while True:
-            fd, _ = poll(None, 1)[0]
+            floor.lead(number)
+            floor.share(number)
+            came = poll(0, 1)
+            if not came:
+                floor.leave(number)
+                came = poll(None, 1)
+                floor.take(number)
+            fd, _ = came[0]
             busy_since[number] = time.monotonic()
             connection = self.waiting.pop(fd, None)
             if connection:
@@ -205,7 +224,7 @@ class BufferedWorker(Worker):
             return False
         if len(self.connections) >= self.cfg.worker_connections:
             self._evict()
-        environ = {**self.environ, **_addresses(peer, server)}
+        environ = {**self.environ, **addresses(peer, server)}
         connection = Connection(sock, peer, Inbox(self.reader, peer), environ)
         self.connections.add(connection)
         self.peers.publish(len(self.connections))
@@ -378,15 +397,3 @@ class BufferedWorker(Worker):
         self.connections.discard(connection)
         self.peers.publish(len(self.connections))
         connection.sock.close()
-
-
-def _addresses(peer: Any, server: Any) -> dict[str, str]:
-    """Who called, and where; a unix socket has neither."""
-    if not isinstance(peer, tuple) or not isinstance(server, tuple):
-        return {"REMOTE_ADDR": "", "SERVER_NAME": "localhost", "SERVER_PORT": ""}
-    return {
-        "REMOTE_ADDR": peer[0],
-        "REMOTE_PORT": str(peer[1]),
-        "SERVER_NAME": server[0],
-        "SERVER_PORT": str(server[1]),
-    }

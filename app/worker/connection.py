@@ -109,3 +109,15 @@ def status_of(error: BaseException) -> HTTPStatus:
             return status
     is_callers = isinstance(error, (ParseException, NoMoreData))
     return HTTPStatus.BAD_REQUEST if is_callers else HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def addresses(peer: Any, server: Any) -> dict[str, str]:
+    """Who called, and where; a unix socket has neither."""
+    if not isinstance(peer, tuple) or not isinstance(server, tuple):
+        return {"REMOTE_ADDR": "", "SERVER_NAME": "localhost", "SERVER_PORT": ""}
+    return {
+        "REMOTE_ADDR": peer[0],
+        "REMOTE_PORT": str(peer[1]),
+        "SERVER_NAME": server[0],
+        "SERVER_PORT": str(server[1]),
+    }

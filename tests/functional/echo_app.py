@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from app.pausing import waiting
 from app.worker.buffered import BufferedWorker
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,11 +31,17 @@ class HastyWorker(BufferedWorker):
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Echo the request; ``/served``, ``/pid`` and ``/files`` tell about the worker, ``/sleep?1`` takes a second."""
+    """Echo the request; ``/served``, ``/pid`` and ``/files`` tell about the worker.
+
+    ``/sleep?1`` waits for a second, ``/hang?1`` does not say that it does.
+    """
     path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
     if path == "/raise":
         raise RuntimeError("not for the wire")
     if path == "/sleep":
+        with waiting:
+            time.sleep(float(query))
+    if path == "/hang":
         time.sleep(float(query))
     if path == "/big":
         start_response("200 OK", [("Content-Length", "8000000")])

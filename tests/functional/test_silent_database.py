@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,11 +27,12 @@ WITHOUT_DATABASE = ("/livez", "/.well-known/jwks.json", "/.well-known/oauth-auth
 
 
 @pytest.fixture(scope="module")
-def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def own_postgres() -> Iterator[PostgresServer]:
     """Not the one that other tests share."""
-    server = start(tmp_path_factory.mktemp("frozen"))
-    yield server
-    server.cleanup()
+    with tempfile.TemporaryDirectory(prefix="tokenhouse-", ignore_cleanup_errors=True) as folder:
+        server = start(Path(folder) / "frozen")
+        yield server
+        server.cleanup()
 
 
 @pytest.fixture(scope="module")

@@ -319,6 +319,20 @@ def test_a_thread_is_left_for_what_never_waits_and_the_others_lose_nothing() -> 
             assert "pid" in second.json
 
 
+def test_a_thread_that_waits_and_does_not_say_so_holds_up_the_others_for_a_moment_only() -> None:
+    with serve("--workers", "1", "--threads", "3") as server, contextlib.ExitStack() as stack:
+        hanging = stack.enter_context(server.connect(b"GET /hang?8 HTTP/1.1\r\nHost: a\r\n\r\n"))
+        time.sleep(0.2)
+        began = time.monotonic()
+        assert server.get("/a")["path"] == "/a"
+        assert time.monotonic() - began < 4
+        for _ in range(20):
+            began = time.monotonic()
+            assert server.get("/a")["path"] == "/a"
+            assert time.monotonic() - began < 0.5
+        assert read_one(hanging).json["path"] == "/hang"
+
+
 def test_at_sigterm_who_was_postponed_is_still_served() -> None:
     with serve("--workers", "1", "--threads", "2") as server, contextlib.ExitStack() as stack:
         slow = b"GET /sleep?1 HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -17,7 +17,7 @@ from unit.house import House
 
 from app.database import was_stale
 from app.models import ClientRow, ClientSecretRow, db
-from app.questions import Question
+from app.questions import KeptConnections, Question
 
 SECRETS_OF = (
     select(
@@ -36,7 +36,7 @@ ANY = {"one": "a", "other": "b"}
 
 def question(house: House, statement: Select[Any] = SECRETS_OF) -> Question:
     with house.app.app_context():
-        return Question(db.engine, statement)
+        return Question(KeptConnections(db.engine), statement)
 
 
 def connections_made(house: House) -> list[object]:
@@ -90,6 +90,16 @@ def test_each_thread_keeps_one_connection(any_house: House) -> None:
     assert len(made) == 1
     in_a_thread(lambda: [asked.ask(ANY) for _ in range(3)])
     assert len(made) == 2
+
+
+def test_several_questions_share_it(any_house: House) -> None:
+    with any_house.app.app_context():
+        connections = KeptConnections(db.engine)
+    made = connections_made(any_house)
+    dispose(any_house)
+    for statement in (SECRETS_OF, SECRETS_OF.distinct()):
+        Question(connections, statement).ask(ANY)
+    assert len(made) == 1
 
 
 def test_a_thread_that_ends_leaves_its_connection_to_others(any_house: House) -> None:
