@@ -116,9 +116,12 @@ class AuditLog:
         return self._rendered(self._clock(), kind.__name__, facts)
 
     def _rendered(self, happened_at: datetime, name: str, facts: dict[str, Any]) -> str:
-        told = {fact: _plain(value) for fact, value in facts.items() if value is not None}
-        time = happened_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return f"{self._render({'time': time, 'event': name, **told})}\n"
+        time = happened_at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
+        told: dict[str, Any] = {"time": f"{time}Z", "event": name}
+        for fact, value in facts.items():
+            if value is not None:
+                told[fact] = _whole_seconds(value) if isinstance(value, datetime) else value
+        return f"{self._render(told)}\n"
 
 
 @cache
@@ -126,8 +129,8 @@ def _names(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
 
 
-def _plain(value: object) -> object:
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else value
+def _whole_seconds(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class _Formatter(logging.Formatter):

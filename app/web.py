@@ -7,14 +7,13 @@ The endpoints themselves are left to ``endpoints``; what the worker answers befo
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Request, Response, g, request
 from flask.globals import app_ctx, request_ctx
 from flask.sessions import NullSession, SessionInterface
-from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
@@ -26,6 +25,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID_RANDOM_BYTES = 16
 
+_AS_FLASK_ASKS = {"return_rule": True}
 _WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 
 encode_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -33,13 +33,14 @@ encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Answer(Response):
-    """A response that is sent once, as it is: its headers are not copied."""
+    """A response that is sent once, as it is: nothing of it is copied, and nothing is to be closed."""
 
-    def get_wsgi_headers(self, environ: Any) -> Headers:
-        """Leave to Werkzeug what has no body."""
-        if self.status_code in _WITHOUT_BODY or "Content-Length" not in self.headers:
-            return super().get_wsgi_headers(environ)
-        return self.headers
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        """Leave to Werkzeug what has no body, or of another make."""
+        if self.status_code in _WITHOUT_BODY or environ["REQUEST_METHOD"] == "HEAD" or type(self.response) is not list:
+            return super().__call__(environ, start_response)
+        start_response(self.status, self.headers.to_wsgi_list())
+        return self.response
 
 
 class _NoSessions(SessionInterface):
@@ -51,8 +52,29 @@ class _NoSessions(SessionInterface):
         return self._none
 
 
+class _Routes(MapAdapter):
+    """Finds routes by path and method alone; what a ``Host`` header says is of no interest."""
+
+    def __init__(self, app: "Application", request: Request) -> None:
+        super().__init__(app.url_map, "localhost", "/", "", "http", request.path, request.method)
+        self._found = app.found_routes
+
+    def match(self, *arguments: Any, **named: Any) -> Any:
+        """Keep what was found: no path of ours has a part that varies."""
+        asked = self.path_info, self.default_method
+        if named != _AS_FLASK_ASKS or (known := self._found.get(asked)) is None:
+            known = super().match(*arguments, **named)
+            if named == _AS_FLASK_ASKS and known[0].rule == self.path_info:
+                self._found[asked] = known
+        return known
+
+
 class Application(Flask):
     """Flask without what a token server never has: sessions, and routes that depend on the host."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.found_routes: dict[tuple[str, str], Any] = {}
+        super().__init__(*arguments, **named)
 
     response_class = Answer
     session_interface = _NoSessions()
@@ -62,10 +84,8 @@ class Application(Flask):
         return func
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Find routes by path and method alone; what a ``Host`` header says is of no interest."""
-        if request is None:
-            return super().create_url_adapter(request)
-        return MapAdapter(self.url_map, "localhost", "/", "", "http", request.path, request.method)
+        """Find routes in our own way."""
+        return super().create_url_adapter(request) if request is None else _Routes(self, request)
 
 
 def install(app: Flask, trusted_proxies: Trusted = ()) -> None:
@@ -115,7 +135,7 @@ def _finish(response: Response) -> Response:
     headers = response.headers
     headers.add("X-Request-ID", app_ctx.g.request_id)
     headers.add("X-Content-Type-Options", "nosniff")
-    if "Cache-Control" not in headers:
+    if not any(name == "Cache-Control" for name, _ in headers):
         headers.add("Cache-Control", "no-store")
     if request_ctx.request.method == "OPTIONS" and not response.content_length:
         # Flask's own answer to OPTIONS has no body and says that it is HTML.

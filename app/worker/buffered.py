@@ -27,10 +27,10 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.base import Worker
 
-from app.pausing import listen
+from app.pausing import listen, waiting
 from app.worker.answers import Answer, refusal
 from app.worker.connection import READ, WRITE, Connection, TooSlow, addresses, choose_leaving, status_of
-from app.worker.floor import Floor
+from app.worker.floor import Floor, Turns
 from app.worker.framing import Inbox
 from app.worker.heads import Head, HeadReader
 from app.worker.peers import Peers
@@ -70,7 +70,7 @@ class BufferedWorker(Worker):
         self.floor = Floor()
         self.numbers = count(1)
         # A thread is always left for what never waits; whoever finds no turn is postponed, without a thread.
-        self.turns = threading.Semaphore(max(1, self.cfg.threads - 1))
+        self.turns = Turns(max(1, self.cfg.threads - 1))
         self.postponed: deque[tuple[Connection, Head, bytes]] = deque()
         self.keepalive: int = self.cfg.keepalive
         self.reader = HeadReader(self.cfg)
@@ -174,7 +174,7 @@ class BufferedWorker(Worker):
                 self._guard(connection, self._attend)
             elif fd in self.listeners:
                 self._welcome(fd)
-            while self.postponed and self.turns.acquire(blocking=False):
+            while self.postponed and self.turns.take():
                 busy_since[number] = time.monotonic()
                 self._resume()
             busy_since[number] = 0.0
@@ -194,7 +194,7 @@ class BufferedWorker(Worker):
         try:
             connection, head, body = self.postponed.popleft()
         except IndexError:
-            self.turns.release()
+            self.turns.give_back()
             return
 
         def serve(connection: Connection) -> None:
@@ -205,7 +205,8 @@ class BufferedWorker(Worker):
 
     def _welcome(self, fd: int) -> None:
         if not self.alive or self.peers.have_fewer_than(len(self.connections)):
-            time.sleep(self.YIELD_SECONDS)
+            with waiting:
+                time.sleep(self.YIELD_SECONDS)
         while self._accept_one(fd) and not self.peers.have_fewer_than(len(self.connections)):
             # All that is due to this worker: busy connections would come in between each two.
             pass
@@ -269,7 +270,7 @@ class BufferedWorker(Worker):
                 connection.halfway = False
                 if NEVER_WAITS.search(complete[0].path):
                     answer = self._answer(connection, *complete)
-                elif self.turns.acquire(blocking=False):
+                elif self.turns.take():
                     answer = self._answer_in_turn(connection, *complete)
                 else:
                     return self.postponed.append((connection, *complete))
@@ -301,7 +302,7 @@ class BufferedWorker(Worker):
         try:
             return self._answer(connection, head, body)
         finally:
-            self.turns.release()
+            self.turns.give_back()
 
     def _answer(self, connection: Connection, head: Head, body: bytes) -> bytes:
         environ = {**connection.environ, **head.environ}

@@ -31,6 +31,8 @@ class Floor:
 
     def lead(self, number: int) -> None:
         """Wait until ``number`` is the leader, and take the floor."""
+        if self._leader == number == self._holder:
+            return
         if self._leader != number:
             self.leave(number)
             self._leading.acquire()
@@ -71,3 +73,22 @@ class Floor:
                 self._leader = None
                 self._leading.release()
         self.leave(number)
+
+
+class Turns:
+    """So many may be taken at once; nobody waits for one."""
+
+    def __init__(self, count: int) -> None:
+        self._left = deque(range(count))
+
+    def take(self) -> bool:
+        """Take one; whether there was one left."""
+        try:
+            self._left.pop()
+        except IndexError:
+            return False
+        return True
+
+    def give_back(self) -> None:
+        """Let another one take it."""
+        self._left.append(0)

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from app.worker.floor import Floor
+from app.worker.floor import Floor, Turns
 
 
 def in_threads(count: int, run: Callable[[int], None]) -> None:
@@ -105,3 +105,18 @@ def test_another_leads_while_the_leader_waits() -> None:
     thread.join()
     floor.take(1)
     assert floor.holder == 1
+
+
+def test_there_are_so_many_turns_whoever_takes_them() -> None:
+    turns, taken = Turns(3), []
+
+    def take(_: int) -> None:
+        for _ in range(2000):
+            if turns.take():
+                taken.append(1)
+                assert len(taken) <= 3
+                taken.pop()
+                turns.give_back()
+
+    in_threads(6, take)
+    assert [turns.take() for _ in range(4)] == [True, True, True, False]
