@@ -6,8 +6,7 @@ That those who wait do not hold up the others is left to ``worker``: it keeps a 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,24 +30,12 @@ class DatabaseGate:
         self._told: str | None = None
         self._lock = threading.Lock()
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> "_Entry":
         """Ask the database within.
 
         :raises ServiceUnavailable: it is silent.
         """
-        if self._is_shut:
-            raise ServiceUnavailable("database_silent")
-        began = time.monotonic()
-        try:
-            yield
-        except SQLAlchemyError as error:
-            self._tell(describe(error))
-            if time.monotonic() - began > SILENCE_SECONDS:
-                self._shut()
-            raise
-        if self._told:
-            self._tell(None)
+        return _Entry(self)
 
     def look(self, question: Callable[[], object]) -> None:
         """Open the gate if ``question`` is answered; nothing to do while it is open."""
@@ -60,6 +47,22 @@ class DatabaseGate:
             return
         self._is_shut = False
         self._tell(None)
+
+    def require_open(self) -> None:
+        """Refuse while the database is silent."""
+        if self._is_shut:
+            raise ServiceUnavailable("database_silent")
+
+    def note_answer(self) -> None:
+        """Note that it has answered."""
+        if self._told:
+            self._tell(None)
+
+    def note_failure(self, error: SQLAlchemyError, seconds: float) -> None:
+        """Note that it has failed, after so long."""
+        self._tell(describe(error))
+        if seconds > SILENCE_SECONDS:
+            self._shut()
 
     def _tell(self, fault: str | None) -> None:
         """Say what is wrong with the database when that changes, not for each request."""
@@ -75,3 +78,22 @@ class DatabaseGate:
             was_shut, self._is_shut = self._is_shut, True
         if not was_shut:
             log.error("the database is silent: requests that need it are refused at once until it answers")
+
+
+class _Entry:
+    """One question to the database."""
+
+    __slots__ = ("_began", "_gate")
+
+    def __init__(self, gate: DatabaseGate) -> None:
+        self._gate = gate
+
+    def __enter__(self) -> None:
+        self._gate.require_open()
+        self._began = time.monotonic()
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            self._gate.note_answer()
+        elif isinstance(error, SQLAlchemyError):
+            self._gate.note_failure(error, time.monotonic() - self._began)

@@ -79,6 +79,29 @@ class Application(Flask):
     response_class = Answer
     session_interface = _NoSessions()
 
+    def preprocess_request(self) -> Any:
+        """Do what is to be done before each request. No blueprint of ours adds to it."""
+        for function in self.before_request_funcs.get(None, ()):
+            answer: Any = function()
+            if answer is not None:
+                return answer
+        return None
+
+    def process_response(self, response: Any) -> Any:
+        """Do what is to be done after each request, first for its blueprint; there is no session to save."""
+        rule = request_ctx.request.url_rule
+        for name in (rule.endpoint.partition(".")[0] if rule else None, None):
+            for function in reversed(self.after_request_funcs.get(name, ())):
+                response = function(response)
+            if name is None:
+                break
+        return response
+
+    def do_teardown_request(self, *exc: Any) -> None:
+        """Do what is to be done at its end, if anything is."""
+        if self.teardown_request_funcs:
+            super().do_teardown_request(*exc)
+
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return ``func``: there is nothing asynchronous, and to look costs more than most of what is called."""
         return func

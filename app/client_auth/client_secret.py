@@ -100,6 +100,8 @@ def _read_basic(authorization: str) -> Credentials:
 
 def _form_decoded(raw: Credentials) -> Credentials:
     """Read ``raw`` as form-encoded, both or neither; where that cannot be, the raw reading stands in for it."""
+    if "%" not in raw.client_id + raw.secret and "+" not in raw.client_id + raw.secret:
+        return raw
     try:
         decoded = Credentials(form_decode(raw.client_id), form_decode(raw.secret))
     except UnicodeDecodeError:

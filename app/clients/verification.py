@@ -8,6 +8,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -68,11 +69,11 @@ def _find_with_secrets(ids: Select[Any] | CompoundSelect[Any]) -> Select[Any]:
 _DUMMY_DIGEST = secrets.token_bytes(32)
 
 
-_LISTS_KEPT = 1024
-"""Columns of JSON that are kept parsed."""
+_CLIENTS_KEPT = 1024
+"""Clients whose columns of JSON are kept parsed. What they say is read anew for each request."""
 
 _KEPT_CHARACTERS = 500
-"""Longer ones are rare and would need much memory."""
+"""Larger ones are rare and would need much memory."""
 
 
 class SecretVerifier:
@@ -108,13 +109,15 @@ class SecretVerifier:
         """
         digests = [self._digester.digest_with_all(candidate) for candidate in candidates]
         rows = self._fetch(candidates[0].client_id, candidates[-1].client_id)
+        now = self._clock()
         known_id, refused_for, proven = None, "unknown_client", None
         for candidate, digest_by_pepper in zip(candidates, digests, strict=True):
             mine = [row for row in rows if row.asked_id == candidate.client_id]
             matching = _matching_secrets(mine, digest_by_pepper)
-            reason = self._refusal_reason(mine[0], matching, method)
+            working = [row for row in matching if _still_works(row, now)]
+            reason = _refusal_reason(mine[0], matching, working, method)
             if reason is None:
-                right = next(row for row in matching if self._still_works(row))
+                right = working[0]
                 proven = Authentication(_frozen(right), method, right.secret_id, right.expires_at)
                 self._note(right, digest_by_pepper, source_address)
             elif reason != "unknown_client":
@@ -156,21 +159,22 @@ class SecretVerifier:
         if secret.pepper_id != newest:
             self.marks.renew(secret.secret_id, secret.digest, newest, digest_by_pepper[newest])
 
-    def _refusal_reason(self, client: Any, matching: Sequence[Any], method: str) -> str | None:
-        """Say why ``client``, a row, is refused with the secrets that match; ``None`` when it is not."""
-        reasons = {
-            "unknown_client": client.client_id is None,
-            "deleted_client": client.deleted_at is not None,
-            "disabled_client": client.disabled_at is not None,
-            "other_method_registered": client.token_endpoint_auth_method not in {ANY_SECRET_METHOD, method},
-            "wrong_secret": not matching,
-            "revoked_secret": all(row.revoked_at is not None for row in matching),
-            "expired_secret": not any(self._still_works(row) for row in matching),
-        }
-        return next((reason for reason, applies in reasons.items() if applies), None)
 
-    def _still_works(self, secret: Any) -> bool:
-        return secret.revoked_at is None and (secret.expires_at is None or secret.expires_at > self._clock())
+def _refusal_reason(client: Any, matching: Sequence[Any], working: Sequence[Any], method: str) -> str | None:
+    """Say why ``client``, a row, is refused with the secrets that match; ``None`` when it is not."""
+    reasons = (
+        ("unknown_client", client.client_id is None),
+        ("deleted_client", client.deleted_at is not None),
+        ("disabled_client", client.disabled_at is not None),
+        ("other_method_registered", client.token_endpoint_auth_method not in {ANY_SECRET_METHOD, method}),
+        ("wrong_secret", not matching),
+        ("revoked_secret", not [row for row in matching if row.revoked_at is None]),
+        ("expired_secret", not working),
+    )
+    for reason, applies in reasons:
+        if applies:
+            return reason
+    return None
 
 
 def _matching_secrets(rows: Sequence[Any], digest_by_pepper: Mapping[str, bytes]) -> list[Any]:
@@ -185,26 +189,39 @@ def _matching_secrets(rows: Sequence[Any], digest_by_pepper: Mapping[str, bytes]
     return matching
 
 
+def _still_works(secret: Any, now: datetime) -> bool:
+    return secret.revoked_at is None and (secret.expires_at is None or secret.expires_at > now)
+
+
 def _frozen(row: Any) -> Client:
+    facts = (
+        row.client_id,
+        row.client_name,
+        row.token_endpoint_auth_method,
+        row.grant_types,
+        row.scope,
+        row.audiences,
+        row.access_token_lifetime,
+    )
+    is_short = len(row.scope) + len(row.audiences) + len(row.client_name) <= _KEPT_CHARACTERS
+    return _kept_client(*facts) if is_short else _parsed(*facts)
+
+
+def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
+    client_id: str, name: str, method: str, grant_types: str, scope: str, audiences: str, lifetime: int | None
+) -> Client:
     return Client(
-        client_id=row.client_id,
-        client_name=row.client_name,
-        token_endpoint_auth_method=row.token_endpoint_auth_method,
-        grant_types=_listed(row.grant_types),
-        scope=_listed(row.scope),
-        audiences=_listed(row.audiences),
-        access_token_lifetime=row.access_token_lifetime,
+        client_id=client_id,
+        client_name=name,
+        token_endpoint_auth_method=method,
+        grant_types=tuple(json.loads(grant_types)),
+        scope=tuple(json.loads(scope)),
+        audiences=tuple(json.loads(audiences)),
+        access_token_lifetime=lifetime,
     )
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    """A column of JSON; many clients have equal ones."""
-    return _kept_list(text) if len(text) <= _KEPT_CHARACTERS else tuple(json.loads(text))
-
-
-@lru_cache(maxsize=_LISTS_KEPT)
-def _kept_list(text: str) -> tuple[str, ...]:
-    return tuple(json.loads(text))
+_kept_client = lru_cache(maxsize=_CLIENTS_KEPT)(_parsed)
 
 
 def _ask_again(question: Question, ids: Mapping[str, str]) -> Sequence[Any]:

@@ -23,7 +23,7 @@ from app.clients.fields import ClientFields
 from app.clients.marks import UseMarks
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore, describe
-from app.clients.verification import SecretVerifier, _kept_list
+from app.clients.verification import SecretVerifier, _kept_client
 from app.contracts import Authentication, Client, Credentials
 from app.errors import InvalidClient, ManagementError, ServiceUnavailable
 from app.gate import DatabaseGate
@@ -93,13 +93,15 @@ def test_the_right_secret_proves_a_client(any_house: House) -> None:
         assert (found.method, found.secret_id) == (BASIC, secret.secret_id)
 
 
-def test_lists_of_any_length_are_read_and_long_ones_take_no_memory(any_house: House) -> None:
+def test_clients_of_any_size_are_read_and_large_ones_take_no_memory(any_house: House) -> None:
     scope = tuple(f"scope-{number}" for number in range(400))
-    long, short = any_house.register(scope=scope), any_house.register(scope=scope[:3])
-    kept = _kept_list.cache_info().currsize
-    assert [verify(any_house, credentials(long)).client.scope for _ in range(2)] == [scope, scope]
-    assert _kept_list.cache_info().currsize - kept <= 2, "grant types and audiences alone"
-    assert verify(any_house, credentials(short)).client.scope == scope[:3]
+    large, small = any_house.register(scope=scope), any_house.register(scope=scope[:3])
+    kept = _kept_client.cache_info().currsize
+    assert [verify(any_house, credentials(large)).client.scope for _ in range(2)] == [scope, scope]
+    assert _kept_client.cache_info().currsize == kept
+    for _ in range(2):
+        assert verify(any_house, credentials(small)).client.scope == scope[:3]
+    assert _kept_client.cache_info().currsize == min(kept + 1, 1024)
 
 
 def test_an_unknown_client_is_refused_without_a_name(any_house: House) -> None:

@@ -141,3 +141,26 @@ def test_routes_do_not_depend_on_the_host(house: House, host: str) -> None:
     assert client.get("/livez", headers={"Host": host}).status_code == 200
     assert client.get("/livez/", headers={"Host": host}).status_code == 404
     assert client.put("/livez", headers={"Host": host}).status_code == 405
+
+
+def test_no_blueprint_asks_for_what_is_not_done(house: House) -> None:
+    """Our Flask calls what the application and blueprints register after a request, and the former before one."""
+    app = house.app
+    assert set(app.before_request_funcs) <= {None}
+    assert not any(app.url_value_preprocessors.values())
+    assert not any(app.teardown_request_funcs.values())
+
+
+def test_what_is_registered_after_requests_is_called_the_blueprints_first(house: House) -> None:
+    called: list[str] = []
+
+    def note(name: str) -> Any:
+        return lambda answer: called.append(name) or answer
+
+    house.app.after_request_funcs.setdefault("discovery", []).append(note("blueprint"))
+    house.app.after_request_funcs.setdefault(None, []).append(note("application"))
+    client = house.app.test_client()
+    client.get("/.well-known/jwks.json")
+    client.get("/livez")
+    client.get("/nowhere")
+    assert called == ["blueprint", "application", "application", "application"]
