@@ -5,6 +5,8 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
+from enum import Enum
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -22,7 +24,25 @@ _STATUS = re.compile(r"[0-9]{3}(?: [\t -~\x80-\xff]*)?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t -~\x80-\xff]*")
 
+_MOST_NAMES_KEPT = 256
 _dated: tuple[int, str] = (0, "")
+
+
+class _Kind(Enum):
+    """What becomes of a header of the application's."""
+
+    ANY = "it is sent"
+    LENGTH = "it must be true"
+    CONNECTION = "it is ours to say"
+
+
+@lru_cache(maxsize=_MOST_NAMES_KEPT)
+def _kind_of(name: str) -> _Kind:
+    if not _NAME.fullmatch(name):
+        raise InvalidResponseHeaderName(repr(name))
+    if name.lower() == "content-length":
+        return _Kind.LENGTH
+    return _Kind.CONNECTION if is_hoppish(name) else _Kind.ANY
 
 
 class Answer:
@@ -50,14 +70,13 @@ class Answer:
             raise ValueError("the status is malformed")
         self._status, self._lines, self._length = status, [], None
         for name, value in headers:
-            if not _NAME.fullmatch(name):
-                raise InvalidResponseHeaderName(repr(name))
+            kind = _kind_of(name)
             if not _VALUE.fullmatch(value):
                 raise InvalidResponseHeader(repr(name))
-            if name == "Content-Length" or name.lower() == "content-length":
-                self._length = int(value)
-            elif not is_hoppish(name):
+            if kind is _Kind.ANY:
                 self._lines.append(f"{name}: {value}\r\n")
+            elif kind is _Kind.LENGTH:
+                self._length = int(value)
         return self._parts.append
 
     def whole(self, body: bytes, head: Head, *, closes: bool) -> bytes:

@@ -26,6 +26,15 @@ class TooLong(ParseException):
     """The body is longer than ``BODY_LIMIT_BYTES``."""
 
 
+def _head_end(buffer: bytearray, start: int) -> int:
+    """Where the head in ``buffer`` ends, if it does after ``start``: at an empty line, or at a line feed alone."""
+    end = buffer.find(b"\r\n\r\n", start, HEAD_LIMIT_BYTES)
+    if end >= 0 and buffer.count(b"\n", start, end) == buffer.count(b"\r\n", start, end):
+        return end + 4
+    found = _HEAD_END.search(buffer, start, HEAD_LIMIT_BYTES)
+    return found.end() if found else 0
+
+
 class ChunkScan:
     """Finds the end of a chunked body and looks at each byte once; what it means is left to gunicorn's reader."""
 
@@ -134,14 +143,12 @@ class Inbox:
             # Some callers end a body with a line break that is not part of it: RFC 9112 section 2.2.
             del buffer[:2]
             self._has_skipped, self._scanned = True, 0
-        found = _HEAD_END.search(buffer, max(0, self._scanned - 3), HEAD_LIMIT_BYTES)
-        if found:
-            end = found.end()
-        elif len(buffer) >= HEAD_LIMIT_BYTES or (at_end and buffer):
+        end = _head_end(buffer, max(0, self._scanned - 3))
+        if not end:
+            if len(buffer) < HEAD_LIMIT_BYTES and not (at_end and buffer):
+                self._scanned = len(buffer)
+                return None
             end = min(len(buffer), HEAD_LIMIT_BYTES)
-        else:
-            self._scanned = len(buffer)
-            return None
         head = bytes(buffer[:end])
         del buffer[:end]
         try:
