@@ -6,6 +6,7 @@ in memory that they share (``keyring.last_good``). Only a first start refuses.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import runpy
@@ -75,6 +76,7 @@ def watch_over(server: Any) -> None:
         sys.stderr.write(f"tokenhouse: {error}\n")
         sys.exit(APP_LOAD_ERROR)
     _introduce()
+    _keep_shared()
     lines.STDOUT.begin(threaded=False)
     lines.STDERR.begin(threaded=False)
     reload: Callable[[], None] = server.handle_hup
@@ -135,6 +137,12 @@ def _spawn_reachable(spawn: Callable[[], int]) -> int:
     finally:
         if os.getpid() == master:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+
+
+def _keep_shared() -> None:
+    """Let workers share what is here: a collection writes to each object that it looks at, and a page to itself."""
+    gc.collect()
+    gc.freeze()
 
 
 def _introduce() -> None:
@@ -204,6 +212,7 @@ def _reload_if_sound(server: Any, reload: Callable[[], None]) -> None:
         # First what leaves nothing behind: settings that have passed are kept for workers that are born later.
         _check_gunicorns_settings(server)
         _check()
+        _keep_shared()
         shared.reload_failed = False
         reload()
     except BaseException as error:
