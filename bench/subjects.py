@@ -108,13 +108,14 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> float:
 
 
 @contextlib.contextmanager
-def tokenhouse(
+def tokenhouse(  # noqa: PLR0913 - What there is to compare.
     name: str = "tokenhouse",
     *,
     clients: int = 1,
     alg: str = "RS256",
     on_postgresql: bool = False,
     options: Sequence[str] = (),
+    start: Callable[[RunningServer, Sequence[str]], None] = lambda server, options: server.start(*options),
 ) -> Iterator[Subject]:
     """Tokenhouse with its own gunicorn configuration, its audit log in a file."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.ExitStack() as stack:
@@ -131,7 +132,7 @@ def tokenhouse(
             raise SystemExit(made.stderr)
         authorizations = _fill(server, clients)
         began = time.monotonic()
-        server.start("--workers", str(WORKERS), *options)
+        start(server, ["--workers", str(WORKERS), *options])
         stack.callback(server.stop)
         wrong = [basic("nobody-of-that-name", secrets.token_urlsafe(40)), basic("client-0", secrets.token_urlsafe(40))]
         yield Subject(
@@ -235,6 +236,27 @@ def _other(name: str, command: Sequence[str], path: str = "/oauth/token") -> Ite
             yield Subject(name, url, [basic("client-0", secret)], process.pid, seconds)
         finally:
             _ended(process)
+
+
+def granian() -> contextlib.AbstractContextManager[Subject]:
+    """Tokenhouse behind granian, for comparison: without the worker, and what it keeps away."""
+    return tokenhouse("tokenhouse, granian", start=_start_granian)
+
+
+def _start_granian(server: RunningServer, options: Sequence[str]) -> None:
+    server.port = free_port()
+    command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--port", str(server.port), "--no-log"]
+    log = server.folder / "granian.log"
+    with log.open("wb") as output:
+        server.process = subprocess.Popen(
+            [*command, "--blocking-threads", "1", *options, "wsgi:app"],
+            env=server.environment,
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    _wait_for(f"{server.url}/livez", server.process, log)
 
 
 def oidc_provider() -> contextlib.AbstractContextManager[Subject]:

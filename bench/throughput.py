@@ -7,6 +7,7 @@ measured goes into a JSON file. Nothing is asserted.
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ from subjects import (
     Subject,
     careful_authlib,
     empty_flask,
+    granian,
     node_oauth2_server,
     oidc_provider,
     openssl_signatures_a_second,
@@ -164,6 +166,8 @@ def main() -> None:
     options = parser.parse_args()
     require_wrk()
     chosen = {**SUBJECTS, **(PEERS if options.peers else {}), "empty Flask view": empty_flask}
+    if importlib.util.find_spec("granian"):
+        chosen["tokenhouse, granian"] = granian
     if options.short:
         options.rounds, options.seconds = 1, 1
         del chosen["tokenhouse 1,000,000 clients"]

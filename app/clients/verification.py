@@ -162,16 +162,16 @@ class SecretVerifier:
 
 def _refusal_reason(client: Any, matching: Sequence[Any], working: Sequence[Any], method: str) -> str | None:
     """Say why ``client``, a row, is refused with the secrets that match; ``None`` when it is not."""
-    reasons = (
-        ("unknown_client", client.client_id is None),
-        ("deleted_client", client.deleted_at is not None),
-        ("disabled_client", client.disabled_at is not None),
-        ("other_method_registered", client.token_endpoint_auth_method not in {ANY_SECRET_METHOD, method}),
-        ("wrong_secret", not matching),
-        ("revoked_secret", not [row for row in matching if row.revoked_at is None]),
-        ("expired_secret", not working),
-    )
-    for reason, applies in reasons:
+    reasons = {
+        "unknown_client": client.client_id is None,
+        "deleted_client": client.deleted_at is not None,
+        "disabled_client": client.disabled_at is not None,
+        "other_method_registered": client.token_endpoint_auth_method not in {ANY_SECRET_METHOD, method},
+        "wrong_secret": not matching,
+        "revoked_secret": not [row for row in matching if row.revoked_at is None],
+        "expired_secret": not working,
+    }
+    for reason, applies in reasons.items():
         if applies:
             return reason
     return None
