@@ -222,15 +222,14 @@ class LineWriter:
                 return self._put + MOST_BYTES
             self._put += 1
             number = self._put
-            if self._thread and not (self._waiting or self._is_busy):
-                self._is_busy = True
-            else:
+            is_alone = self._thread is not None and not (self._waiting or self._is_busy)
+            if not is_alone:
                 self._waiting.append((data, time.monotonic()))
                 self._bytes += len(data)
                 if self._is_busy or self._thread:
                     return number
-                self._is_busy = True
-        if self._thread:
+            self._is_busy = True
+        if is_alone:
             self._write_at_once(data)
             return number
         try:
@@ -243,6 +242,8 @@ class LineWriter:
 
     def is_written(self, number: int, seconds: float) -> bool:
         """Wait until all up to ``number`` is written; tell whether it is."""
+        if self._done >= number:
+            return True
         with waiting, self._changed:
             self._watchers += 1
             try:

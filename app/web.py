@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 REQUEST_ID_RANDOM_BYTES = 16
 
 _AS_FLASK_ASKS = {"return_rule": True}
-_WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 
 encode_json = json.JSONEncoder(separators=(",", ":")).encode
 """Compact JSON. ``json.dumps`` with an option makes an encoder for each call."""
@@ -37,7 +36,15 @@ class Answer(Response):
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         """Leave to Werkzeug what has no body, or of another make."""
-        if self.status_code in _WITHOUT_BODY or environ["REQUEST_METHOD"] == "HEAD" or type(self.response) is not list:
+        if self.status_code == HTTPStatus.NOT_MODIFIED:
+            # What is said of a body that is not sent is not said: RFC 9110 section 15.4.5.
+            start_response(self.status, [one for one in self.headers if not one[0].lower().startswith("content-")])
+            return ()
+        if (
+            self.status_code == HTTPStatus.NO_CONTENT
+            or environ["REQUEST_METHOD"] == "HEAD"
+            or type(self.response) is not list
+        ):
             return super().__call__(environ, start_response)
         start_response(self.status, self.headers.to_wsgi_list())
         return self.response

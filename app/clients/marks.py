@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import case, delete, func, literal, or_, select, update
+from sqlalchemy import String, Update, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.engine import Connection, Engine
 
 from app.contracts import Clock
@@ -126,12 +126,16 @@ class UseMarks:
         self._waiting[use] = min(first, known_first), max(last, known_last)
 
     def _tell(self, connection: Connection, marks: Sequence[tuple[_Use, datetime, datetime]]) -> None:
-        for (client_id, secret_id, address), first, last in marks:
-            _move_forward(connection, ClientRow, client_id, last)
-            if secret_id is not None:
-                _move_forward(connection, ClientSecretRow, secret_id, last)
-                _note_address(connection, secret_id, address, first, last)
-        _forget_addresses(connection, sorted({use[1] for use, _, _ in marks if use[1] is not None}))
+        clients = [{"key": use[0], "used_at": last} for use, _, last in marks]
+        connection.execute(_move_forward(ClientRow), clients)
+        with_secret = [(use[1], use[2], first, last) for use, first, last in marks if use[1] is not None]
+        if with_secret:
+            secrets = [{"key": secret_id, "used_at": last} for secret_id, _, _, last in with_secret]
+            connection.execute(_move_forward(ClientSecretRow), secrets)
+            names = ("secret_id", "address", "first", "last")
+            uses = [{f"told_{name}": value for name, value in zip(names, use, strict=True)} for use in with_secret]
+            connection.execute(_note_address(connection.engine), uses)
+            _forget_addresses(connection, sorted({secret_id for secret_id, *_ in with_secret}))
 
 
 def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
@@ -143,21 +147,23 @@ def _order(use: _Use) -> tuple[str, str, str]:
     return client_id, secret_id or "", address
 
 
-def _move_forward(
-    connection: Connection, table: type[ClientRow] | type[ClientSecretRow], key: str, used_at: datetime
-) -> None:
-    """Write the time unless a later one is there: another worker may have told it."""
+def _move_forward(table: type[ClientRow] | type[ClientSecretRow]) -> Update:
+    """Write the time ``used_at`` unless a later one is there: another worker may have told it."""
     primary_key = ClientRow.client_id if table is ClientRow else ClientSecretRow.secret_id
+    used_at = bindparam("used_at", type_=UTCDateTime)
     is_older = or_(table.last_used_at.is_(None), table.last_used_at < used_at)
-    connection.execute(update(table).where(primary_key == key, is_older).values(last_used_at=used_at))
+    return update(table).where(primary_key == bindparam("key"), is_older).values(last_used_at=used_at)
 
 
-def _note_address(connection: Connection, secret_id: str, address: str, first: datetime, last: datetime) -> None:
+def _note_address(engine: Engine) -> Any:
     # Out of the secret's own row, which is kept from being deleted meanwhile: a secret that is gone gets no row.
     values = select(
-        ClientSecretRow.secret_id, literal(address), literal(first, UTCDateTime), literal(last, UTCDateTime)
-    ).where(ClientSecretRow.secret_id == secret_id)
-    row = insert_or_update(connection.engine, ClientSecretUseRow).from_select(
+        ClientSecretRow.secret_id,
+        bindparam("told_address", type_=String),
+        bindparam("told_first", type_=UTCDateTime),
+        bindparam("told_last", type_=UTCDateTime),
+    ).where(ClientSecretRow.secret_id == bindparam("told_secret_id"))
+    row = insert_or_update(engine, ClientSecretUseRow).from_select(
         ["secret_id", "source_address", "first_used_at", "last_used_at"],
         values.with_for_update(read=True, key_share=True),
     )
@@ -165,7 +171,7 @@ def _note_address(connection: Connection, secret_id: str, address: str, first: d
     earlier = case((told.first_used_at < known.first_used_at, told.first_used_at), else_=known.first_used_at)
     later = case((told.last_used_at > known.last_used_at, told.last_used_at), else_=known.last_used_at)
     times = {"first_used_at": earlier, "last_used_at": later}
-    connection.execute(row.on_conflict_do_update(index_elements=["secret_id", "source_address"], set_=times))
+    return row.on_conflict_do_update(index_elements=["secret_id", "source_address"], set_=times)
 
 
 def _forget_addresses(connection: Connection, secret_ids: Sequence[str]) -> None:

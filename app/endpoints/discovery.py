@@ -6,9 +6,11 @@ Public documents: they may be cached, and read from a browser. Which keys are in
 import hashlib
 import json
 from collections.abc import Callable
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
+from flask.globals import request_ctx
 
 from app.contracts import Metadata
 from app.keyring.ring import SigningKey
@@ -18,6 +20,17 @@ from app.web import Answer
 JWKS_PATH = "/.well-known/jwks.json"
 OAUTH_METADATA_PATH = "/.well-known/oauth-authorization-server"
 OPENID_METADATA_PATH = "/.well-known/openid-configuration"
+
+
+_CONDITIONS = {
+    "HTTP_IF_MATCH",
+    "HTTP_IF_MODIFIED_SINCE",
+    "HTTP_IF_NONE_MATCH",
+    "HTTP_IF_RANGE",
+    "HTTP_IF_UNMODIFIED_SINCE",
+    "HTTP_RANGE",
+}
+"""RFC 9110 sections 13 and 14."""
 
 
 def _create_blueprint(services: Services) -> Blueprint:
@@ -64,10 +77,15 @@ def _jwks_reader(services: Services) -> Callable[[], tuple[bytes, str]]:
 
 
 def _public_document(body: bytes, etag: str, max_age: int) -> Response:
-    response = Answer(body, content_type="application/json")
-    response.set_etag(etag)
-    response.headers["Cache-Control"] = f"public, max-age={max_age}"
-    response.make_conditional(request)
+    headers = [("ETag", f'"{etag}"'), ("Cache-Control", f"public, max-age={max_age}")]
+    asked = request_ctx.request
+    conditions = _CONDITIONS.intersection(asked.environ)
+    if conditions == {"HTTP_IF_NONE_MATCH"} and asked.environ["HTTP_IF_NONE_MATCH"] == headers[0][1]:
+        # As nearly all ask; a list of tags, weak ones and dates are Werkzeug's to read.
+        return Answer(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+    response = Answer(body, headers=headers, content_type="application/json")
+    if conditions or asked.method == "HEAD":
+        response.make_conditional(asked)
     return response
 
 

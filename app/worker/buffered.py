@@ -18,7 +18,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from http import HTTPStatus
 from itertools import count
 from typing import Any, ClassVar, cast
@@ -27,7 +26,7 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.base import Worker
 
-from app.pausing import listen, waiting
+from app.pausing import waiting
 from app.worker.answers import Answer, refusal
 from app.worker.connection import READ, WRITE, Connection, TooSlow, addresses, choose_leaving, status_of
 from app.worker.floor import Floor, Turns
@@ -74,11 +73,7 @@ class BufferedWorker(Worker):
         self.postponed: deque[tuple[Connection, Head, bytes]] = deque()
         self.keepalive: int = self.cfg.keepalive
         self.reader = HeadReader(self.cfg)
-        self.environ = {
-            **base_environ(self.cfg),
-            "wsgi.multithread": self.cfg.threads > 1,
-            "wsgi.url_scheme": "http",
-        }
+        self.environ = {**base_environ(self.cfg), "wsgi.multithread": self.cfg.threads > 1, "wsgi.url_scheme": "http"}
         super().init_process()
 
     def run(self) -> None:
@@ -104,10 +99,7 @@ class BufferedWorker(Worker):
         for connection in list(self.waiting.values()):
             if connection.deadline <= now and self._claim(connection):
                 self._expire(connection)
-        holder = self.floor.holder
-        if holder is not None and 0.0 < self.busy_since[holder] < now - self.FLOOR_SECONDS:
-            # It waits, and has not said so.
-            self.floor.give_up(holder)
+        self.floor.free(self.busy_since, now - self.FLOOR_SECONDS)
         if select.select([self.PIPE[0]], [], [], seconds)[0]:
             os.read(self.PIPE[0], 4096)
 
@@ -157,27 +149,33 @@ class BufferedWorker(Worker):
     # The serving threads.
 
     def _serve(self, number: int) -> None:
-        poll, busy_since, floor = self.epoll.poll, self.busy_since, self.floor
-        listen(partial(floor.give_up, number), partial(floor.take, number))
-        while True:
-            floor.lead(number)
-            floor.share(number)
-            came = poll(0, 1)
-            if not came:
-                floor.leave(number)
-                came = poll(None, 1)
-                floor.take(number)
-            fd, _ = came[0]
+        self.floor.enter(number)
+        try:
+            while True:
+                self._serve_next(number)
+        finally:
+            self.floor.give_up(number)
+
+    def _serve_next(self, number: int) -> None:
+        floor, busy_since = self.floor, self.busy_since
+        floor.lead(number)
+        floor.share(number)
+        came = self.epoll.poll(0, 1)
+        if not came:
+            floor.leave(number)
+            came = self.epoll.poll(None, 1)
+            floor.take(number)
+        fd, _ = came[0]
+        busy_since[number] = time.monotonic()
+        connection = self.waiting.pop(fd, None)
+        if connection:
+            self._guard(connection, self._attend)
+        elif fd in self.listeners:
+            self._welcome(fd)
+        while self.postponed and self.turns.take():
             busy_since[number] = time.monotonic()
-            connection = self.waiting.pop(fd, None)
-            if connection:
-                self._guard(connection, self._attend)
-            elif fd in self.listeners:
-                self._welcome(fd)
-            while self.postponed and self.turns.take():
-                busy_since[number] = time.monotonic()
-                self._resume()
-            busy_since[number] = 0.0
+            self._resume()
+        busy_since[number] = 0.0
 
     def _guard(self, connection: Connection, serve: Callable[[Connection], None]) -> None:
         try:

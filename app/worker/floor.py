@@ -6,6 +6,10 @@ context switches a token, and the slowest answers took four times as long.
 
 import threading
 from collections import deque
+from collections.abc import Sequence
+from functools import partial
+
+from app.pausing import listen
 
 
 class Floor:
@@ -28,6 +32,19 @@ class Floor:
     def holder(self) -> int | None:
         """The number of the thread that works."""
         return self._holder
+
+    def enter(self, number: int) -> None:
+        """Listen, in the thread ``number``, to whether it waits."""
+        listen(partial(self.give_up, number), partial(self.take, number))
+
+    def free(self, busy_since: Sequence[float], limit: float) -> None:
+        """Take the floor from a thread that has served since before ``limit``: it waits, and has not said so.
+
+        :param busy_since: by the thread's number; 0.0 for one that does not serve.
+        """
+        holder = self._holder
+        if holder is not None and 0.0 < busy_since[holder] < limit:
+            self.give_up(holder)
 
     def lead(self, number: int) -> None:
         """Wait until ``number`` is the leader, and take the floor."""

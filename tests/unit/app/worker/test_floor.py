@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from app.pausing import waiting
 from app.worker.floor import Floor, Turns
 
 
@@ -105,6 +106,34 @@ def test_another_leads_while_the_leader_waits() -> None:
     thread.join()
     floor.take(1)
     assert floor.holder == 1
+
+
+def test_only_from_who_has_served_for_long_it_is_taken() -> None:
+    floor = Floor()
+    floor.free([1.0, 1.0], 2.0)
+    floor.lead(1)
+    for busy_since in ([1.0, 0.0], [1.0, 2.0], [0.0, 3.0]):
+        floor.free(busy_since, 2.0)
+        assert floor.holder == 1
+    floor.free([0.0, 1.9], 2.0)
+    assert floor.holder is None
+    in_threads(1, floor.lead)
+    assert floor.holder == 0
+
+
+def test_a_thread_that_has_entered_gives_it_up_while_it_waits() -> None:
+    floor, seen = Floor(), []
+
+    def work(number: int) -> None:
+        floor.enter(number)
+        floor.lead(number)
+        with waiting:
+            seen.append(floor.holder)
+        seen.append(floor.holder)
+        floor.give_up(number)
+
+    in_threads(1, work)
+    assert seen == [None, 0]
 
 
 def test_there_are_so_many_turns_whoever_takes_them() -> None:
