@@ -3,5 +3,6 @@
 from app.cli.clients import clients
 from app.cli.keys import keys
 from app.cli.migrations import db
+from app.cli.tokens import tokens
 
-COMMANDS = (clients, db, keys)
+COMMANDS = (clients, db, keys, tokens)

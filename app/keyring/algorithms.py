@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
@@ -28,6 +29,7 @@ class Algorithm:
     :param kind: what a key of it is, in words.
     :param accepts: whether a private key is of that kind, whatever its strength.
     :param sign: the signature of RFC 7518 by a key that it accepts, over the signing input of a JWS.
+    :param verify: the other way round, with the public key: raises ``InvalidSignature``.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Algorithm:
     accepts: Callable[[object], bool]
     generate: Callable[[int], PrivateKey]
     sign: Callable[[Any, bytes], bytes]
+    verify: Callable[[Any, bytes, bytes], None]
 
 
 def _is_rsa(key: object) -> bool:
@@ -54,6 +57,13 @@ def _sign_ecdsa(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
     return r.to_bytes(_P256_BYTES) + s.to_bytes(_P256_BYTES)
 
 
+def _verify_ecdsa(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> None:
+    if len(signature) != 2 * _P256_BYTES:
+        raise InvalidSignature
+    r, s = (int.from_bytes(half) for half in (signature[:_P256_BYTES], signature[_P256_BYTES:]))
+    key.verify(encode_dss_signature(r, s), message, _ECDSA)
+
+
 def _generate_rsa(bits: int) -> PrivateKey:
     return rsa.generate_private_key(_PUBLIC_EXPONENT, bits)
 
@@ -61,14 +71,29 @@ def _generate_rsa(bits: int) -> PrivateKey:
 ALGORITHMS = {
     algorithm.name: algorithm
     for algorithm in (
-        Algorithm("RS256", "an RSA key", _is_rsa, _generate_rsa, lambda key, text: key.sign(text, _PKCS1, _SHA256)),
-        Algorithm("PS256", "an RSA key", _is_rsa, _generate_rsa, lambda key, text: key.sign(text, _PSS, _SHA256)),
+        Algorithm(
+            "RS256",
+            "an RSA key",
+            _is_rsa,
+            _generate_rsa,
+            lambda key, text: key.sign(text, _PKCS1, _SHA256),
+            lambda key, signature, text: key.verify(signature, text, _PKCS1, _SHA256),
+        ),
+        Algorithm(
+            "PS256",
+            "an RSA key",
+            _is_rsa,
+            _generate_rsa,
+            lambda key, text: key.sign(text, _PSS, _SHA256),
+            lambda key, signature, text: key.verify(signature, text, _PSS, _SHA256),
+        ),
         Algorithm(
             "ES256",
             "an EC key on the curve P-256",
             lambda key: isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1),
             lambda _: ec.generate_private_key(ec.SECP256R1()),
             _sign_ecdsa,
+            _verify_ecdsa,
         ),
         Algorithm(
             "EdDSA",
@@ -76,6 +101,7 @@ ALGORITHMS = {
             lambda key: isinstance(key, ed25519.Ed25519PrivateKey),
             lambda _: ed25519.Ed25519PrivateKey.generate(),
             lambda key, text: key.sign(text),
+            lambda key, signature, text: key.verify(signature, text),
         ),
     )
 }

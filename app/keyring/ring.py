@@ -75,6 +75,18 @@ class SigningKey:
         return ALGORITHMS[self.alg].sign(self.private_key, message)
 
     @cached_property
+    def public_key(self) -> Any:
+        """What verifies."""
+        return self.private_key.public_key()
+
+    def verify(self, signature: bytes, message: bytes) -> None:
+        """Check a signature of :meth:`sign`.
+
+        :raises InvalidSignature: it is none of this key's over ``message``.
+        """
+        ALGORITHMS[self.alg].verify(self.public_key, signature, message)
+
+    @cached_property
     def public_jwk(self) -> dict[str, Any]:
         """Public members only, as the JWKS shows them: ``kty kid use alg``, then ``n e`` or ``crv x y``."""
         members = self.jwk.as_dict(private=False)

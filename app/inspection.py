@@ -1,0 +1,151 @@
+"""Whether a token is an access token of ours that is still good: the other side of ``issuer``. Pure.
+
+RFC 7515 section 5.2, RFC 7519 section 7.2, RFC 9068 section 4, as a strict verifier does it; but where that one stops
+at the first fault, all are found, for people to read. What became of the client is left to others.
+"""
+
+import json
+import re
+from base64 import urlsafe_b64decode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+
+from app.issuer import TOKEN_TYPE
+from app.keyring.ring import KeyState, Ring, SigningKey
+
+MAX_CHARACTERS = 16 * 1024
+"""No token of ours is nearly as long."""
+
+_COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
+_TEXTS = ("iss", "sub", "client_id", "jti")
+_TIMES = ("iat", "exp")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a verifier refuses a token.
+
+    :param reason: in snake_case.
+    :param told: a sentence for people. Quotes nothing of a signature.
+    """
+
+    reason: str
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a token says, and why it would be refused; ``None`` where there is nothing that can be read.
+
+    :param faults: empty for a token of ours that is good. What it says is true only then.
+    """
+
+    faults: tuple[Fault, ...]
+    unverified_header: Mapping[str, Any] | None = None
+    unverified_claims: Mapping[str, Any] | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether a verifier that it is for accepts it."""
+        return not self.faults
+
+
+def inspect_token(unverified_token: str, issuer: str, ring: Ring, now: datetime) -> Inspection:
+    """Look at a token, whoever made it.
+
+    :param issuer: ours.
+    """
+    found = _COMPACT.fullmatch(unverified_token) if len(unverified_token) <= MAX_CHARACTERS else None
+    if found is None:
+        told = "It is no JWS in compact form: three parts of base64url with points between them."
+        return Inspection((Fault("malformed_token", told),))
+    header, claims = _parsed(found[1]), _parsed(found[2])
+    if header is None or claims is None:
+        told = f"Its {'header' if header is None else 'payload'} is no JSON object."
+        return Inspection((Fault("malformed_token", told),), header, claims)
+    signed, _, signature = unverified_token.encode().rpartition(b".")
+    faults = (
+        *_faults_of_header(header),
+        *_faults_of_signature(header, signed, _decoded(signature.decode()), ring, now),
+        *_faults_of_claims(claims, issuer, now),
+    )
+    return Inspection(faults, header, claims)
+
+
+def moment(seconds: int) -> datetime:
+    """An epoch time as a datetime in UTC."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _faults_of_header(header: Mapping[str, Any]) -> Iterator[Fault]:
+    if header.get("typ") != TOKEN_TYPE:
+        yield Fault("other_type", f"It is no access token: its typ is not {TOKEN_TYPE}.")
+    if "crit" in header:
+        yield Fault("critical_header", "It asks for extensions (crit) that nobody knows here.")
+
+
+def _faults_of_signature(
+    header: Mapping[str, Any], signed: bytes, signature: bytes | None, ring: Ring, now: datetime
+) -> Iterator[Fault]:
+    kid = header.get("kid")
+    key = ring.find(kid) if isinstance(kid, str) else None
+    if key is None:
+        yield Fault("unknown_key", "No key of our ring has its kid: it was signed elsewhere, or the key was removed.")
+        return
+    if header.get("alg") != key.alg:
+        yield Fault("other_algorithm", f"Its alg is not that of the key that it names, which is {key.alg}.")
+        return
+    try:
+        key.verify(signature or b"", signed)
+    except InvalidSignature:
+        yield Fault("wrong_signature", "Its signature is not that of the key that it names: it was changed, or forged.")
+    yield from _faults_of_key(key, ring, now)
+
+
+def _faults_of_key(key: SigningKey, ring: Ring, now: datetime) -> Iterator[Fault]:
+    state = ring.state_of(key, now)
+    if state is KeyState.REVOKED:
+        yield Fault("revoked_key", "The key that it names was revoked, and is not in the JWKS any more.")
+    elif state is KeyState.GONE:
+        yield Fault("key_gone", "The key that it names has retired, and is not in the JWKS any more.")
+
+
+def _faults_of_claims(claims: Mapping[str, Any], issuer: str, now: datetime) -> Iterator[Fault]:
+    texts = [name for name in _TEXTS if not isinstance(claims.get(name), str)]
+    times = [name for name in _TIMES if type(claims.get(name)) is not int]
+    if wrong := texts + times:
+        yield Fault("missing_claim", f"A claim is missing or of a wrong type: {', '.join(wrong)}.")
+    if not _is_audience(claims.get("aud")):
+        yield Fault("missing_claim", "A claim is missing or of a wrong type: aud.")
+    if "iss" not in texts and claims["iss"] != issuer:
+        yield Fault("other_issuer", f"Another server issued it: our iss is {issuer}.")
+    seconds = int(now.timestamp())
+    if "exp" not in times and claims["exp"] <= seconds:
+        yield Fault("expired", "It has expired.")
+    if "iat" not in times and claims["iat"] > seconds:
+        yield Fault("not_yet", "It was issued in the future: a clock is wrong.")
+
+
+def _is_audience(value: object) -> bool:
+    several = value if isinstance(value, list) and value else [value]
+    return all(isinstance(one, str) for one in several)
+
+
+def _parsed(part: str) -> Mapping[str, Any] | None:
+    raw = _decoded(part)
+    try:
+        value = json.loads(raw.decode()) if raw is not None else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _decoded(part: str) -> bytes | None:
+    try:
+        return urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    except ValueError:
+        return None
