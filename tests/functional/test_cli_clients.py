@@ -1162,4 +1162,5 @@ def test_flask_help_says_what_this_is(installation: Installation) -> None:
         "routes",
         "run",
         "shell",
+        "tokens",
     ]
