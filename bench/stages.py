@@ -25,13 +25,8 @@ STAGES = (
     ("worker: the rest", "app.worker.buffered:BufferedWorker._attend"),
     ("worker: receive", "app.worker.connection:Connection.receive"),
     ("worker: find and parse a head", "app.worker.framing:Inbox.take"),
-    ("worker: environ", "app.worker.buffered:create"),
-    ("worker: environ", "app.worker.buffered:make_environ"),
-    ("worker: start_response and write", "gunicorn.http.wsgi:Response.start_response"),
-    ("worker: start_response and write", "gunicorn.http.wsgi:Response.write"),
-    ("worker: start_response and write", "gunicorn.http.wsgi:Response.close"),
-    ("worker: start_response and write", "app.worker.answers:Answer.start_response"),
-    ("worker: start_response and write", "app.worker.answers:Answer.to_bytes"),
+    ("worker: answer", "app.worker.answers:Answer.start_response"),
+    ("worker: answer", "app.worker.answers:Answer.whole"),
     ("worker: send", "app.worker.connection:Connection.flush"),
     ("worker: re-arm", "app.worker.buffered:BufferedWorker._park"),
     ("Flask outside the view", "flask:Flask.__call__"),
@@ -94,11 +89,9 @@ def post_fork(server: Any, worker: Any) -> None:
     for stage, target in STAGES:
         module_name, _, path = target.partition(":")
         *holders, name = path.split(".")
-        try:
-            holder = functools.reduce(getattr, holders, importlib.import_module(module_name))
-            setattr(holder, name, _clocked(stage, getattr(holder, name)))
-        except (ImportError, AttributeError):
-            continue
+        # A stage that is not there any more is a fault of this list, and ends the measurement.
+        holder = functools.reduce(getattr, holders, importlib.import_module(module_name))
+        setattr(holder, name, _clocked(stage, getattr(holder, name)))
     _VALUES["post_fork"](server, worker)
 
 
