@@ -1,4 +1,4 @@
-"""Who is about to wait says so, and a server lets another thread go on meanwhile. Pure.
+"""Who is about to wait says so, and a server lets another thread go on meanwhile.
 
 Elsewhere than in a thread of a server that listens, nothing happens.
 """

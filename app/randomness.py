@@ -1,4 +1,4 @@
-"""Random bytes for names that must be unique and are no secrets: of requests and of tokens. Pure.
+"""Random bytes for names that must be unique and are no secrets: of requests and of tokens.
 
 From the system's generator, which is asked for many at once: a system call for each costs more than a digest.
 """

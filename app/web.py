@@ -79,12 +79,12 @@ class _Routes(MapAdapter):
 class Application(Flask):
     """Flask without what a token server never has: sessions, and routes that depend on the host."""
 
+    response_class = Answer
+    session_interface = _NoSessions()
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.found_routes: dict[tuple[str, str], Any] = {}
         super().__init__(*arguments, **named)
-
-    response_class = Answer
-    session_interface = _NoSessions()
 
     def preprocess_request(self) -> Any:
         """Do what is to be done before each request. No blueprint of ours adds to it."""
@@ -97,11 +97,10 @@ class Application(Flask):
     def process_response(self, response: Any) -> Any:
         """Do what is to be done after each request, first for its blueprint; there is no session to save."""
         rule = request_ctx.request.url_rule
-        for name in (rule.endpoint.partition(".")[0] if rule else None, None):
+        names = [rule.endpoint.partition(".")[0], None] if rule else [None]
+        for name in names:
             for function in reversed(self.after_request_funcs.get(name, ())):
                 response = function(response)
-            if name is None:
-                break
         return response
 
     def do_teardown_request(self, *exc: Any) -> None:

@@ -116,7 +116,7 @@ def timestamp(time: datetime | None) -> str | None:
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if time else None
 
 
-def read_secret(source: str) -> str:
+def read_secret(source: str, what: str = "secret file") -> str:
     """Read a secret from a file, or from standard input (``-``); one trailing newline is not part of it.
 
     :raises ManagementError: it cannot be read. Never quotes it.
@@ -126,7 +126,7 @@ def read_secret(source: str) -> str:
         return raw.decode().removesuffix("\n").removesuffix("\r")
     except (OSError, UnicodeDecodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ManagementError(f"the secret file {source} cannot be read: {cause}") from None
+        raise ManagementError(f"the {what} {source} cannot be read: {cause}") from None
 
 
 class SecretFile:

@@ -1,18 +1,24 @@
 """``flask tokens``: look at an access token as a verifier does, and say what it means."""
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.cli.output import CommandGroup, json_option, print_fields, print_json, print_table, tell, timestamp
-from app.errors import ManagementError
-from app.inspection import MAX_CHARACTERS, Inspection, inspect_token, moment
+from app.cli.output import (
+    CommandGroup,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    read_secret,
+    tell,
+    timestamp,
+)
+from app.inspection import Inspection, inspect_token, moment
 from app.services import Services, services
 
 _MEANINGS = {
@@ -47,7 +53,7 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
     """
     here = services()
     now = here.ring.now()
-    inspection = inspect_token(_token_in(_read(file)), here.settings.issuer, here.ring(), now)
+    inspection = inspect_token(_token_in(read_secret(file, "token in")), here.settings.issuer, here.ring(), now)
     client = _client_of(here, inspection)
     if as_json:
         print_json(
@@ -71,19 +77,6 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
         if client in {"disabled", "deleted", "unknown"}:
             tell(f"Its client is {client}; verifiers that work offline do not know.")
     context.exit(0 if inspection.is_good else 1)
-
-
-def _read(file: str) -> str:
-    """What stands in ``file``.
-
-    :raises ManagementError: it cannot be read. Never quotes it.
-    """
-    try:
-        with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
-            return stream.read(8 * MAX_CHARACTERS).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ManagementError(f"the token in {file} cannot be read: {cause}") from None
 
 
 def _token_in(text: str) -> str:

@@ -58,11 +58,11 @@ class ClientStore:
         return find_client(self._session, client_id)
 
     def state_of(self, client_id: str) -> str:
-        """What has become of a client: ``active``, ``disabled``, ``deleted``, or ``unknown`` if it never was."""
+        """What has become of a client: ``enabled``, ``disabled``, ``deleted``, or ``unknown`` if it never was."""
         row = self._session.get(ClientRow, client_id) if is_vschar(client_id) else None
         if row is None:
             return "unknown"
-        return "deleted" if row.deleted_at else "disabled" if row.disabled_at else "active"
+        return "deleted" if row.deleted_at else "disabled" if row.disabled_at else "enabled"
 
     def list_all(self, limit: int | None = None, **filters: Any) -> Sequence[ClientRow]:
         """Every client that was not deleted, oldest first; of several filters, those that pass all.

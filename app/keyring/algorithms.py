@@ -10,6 +10,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.padding import AsymmetricPadding
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc.jwk import ECKey, OKPKey, RSAKey
@@ -44,8 +45,6 @@ def _is_rsa(key: object) -> bool:
     return isinstance(key, rsa.RSAPrivateKey)
 
 
-_PKCS1 = padding.PKCS1v15()
-_PSS = padding.PSS(padding.MGF1(SHA256()), padding.PSS.DIGEST_LENGTH)
 _SHA256 = SHA256()
 _ECDSA = ec.ECDSA(_SHA256)
 _P256_BYTES = 32
@@ -68,25 +67,22 @@ def _generate_rsa(bits: int) -> PrivateKey:
     return rsa.generate_private_key(_PUBLIC_EXPONENT, bits)
 
 
+def _rsa(name: str, scheme: AsymmetricPadding) -> Algorithm:
+    return Algorithm(
+        name,
+        "an RSA key",
+        _is_rsa,
+        _generate_rsa,
+        lambda key, text: key.sign(text, scheme, _SHA256),
+        lambda key, signature, text: key.verify(signature, text, scheme, _SHA256),
+    )
+
+
 ALGORITHMS = {
     algorithm.name: algorithm
     for algorithm in (
-        Algorithm(
-            "RS256",
-            "an RSA key",
-            _is_rsa,
-            _generate_rsa,
-            lambda key, text: key.sign(text, _PKCS1, _SHA256),
-            lambda key, signature, text: key.verify(signature, text, _PKCS1, _SHA256),
-        ),
-        Algorithm(
-            "PS256",
-            "an RSA key",
-            _is_rsa,
-            _generate_rsa,
-            lambda key, text: key.sign(text, _PSS, _SHA256),
-            lambda key, signature, text: key.verify(signature, text, _PSS, _SHA256),
-        ),
+        _rsa("RS256", padding.PKCS1v15()),
+        _rsa("PS256", padding.PSS(padding.MGF1(_SHA256), padding.PSS.DIGEST_LENGTH)),
         Algorithm(
             "ES256",
             "an EC key on the curve P-256",

@@ -36,7 +36,7 @@ def test_it_takes_what_people_have_at_hand(server: RunningServer, token: str, tm
     file.write_text(form.format(token))
     done = server.flask("tokens", "inspect", str(file), "--json")
     found = json.loads(done.stdout)
-    assert (done.returncode, found["good"], found["faults"], found["client"]) == (0, True, [], "active")
+    assert (done.returncode, found["good"], found["faults"], found["client"]) == (0, True, [], "enabled")
     assert found["claims"]["sub"] == "inspected-client"
     assert found["header"]["typ"] == "at+jwt"
 
