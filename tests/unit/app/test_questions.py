@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -129,7 +130,7 @@ def test_who_disposes_of_the_engine_closes_what_threads_keep(any_house: House) -
     asked.ask(ANY)
     dispose(any_house)
     (connection,) = made
-    with pytest.raises((psycopg.OperationalError, Exception), match="closed"):
+    with pytest.raises((psycopg.OperationalError, sqlite3.ProgrammingError), match="closed"):
         connection.execute("SELECT 1")  # type: ignore[attr-defined]
     asked.ask(ANY)
     assert len(made) == 2
@@ -171,7 +172,6 @@ def test_a_connection_that_was_cut_is_used_no_more(any_house: House) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_no_request_fails_when_all_connections_were_cut(any_house: House) -> None:
-    made = any_house.register("a")
     threads = 4
     barrier = threading.Barrier(threads)
     asked, failures = any_house.verifier, []
@@ -199,7 +199,6 @@ def test_no_request_fails_when_all_connections_were_cut(any_house: House) -> Non
     for worker in workers:
         worker.join()
     assert failures == []
-    assert made.client_id == "a"
 
 
 def test_a_file_that_was_replaced_is_opened_anew(house: House) -> None:
