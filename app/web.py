@@ -4,7 +4,6 @@ The endpoints themselves are left to ``endpoints``; what the worker answers befo
 ``worker``.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +13,8 @@ from typing import Any
 from flask import Flask, Request, Response, g, request
 from flask.globals import app_ctx, request_ctx
 from flask.sessions import NullSession, SessionInterface
+from orjson import dumps as encode_json
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
@@ -25,14 +26,34 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID_RANDOM_BYTES = 16
 
-_AS_FLASK_ASKS = {"return_rule": True}
+_NO_SNIFFING = ("X-Content-Type-Options", "nosniff")
+_NO_STORE = ("Cache-Control", "no-store")
 
-encode_json = json.JSONEncoder(separators=(",", ":")).encode
-"""Compact JSON. ``json.dumps`` with an option makes an encoder for each call."""
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in HTTPStatus}
+"""As Werkzeug writes them."""
 
 
 class Answer(Response):
-    """A response that is sent once, as it is: nothing of it is copied, and nothing is to be closed."""
+    """A response that is sent once, as it is: nothing of it is copied, and nothing is to be closed.
+
+    :param body: the whole of it, in bytes.
+    :param headers: what else is to be said; none of it comes from a caller unchecked.
+    """
+
+    def __init__(
+        self,
+        body: bytes = b"",
+        status: int = HTTPStatus.OK,
+        headers: Iterable[tuple[str, str]] = (),
+        content_type: str = Response.default_mimetype,  # type: ignore[assignment]
+    ) -> None:
+        # What Werkzeug's own does, for the one kind of body that we have; it looks at each header several times.
+        self.headers = Headers()
+        self.headers._list += ("Content-Type", content_type), ("Content-Length", str(len(body))), *headers  # noqa: SLF001
+        self._status, self._status_code = _STATUS_LINES[status], int(status)
+        self.direct_passthrough = False
+        self._on_close = []
+        self.response = [body]
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         """Leave to Werkzeug what has no body, or of another make."""
@@ -59,32 +80,56 @@ class _NoSessions(SessionInterface):
         return self._none
 
 
-class _Routes(MapAdapter):
-    """Finds routes by path and method alone; what a ``Host`` header says is of no interest."""
+class _Routes:
+    """Finds routes by path and method alone; what a ``Host`` header says is of no interest.
+
+    Stands where Flask has a :class:`~werkzeug.routing.MapAdapter`, which is made only where nothing is known yet.
+    """
+
+    __slots__ = ("_app", "_request")
 
     def __init__(self, app: "Application", request: Request) -> None:
-        super().__init__(app.url_map, "localhost", "/", "", "http", request.path, request.method)
-        self._found = app.found_routes
+        self._app, self._request = app, request
 
-    def match(self, *arguments: Any, **named: Any) -> Any:
-        """Keep what was found: no path of ours has a part that varies."""
-        asked = self.path_info, self.default_method
-        if named != _AS_FLASK_ASKS or (known := self._found.get(asked)) is None:
-            known = super().match(*arguments, **named)
-            if named == _AS_FLASK_ASKS and known[0].rule == self.path_info:
-                self._found[asked] = known
+    def match(self, *, return_rule: bool) -> Any:  # noqa: ARG002 - Flask always asks for it.
+        """Keep what was found, for a path without a part that varies."""
+        path, found = self._request.path, self._app.found_routes
+        known = found.get((path, self._request.method))
+        if known is None:
+            known = self._adapter().match(return_rule=True)
+            if known[0].rule == path:
+                found[path, self._request.method] = known
         return known
+
+    def allowed_methods(self) -> Iterable[str]:
+        """Methods that the path answers."""
+        return self._adapter().allowed_methods()
+
+    def _adapter(self) -> MapAdapter:
+        asked = self._request
+        return MapAdapter(self._app.url_map, "localhost", "/", "", "http", asked.path, asked.method)
 
 
 class Application(Flask):
     """Flask without what a token server never has: sessions, and routes that depend on the host."""
 
-    response_class = Answer
     session_interface = _NoSessions()
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.found_routes: dict[tuple[str, str], Any] = {}
+        self._last_steps: dict[str | None, tuple[Callable[[Response], Response], ...]] = {}
         super().__init__(*arguments, **named)
+
+    def full_dispatch_request(self) -> Response:
+        """Serve the request as Flask does, without signals, of which nobody hears."""
+        self._got_first_request = True
+        try:
+            answer = self.preprocess_request()
+            if answer is None:
+                answer = self.dispatch_request()
+        except Exception as error:  # noqa: BLE001 - It is answered, or raised again.
+            answer = self.handle_user_exception(error)
+        return self.process_response(answer) if type(answer) is Answer else self.finalize_request(answer)
 
     def preprocess_request(self) -> Any:
         """Do what is to be done before each request. No blueprint of ours adds to it."""
@@ -96,11 +141,14 @@ class Application(Flask):
 
     def process_response(self, response: Any) -> Any:
         """Do what is to be done after each request, first for its blueprint; there is no session to save."""
-        rule = request_ctx.request.url_rule
-        names = [rule.endpoint.partition(".")[0], None] if rule else [None]
-        for name in names:
-            for function in reversed(self.after_request_funcs.get(name, ())):
-                response = function(response)
+        endpoint = request_ctx.request.endpoint
+        steps = self._last_steps.get(endpoint)
+        if steps is None:
+            names = [endpoint.partition(".")[0], None] if endpoint else [None]
+            found = [step for name in names for step in reversed(self.after_request_funcs.get(name, ()))]
+            steps = self._last_steps[endpoint] = tuple(found)
+        for step in steps:
+            response = step(response)
         return response
 
     def do_teardown_request(self, *exc: Any) -> None:
@@ -108,13 +156,18 @@ class Application(Flask):
         if self.teardown_request_funcs:
             super().do_teardown_request(*exc)
 
+    def do_teardown_appcontext(self, *exc: Any) -> None:
+        """Do what is to be done at the very end, without a signal."""
+        for function in reversed(self.teardown_appcontext_funcs):
+            function(*exc)
+
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return ``func``: there is nothing asynchronous, and to look costs more than most of what is called."""
         return func
 
-    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Find routes in our own way."""
-        return super().create_url_adapter(request) if request is None else _Routes(self, request)
+    def create_url_adapter(self, request: Request | None) -> Any:
+        """Find routes in our own way; outside of requests there is nothing to find."""
+        return _Routes(self, request) if request else None
 
 
 def install(app: Flask, trusted_proxies: Trusted = ()) -> None:
@@ -157,15 +210,15 @@ def _answer_options(asked: Request) -> Response | None:
     """``OPTIONS *`` asks about the server as a whole: RFC 9110 section 9.3.7."""
     if asked.environ.get("RAW_URI") != "*":
         return None
-    return Answer(headers={"Allow": "GET, HEAD, POST, OPTIONS"})
+    return Answer(headers=[("Allow", "GET, HEAD, POST, OPTIONS")])
 
 
 def _finish(response: Response) -> Response:
     headers = response.headers
-    headers.add("X-Request-ID", app_ctx.g.request_id)
-    headers.add("X-Content-Type-Options", "nosniff")
-    if not any(name == "Cache-Control" for name, _ in headers):
-        headers.add("Cache-Control", "no-store")
+    # An id that was given has passed a grammar.
+    headers._list += ("X-Request-ID", app_ctx.g.request_id), _NO_SNIFFING  # noqa: SLF001
+    if "Cache-Control" not in dict(headers._list):  # noqa: SLF001
+        headers._list.append(_NO_STORE)  # noqa: SLF001
     if request_ctx.request.method == "OPTIONS" and not response.content_length:
         # Flask's own answer to OPTIONS has no body and says that it is HTML.
         headers.pop("Content-Type", None)

@@ -68,6 +68,16 @@ def test_a_refusal_is_one_line_without_what_is_empty(clock: SettableClock) -> No
     assert "\x1b" not in line
 
 
+@pytest.mark.parametrize("name", ["Zoë\x9b31m", "\udcff"])
+def test_what_is_not_ascii_is_escaped(clock: SettableClock, name: str) -> None:
+    stream = io.StringIO()
+    log = AuditLog("json", clock, LineWriter(lambda: stream))
+    log.tell_past(clock(), "ClientChanged", {"by": name})
+    line = stream.getvalue()
+    assert line.isascii()
+    assert json.loads(line) == {"time": "2026-01-31T12:00:00.000Z", "event": "ClientChanged", "by": name}
+
+
 def test_a_console_line_is_for_people_and_has_no_colours_in_a_file(clock: SettableClock) -> None:
     line = audit(ISSUED, clock, "console")
     assert line.startswith("2026-01-31T12:00:00.000Z TokenIssued ")

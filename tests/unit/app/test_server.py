@@ -5,6 +5,7 @@ ours is still needed. The numbers are those of the list of facts about the found
 """
 
 import base64
+import contextlib
 import importlib
 import io
 import json
@@ -12,6 +13,7 @@ import logging
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 import joserfc.jwk
 import jwt
@@ -20,6 +22,8 @@ from authlib.integrations.flask_oauth2 import AuthorizationServer
 from authlib.oauth2.rfc6749 import ClientMixin, InvalidRequestError, grants
 from flask import Flask
 from flask.testing import FlaskClient
+from hypothesis import given
+from hypothesis import strategies as st
 from joserfc import jws
 from support.keys import add_key
 from unit.house import House
@@ -31,6 +35,7 @@ from app.errors import InvalidRequest
 from app.grants import GRANTS
 from app.lines import LineWriter
 from app.logs import AuditLog
+from app.server import _parse_form
 
 SECRET = "a-secret-of-both-servers-123"
 GRANT = {"grant_type": "client_credentials"}
@@ -341,6 +346,37 @@ def test_an_identity_encoding_is_none(ours: FlaskClient) -> None:
 )
 def test_a_body_that_is_no_form_in_utf_8_is_refused(ours: FlaskClient, body: bytes) -> None:
     assert refused(send(ours, body)) == ("invalid_request", "The body must be a form in UTF-8.")
+
+
+FORM_BYTES = st.lists(
+    st.sampled_from(
+        [b"&", b"=", b"+", b"%", b"%2", b"%20", b"%2B", b"%26", b"%C3", b"%A9", b"a", b"1", b";", b"\xc3\xa9"]
+    ),
+    max_size=120,
+).map(b"".join)
+
+
+@given(FORM_BYTES | st.binary(max_size=60))
+def test_a_form_reads_as_the_standard_library_reads_it(body: bytes) -> None:
+    expected: list[tuple[str, str]] | None = None
+    with contextlib.suppress(ValueError):
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=100)
+        expected = [(name, value) for name, value in pairs if value]
+    if expected is None:
+        with pytest.raises(InvalidRequest):
+            _parse_form(body)
+    else:
+        assert _parse_form(body) == expected
+
+
+@pytest.mark.parametrize(("count", "is_taken"), [(100, True), (101, False)])
+def test_a_form_has_at_most_a_hundred_parameters(count: int, *, is_taken: bool) -> None:
+    body = b"&".join(b"p%d=1" % number for number in range(count))
+    if is_taken:
+        assert len(_parse_form(body)) == count
+    else:
+        with pytest.raises(InvalidRequest, match="must be a form"):
+            _parse_form(body)
 
 
 @pytest.mark.parametrize(
