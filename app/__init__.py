@@ -52,8 +52,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     start, with :func:`check_start`.
     """
     configure_logging(settings)
-    app = web.Application("tokenhouse", root_path=str(PROJECT_FOLDER), static_folder=None)
-    web.install(app, settings.trusted_proxies)
+    app = web.Application("tokenhouse", settings.trusted_proxies, root_path=str(PROJECT_FOLDER))
     database.install(app, settings)
 
     events = Events()

@@ -20,8 +20,7 @@ from authlib.oauth2.rfc6749 import (
     UnsupportedGrantTypeError,
 )
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
-from flask import Request, Response
-from flask.globals import app_ctx
+from flask import Response
 from orjson import dumps as encode_json
 from werkzeug.exceptions import BadRequest
 from werkzeug.http import parse_options_header
@@ -40,7 +39,7 @@ from app.errors import (
 )
 from app.events import Events, RequestFacts, TokenIssued, TokenRefused
 from app.policy import Policy
-from app.web import Answer
+from app.web import Answer, Asked
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +56,6 @@ NO_STORE = (("Cache-Control", "no-store"), ("Pragma", "no-cache"))
 # Far more than any request has, and few enough to make parsing cheap.
 _PARAMETERS_MAX = 100
 
-# Authlib refuses requests that are not sent over https, by their URL. Ours comes from the settings, which were checked
-# at the start; what a proxy or a Host header says must not matter.
-_CHECKED_AT_START = "https://localhost/"
-
 
 class StrictRequest(OAuth2Request):
     """A token request as the rest of the house sees it: :class:`app.contracts.TokenRequest`.
@@ -68,15 +63,16 @@ class StrictRequest(OAuth2Request):
     ``authentication`` and ``access_token`` are filled in on the way, for the events.
     """
 
-    def __init__(
-        self,
-        method: str,
-        authorization: str | None,
-        pairs: Sequence[tuple[str, str]],
-        source_address: str | None = None,
-    ) -> None:
-        super().__init__(method, _CHECKED_AT_START)
-        self.source_address = source_address
+    # What Authlib's own constructor sets. It looks each time whether the URL is one of https; ours comes from the
+    # settings, which were checked at the start, and what a proxy or a Host header says must not matter.
+    client: Any = None
+    uri = "https://localhost/"
+    _body = None
+
+    def __init__(self, asked: Asked, authorization: str | None, pairs: Sequence[tuple[str, str]]) -> None:
+        self.asked = asked
+        self.method = asked.method
+        self.source_address: str | None = asked.source_address
         self.presented_secrets: list[str] = []
         self.authorization = authorization
         self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]
@@ -114,7 +110,7 @@ class TokenServer(AuthorizationServer):
             self.register_grant(grant)
             self._known_parameters |= grant.PARAMETERS
 
-    def create_token_response(self, request: Request) -> Response:  # type: ignore[override]
+    def create_token_response(self, request: Asked) -> Response:  # type: ignore[override]
         """Answer a token request; whatever happens, the answer is JSON and an event tells of it."""
         parsed: StrictRequest | None = None
         try:
@@ -122,14 +118,14 @@ class TokenServer(AuthorizationServer):
             grant: Any = self.get_token_grant(parsed)
             grant.validate_token_request()
             status, body, headers = grant.create_token_response()
-            return self.handle_response(status, body, [*headers, *self._announce_expiry(parsed)])
+            return self.handle_response(status, body, [*headers, *self._announce_expiry(parsed.authentication)])
         except OAuthError as error:
-            return self.handle_error_response(parsed, error)
+            return self.handle_error_response(parsed or request, error)
         except Exception as error:
-            log.exception("a token request failed, request_id=%s", app_ctx.g.request_id)
-            return self.handle_error_response(parsed, ServerError(f"unexpected_{type(error).__name__}"))
+            log.exception("a token request failed, request_id=%s", request.request_id)
+            return self.handle_error_response(parsed or request, ServerError(f"unexpected_{type(error).__name__}"))
 
-    def create_oauth2_request(self, request: Request) -> StrictRequest:
+    def create_oauth2_request(self, request: Asked) -> StrictRequest:
         """Read ``request`` strictly.
 
         :raises InvalidRequest: it is not one complete form with each parameter once.
@@ -140,7 +136,7 @@ class TokenServer(AuthorizationServer):
         _require_form(environ)
         pairs = _parse_form(_read_whole_body(environ))
         _refuse_repeated_parameters(pairs, self._known_parameters)
-        return StrictRequest(environ["REQUEST_METHOD"], _read_authorization(environ), pairs, app_ctx.g.source_address)
+        return StrictRequest(request, _read_authorization(environ), pairs)
 
     def get_token_grant(self, request: StrictRequest) -> BaseGrant:  # type: ignore[override]
         """Find the grant by ``grant_type``.
@@ -167,7 +163,7 @@ class TokenServer(AuthorizationServer):
         if not presented:
             raise InvalidClient("no_authentication")
         request.authentication = presented[0].authenticate(request)
-        request.client = request.authentication.client  # type: ignore[assignment]
+        request.client = request.authentication.client
         return request.authentication
 
     def save_token(self, token: dict[str, Any], request: StrictRequest) -> None:  # type: ignore[override]
@@ -176,7 +172,7 @@ class TokenServer(AuthorizationServer):
         decision = request.access_token.decision
         self._events.emit(
             TokenIssued(
-                request=_facts(),
+                request=_facts(request.asked),
                 client_id=request.authentication.client.client_id,
                 auth_method=request.authentication.method,
                 secret_id=request.authentication.secret_id,
@@ -196,13 +192,19 @@ class TokenServer(AuthorizationServer):
         return Answer(encode_json(body), status, [*headers, *NO_STORE], content_type="application/json")
 
     def handle_error_response(  # type: ignore[override]
-        self, request: StrictRequest | None, error: OAuthError
+        self, request: StrictRequest | Asked, error: OAuthError
     ) -> Response:
-        """Tell that a token was refused and why; render only what the caller may know."""
-        authentication = request.authentication if request else None
+        """Tell that a token was refused and why; render only what the caller may know.
+
+        :param request: as far as it could be read.
+        """
+        asked: Any = request
+        authentication = None
+        if isinstance(request, StrictRequest):
+            asked, authentication = request.asked, request.authentication
         self._events.emit(
             TokenRefused(
-                request=_facts(),
+                request=_facts(asked),
                 client_id=authentication.client.client_id if authentication else error.client_id,
                 error=error.error,
                 status=int(error.status_code),
@@ -210,17 +212,16 @@ class TokenServer(AuthorizationServer):
                 detail=error.description if error.description != type(error).description else None,
             )
         )
-        return self.handle_response(*render(error, self._announce_expiry(request)))
+        return self.handle_response(*render(error, self._announce_expiry(authentication)))
 
-    def _announce_expiry(self, request: StrictRequest | None) -> list[tuple[str, str]]:
+    def _announce_expiry(self, authentication: Authentication | None) -> list[tuple[str, str]]:
         """Say when the secret that was used ends, in its last days; to its owner alone."""
-        authentication = request.authentication if request else None
         ends = authentication.secret_expires_at if authentication else None
         if ends is None or ends > self._clock() + EXPIRY_ANNOUNCED_BEFORE:
             return []
         return [(EXPIRY_HEADER, format_datetime(ends, usegmt=True))]
 
-    def _refuse_query_parameters(self, request: Request) -> None:
+    def _refuse_query_parameters(self, request: Asked) -> None:
         """Refuse a known parameter in the query string, where proxies log it; others' are ignored (section 2.3.1)."""
         if not self._known_parameters.isdisjoint(request.args):
             name = next(name for name in sorted(self._known_parameters) if name in request.args)
@@ -293,10 +294,9 @@ def _read_authorization(environ: Mapping[str, Any]) -> str | None:
     return value or None
 
 
-def _facts() -> RequestFacts:
-    mine = app_ctx.g
+def _facts(asked: Asked) -> RequestFacts:
     return RequestFacts(
-        request_id=mine.request_id,
-        source_address=mine.source_address,
-        duration_ms=(time.perf_counter() - mine.received_at) * 1000,
+        request_id=asked.request_id,
+        source_address=asked.source_address,
+        duration_ms=(time.perf_counter() - asked.received_at) * 1000,
     )

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Request, Response, g, request
-from flask.globals import app_ctx, request_ctx
+from flask import Flask, Request, Response
+from flask.globals import request_ctx
 from flask.sessions import NullSession, SessionInterface
 from orjson import dumps as encode_json
 from werkzeug.datastructures import Headers
@@ -71,6 +71,60 @@ class Answer(Response):
         return self.response
 
 
+class Asked(Request):
+    """A request, with what is known of each.
+
+    :ivar request_id: unique, for the log and the answer.
+    :ivar source_address: where it came from.
+    :ivar received_at: when it was complete, by :func:`time.perf_counter`.
+    """
+
+    request_id = ""
+    source_address = UNIX
+    received_at = 0.0
+
+    def __init__(self, environ: Any, populate_request: bool = True, shallow: bool = False) -> None:  # noqa: FBT001, FBT002
+        self.environ, self.shallow = environ, shallow
+        self.method, self.path = environ["REQUEST_METHOD"], environ.get("PATH_INFO") or "/"
+        if not (self.path[0] == "/" and self.path.isascii()):
+            super().__init__(environ, populate_request, shallow)
+
+    def __getattr__(self, name: str) -> Any:
+        """What most requests are not asked for, made when it is."""
+        if name not in _MADE_WHEN_ASKED_FOR:
+            raise AttributeError(name)
+        super().__init__(self.environ, populate_request=False)
+        return self.__dict__[name]
+
+    def begin(self, trusted_proxies: Trusted) -> None:
+        """Find out who asks, and give the request its id."""
+        environ = self.environ
+        self.received_at = environ.get("tokenhouse.received_at") or time.perf_counter()
+        self.source_address = environ.get("REMOTE_ADDR") or UNIX
+        if trusted_proxies and is_trusted(self.source_address, trusted_proxies):
+            headers = self.headers
+            self.request_id = take_request_id(headers.get("X-Request-ID")) or ""
+            self.source_address = find_source(
+                self.source_address, headers.get("X-Forwarded-For"), headers.get("Forwarded"), trusted_proxies
+            )
+        self.request_id = self.request_id or unique_bytes(REQUEST_ID_RANDOM_BYTES).hex()
+
+    def finish(self, response: Response) -> None:
+        """Say in ``response`` what every answer says."""
+        headers = response.headers
+        # An id that was given has passed a grammar.
+        headers._list += ("X-Request-ID", self.request_id), _NO_SNIFFING  # noqa: SLF001
+        if "Cache-Control" not in dict(headers._list):  # noqa: SLF001
+            headers._list.append(_NO_STORE)  # noqa: SLF001
+        if self.method == "OPTIONS" and not response.content_length:
+            # Flask's own answer to OPTIONS has no body and says that it is HTML.
+            headers.pop("Content-Type", None)
+
+
+_MADE_WHEN_ASKED_FOR = {"scheme", "server", "root_path", "query_string", "headers", "remote_addr"}
+"""By Werkzeug's own constructor."""
+
+
 class _NoSessions(SessionInterface):
     """There are no users, so there is nothing to remember of one."""
 
@@ -111,37 +165,49 @@ class _Routes:
 
 
 class Application(Flask):
-    """Flask without what a token server never has: sessions, and routes that depend on the host."""
+    """Flask without what a token server never has: sessions, signals, and routes that depend on the host.
 
+    :param trusted_proxies: from whom an address and a request id are taken.
+    """
+
+    request_class = Asked
     session_interface = _NoSessions()
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, name: str, trusted_proxies: Trusted = (), **options: Any) -> None:
         self.found_routes: dict[tuple[str, str], Any] = {}
         self._last_steps: dict[str | None, tuple[Callable[[Response], Response], ...]] = {}
-        super().__init__(*arguments, **named)
+        self._trusted_proxies = trusted_proxies
+        super().__init__(name, static_folder=None, **options)
+        # A redirect to a tidier path would be the only answer that is not JSON, and would repeat what the caller sent.
+        self.url_map.merge_slashes = False
+        self.url_map.strict_slashes = True
+        self.register_error_handler(HTTPException, _answer_http_error)
+        self.register_error_handler(Exception, _answer_unexpected)
 
     def full_dispatch_request(self) -> Response:
         """Serve the request as Flask does, without signals, of which nobody hears."""
         self._got_first_request = True
+        asked: Asked = request_ctx.request  # type: ignore[assignment]
+        answer: Any
         try:
-            answer = self.preprocess_request()
+            asked.begin(self._trusted_proxies)
+            answer = _answer_options(asked) if asked.method == "OPTIONS" else None
+            for step in self.before_request_funcs.get(None, ()):
+                step()
             if answer is None:
-                answer = self.dispatch_request()
+                rule = asked.url_rule
+                usual = rule is not None and asked.method != "OPTIONS"
+                answer = self.view_functions[rule.endpoint](**asked.view_args) if usual else self.dispatch_request()  # type: ignore[union-attr, arg-type]
         except Exception as error:  # noqa: BLE001 - It is answered, or raised again.
             answer = self.handle_user_exception(error)
-        return self.process_response(answer) if type(answer) is Answer else self.finalize_request(answer)
-
-    def preprocess_request(self) -> Any:
-        """Do what is to be done before each request. No blueprint of ours adds to it."""
-        for function in self.before_request_funcs.get(None, ()):
-            answer: Any = function()
-            if answer is not None:
-                return answer
-        return None
+        return self._finished(asked, answer) if type(answer) is Answer else self.finalize_request(answer)
 
     def process_response(self, response: Any) -> Any:
         """Do what is to be done after each request, first for its blueprint; there is no session to save."""
-        endpoint = request_ctx.request.endpoint
+        return self._finished(request_ctx.request, response)  # type: ignore[arg-type]
+
+    def _finished(self, asked: "Asked", response: Response) -> Response:
+        endpoint = asked.endpoint
         steps = self._last_steps.get(endpoint)
         if steps is None:
             names = [endpoint.partition(".")[0], None] if endpoint else [None]
@@ -149,6 +215,7 @@ class Application(Flask):
             steps = self._last_steps[endpoint] = tuple(found)
         for step in steps:
             response = step(response)
+        asked.finish(response)
         return response
 
     def do_teardown_request(self, *exc: Any) -> None:
@@ -161,49 +228,14 @@ class Application(Flask):
         for function in reversed(self.teardown_appcontext_funcs):
             function(*exc)
 
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``func``: there is nothing asynchronous, and to look costs more than most of what is called."""
-        return func
-
     def create_url_adapter(self, request: Request | None) -> Any:
         """Find routes in our own way; outside of requests there is nothing to find."""
         return _Routes(self, request) if request else None
 
 
-def install(app: Flask, trusted_proxies: Trusted = ()) -> None:
-    """Give every answer of ``app`` these properties.
-
-    :param trusted_proxies: from whom an address and a request id are taken.
-    """
-    # A redirect to a tidier path would be the only answer that is not JSON, and would repeat what the caller sent.
-    app.url_map.merge_slashes = False
-    app.url_map.strict_slashes = True
-    app.before_request(lambda: _begin(trusted_proxies))
-    app.after_request(_finish)
-    app.register_error_handler(HTTPException, _answer_http_error)
-    app.register_error_handler(Exception, _answer_unexpected)
-
-
 def json_response(status: int, body: object) -> Answer:
     """A JSON answer without more."""
     return Answer(encode_json(body), status, content_type="application/json")
-
-
-def _begin(trusted_proxies: Trusted) -> Response | None:
-    # What flask.g and flask.request stand for is looked up at each use.
-    mine: Any = app_ctx.g
-    asked = request_ctx.request
-    mine.received_at = asked.environ.get("tokenhouse.received_at") or time.perf_counter()
-    mine.source_address = asked.environ.get("REMOTE_ADDR") or UNIX
-    given_id = None
-    if trusted_proxies and is_trusted(mine.source_address, trusted_proxies):
-        headers = asked.headers
-        given_id = take_request_id(headers.get("X-Request-ID"))
-        mine.source_address = find_source(
-            mine.source_address, headers.get("X-Forwarded-For"), headers.get("Forwarded"), trusted_proxies
-        )
-    mine.request_id = given_id or unique_bytes(REQUEST_ID_RANDOM_BYTES).hex()
-    return _answer_options(asked) if asked.method == "OPTIONS" else None
 
 
 def _answer_options(asked: Request) -> Response | None:
@@ -213,23 +245,12 @@ def _answer_options(asked: Request) -> Response | None:
     return Answer(headers=[("Allow", "GET, HEAD, POST, OPTIONS")])
 
 
-def _finish(response: Response) -> Response:
-    headers = response.headers
-    # An id that was given has passed a grammar.
-    headers._list += ("X-Request-ID", app_ctx.g.request_id), _NO_SNIFFING  # noqa: SLF001
-    if "Cache-Control" not in dict(headers._list):  # noqa: SLF001
-        headers._list.append(_NO_STORE)  # noqa: SLF001
-    if request_ctx.request.method == "OPTIONS" and not response.content_length:
-        # Flask's own answer to OPTIONS has no body and says that it is HTML.
-        headers.pop("Content-Type", None)
-    return response
-
-
 def _answer_http_error(error: HTTPException) -> Response:
     """Answer 404, 405 and their like in our form, with the ``Allow`` that a 405 must have."""
     status = error.code or 500
+    asked: Asked = request_ctx.request  # type: ignore[assignment]
     # Not the path: what stands in it is the caller's.
-    log.info("Refused with %d: %s from %s, request_id=%s", status, error.name, g.source_address, g.request_id)
+    log.info("Refused with %d: %s from %s, request_id=%s", status, error.name, asked.source_address, asked.request_id)
     answer = json_response(status, below_oauth(status))
     for name, value in error.get_headers():
         if name in {"Allow", "Retry-After"}:
@@ -238,6 +259,7 @@ def _answer_http_error(error: HTTPException) -> Response:
 
 
 def _answer_unexpected(error: Exception) -> Response:
+    asked: Asked = request_ctx.request  # type: ignore[assignment]
     # The endpoint, not the path: what stands in a path is the caller's.
-    log.error("a request failed, request_id=%s endpoint=%s", g.request_id, request.endpoint, exc_info=error)
+    log.error("a request failed, request_id=%s endpoint=%s", asked.request_id, asked.endpoint, exc_info=error)
     return json_response(500, below_oauth(500))

@@ -6,7 +6,7 @@ from typing import Any
 
 import flask
 import pytest
-from flask import Flask, g
+from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.house import House
@@ -24,15 +24,14 @@ def fail(error: HTTPException) -> None:
 @pytest.fixture
 def app() -> Flask:
     """An application that fails in every way."""
-    made = Flask("faulty", static_folder=None)
-    web.install(made)
+    made = web.Application("faulty")
     handlers: dict[str, Any] = {
         "broken": lambda: 1 / 0,
         "away": lambda: fail(ServiceUnavailable(retry_after=7)),
         "limited": lambda: fail(TooManyRequests(retry_after=9)),
         "range": lambda: fail(RequestedRangeNotSatisfiable()),
         "cached": lambda: web.json_response(200, {}),
-        "id": lambda: g.request_id,
+        "id": lambda: flask.request.request_id,
     }
     for name, handler in handlers.items():
         made.add_url_rule(f"/{name}", name, handler)
@@ -98,8 +97,7 @@ def test_an_unexpected_fault_is_logged_with_its_request_id_and_told_to_nobody(
 
 @given(st.text(min_size=1, max_size=40))
 def test_no_path_is_reflected_or_answered_in_another_form(text: str) -> None:
-    made = Flask("empty", static_folder=None)
-    web.install(made)
+    made = web.Application("empty")
     answer = made.test_client().get("/" + text.replace("/", "_"))
     assert_common(answer)
     assert (answer.status_code, answer.json) == (404, below_oauth(404))
