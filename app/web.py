@@ -6,11 +6,13 @@ The endpoints themselves are left to ``endpoints``; what the worker answers befo
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Request, Response
+from flask.ctx import RequestContext
 from flask.globals import request_ctx
 from flask.sessions import NullSession, SessionInterface
 from orjson import dumps as encode_json
@@ -134,36 +136,6 @@ class _NoSessions(SessionInterface):
         return self._none
 
 
-class _Routes:
-    """Finds routes by path and method alone; what a ``Host`` header says is of no interest.
-
-    Stands where Flask has a :class:`~werkzeug.routing.MapAdapter`, which is made only where nothing is known yet.
-    """
-
-    __slots__ = ("_app", "_request")
-
-    def __init__(self, app: "Application", request: Request) -> None:
-        self._app, self._request = app, request
-
-    def match(self, *, return_rule: bool) -> Any:  # noqa: ARG002 - Flask always asks for it.
-        """Keep what was found, for a path without a part that varies."""
-        path, found = self._request.path, self._app.found_routes
-        known = found.get((path, self._request.method))
-        if known is None:
-            known = self._adapter().match(return_rule=True)
-            if known[0].rule == path:
-                found[path, self._request.method] = known
-        return known
-
-    def allowed_methods(self) -> Iterable[str]:
-        """Methods that the path answers."""
-        return self._adapter().allowed_methods()
-
-    def _adapter(self) -> MapAdapter:
-        asked = self._request
-        return MapAdapter(self._app.url_map, "localhost", "/", "", "http", asked.path, asked.method)
-
-
 class Application(Flask):
     """Flask without what a token server never has: sessions, signals, and routes that depend on the host.
 
@@ -174,9 +146,8 @@ class Application(Flask):
     session_interface = _NoSessions()
 
     def __init__(self, name: str, trusted_proxies: Trusted = (), **options: Any) -> None:
-        self.found_routes: dict[tuple[str, str], Any] = {}
-        self._last_steps: dict[str | None, tuple[Callable[[Response], Response], ...]] = {}
         self._trusted_proxies = trusted_proxies
+        self._short_ways: dict[tuple[str, str], tuple[_View, Sequence[_Step]]] = {}
         super().__init__(name, static_folder=None, **options)
         # A redirect to a tidier path would be the only answer that is not JSON, and would repeat what the caller sent.
         self.url_map.merge_slashes = False
@@ -184,53 +155,78 @@ class Application(Flask):
         self.register_error_handler(HTTPException, _answer_http_error)
         self.register_error_handler(Exception, _answer_unexpected)
 
-    def full_dispatch_request(self) -> Response:
-        """Serve the request as Flask does, without signals, of which nobody hears."""
-        self._got_first_request = True
-        asked: Asked = request_ctx.request  # type: ignore[assignment]
-        answer: Any
+    def wsgi_app(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        """Serve a request in Flask's way, or at once where a view is known that needs nothing of it."""
+        known = self._short_ways.get((environ.get("PATH_INFO", ""), environ["REQUEST_METHOD"]))
+        if known is None:
+            return super().wsgi_app(environ, start_response)
+        view, last_steps = known
+        asked = Asked(environ)
+        asked.begin(self._trusted_proxies)
         try:
-            asked.begin(self._trusted_proxies)
-            answer = _answer_options(asked) if asked.method == "OPTIONS" else None
-            for step in self.before_request_funcs.get(None, ()):
-                step()
-            if answer is None:
-                rule = asked.url_rule
-                usual = rule is not None and asked.method != "OPTIONS"
-                answer = self.view_functions[rule.endpoint](**asked.view_args) if usual else self.dispatch_request()  # type: ignore[union-attr, arg-type]
-        except Exception as error:  # noqa: BLE001 - It is answered, or raised again.
-            answer = self.handle_user_exception(error)
-        return self._finished(asked, answer) if type(answer) is Answer else self.finalize_request(answer)
+            answer = view(asked)
+            for step in last_steps:
+                answer = step(answer)
+            asked.finish(answer)
+        except Exception as error:  # noqa: BLE001 - It is answered as Flask does.
+            with RequestContext(self, environ, asked):
+                answer = self.finalize_request(self.handle_user_exception(error))
+        return answer(environ, start_response)
+
+    def preprocess_request(self) -> Any:
+        """Find out who asks before anything else is done."""
+        asked: Asked = request_ctx.request  # type: ignore[assignment]
+        asked.begin(self._trusted_proxies)
+        return _answer_options(asked) or super().preprocess_request()
+
+    def dispatch_request(self) -> Any:
+        """Call the view, and remember it for the short way if it needs nothing of this one."""
+        asked: Asked = request_ctx.request  # type: ignore[assignment]
+        rule, path = asked.url_rule, asked.environ.get("PATH_INFO")
+        if rule and rule.rule == path and asked.method != "OPTIONS":
+            view = getattr(self.view_functions[rule.endpoint], "at_once", None)
+            if view:
+                self._short_ways[path, asked.method] = view, self._last_steps(rule.endpoint)
+        return super().dispatch_request()
 
     def process_response(self, response: Any) -> Any:
-        """Do what is to be done after each request, first for its blueprint; there is no session to save."""
-        return self._finished(request_ctx.request, response)  # type: ignore[arg-type]
-
-    def _finished(self, asked: "Asked", response: Response) -> Response:
-        endpoint = asked.endpoint
-        steps = self._last_steps.get(endpoint)
-        if steps is None:
-            names = [endpoint.partition(".")[0], None] if endpoint else [None]
-            found = [step for name in names for step in reversed(self.after_request_funcs.get(name, ()))]
-            steps = self._last_steps[endpoint] = tuple(found)
-        for step in steps:
+        """Do what is to be done after each request; there is no session to save."""
+        asked: Asked = request_ctx.request  # type: ignore[assignment]
+        for step in self._last_steps(asked.endpoint):
             response = step(response)
         asked.finish(response)
         return response
 
-    def do_teardown_request(self, *exc: Any) -> None:
-        """Do what is to be done at its end, if anything is."""
-        if self.teardown_request_funcs:
-            super().do_teardown_request(*exc)
+    def _last_steps(self, endpoint: str | None) -> "Sequence[_Step]":
+        """What is to be done with answers of ``endpoint``, first for its blueprint."""
+        names = [endpoint.partition(".")[0], None] if endpoint else [None]
+        steps: Any = (step for name in names for step in reversed(self.after_request_funcs.get(name, ())))
+        return tuple(steps)
 
-    def do_teardown_appcontext(self, *exc: Any) -> None:
-        """Do what is to be done at the very end, without a signal."""
-        for function in reversed(self.teardown_appcontext_funcs):
-            function(*exc)
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Find routes by path and method alone; what a ``Host`` header says is of no interest."""
+        if request is None:
+            return None
+        return MapAdapter(self.url_map, "localhost", "/", "", "http", request.path, request.method)
 
-    def create_url_adapter(self, request: Request | None) -> Any:
-        """Find routes in our own way; outside of requests there is nothing to find."""
-        return _Routes(self, request) if request else None
+
+_View = Callable[[Asked], Response]
+_Step = Callable[[Response], Response]
+
+
+def at_once(view: _View) -> Callable[[], Response]:
+    """Let ``view`` be served without Flask's contexts.
+
+    It is given the request, and uses neither ``flask.g`` nor a session of the database; what is to be done before each
+    request is done before the first one for its path only.
+    """
+
+    @wraps(view)
+    def in_flasks_way() -> Response:
+        return view(request_ctx.request)  # type: ignore[arg-type]
+
+    in_flasks_way.at_once = view  # type: ignore[attr-defined]
+    return in_flasks_way
 
 
 def json_response(status: int, body: object) -> Answer:
@@ -240,7 +236,7 @@ def json_response(status: int, body: object) -> Answer:
 
 def _answer_options(asked: Request) -> Response | None:
     """``OPTIONS *`` asks about the server as a whole: RFC 9110 section 9.3.7."""
-    if asked.environ.get("RAW_URI") != "*":
+    if asked.method != "OPTIONS" or asked.environ.get("RAW_URI") != "*":
         return None
     return Answer(headers=[("Allow", "GET, HEAD, POST, OPTIONS")])
 

@@ -10,12 +10,11 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Response
-from flask.globals import request_ctx
 
 from app.contracts import Metadata
 from app.keyring.ring import SigningKey
 from app.services import Endpoint, Services
-from app.web import Answer
+from app.web import Answer, Asked, at_once
 
 JWKS_PATH = "/.well-known/jwks.json"
 OAUTH_METADATA_PATH = "/.well-known/oauth-authorization-server"
@@ -42,14 +41,16 @@ def _create_blueprint(services: Services) -> Blueprint:
     read_jwks = _jwks_reader(services)
 
     @blueprint.get(JWKS_PATH)
-    def show_jwks() -> Response:
-        return _public_document(*read_jwks(), max_age)
+    @at_once
+    def show_jwks(asked: Asked) -> Response:
+        return _public_document(asked, *read_jwks(), max_age)
 
     @blueprint.get(OAUTH_METADATA_PATH)
     @blueprint.get(OPENID_METADATA_PATH)
     @blueprint.get(f"{OAUTH_METADATA_PATH}{urlsplit(services.settings.issuer).path}", endpoint="at_issuer_path")
-    def show_metadata() -> Response:
-        return _public_document(metadata, metadata_etag, max_age)
+    @at_once
+    def show_metadata(asked: Asked) -> Response:
+        return _public_document(asked, metadata, metadata_etag, max_age)
 
     return blueprint
 
@@ -76,9 +77,8 @@ def _jwks_reader(services: Services) -> Callable[[], tuple[bytes, str]]:
     return read
 
 
-def _public_document(body: bytes, etag: str, max_age: int) -> Response:
+def _public_document(asked: Asked, body: bytes, etag: str, max_age: int) -> Response:
     headers = [("ETag", f'"{etag}"'), ("Cache-Control", f"public, max-age={max_age}")]
-    asked = request_ctx.request
     conditions = _CONDITIONS.intersection(asked.environ)
     if conditions == {"HTTP_IF_NONE_MATCH"} and asked.environ["HTTP_IF_NONE_MATCH"] == headers[0][1]:
         # As nearly all ask; a list of tags, weak ones and dates are Werkzeug's to read.

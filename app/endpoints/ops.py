@@ -9,7 +9,7 @@ from app.errors import ServiceUnavailable
 from app.keyring import last_good
 from app.services import Endpoint, Services
 from app.settings import StartError
-from app.web import json_response
+from app.web import Asked, at_once, json_response
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,8 @@ def _create_blueprint(services: Services) -> Blueprint:
     blueprint = Blueprint("ops", __name__)
 
     @blueprint.get("/livez")
-    def show_alive() -> Response:
+    @at_once
+    def show_alive(_asked: Asked) -> Response:
         return json_response(200, {"status": "ok"})
 
     @blueprint.get("/readyz")

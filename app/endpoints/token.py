@@ -1,10 +1,10 @@
 """``POST /oauth/token``: RFC 6749 section 3.2. All that can be decided is decided in ``server`` and beyond."""
 
 from flask import Blueprint, Response
-from flask.globals import request_ctx
 
 from app.contracts import Metadata
 from app.services import Endpoint, Services
+from app.web import Asked, at_once
 
 PATH = "/oauth/token"
 
@@ -13,8 +13,9 @@ def _create_blueprint(services: Services) -> Blueprint:
     blueprint = Blueprint("token", __name__)
 
     @blueprint.post(PATH, provide_automatic_options=False)
-    def issue_token() -> Response:
-        return services.server.create_token_response(request_ctx.request)  # type: ignore[arg-type]
+    @at_once
+    def issue_token(asked: Asked) -> Response:
+        return services.server.create_token_response(asked)
 
     return blueprint
 

@@ -22,7 +22,7 @@ def fail(error: HTTPException) -> None:
 
 
 @pytest.fixture
-def app() -> Flask:
+def app() -> web.Application:
     """An application that fails in every way."""
     made = web.Application("faulty")
     handlers: dict[str, Any] = {
@@ -162,3 +162,75 @@ def test_what_is_registered_after_requests_is_called_the_blueprints_first(house:
     client.get("/livez")
     client.get("/nowhere")
     assert called == ["blueprint", "application", "application", "application"]
+
+
+@pytest.fixture
+def quick(app: web.Application) -> web.Application:
+    """One whose views need nothing of Flask's way."""
+    blueprint = flask.Blueprint("quick", __name__)
+    views: dict[str, Any] = {
+        "who": lambda asked: web.json_response(200, [asked.source_address, asked.headers.get("X-Asked", "nothing")]),
+        "fails": lambda _asked: 1 / 0,
+        "refuses": lambda _asked: fail(TooManyRequests(retry_after=9)),
+    }
+    for name, view in views.items():
+        blueprint.add_url_rule(f"/quick/{name}", name, web.at_once(view), methods=["GET", "POST"])
+
+    @blueprint.after_request
+    def mark(response: flask.Response) -> flask.Response:
+        response.headers["X-Marked"] = "yes"
+        return response
+
+    app.register_blueprint(blueprint)
+    return app
+
+
+@pytest.mark.parametrize("name", ["who", "fails", "refuses"])
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "PUT"])
+def test_the_short_way_answers_as_flasks_way_does(
+    quick: web.Application, name: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller = quick.test_client()
+    answers = [caller.open(f"/quick/{name}", method=method, headers={"X-Asked": "this"}) for _ in range(3)]
+    told = [
+        [(answer.status, answer.data, [one for one in answer.headers if one[0] != "X-Request-ID"])]
+        for answer in answers
+    ]
+    assert told[0] == told[1] == told[2]
+    for answer in answers:
+        assert_common(answer)
+    assert len({answer.headers["X-Request-ID"] for answer in answers}) == 3
+    # A fault is told with the id of its answer in both ways.
+    for record, answer in zip(caplog.records, answers, strict=False):
+        assert f"request_id={answer.headers['X-Request-ID']}" in record.getMessage()
+    assert len(caplog.records) == (3 if name == "fails" and method not in {"OPTIONS", "PUT"} else 0)
+
+
+def test_flasks_way_is_gone_once(quick: web.Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = quick.test_client()
+    gone: list[str] = []
+    inner = Flask.wsgi_app
+    monkeypatch.setattr(Flask, "wsgi_app", lambda *found: gone.append("") or inner(*found))
+    for path in ("/quick/who", "/quick/who", "/quick/who?x=1", "/quick/who"):
+        assert caller.get(path).status_code == 200
+    assert len(gone) == 1
+    assert caller.get("/quick/who/").status_code == 404
+
+
+def test_what_is_asked_of_a_request_is_there(quick: web.Application) -> None:
+    quick.add_url_rule(
+        "/asked",
+        "asked",
+        web.at_once(
+            lambda asked: web.json_response(
+                200, [asked.args["a"], asked.remote_addr, asked.url, asked.headers["X-Asked"], asked.path, asked.method]
+            )
+        ),
+    )
+    for _ in range(2):
+        answer = quick.test_client().get("/asked?a=1", headers={"X-Asked": "this"})
+        assert answer.json == ["1", "127.0.0.1", "http://localhost/asked?a=1", "this", "/asked", "GET"]
+    with quick.test_request_context("/ä//b"):
+        assert flask.request.path == "/ä//b"
+        with pytest.raises(AttributeError, match=r"^nothing$"):
+            flask.request.nothing  # type: ignore[attr-defined]  # noqa: B018
