@@ -24,6 +24,9 @@ from app.settings import PROJECT_FOLDER, Settings
 BUSY_TIMEOUT_MS = 5000
 """How long a writer waits for another on SQLite."""
 
+SQLITE_CACHE_KIB = 256
+"""Pages that a connection to SQLite keeps; each thread has one, and the system keeps the file for all of them."""
+
 STATEMENT_TIMEOUT_MS = 3000
 """How long PostgreSQL works on a statement of ours."""
 
@@ -202,6 +205,7 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA cache_size = -{SQLITE_CACHE_KIB}")
         record.info[_FILE] = path, _identity(path)
 
     @event.listens_for(engine, "checkout")

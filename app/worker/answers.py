@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from enum import Enum
 from functools import lru_cache
@@ -57,7 +57,7 @@ class Answer:
         self._length: int | None = None
 
     def start_response(
-        self, status: str, headers: Iterable[tuple[str, str]], exc_info: Any = None
+        self, status: str, headers: Sequence[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], None]:
         """Take status and headers. Those of the connection are ours to say.
 
@@ -69,10 +69,10 @@ class Answer:
         if not _STATUS.fullmatch(status):
             raise ValueError("the status is malformed")
         self._status, self._lines, self._length = status, [], None
+        if not _VALUE.fullmatch("\t".join([value for _, value in headers])):
+            raise InvalidResponseHeader(repr(next(name for name, value in headers if not _VALUE.fullmatch(value))))
         for name, value in headers:
             kind = _kind_of(name)
-            if not _VALUE.fullmatch(value):
-                raise InvalidResponseHeader(repr(name))
             if kind is _Kind.ANY:
                 self._lines.append(f"{name}: {value}\r\n")
             elif kind is _Kind.LENGTH:

@@ -266,10 +266,10 @@ class BufferedWorker(Worker):
                 if complete is None:
                     return self._await(connection)
                 connection.halfway = False
-                if NEVER_WAITS.search(complete[0].path):
-                    answer = self._answer(connection, *complete)
-                elif self.turns.take():
+                if self.turns.take():
                     answer = self._answer_in_turn(connection, *complete)
+                elif NEVER_WAITS.search(complete[0].path):
+                    answer = self._answer(connection, *complete)
                 else:
                     return self.postponed.append((connection, *complete))
             connection.halfway = False
@@ -377,8 +377,10 @@ class BufferedWorker(Worker):
         self._arm(connection.fd, events)
 
     def _arm(self, fd: int, events: int) -> None:
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105 - On the way of each request: a context manager takes as long as the call.
             self.epoll.modify(fd, events)
+        except OSError:
+            pass
 
     def _claim(self, connection: Connection) -> bool:
         claimed = self.waiting.pop(connection.fd, None)

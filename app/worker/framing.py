@@ -139,6 +139,8 @@ class Inbox:
 
     def _read_head(self, *, at_end: bool) -> Head | None:
         buffer = self.buffer
+        if not buffer:
+            return None
         if not self._has_skipped and buffer[:2] == b"\r\n":
             # Some callers end a body with a line break that is not part of it: RFC 9112 section 2.2.
             del buffer[:2]

@@ -157,9 +157,9 @@ def test_sqlite_is_in_wal_with_a_busy_timeout_and_foreign_keys(house: House) -> 
             with engine.connect() as connection:
                 pragmas = {
                     name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-                    for name in ("journal_mode", "busy_timeout", "foreign_keys")
+                    for name in ("journal_mode", "busy_timeout", "foreign_keys", "cache_size")
                 }
-            assert pragmas == {"journal_mode": "wal", "busy_timeout": 5000, "foreign_keys": 1}
+            assert pragmas == {"journal_mode": "wal", "busy_timeout": 5000, "foreign_keys": 1, "cache_size": -256}
 
 
 def test_a_reader_does_not_wait_for_a_writer_on_sqlite(house: House) -> None:
