@@ -13,12 +13,15 @@ from app.cli import COMMANDS
 from app.client_auth import METHODS
 from app.clients.digests import SecretDigester
 from app.clients.marks import FLUSH_SECONDS, UseMarks
+from app.clients.scopes import LOOK_SECONDS as LOOK_AT_SCOPES_SECONDS
+from app.clients.scopes import RegisteredScopes
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore
 from app.clients.verification import SecretVerifier
 from app.contracts import Clock, Metadata
 from app.endpoints import ENDPOINTS
 from app.events import Events
+from app.feed import RevocationFeed
 from app.grants import GRANTS
 from app.issuer import AccessTokenIssuer
 from app.keyring.current import LOOK_SECONDS, CurrentRing
@@ -33,11 +36,18 @@ from app.policy import Policy
 from app.server import TokenServer
 from app.services import Services
 from app.settings import PROJECT_FOLDER, Settings
+from app.standing import Standings
+from app.stores.revocations import LOOK_SECONDS as LOOK_AT_REVOCATIONS_SECONDS
+from app.stores.revocations import Revocations
 
 log = logging.getLogger(__name__)
 
 EXPIRY_LOOK_SECONDS = 60.0
 """How often a worker looks whether a secret's end is to be told. Each is told once a day, by one of all workers."""
+
+
+AUTHENTICATED_ENDPOINTS = ("token_endpoint", "introspection_endpoint", "revocation_endpoint")
+"""Members of the metadata that have a companion which says how clients authenticate there."""
 
 
 def utc_now() -> datetime:
@@ -62,23 +72,21 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         home_at = partial(open_home, settings=settings, engine=db.engine)
         digester = SecretDigester(settings.secret_peppers)
         marks = UseMarks(db.engine, clock)
-        verifier = SecretVerifier(db.engine, digester, clock, marks, gate.DatabaseGate())
+        database_gate = gate.DatabaseGate()
+        verifier = SecretVerifier(db.engine, digester, clock, marks, database_gate)
+        revocations = Revocations(db.engine, database_gate, clock)
         outbox = Outbox(db.engine, clock)
         client_secrets = ClientSecrets(db.engine, db.session, digester, clock, outbox)
         clients = ClientStore(db.session, client_secrets, clock)
         key_uses = KeyUses(db.engine, clock)
+        registered_scopes = RegisteredScopes(db.engine, published=settings.publish_scopes)
     events.subscribe(key_uses)
     home = home_at(settings.keyring)
     keys = Keys(home, rules_for(settings, home), clock)
     ring = CurrentRing(home, keys.rules, events, clock)
-    server = TokenServer(
-        grants=GRANTS,
-        methods=tuple(method(verifier) for method in METHODS),
-        tokens=AccessTokenIssuer(settings.issuer, ring.signing_key, clock),
-        policy=Policy(settings.access_token_lifetime, settings.default_audience),
-        events=events,
-        clock=clock,
-    )
+    tokens = AccessTokenIssuer(settings.issuer, ring.signing_key, clock)
+    methods = tuple(method(verifier) for method in METHODS)
+    policy = Policy(settings.access_token_lifetime, settings.default_audience)
     services = Services(
         settings=settings,
         clock=clock,
@@ -90,15 +98,19 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         key_uses=key_uses,
         outbox=outbox,
         home_at=home_at,
-        server=server,
+        server=TokenServer(grants=GRANTS, methods=methods, tokens=tokens, policy=policy, events=events, clock=clock),
+        tokens=tokens,
+        revocations=revocations,
+        standings=Standings(settings.issuer, ring, ring.now, revocations),
+        feed=RevocationFeed(settings.issuer, settings.default_audience, revocations, tokens, clock),
+        registered_scopes=registered_scopes,
         audit_log=audit_log,
         metadata=describe_server(settings),
     )
     services.install(app)
     _background(services, events).install(app)
     _mount_endpoints(app, services)
-    for command in COMMANDS:
-        app.cli.add_command(command)
+    app.cli.commands.update({str(command.name): command for command in COMMANDS})
     return app
 
 
@@ -114,6 +126,14 @@ def _background(services: Services, events: Events) -> Background:
         Job("the look whether the database answers", gate.LOOK_SECONDS, verifier.look),
         Job("the count of signed tokens", FLUSH_SECONDS, key_uses.flush, at_exit=True),
         Job("the marks of used secrets", FLUSH_SECONDS, verifier.marks.flush, at_exit=True),
+        Job(
+            "the look at clients' scopes",
+            LOOK_AT_SCOPES_SECONDS,
+            services.registered_scopes.look,
+            at_start=True,
+            on_the_second=True,
+        ),
+        Job("the end of old revocations", LOOK_AT_REVOCATIONS_SECONDS, services.revocations.forget_expired),
         Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, tell_expiring),
     )
 
@@ -146,9 +166,12 @@ def describe_server(settings: Settings) -> Metadata:
     metadata: Metadata = {"issuer": settings.issuer}
     for endpoint in ENDPOINTS:
         metadata |= endpoint.metadata(settings.issuer)
+    methods = [method.name for method in METHODS]
+    authenticated = [name for name in metadata if name in AUTHENTICATED_ENDPOINTS]
     return metadata | {
         "grant_types_supported": [grant.GRANT_TYPE for grant in GRANTS],
-        "token_endpoint_auth_methods_supported": [method.name for method in METHODS],
+        **{f"{name}_auth_methods_supported": methods for name in authenticated},
+        "introspection_signing_alg_values_supported": [settings.signing_alg],
         "response_types_supported": ["none"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": list(dict.fromkeys((settings.signing_alg, "RS256"))),

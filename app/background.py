@@ -27,6 +27,7 @@ STOP_SECONDS = 5.0
 class Job:
     """Something that is done every ``seconds``.
 
+    :param at_start: whether it runs at once, and not only after ``seconds``.
     :param at_exit: whether it runs a last time when the process ends.
     :param on_the_second: whether it runs when the clock's seconds are a multiple of ``seconds``, so that all processes
         of a machine do it in the same moment.
@@ -35,6 +36,7 @@ class Job:
     name: str
     seconds: float
     run: Callable[[], None]
+    at_start: bool = False
     at_exit: bool = False
     on_the_second: bool = False
 
@@ -83,7 +85,7 @@ class Background:
                 _try(job)
 
     def _repeat(self, job: Job) -> None:
-        went_well = True
+        went_well = _try(job) if job.at_start else True
         while not self._stopping.wait(job.seconds - (time.time() % job.seconds if job.on_the_second else 0)):
             went_well = _try(job, told=not went_well)
 

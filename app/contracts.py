@@ -16,6 +16,12 @@ Clock = Callable[[], datetime]
 Metadata = dict[str, Any]
 """Members of the authorization server metadata document (RFC 8414 section 2)."""
 
+ALL_RESOURCES = "*"
+"""Stands, among the resources whose tokens a client may ask about, for all."""
+
+DEFAULT_AUDIENCE = ""
+"""Stands, among those that a client's tokens may be for, for the server's default."""
+
 SECRET_PREFIX = "ths_"  # noqa: S105 - The part that secret scanners look for.
 
 
@@ -26,6 +32,8 @@ class Client:
     :param scope: the scope tokens that it may ask for, in registration order.
     :param audiences: the resources that its tokens may be for; the first is the default.
     :param access_token_lifetime: whole seconds, or ``None`` for the server's own default.
+    :param introspects: the resources whose tokens it may ask about; ``*`` stands for all.
+    :param tokens_not_before: its tokens that were issued then, or earlier, are dead.
     """
 
     client_id: str
@@ -35,6 +43,8 @@ class Client:
     scope: tuple[str, ...]
     audiences: tuple[str, ...]
     access_token_lifetime: int | None
+    introspects: tuple[str, ...] = ()
+    tokens_not_before: datetime | None = None
 
     def get_client_id(self) -> str:
         """Name that Authlib's code calls."""

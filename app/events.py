@@ -66,6 +66,57 @@ class TokenRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRefused:
+    """A request at another endpoint than that for tokens was refused; fields as in :class:`TokenRefused`.
+
+    :param endpoint: its name: ``introspection``, ``revocation``, ``revocation_feed``.
+    """
+
+    request: RequestFacts
+    endpoint: str
+    client_id: str | None
+    error: str
+    status: int
+    reason: str
+    detail: str | None = None
+    outcome: str = field(default="refused", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenIntrospected:
+    """A client has asked whether a token is good.
+
+    :param client_id: who asked.
+    :param active: what it was told.
+    :param reason: why it was told that the token is not good.
+    :param jti: the token's, when it is one of ours.
+    """
+
+    request: RequestFacts
+    client_id: str
+    active: bool
+    reason: str | None = None
+    jti: str | None = None
+    outcome: str = field(default="answered", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRevoked:
+    """A client has taken a token back.
+
+    :param was_live: false where there was nothing to take back: an unknown token, or another client's.
+    :param reason: why not.
+    """
+
+    request: RequestFacts
+    client_id: str
+    was_live: bool
+    reason: str | None = None
+    jti: str | None = None
+    outcome: str = field(default="answered", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRingLoaded:
     """A worker signs and publishes with another ring from now on.
 
@@ -138,6 +189,23 @@ class ClientChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenChanged:
+    """Somebody made a token for a client, or took one back.
+
+    :param by: the system user.
+    """
+
+    by: str
+    change: str
+    client_id: str
+    jti: str
+    scope: str = ""
+    audience: tuple[str, ...] = ()
+    expires_in: int | None = None
+    outcome: str = field(default="changed", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRingChanged:
     """Somebody changed the key ring.
 
@@ -162,6 +230,9 @@ class AuditLinesLost:
 Event = (
     TokenIssued
     | TokenRefused
+    | RequestRefused
+    | TokenIntrospected
+    | TokenRevoked
     | KeyRingLoaded
     | KeyRingRejected
     | KeyStateChanged

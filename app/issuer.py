@@ -4,8 +4,9 @@ What the token may say is left to ``policy``, which key signs to ``keyring``.
 """
 
 from binascii import b2a_base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 from orjson import dumps as compact_json
 
@@ -60,9 +61,14 @@ class AccessTokenIssuer:
         }
         if decision.scope:
             claims["scope"] = " ".join(decision.scope)
-        signed = b"%b.%b" % (_encoded_header(key.alg, key.kid), _base64url(compact_json(claims)))
-        encoded = b"%b.%b" % (signed, _base64url(key.sign(signed)))
-        return AccessToken(encoded.decode("ascii"), jti, key.kid, decision)
+        return AccessToken(_encoded(claims, TOKEN_TYPE, key), jti, key.kid, decision)
+
+    def sign(self, claims: Mapping[str, Any], typ: str) -> str:
+        """Sign a statement that is no access token, and says so in its ``typ``: RFC 8725 section 3.11.
+
+        :raises ServiceUnavailable: no key may sign now.
+        """
+        return _encoded(claims, typ, self._signing_key())
 
     def _signing_key(self) -> SigningKey:
         try:
@@ -71,9 +77,14 @@ class AccessTokenIssuer:
             raise ServiceUnavailable("no_signing_key") from error
 
 
+def _encoded(claims: Mapping[str, Any], typ: str, key: SigningKey) -> str:
+    signed = b"%b.%b" % (_encoded_header(typ, key.alg, key.kid), _base64url(compact_json(claims)))
+    return (b"%b.%b" % (signed, _base64url(key.sign(signed)))).decode("ascii")
+
+
 @lru_cache(maxsize=_HEADERS_KEPT)
-def _encoded_header(alg: str, kid: str) -> bytes:
-    return _base64url(compact_json({"typ": TOKEN_TYPE, "alg": alg, "kid": kid}))
+def _encoded_header(typ: str, alg: str, kid: str) -> bytes:
+    return _base64url(compact_json({"typ": typ, "alg": alg, "kid": kid}))
 
 
 def _base64url(raw: bytes) -> bytes:

@@ -64,6 +64,11 @@ class ClientRow(Base):
 
     ``form_decoded_id`` is how the id reads when it is taken for form-encoded, as Basic credentials may be (RFC 6749
     appendix B). No two clients may meet in one reading.
+
+    ``introspects`` lists the resources whose tokens the client may ask about, or ``*`` for all. ``audiences_ever`` are
+    those that its tokens may be for, with those that were taken from it; an empty one stands for the
+    server's default. The release before leaves both empty. Its tokens that were issued at ``tokens_not_before``, a
+    whole second, or earlier are dead.
     """
 
     __tablename__ = "clients"
@@ -78,7 +83,10 @@ class ClientRow(Base):
     grant_types: Mapped[list[str]] = mapped_column(JSON)
     scope: Mapped[list[str]] = mapped_column(JSON)
     audiences: Mapped[list[str]] = mapped_column(JSON)
+    audiences_ever: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    introspects: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     access_token_lifetime: Mapped[int | None]
+    tokens_not_before: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
@@ -120,6 +128,18 @@ class ClientSecretUseRow(Base):
     source_address: Mapped[str] = mapped_column(String(64), primary_key=True)
     first_used_at: Mapped[datetime] = mapped_column(UTCDateTime)
     last_used_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class RevokedTokenRow(Base):
+    """A token that was revoked before it expired; gone when it would have. ``exp`` is the token's own, in seconds."""
+
+    __tablename__ = "revoked_tokens"
+
+    jti: Mapped[str] = mapped_column(String(64), primary_key=True)
+    client_id: Mapped[str] = mapped_column(String(CLIENT_ID_MAX_CHARACTERS))
+    audiences: Mapped[list[str]] = mapped_column(JSON)
+    exp: Mapped[int] = mapped_column(BigInteger, index=True)
+    revoked_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
 
 
 class KeyRingRow(Base):

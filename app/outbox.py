@@ -17,7 +17,7 @@ from sqlalchemy.engine import Engine
 
 from app.contracts import Clock
 from app.database import reading_engine, writing_engine
-from app.events import ClientChanged, KeyRingChanged
+from app.events import ClientChanged, KeyRingChanged, TokenChanged
 from app.models import OutboxRow
 
 TELL_SECONDS = 1.0
@@ -45,13 +45,13 @@ class Outbox:
         self._writing = writing_engine(engine)
         self._clock = clock
 
-    def put(self, connection: Connection, event: ClientChanged | KeyRingChanged) -> None:
+    def put(self, connection: Connection, event: ClientChanged | KeyRingChanged | TokenChanged) -> None:
         """Leave ``event``, in the transaction of what it tells of."""
         facts = {name: value for name, value in asdict(event).items() if value not in (None, ())}
         row = {"happened_at": self._clock(), "event": type(event).__name__, "facts": json.dumps(facts)}
         connection.execute(insert(OutboxRow).values(**row))
 
-    def put_alone(self, event: KeyRingChanged) -> None:
+    def put_alone(self, event: KeyRingChanged | TokenChanged) -> None:
         """Leave an event of what is not in the database.
 
         :raises SQLAlchemyError: the database does not answer.

@@ -8,15 +8,25 @@ transaction. What is done with rows is left to the caller.
 import threading
 from collections import namedtuple
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from sqlalchemy import Select, event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.database import is_where_it_was, reading_engine
+from app.database import is_where_it_was, name_of, reading_engine, was_stale
+from app.errors import ServiceUnavailable
 from app.pausing import waiting
+
+
+class Gate(Protocol):
+    """The way to the database: :class:`app.gate.DatabaseGate`."""
+
+    def entered(self) -> AbstractContextManager[None]:
+        """Ask within."""
+        ...
 
 
 class _Kept:
@@ -106,6 +116,30 @@ class Question:
         except BaseException as error:
             raise self._dropped(kept, error) from error
         return [self._converted(row) for row in rows]
+
+    def ask_through(self, gate: Gate, parameters: Mapping[str, str]) -> Sequence[Any]:
+        """All rows, or that there are none to be had now.
+
+        A connection that was cut while nobody used it is not the database's fault: the question is asked again, on
+        another one, and once more on a third, since the pool may hold several of that age.
+
+        :raises ServiceUnavailable: the database does not answer.
+        """
+        try:
+            with gate.entered():
+                try:
+                    return self.ask(parameters)
+                except DBAPIError as error:
+                    if not was_stale(error):
+                        raise
+                try:
+                    return self.ask_anew(parameters)
+                except DBAPIError as error:
+                    if not was_stale(error):
+                        raise
+                    return self.ask_anew(parameters)
+        except SQLAlchemyError as error:
+            raise ServiceUnavailable(f"database_{name_of(error)}") from error
 
     def ask_anew(self, parameters: Mapping[str, str]) -> Sequence[Any]:
         """The same by SQLAlchemy's way, on no kept connection: when one is cut, the pool drops all of its age."""

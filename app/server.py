@@ -7,11 +7,10 @@ each parameter once, with exactly one authentication; and every answer of the to
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from email.utils import format_datetime
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, NamedTuple
 
 from authlib.oauth2.rfc6749 import (
     AuthorizationServer,
@@ -22,43 +21,52 @@ from authlib.oauth2.rfc6749 import (
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from flask import Response
 from orjson import dumps as encode_json
-from werkzeug.exceptions import BadRequest
-from werkzeug.http import parse_options_header
-from werkzeug.wsgi import get_content_length, get_input_stream
 
-from app.contracts import AccessToken, AccessTokenSource, Authentication, ClientAuthMethod, Clock
+from app.contracts import AccessToken, AccessTokenSource, Authentication, Client, ClientAuthMethod, Clock
 from app.errors import (
-    BODY_LIMIT_BYTES,
-    BodyTooLarge,
     InvalidClient,
     InvalidRequest,
     OAuthError,
     ServerError,
+    ServiceUnavailable,
     UnsupportedGrantType,
     render,
 )
-from app.events import Events, RequestFacts, TokenIssued, TokenRefused
+from app.events import Event, Events, RequestFacts, RequestRefused, TokenIssued, TokenRefused
+from app.forms import REPEATABLE, read_authorization, read_form
+from app.pausing import waiting
 from app.policy import Policy
 from app.web import Answer, Asked
 
 log = logging.getLogger(__name__)
 
-FORM = "application/x-www-form-urlencoded"
-REPEATABLE = "resource"
-"""The one parameter that may stand in a request several times: RFC 8707 section 2."""
+TOKEN = "token"  # noqa: S105 - A name.
+"""The endpoint for tokens, among others of :meth:`TokenServer.register_endpoint`."""
 
 EXPIRY_HEADER = "Tokenhouse-Secret-Expires"
 EXPIRY_ANNOUNCED_BEFORE = timedelta(days=30)
 
+ONE_SECOND = timedelta(seconds=1)
+LONGEST_WAIT_SECONDS = 2.0
+"""Beyond this the clocks of two machines differ, and to wait would not end it."""
+
 NO_STORE = (("Cache-Control", "no-store"), ("Pragma", "no-cache"))
 """RFC 6749 section 5.1."""
 
-# Far more than any request has, and few enough to make parsing cheap.
-_PARAMETERS_MAX = 100
+
+class Document(NamedTuple):
+    """An answer that is not JSON."""
+
+    content: bytes
+    content_type: str
+
+
+Answered = tuple[int, Mapping[str, Any] | Document, list[tuple[str, str]]]
+"""Status, body, headers."""
 
 
 class StrictRequest(OAuth2Request):
-    """A token request as the rest of the house sees it: :class:`app.contracts.TokenRequest`.
+    """A request as the rest of the house sees it: :class:`app.contracts.TokenRequest`.
 
     ``authentication`` and ``access_token`` are filled in on the way, for the events.
     """
@@ -98,45 +106,80 @@ class TokenServer(AuthorizationServer):
         policy: Policy,
         events: Events,
         clock: Clock,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__()
         self._clock = clock
+        self._pause = pause
         self.tokens = tokens
         self.policy = policy
         self._methods = methods
         self._events = events
-        self._known_parameters = set[str]().union(*(method.parameters for method in methods))
+        by_authentication = set[str]().union(*(method.parameters for method in methods))
+        self._parameters = {TOKEN: by_authentication.union(*(grant.PARAMETERS for grant in grants))}
+        self._by_authentication = by_authentication
         for grant in grants:
             self.register_grant(grant)
-            self._known_parameters |= grant.PARAMETERS
+
+    def register_endpoint(self, endpoint: Any) -> None:
+        """Add an endpoint beside that for tokens: one of Authlib's, with the ``PARAMETERS`` that it reads."""
+        super().register_endpoint(endpoint)
+        self._parameters[endpoint.ENDPOINT_NAME] = self._by_authentication | endpoint.PARAMETERS
 
     def create_token_response(self, request: Asked) -> Response:  # type: ignore[override]
         """Answer a token request; whatever happens, the answer is JSON and an event tells of it."""
+        return self._answer(TOKEN, request, self._issue)
+
+    def create_endpoint_response(self, name: str, request: Asked) -> Response:  # type: ignore[override]
+        """Answer a request at another endpoint, likewise."""
+        (endpoint,) = self._endpoints[name]  # type: ignore[attr-defined]  # The stubs lack it.
+        return self._answer(name, request, endpoint.create_endpoint_response)
+
+    def _answer(self, endpoint: str, request: Asked, act: Callable[["StrictRequest"], Answered]) -> Response:
         parsed: StrictRequest | None = None
         try:
-            parsed = self.create_oauth2_request(request)
-            grant: Any = self.get_token_grant(parsed)
-            grant.validate_token_request()
-            status, body, headers = grant.create_token_response()
+            parsed = self.create_oauth2_request(request, endpoint)
+            status, body, headers = act(parsed)
             return self.handle_response(status, body, [*headers, *self._announce_expiry(parsed.authentication)])
         except OAuthError as error:
-            return self.handle_error_response(parsed or request, error)
+            return self.handle_error_response(parsed or request, error, endpoint)
         except Exception as error:
-            log.exception("a token request failed, request_id=%s", request.request_id)
-            return self.handle_error_response(parsed or request, ServerError(f"unexpected_{type(error).__name__}"))
+            log.exception("a request failed, request_id=%s endpoint=%s", request.request_id, endpoint)
+            fault = ServerError(f"unexpected_{type(error).__name__}")
+            return self.handle_error_response(parsed or request, fault, endpoint)
 
-    def create_oauth2_request(self, request: Asked) -> StrictRequest:
+    def _issue(self, request: StrictRequest) -> Answered:
+        grant: Any = self.get_token_grant(request)
+        grant.validate_token_request()
+        self.wait_out(request.client)
+        answered: Answered = grant.create_token_response()
+        return answered
+
+    def wait_out(self, client: Client) -> None:
+        """Let the second pass in which tokens of ``client`` were taken back: one of that second would be dead.
+
+        :raises ServiceUnavailable: it does not pass.
+        """
+        revoked_at = client.tokens_not_before
+        if revoked_at is None or revoked_at < self._clock() - ONE_SECOND:
+            return
+        left = (revoked_at + ONE_SECOND - self._clock()).total_seconds()
+        if 0 < left <= LONGEST_WAIT_SECONDS:
+            with waiting:
+                self._pause(left)
+        if revoked_at + ONE_SECOND > self._clock():
+            raise ServiceUnavailable("tokens_just_revoked")
+
+    def create_oauth2_request(self, request: Asked, endpoint: str = TOKEN) -> StrictRequest:
         """Read ``request`` strictly.
 
         :raises InvalidRequest: it is not one complete form with each parameter once.
         """
-        environ = request.environ
+        environ, known = request.environ, self._parameters[endpoint]
         if environ.get("QUERY_STRING"):
-            self._refuse_query_parameters(request)
-        _require_form(environ)
-        pairs = _parse_form(_read_whole_body(environ))
-        _refuse_repeated_parameters(pairs, self._known_parameters)
-        return StrictRequest(request, _read_authorization(environ), pairs)
+            _refuse_query_parameters(request, known)
+        pairs = [] if request.method in {"GET", "HEAD"} else read_form(environ, known)
+        return StrictRequest(request, read_authorization(environ), pairs)
 
     def get_token_grant(self, request: StrictRequest) -> BaseGrant:  # type: ignore[override]
         """Find the grant by ``grant_type``.
@@ -172,7 +215,7 @@ class TokenServer(AuthorizationServer):
         decision = request.access_token.decision
         self._events.emit(
             TokenIssued(
-                request=_facts(request.asked),
+                request=facts_of(request.asked),
                 client_id=request.authentication.client.client_id,
                 auth_method=request.authentication.method,
                 secret_id=request.authentication.secret_id,
@@ -185,16 +228,22 @@ class TokenServer(AuthorizationServer):
             )
         )
 
+    def tell(self, event: Event) -> None:
+        """Tell what an endpoint has done."""
+        self._events.emit(event)
+
     def handle_response(  # type: ignore[override]
-        self, status: int, body: Mapping[str, Any], headers: Iterable[tuple[str, str]]
+        self, status: int, body: Mapping[str, Any] | Document, headers: Iterable[tuple[str, str]]
     ) -> Response:
-        """Make the HTTP answer, never to be stored by a cache."""
+        """Make the HTTP answer, never to be stored by a cache unless it is a document that says so."""
+        if isinstance(body, Document):
+            return Answer(body.content, status, headers, content_type=body.content_type)
         return Answer(encode_json(body), status, [*headers, *NO_STORE], content_type="application/json")
 
     def handle_error_response(  # type: ignore[override]
-        self, request: StrictRequest | Asked, error: OAuthError
+        self, request: StrictRequest | Asked, error: OAuthError, endpoint: str = TOKEN
     ) -> Response:
-        """Tell that a token was refused and why; render only what the caller may know.
+        """Tell that a request was refused and why; render only what the caller may know.
 
         :param request: as far as it could be read.
         """
@@ -202,16 +251,15 @@ class TokenServer(AuthorizationServer):
         authentication = None
         if isinstance(request, StrictRequest):
             asked, authentication = request.asked, request.authentication
-        self._events.emit(
-            TokenRefused(
-                request=_facts(asked),
-                client_id=authentication.client.client_id if authentication else error.client_id,
-                error=error.error,
-                status=int(error.status_code),
-                reason=error.reason,
-                detail=error.description if error.description != type(error).description else None,
-            )
-        )
+        facts: dict[str, Any] = {
+            "request": facts_of(asked),
+            "client_id": authentication.client.client_id if authentication else error.client_id,
+            "error": error.error,
+            "status": int(error.status_code),
+            "reason": error.reason,
+            "detail": error.description if error.description != type(error).description else None,
+        }
+        self._events.emit(TokenRefused(**facts) if endpoint == TOKEN else RequestRefused(endpoint=endpoint, **facts))
         return self.handle_response(*render(error, self._announce_expiry(authentication)))
 
     def _announce_expiry(self, authentication: Authentication | None) -> list[tuple[str, str]]:
@@ -221,80 +269,16 @@ class TokenServer(AuthorizationServer):
             return []
         return [(EXPIRY_HEADER, format_datetime(ends, usegmt=True))]
 
-    def _refuse_query_parameters(self, request: Asked) -> None:
-        """Refuse a known parameter in the query string, where proxies log it; others' are ignored (section 2.3.1)."""
-        if not self._known_parameters.isdisjoint(request.args):
-            name = next(name for name in sorted(self._known_parameters) if name in request.args)
-            raise InvalidRequest("query_parameter", f"The parameter {name} must be in the body, not in the URL.")
+
+def _refuse_query_parameters(request: Asked, known: set[str]) -> None:
+    """Refuse a known parameter in the query string, where proxies log it; others' are ignored (section 2.3.1)."""
+    if not known.isdisjoint(request.args):
+        name = next(name for name in sorted(known) if name in request.args)
+        raise InvalidRequest("query_parameter", f"The parameter {name} must be in the body, not in the URL.")
 
 
-def _require_form(environ: Mapping[str, Any]) -> None:
-    content_type = environ.get("CONTENT_TYPE", "")
-    is_form = content_type == FORM or parse_options_header(content_type)[0].lower() == FORM
-    if not is_form or environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
-        raise InvalidRequest("not_a_form", f"The content type must be {FORM}.")
-
-
-def _read_whole_body(environ: dict[str, Any]) -> bytes:
-    """Read the body once it is known to be complete and not too long: a cut one would be a smaller scope."""
-    declared = get_content_length(environ)
-    if declared is not None and declared > BODY_LIMIT_BYTES:
-        raise BodyTooLarge
-    try:
-        is_cut_already = "wsgi.input_terminated" in environ
-        stream = environ["wsgi.input"] if is_cut_already else get_input_stream(environ)
-        body: bytes = stream.read(BODY_LIMIT_BYTES + 1)
-    except (BadRequest, OSError):
-        raise InvalidRequest("incomplete_body", "The request body is incomplete.") from None
-    if len(body) > BODY_LIMIT_BYTES:
-        raise BodyTooLarge
-    if declared is not None and len(body) != declared:
-        raise InvalidRequest("incomplete_body", "The request body is incomplete.")
-    return body
-
-
-def _parse_form(body: bytes) -> list[tuple[str, str]]:
-    """Decode the form; an empty parameter is an absent one (section 3.2)."""
-    try:
-        parts = body.decode().replace("+", " ").split("&", _PARAMETERS_MAX)
-        if len(parts) > _PARAMETERS_MAX:
-            raise ValueError("too many parameters")  # noqa: TRY301 - As what cannot be decoded is.
-        # What parse_qsl does, in a third of its time; a test holds the two together.
-        pairs = [(_decoded(name), _decoded(value)) for name, _, value in map(_at_equals, parts)]
-    except ValueError:
-        raise InvalidRequest("malformed_form", "The body must be a form in UTF-8.") from None
-    return [(name, value) for name, value in pairs if value]
-
-
-def _at_equals(part: str) -> tuple[str, str, str]:
-    return part.partition("=")
-
-
-def _decoded(text: str) -> str:
-    return unquote(text, errors="strict") if "%" in text else text
-
-
-def _refuse_repeated_parameters(pairs: Sequence[tuple[str, str]], known: set[str]) -> None:
-    """Refuse what stands twice (section 3.2); only a known name comes back in the answer."""
-    if len({name for name, _ in pairs}) == len(pairs):
-        return
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen and name != REPEATABLE:
-            told = f"The parameter {name} is repeated." if name in known else "A parameter is repeated."
-            raise InvalidRequest("repeated_parameter", told)
-        seen.add(name)
-
-
-def _read_authorization(environ: Mapping[str, Any]) -> str | None:
-    """The header's value. Servers join repeated headers with a comma, which stands in no valid Basic credentials."""
-    value: str = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
-    if value.lower().startswith("basic") and "," in value:
-        raise InvalidRequest("repeated_authorization", "The request must authenticate the client exactly once.")
-    return value or None
-
-
-def _facts(asked: Asked) -> RequestFacts:
+def facts_of(asked: Asked) -> RequestFacts:
+    """What an event says of its request."""
     return RequestFacts(
         request_id=asked.request_id,
         source_address=asked.source_address,

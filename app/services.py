@@ -7,10 +7,13 @@ from typing import Any
 
 from flask import Blueprint, Flask, current_app
 
+from app.clients.scopes import RegisteredScopes
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore
 from app.clients.verification import SecretVerifier
 from app.contracts import Clock, Metadata
+from app.feed import RevocationFeed
+from app.issuer import AccessTokenIssuer
 from app.keyring.current import CurrentRing
 from app.keyring.home import KeyringHome
 from app.keyring.management import Keys
@@ -19,6 +22,8 @@ from app.logs import AuditLog
 from app.outbox import Outbox
 from app.server import TokenServer
 from app.settings import Settings
+from app.standing import Standings
+from app.stores.revocations import Revocations
 
 EXTENSION = "tokenhouse"
 
@@ -42,6 +47,11 @@ class Services:
     outbox: Outbox
     home_at: Callable[[Path | str], KeyringHome]
     server: TokenServer
+    tokens: AccessTokenIssuer
+    revocations: Revocations
+    standings: Standings
+    feed: RevocationFeed
+    registered_scopes: RegisteredScopes
     audit_log: AuditLog
     metadata: Mapping[str, Any]
 

@@ -225,6 +225,9 @@ class Settings(BaseModel):
     jwks_max_age: Annotated[int, _between(1, DAY)] = 5 * MINUTE
     """How long a verifier may cache the JWKS. Most refetch on an unknown ``kid`` only after that."""
 
+    publish_scopes: bool = True
+    """Whether the metadata lists the scopes of registered clients."""
+
     secret_peppers: Annotated[tuple[IdentifiedKey, ...], BeforeValidator(_parse_keys)]
     """Keys for the digests of client secrets: a stolen database alone is worth little. The first digests new ones."""
 

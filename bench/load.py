@@ -44,20 +44,23 @@ def require_wrk() -> None:
         sys.exit("bench: wrk is not installed. On Debian and Ubuntu: apt-get install wrk")
 
 
-def drive(
+def drive(  # noqa: PLR0913 - What wrk can be told.
     subject: Subject,
     *,
     connections: int,
     seconds: float,
     pause_ms: float = 0.0,
     authorizations: Sequence[str] | None = None,
+    path: str = "/oauth/token",
+    form: str = FORM,
 ) -> Load:
     """Ask for tokens on so many kept connections, each of which pauses between two requests if it is told."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as headers:
         headers.write("".join(f"{one}\n" for one in authorizations or subject.authorizations))
         headers.flush()
-        told = {"BENCH_FORM": FORM, "BENCH_AUTHORIZATIONS": headers.name, "BENCH_PAUSE_MS": f"{pause_ms:.3f}"}
-        return _run(subject, subject.token_url, connections, seconds, told)
+        told = {"BENCH_FORM": form, "BENCH_AUTHORIZATIONS": headers.name, "BENCH_PAUSE_MS": f"{pause_ms:.3f}"}
+        url = subject.token_url if path == "/oauth/token" else f"{subject.url}{path}"
+        return _run(subject, url, connections, seconds, told)
 
 
 def fetch(subject: Subject, path: str, *, connections: int, seconds: float, etag: str | None = None) -> Load:

@@ -1,8 +1,9 @@
 """The commands that are added to ``flask``."""
 
 from app.cli.clients import clients
+from app.cli.explain import explain
 from app.cli.keys import keys
 from app.cli.migrations import db
 from app.cli.tokens import tokens
 
-COMMANDS = (clients, db, keys, tokens)
+COMMANDS = (clients, db, explain, keys, tokens)

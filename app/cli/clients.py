@@ -70,6 +70,13 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--lifetime", type=Lifetime(), help="Of its tokens: 1s to 24h, or `default`."),
             click.option("--auth-method", type=click.Choice(METHOD_NAMES), help="How it authenticates."),
             click.option("--grant-type", "grant_types", multiple=True, type=click.Choice(GRANT_NAMES)),
+            click.option(
+                "--introspect",
+                "introspects",
+                multiple=True,
+                metavar="URI|'*'",
+                help="An API whose tokens it may ask about; * for all.",
+            ),
             click.option("--contact", "contacts", multiple=True, help="Whom to call at night."),
             click.option("--description", help="What it is for."),
             click.option("--label", "labels", multiple=True, metavar="K=V"),
@@ -190,14 +197,17 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
 def disable_client(client_id: str) -> None:
     """Refuse a client from now on."""
     row = services().clients.disable(client_id)
-    tell(f"{row.client_id} gets no more tokens. Those that it has are valid until they expire.")
+    tell(
+        f"{row.client_id} gets no more tokens, and those that it has are dead: introspection says so at once. "
+        "Verifiers that work offline accept them until they expire, or until they read the revocation feed."
+    )
 
 
 @clients.command("enable")
 @click.argument("client_id", metavar="ID")
 def enable_client(client_id: str) -> None:
     """Serve a disabled client again."""
-    tell(f"{services().clients.enable(client_id).client_id} gets tokens again.")
+    tell(f"{services().clients.enable(client_id).client_id} gets tokens again. Those that it had stay dead.")
 
 
 @clients.command("delete")
@@ -246,7 +256,7 @@ def _given_fields(options: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if options["scopes"]:
         fields["scope"] = split_scopes(options["scopes"])
-    for name in ("audiences", "contacts"):
+    for name in ("audiences", "introspects", "contacts"):
         if options[name]:
             fields[name] = tuple(dict.fromkeys(value for value in options[name] if value))
     if options["lifetime"] is not None:
@@ -328,6 +338,7 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
         "grant_types": row.grant_types,
         "scope": " ".join(row.scope),
         "audiences": row.audiences,
+        "introspects": row.introspects or [],
         "access_token_lifetime": row.access_token_lifetime,
         "contacts": row.contacts,
         "labels": row.labels,
@@ -335,6 +346,7 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
         "updated_at": timestamp(row.updated_at),
         "last_used_at": timestamp(row.last_used_at),
         "disabled_at": timestamp(row.disabled_at),
+        "tokens_not_before": timestamp(row.tokens_not_before),
         "secrets": [describe_secret(secret, services().clock()) for secret in row.secrets],
     }
 

@@ -24,11 +24,11 @@ IDS = {"client_id", "kid", "id", "secret_id"}
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
-class CommandGroup(AppGroup):
-    """A noun with its verbs. What may go wrong in them ends in one line on standard error."""
+class _OneLineErrors(click.Command):
+    """What may go wrong ends in one line on standard error."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except (ManagementError, StartError) as error:
@@ -36,6 +36,20 @@ class CommandGroup(AppGroup):
             return ctx.exit(getattr(error, "exit_status", 1))
         except (SQLAlchemyError, ServiceUnavailable) as error:
             raise click.ClickException(explain(error)) from None
+
+
+class CommandGroup(_OneLineErrors, AppGroup):
+    """A noun with its verbs."""
+
+
+class SingleCommand(_OneLineErrors):
+    """A verb without a noun."""
+
+
+def shown(value: object) -> str:
+    """As JSON where it is no text; what could steer a terminal is escaped."""
+    is_plain = isinstance(value, str) and value.isprintable()
+    return str(value) if is_plain else json.dumps(value)
 
 
 def tell(message: str) -> None:

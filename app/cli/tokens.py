@@ -1,25 +1,34 @@
-"""``flask tokens``: look at an access token as a verifier does, and say what it means."""
+"""``flask tokens``: make one for who debugs, look at one as a verifier does and say what it means, take one back."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import click
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli.output import (
     CommandGroup,
     json_option,
     print_fields,
     print_json,
+    print_line,
     print_table,
     read_secret,
+    shown,
     tell,
     timestamp,
 )
-from app.inspection import Inspection, inspect_token, moment
+from app.clients.fields import split_scopes
+from app.clients.store import as_client
+from app.errors import ManagementError, OAuthError, ServiceUnavailable
+from app.events import TokenChanged
+from app.grants.client_credentials import ClientCredentialsGrant
+from app.inspection import Fault, Inspection, inspect_token, moment
+from app.outbox import system_user
+from app.policy import decide
 from app.services import Services, services
+from app.settings import format_duration
 
 _MEANINGS = {
     "iss": "who issued it",
@@ -32,13 +41,82 @@ _MEANINGS = {
     "jti": "its own id, by which the audit log knows it",
     "cnf": "the key that whoever uses it must prove to have",
 }
+_UNKNOWN = "unknown"
 _LATEST = 253402300799
 """The last second that a datetime can say."""
 
 
+_DEAD = {
+    "unknown_client": "There is no client of its client_id.",
+    "deleted_client": "Its client was deleted.",
+    "disabled_client": "Its client is disabled.",
+    "tokens_revoked": "All tokens that its client had then were revoked.",
+    "revoked_token": "It was revoked.",
+}
+_WHO_KNOWS = "verifiers that work offline do not know, unless they read the revocation feed."
+
+
 @click.group("tokens", cls=CommandGroup)
 def tokens() -> None:
-    """Look at access tokens."""
+    """Make, look at and take back access tokens."""
+
+
+@tokens.command("issue")
+@click.argument("client_id", metavar="ID")
+@click.option("--scope", "scopes", multiple=True, help="Scopes, space-separated; all that the client has unless given.")
+@click.option("--resource", "resources", multiple=True, metavar="URI", help="Whom it is for, among its audiences.")
+@json_option
+def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as_json: bool) -> None:
+    """Make a token for the client ID, as the token endpoint would, without its secret. The audit log tells of it."""
+    here = services()
+    row = here.clients.find(client_id)
+    client = as_client(row)
+    if row.disabled_at:
+        raise ManagementError(f"{client_id} is disabled: `flask clients enable {client_id}` serves it again")
+    if ClientCredentialsGrant.GRANT_TYPE not in client.grant_types:
+        raise ManagementError(f"{client_id} may not use {ClientCredentialsGrant.GRANT_TYPE}: it gets no tokens")
+    try:
+        scope = " ".join(split_scopes(scopes)) or None
+        decision = decide(client, scope=scope, resources=resources, policy=here.server.policy)
+        here.server.wait_out(client)
+        token = here.tokens.issue(client, decision)
+    except OAuthError as error:
+        raise ManagementError(f"{error.error}: {error.description}") from None
+    told = {"scope": " ".join(decision.scope), "audience": decision.audiences, "expires_in": decision.lifetime_seconds}
+    # The trace first: there is no token without one.
+    here.outbox.put_alone(
+        TokenChanged(by=system_user(), change="issued", client_id=client_id, jti=token.jti, **told)  # type: ignore[arg-type]
+    )
+    if as_json:
+        scoped = {"scope": told["scope"]} if decision.scope else {}
+        print_json({"access_token": token.encoded, "token_type": "Bearer", "expires_in": told["expires_in"], **scoped})
+    else:
+        print_line(token.encoded)
+        tell(f"It is good for {format_duration(decision.lifetime_seconds)}: `flask tokens inspect -` explains it.")
+
+
+@tokens.command("revoke")
+@click.argument("file", required=False)
+@click.option("--client", "client_id", metavar="ID", help="Take back all tokens that this client has until now.")
+def revoke(file: str | None, client_id: str | None) -> None:
+    """Take back the token in FILE (- for standard input), whosever it is, or all of a client's."""
+    here = services()
+    if (file is None) == (client_id is None):
+        raise ManagementError("name a file (- for standard input) or --client ID, and not both")
+    if client_id is not None:
+        until = here.clients.revoke_tokens(client_id).tokens_not_before
+        tell(f"All tokens that {client_id} got until {timestamp(until)} are dead; {_WHO_KNOWS}")
+        return
+    standing = here.standings.of_token(_token_in(read_secret(str(file), "token in")))
+    if standing.claims is None:
+        raise ManagementError(f"there is nothing to revoke: {standing.reason} (`flask tokens inspect` says more)")
+    if standing.reason:
+        tell(f"It is dead already. {_DEAD[standing.reason]}")
+        return
+    token = standing.as_revoked()
+    event = TokenChanged(by=system_user(), change="revoked", client_id=token.client_id, jti=token.jti)
+    here.revocations.revoke(token, within=lambda connection: here.outbox.put(connection, event))
+    tell(f"The token {token.jti} of {token.client_id} is dead; {_WHO_KNOWS}")
 
 
 @tokens.command("inspect")
@@ -54,29 +132,32 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
     here = services()
     now = here.ring.now()
     inspection = inspect_token(_token_in(read_secret(file, "token in")), here.settings.issuer, here.ring(), now)
-    client = _client_of(here, inspection)
+    fate = _fate(here, inspection)
+    faults = inspection.faults if fate in {None, _UNKNOWN} else (Fault(str(fate), _DEAD[str(fate)]),)
     if as_json:
         print_json(
             {
-                "good": inspection.is_good,
-                "faults": [{"reason": fault.reason, "told": fault.told} for fault in inspection.faults],
-                "client": client,
+                "good": not faults,
+                "faults": [{"reason": fault.reason, "told": fault.told} for fault in faults],
+                "revocation_known": fate != _UNKNOWN,
                 "header": inspection.unverified_header,
                 "claims": inspection.unverified_claims,
             }
         )
     else:
         if inspection.unverified_header:
-            print_fields({name: _shown(value) for name, value in inspection.unverified_header.items()})
+            print_fields({name: shown(value) for name, value in inspection.unverified_header.items()})
         if inspection.unverified_claims:
             print_table(("claim", "value", "meaning"), _explained(inspection.unverified_claims, now))
-        for fault in inspection.faults:
+        for fault in faults:
             tell(f"Refused: {fault.told}")
-        if inspection.is_good:
+        if not faults:
             tell("Good: whoever it is for accepts it.")
-        if client in {"disabled", "deleted", "unknown"}:
-            tell(f"Its client is {client}; verifiers that work offline do not know.")
-    context.exit(0 if inspection.is_good else 1)
+        if fate == _UNKNOWN:
+            tell("Whether it was revoked is not known: the database does not answer.")
+        elif fate:
+            tell(f"Introspection says so; {_WHO_KNOWS}")
+    context.exit(1 if faults else 0)
 
 
 def _token_in(text: str) -> str:
@@ -93,15 +174,14 @@ def _token_in(text: str) -> str:
     return rest.strip() if scheme.lower() == "bearer" else text
 
 
-def _client_of(here: Services, inspection: Inspection) -> str | None:
-    """What has become of the client of a good token, as ``ClientStore.state_of`` has it, if the database says it."""
-    client_id = (inspection.unverified_claims or {}).get("client_id")
-    if not inspection.is_good or not isinstance(client_id, str):
+def _fate(here: Services, inspection: Inspection) -> str | None:
+    """Why a token that is good by itself is dead, if it is and the database says so."""
+    if not inspection.is_good:
         return None
     try:
-        return here.clients.state_of(client_id)
-    except SQLAlchemyError:
-        return None
+        return here.standings.of_inspected(inspection).reason
+    except ServiceUnavailable:
+        return _UNKNOWN
 
 
 def _explained(claims: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, str, str]]:
@@ -110,16 +190,10 @@ def _explained(claims: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, 
         if name in {"iat", "exp"} and type(value) is int and 0 <= value <= _LATEST:
             yield name, str(value), f"{meaning} {timestamp(moment(value))}, {_distance(moment(value) - now)}"
         else:
-            yield name, _shown(value), meaning
+            yield name, shown(value), meaning
 
 
 def _distance(difference: timedelta) -> str:
     seconds = int(difference.total_seconds())
     text = str(timedelta(seconds=abs(seconds)))
     return f"in {text}" if seconds > 0 else f"{text} ago"
-
-
-def _shown(value: object) -> str:
-    """As JSON where it is no text; what could steer a terminal is escaped."""
-    is_plain = isinstance(value, str) and value.isprintable()
-    return str(value) if is_plain else json.dumps(value)

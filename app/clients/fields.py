@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_plus
 
 from app.clients.digests import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_SECRET_MIN_CHARACTERS, is_vschar
+from app.contracts import ALL_RESOURCES
 from app.errors import InvalidScope, ManagementError
 from app.models import CLIENT_ID_MAX_CHARACTERS
 from app.policy import RESERVED_SCOPE_PREFIX, parse_scope
@@ -27,6 +28,7 @@ class ClientFields:
     """What whoever makes or changes a client says of it. Checked when it is made.
 
     :param access_token_lifetime: whole seconds, 1 s to 24 h, or ``None`` for the server's default.
+    :param introspects: the resources whose tokens it may ask about, or :data:`ALL_RESOURCES` alone.
     :raises ManagementError: a field that is wrong, with what is allowed.
     """
 
@@ -39,6 +41,7 @@ class ClientFields:
     contacts: tuple[str, ...] = ()
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    introspects: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse by raising; what exists is good."""
@@ -49,15 +52,19 @@ class ClientFields:
         for key, value in self.labels.items():
             _check_text("label", key, required=True)
             _check_text(f"label {key}", value)
-        for entries in (self.scope, self.audiences, self.contacts, self.labels):
+        for entries in (self.scope, self.audiences, self.introspects, self.contacts, self.labels):
             if len(entries) > LIST_MAX_ENTRIES:
-                raise ManagementError(f"a client has at most {LIST_MAX_ENTRIES} scopes, audiences, contacts or labels")
+                raise ManagementError(
+                    f"a client has at most {LIST_MAX_ENTRIES} scopes, audiences, resources to introspect, contacts "
+                    "or labels"
+                )
         if len(" ".join(self.scope)) > SCOPE_MAX_CHARACTERS:
             raise ManagementError(f"all scopes of a client together have at most {SCOPE_MAX_CHARACTERS} characters")
         for token in self.scope:
             _check_scope_token(token)
-        for audience in self.audiences:
-            _check_audience(audience)
+        _check_resources("audience", self.audiences)
+        if self.introspects != (ALL_RESOURCES,):
+            _check_resources("resource to introspect", self.introspects, f", or {ALL_RESOURCES} alone")
         lifetime = self.access_token_lifetime
         if lifetime is not None and not 1 <= lifetime <= LONGEST_LIFETIME_SECONDS:
             raise ManagementError(f"lifetime must be from 1s to {format_duration(LONGEST_LIFETIME_SECONDS)}")
@@ -119,11 +126,12 @@ def _check_scope_token(token: str) -> None:
         )
 
 
-def _check_audience(audience: str) -> None:
-    if len(audience) > AUDIENCE_MAX_CHARACTERS:
-        raise ManagementError(f"an audience has at most {AUDIENCE_MAX_CHARACTERS} characters")
-    if not is_absolute_uri(audience):
-        raise ManagementError(f"audience {audience!r} must be an absolute URI without a fragment")
+def _check_resources(what: str, uris: Iterable[str], otherwise: str = "") -> None:
+    for uri in uris:
+        if len(uri) > AUDIENCE_MAX_CHARACTERS:
+            raise ManagementError(f"{what} has more than {AUDIENCE_MAX_CHARACTERS} characters")
+        if not is_absolute_uri(uri):
+            raise ManagementError(f"{what} {uri!r} must be an absolute URI without a fragment{otherwise}")
 
 
 def _check_text(name: str, text: str, *, required: bool = False) -> None:

@@ -20,7 +20,7 @@ from app.clients.digests import is_vschar
 from app.clients.fields import ClientFields, check_client_id, check_imported_secret, form_decode
 from app.clients.secrets import ClientSecrets, NewSecret, works_at
 from app.clients.transactions import find_client, writing
-from app.contracts import Clock
+from app.contracts import DEFAULT_AUDIENCE, Client, Clock
 from app.errors import ManagementError
 from app.models import ClientRow, ClientSecretRow
 
@@ -56,13 +56,6 @@ class ClientStore:
         :raises ManagementError: there is none, or it was deleted.
         """
         return find_client(self._session, client_id)
-
-    def state_of(self, client_id: str) -> str:
-        """What has become of a client: ``enabled``, ``disabled``, ``deleted``, or ``unknown`` if it never was."""
-        row = self._session.get(ClientRow, client_id) if is_vschar(client_id) else None
-        if row is None:
-            return "unknown"
-        return "deleted" if row.deleted_at else "disabled" if row.disabled_at else "enabled"
 
     def list_all(self, limit: int | None = None, **filters: Any) -> Sequence[ClientRow]:
         """Every client that was not deleted, oldest first; of several filters, those that pass all.
@@ -124,6 +117,7 @@ class ClientStore:
             self._refuse_taken_id(session, new_id)
             row = ClientRow(client_id=new_id, form_decoded_id=_other_reading(new_id), created_at=now, updated_at=now)
             _apply(row, fields)
+            _remember_audiences(row)
             session.add(row)
             made = self._secrets.add(row, secret, secret_expires_after) if with_secret else None
             session.flush()
@@ -145,7 +139,9 @@ class ClientStore:
             row = self.find(client_id)
             before = describe(row)
             after = replace(before, **changes)
+            _remember_audiences(row)
             _apply(row, after)
+            _remember_audiences(row)
             row.updated_at = self._clock()
             if others := [name for name in changes if getattr(before, name) != getattr(after, name)]:
                 self._secrets.note(client_id, "updated", fields=others)
@@ -157,11 +153,12 @@ class ClientStore:
             row = self.find(client_id)
             if row.disabled_at is None:
                 row.disabled_at = self._clock()
+                self._end_tokens(row)
                 self._secrets.note(client_id, "disabled")
             return row
 
     def enable(self, client_id: str) -> ClientRow:
-        """Take :meth:`disable` back."""
+        """Take :meth:`disable` back, but for the tokens that it had: they stay dead."""
         with writing(self._session):
             row = self.find(client_id)
             if row.disabled_at is not None:
@@ -173,10 +170,24 @@ class ClientStore:
         """Forget all of a client but its id and the time: an id is never reused."""
         with writing(self._session):
             row = self.find(client_id)
+            _remember_audiences(row)
             _apply(row, ClientFields(client_name="deleted", grant_types=()))
             row.secrets.clear()
             row.deleted_at = row.updated_at = self._clock()
+            self._end_tokens(row)
             self._secrets.note(client_id, "deleted")
+
+    def revoke_tokens(self, client_id: str) -> ClientRow:
+        """Take back all tokens that the client has until now; it gets new ones from the next second on."""
+        with writing(self._session):
+            row = self.find(client_id)
+            self._end_tokens(row)
+            self._secrets.note(client_id, "tokens_revoked")
+            return row
+
+    def _end_tokens(self, row: ClientRow) -> None:
+        now = self._clock().replace(microsecond=0)
+        row.tokens_not_before = max(now, row.tokens_not_before or now)
 
     def _stand_in_line(self, session: scoped_session[Any]) -> None:
         if session.get_bind().dialect.name == "postgresql":
@@ -243,6 +254,21 @@ def _listed(rows: Sequence[Any]) -> ListedClient:
     return SimpleNamespace(**rows[0]._mapping, secrets=secrets_)  # noqa: SLF001 - A public name of SQLAlchemy's.
 
 
+def as_client(row: ClientRow) -> Client:
+    """A row as the request path sees it."""
+    return Client(
+        client_id=row.client_id,
+        client_name=row.client_name,
+        token_endpoint_auth_method=row.token_endpoint_auth_method,
+        grant_types=tuple(row.grant_types),
+        scope=tuple(row.scope),
+        audiences=tuple(row.audiences),
+        access_token_lifetime=row.access_token_lifetime,
+        introspects=tuple(row.introspects or ()),
+        tokens_not_before=row.tokens_not_before,
+    )
+
+
 def describe(row: ClientRow) -> ClientFields:
     """Read a row as the fields that it was made of."""
     return ClientFields(
@@ -255,6 +281,7 @@ def describe(row: ClientRow) -> ClientFields:
         contacts=tuple(row.contacts),
         description=row.description,
         labels=dict(row.labels),
+        introspects=tuple(row.introspects or ()),
     )
 
 
@@ -267,7 +294,13 @@ def _apply(row: ClientRow, fields: ClientFields) -> None:
     row.grant_types = list(fields.grant_types)
     row.scope = list(fields.scope)
     row.audiences = list(fields.audiences)
+    row.introspects = list(fields.introspects)
     row.access_token_lifetime = fields.access_token_lifetime
+
+
+def _remember_audiences(row: ClientRow) -> None:
+    """Tokens for an audience that is taken from a client live on, and who verifies them is told of their end."""
+    row.audiences_ever = list(dict.fromkeys([*(row.audiences_ever or ()), *(row.audiences or [DEFAULT_AUDIENCE])]))
 
 
 def _other_reading(client_id: str) -> str:

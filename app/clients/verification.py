@@ -14,13 +14,11 @@ from typing import Any
 
 from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, select, union
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.clients.digests import SecretDigester
 from app.clients.marks import UseMarks
 from app.contracts import Authentication, Client, Clock, Credentials
-from app.database import name_of, was_stale
-from app.errors import InvalidClient, ServiceUnavailable
+from app.errors import InvalidClient
 from app.gate import DatabaseGate
 from app.models import ClientRow, ClientSecretRow
 from app.questions import KeptConnections, Question
@@ -36,7 +34,9 @@ _CLIENT_COLUMNS = (
     cast(ClientRow.grant_types, Text).label("grant_types"),
     cast(ClientRow.scope, Text).label("scope"),
     cast(ClientRow.audiences, Text).label("audiences"),
+    cast(ClientRow.introspects, Text).label("introspects"),
     ClientRow.access_token_lifetime,
+    ClientRow.tokens_not_before,
     ClientRow.disabled_at,
     ClientRow.deleted_at,
 )
@@ -141,16 +141,7 @@ class SecretVerifier:
         question, ids = self._about_one, {"one_id": one_id}
         if other_id != one_id:
             question, ids = self._about_two, {"one_id": one_id, "other_id": other_id}
-        try:
-            with self._gate.entered():
-                try:
-                    return question.ask(ids)
-                except DBAPIError as error:
-                    if not was_stale(error):
-                        raise
-                    return _ask_again(question, ids)
-        except SQLAlchemyError as error:
-            raise ServiceUnavailable(f"database_{name_of(error)}") from error
+        return question.ask_through(self._gate, ids)
 
     def _note(self, secret: Any, digest_by_pepper: Mapping[str, bytes], source_address: str | None) -> None:
         """Remember the use, in memory; a digest of an old pepper is to be made anew with the first."""
@@ -202,13 +193,24 @@ def _frozen(row: Any) -> Client:
         row.scope,
         row.audiences,
         row.access_token_lifetime,
+        row.introspects or "[]",
+        row.tokens_not_before,
     )
-    is_short = len(row.scope) + len(row.audiences) + len(row.client_name) <= _KEPT_CHARACTERS
+    length = len(row.scope) + len(row.audiences) + len(row.client_name) + len(row.introspects or "")
+    is_short = length <= _KEPT_CHARACTERS
     return _kept_client(*facts) if is_short else _parsed(*facts)
 
 
 def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
-    client_id: str, name: str, method: str, grant_types: str, scope: str, audiences: str, lifetime: int | None
+    client_id: str,
+    name: str,
+    method: str,
+    grant_types: str,
+    scope: str,
+    audiences: str,
+    lifetime: int | None,
+    introspects: str,
+    tokens_not_before: datetime | None,
 ) -> Client:
     return Client(
         client_id=client_id,
@@ -218,16 +220,9 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
         scope=tuple(json.loads(scope)),
         audiences=tuple(json.loads(audiences)),
         access_token_lifetime=lifetime,
+        introspects=tuple(json.loads(introspects)),
+        tokens_not_before=tokens_not_before,
     )
 
 
 _kept_client = lru_cache(maxsize=_CLIENTS_KEPT)(_parsed)
-
-
-def _ask_again(question: Question, ids: Mapping[str, str]) -> Sequence[Any]:
-    try:
-        return question.ask_anew(ids)
-    except DBAPIError as error:
-        if not was_stale(error):
-            raise
-        return question.ask_anew(ids)

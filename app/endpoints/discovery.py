@@ -5,14 +5,14 @@ Public documents: they may be cached, and read from a browser. Which keys are in
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Response
 
 from app.contracts import Metadata
-from app.keyring.ring import SigningKey
 from app.services import Endpoint, Services
 from app.web import Answer, Asked, at_once
 
@@ -20,6 +20,8 @@ JWKS_PATH = "/.well-known/jwks.json"
 OAUTH_METADATA_PATH = "/.well-known/oauth-authorization-server"
 OPENID_METADATA_PATH = "/.well-known/openid-configuration"
 
+
+_Content = TypeVar("_Content")
 
 _CONDITIONS = {
     "HTTP_IF_MATCH",
@@ -36,9 +38,8 @@ def _create_blueprint(services: Services) -> Blueprint:
     blueprint = Blueprint("discovery", __name__)
     blueprint.after_request(_let_browsers_read)
     max_age = services.settings.jwks_max_age
-    metadata = json.dumps(services.metadata, indent=2).encode()
-    metadata_etag = _etag(metadata)
-    read_jwks = _jwks_reader(services)
+    read_jwks = _reader(services.ring.published_keys, lambda keys: {"keys": [key.public_jwk for key in keys]})
+    read_metadata = _reader(services.registered_scopes, lambda scopes: _with_scopes(services.metadata, scopes))
 
     @blueprint.get(JWKS_PATH)
     @at_once
@@ -50,7 +51,7 @@ def _create_blueprint(services: Services) -> Blueprint:
     @blueprint.get(f"{OAUTH_METADATA_PATH}{urlsplit(services.settings.issuer).path}", endpoint="at_issuer_path")
     @at_once
     def show_metadata(asked: Asked) -> Response:
-        return _public_document(asked, metadata, metadata_etag, max_age)
+        return _public_document(asked, *read_metadata(), max_age)
 
     return blueprint
 
@@ -59,19 +60,24 @@ def _metadata(issuer: str) -> Metadata:
     return {"jwks_uri": f"{issuer}{JWKS_PATH}"}
 
 
-def _jwks_reader(services: Services) -> Callable[[], tuple[bytes, str]]:
-    """Build the function that gives the JWKS and its ETag, encoded anew only when the published keys have changed."""
-    latest: tuple[tuple[SigningKey, ...], bytes, str] = ((), b"", "")
+def _with_scopes(metadata: Mapping[str, Any], scopes: tuple[str, ...]) -> Mapping[str, Any]:
+    # No member is empty: RFC 8414 section 3.2.
+    return {**metadata, "scopes_supported": scopes} if scopes else metadata
+
+
+def _reader(find: Callable[[], _Content], describe: Callable[[_Content], Any]) -> Callable[[], tuple[bytes, str]]:
+    """Build the function that gives a document and its ETag, encoded anew only when its content is another object."""
+    latest: tuple[Any, bytes, str] = (None, b"", "")
 
     def read() -> tuple[bytes, str]:
         nonlocal latest
-        keys = services.ring.published_keys()
-        # Read once and replaced whole: other threads do the same, maybe with other keys.
+        content = find()
+        # Read once and replaced whole: other threads do the same, maybe with other content.
         encoded, body, etag = latest
-        if encoded is not keys or not body:
-            body = json.dumps({"keys": [key.public_jwk for key in keys]}, indent=2).encode()
+        if encoded is not content or not body:
+            body = json.dumps(describe(content), indent=2).encode()
             etag = _etag(body)
-            latest = keys, body, etag
+            latest = content, body, etag
         return body, etag
 
     return read

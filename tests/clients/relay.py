@@ -204,7 +204,10 @@ class House:
 @contextlib.contextmanager
 def running_house(folder: Path) -> Iterator[House]:
     """Serve a fresh installation behind a relay for as long as the block runs."""
-    with Relay() as relay, running_server(folder, TOKENHOUSE_ISSUER=relay.url) as server:
+    with (
+        Relay() as relay,
+        running_server(folder, TOKENHOUSE_ISSUER=relay.url, TOKENHOUSE_PUBLISH_SCOPES="false") as server,
+    ):
         relay.upstream_port = server.port
         listening = threading.Thread(target=relay.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         listening.start()

@@ -219,3 +219,47 @@ def lower_type(answer: dict[str, Any]) -> dict[str, Any]:
     """See that the client wrote the token's type in lower case, as these two do, and write it as it was sent."""
     assert answer["token_type"] == "bearer"
     return answer | {"token_type": "Bearer"}
+
+
+def _told(house: House, token: str) -> dict[str, Any]:
+    """What introspection says of a live token."""
+    return {"active": True, "token_type": "Bearer", **house.verified(token)}
+
+
+def test_openid_client_introspects_and_revokes(house: House) -> None:
+    client = house.register_awkward_for_raw()
+    reader = house.register(grant_types=(), audiences=(), introspects=(AUDIENCE,))
+    token = house.server.get_token(client)["access_token"]
+    told = node(
+        "openid_client_tokens.mjs",
+        issuer=house.url,
+        id=client.client_id,
+        secret=client.secret,
+        readerId=reader.client_id,
+        readerSecret=reader.secret,
+        token=token,
+    )
+    live = [_told(house, token)] * 3
+    assert told["before"] == told["leftAlone"] == live
+    assert told["after"] == [{"active": False}] * 3
+    assert told["wrongSecret"] == {"name": "WWWAuthenticateChallengeError", "status": 401}
+
+
+def test_oauth4webapi_introspects_with_a_signed_answer_and_revokes(house: House) -> None:
+    client = house.register_awkward_for_raw()
+    reader = house.register(grant_types=(), audiences=(), introspects=("*",))
+    token = house.server.get_token(client)["access_token"]
+    told = node(
+        "oauth4webapi_tokens.mjs",
+        issuer=house.url,
+        id=client.client_id,
+        secret=client.secret,
+        readerId=reader.client_id,
+        readerSecret=reader.secret,
+        token=token,
+    )
+    signed = "application/token-introspection+jwt"
+    assert told == {
+        "before": {"type": signed, "answer": _told(house, token)},
+        "after": {"type": signed, "answer": {"active": False}},
+    }

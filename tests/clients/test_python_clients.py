@@ -191,3 +191,22 @@ def test_urllib_authenticates_when_it_is_challenged(house: House) -> None:
     with opener.open(house.token_url, b"grant_type=client_credentials", SECONDS) as answer:
         house.check_answer(json.load(answer), client)
     assert [sent.credentials for sent in house.sent()] == [None, raw(client)]
+
+
+def test_authlib_introspects_and_revokes(house: House) -> None:
+    client, reader = house.register(), house.register(grant_types=(), audiences=(), introspects=("*",))
+    token = house.server.get_token(client)["access_token"]
+    introspection, revocation = f"{house.url}/oauth/introspect", f"{house.url}/oauth/revoke"
+    live = {"active": True, "token_type": "Bearer", **house.verified(token)}
+    with (
+        AuthlibSession(client.client_id, client.secret) as owner,
+        AuthlibSession(reader.client_id, reader.secret, token_endpoint_auth_method="client_secret_post") as asking,
+    ):
+        for session in (owner, asking):
+            assert session.introspect_token(introspection, token=token).json() == live
+        hinted = owner.introspect_token(introspection, token=token, token_type_hint="access_token")
+        assert hinted.json() == live
+        assert asking.revoke_token(revocation, token=token).status_code == 200
+        assert asking.introspect_token(introspection, token=token).json() == live
+        assert owner.revoke_token(revocation, token=token, token_type_hint="access_token").status_code == 200
+        assert asking.introspect_token(introspection, token=token).json() == {"active": False}

@@ -300,7 +300,7 @@ def test_a_client_may_have_no_grant(house: House) -> None:
 def test_more_than_a_thousand_of_anything_is_refused(house: House, option: str, values: list[str]) -> None:
     arguments = [argument for value in values for argument in (option, value)]
     assert refusal(house.run("clients", "create", "A", *arguments)) == (
-        "a client has at most 1000 scopes, audiences, contacts or labels"
+        "a client has at most 1000 scopes, audiences, resources to introspect, contacts or labels"
     )
 
 
@@ -471,12 +471,14 @@ def test_show_prints_everything_but_secrets(house: House) -> None:
         "grant_types": ["client_credentials"],
         "scope": "",
         "audiences": [],
+        "introspects": [],
         "access_token_lifetime": None,
         "contacts": [],
         "labels": {},
         "created_at": NOON,
         "updated_at": NOON,
         "disabled_at": None,
+        "tokens_not_before": None,
         "last_used_at": None,
         "secrets": [
             {
@@ -597,11 +599,17 @@ def test_disable_and_enable_work_at_once_and_twice(house: House) -> None:
     for _ in range(2):
         done = house.run("clients", "disable", "a")
         assert (done.exit_code, done.stdout) == (0, "")
-        assert done.stderr == "a gets no more tokens. Those that it has are valid until they expire.\n"
+        assert done.stderr == (
+            "a gets no more tokens, and those that it has are dead: introspection says so at once. Verifiers that work "
+            "offline accept them until they expire, or until they read the revocation feed.\n"
+        )
         assert not works(house, "a", made.secret)
-    assert data(house.run("clients", "show", "a", "--json"))["disabled_at"] == NOON
+    shown = data(house.run("clients", "show", "a", "--json"))
+    assert (shown["disabled_at"], shown["tokens_not_before"]) == (NOON, NOON)
+    # Tokens of the second in which others were taken back would be dead too.
+    house.clock.advance(seconds=1)
     for _ in range(2):
-        assert house.run("clients", "enable", "a").stderr == "a gets tokens again.\n"
+        assert house.run("clients", "enable", "a").stderr == "a gets tokens again. Those that it had stay dead.\n"
         assert works(house, "a", made.secret)
 
 
@@ -1158,6 +1166,7 @@ def test_flask_help_says_what_this_is(installation: Installation) -> None:
     assert [line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines()] == [
         "clients",
         "db",
+        "explain",
         "keys",
         "routes",
         "run",

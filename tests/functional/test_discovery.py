@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import jwt
 import pytest
 import requests
-from support.server import RunningServer, running_server
+from support.server import RunningServer, running_server, wait_until
 
 JWKS = "/.well-known/jwks.json"
 METADATA = "/.well-known/oauth-authorization-server"
@@ -80,3 +81,20 @@ def test_an_announced_key_keeps_its_entity_tag_apart(tmp_path_factory: pytest.Te
         assert after.json()["keys"][0] == before.json()["keys"][0]
     finally:
         again.stop()
+
+
+def test_the_scopes_of_clients_are_listed_soon_after_the_start_at_both_paths(tmp_path: Path) -> None:
+    server = RunningServer(tmp_path)
+    server.prepare()
+    server.create_client(scope=("write", "read"))
+    server.start()
+    try:
+        for path in (METADATA, "/.well-known/openid-configuration"):
+            wait_until(lambda path=path: scopes_of(server, path) == ["read", "write"], seconds=10)
+    finally:
+        server.stop()
+
+
+def scopes_of(server: RunningServer, path: str) -> list[str] | None:
+    found: list[str] | None = requests.get(f"{server.url}{path}", timeout=10).json().get("scopes_supported")
+    return found

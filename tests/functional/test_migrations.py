@@ -12,6 +12,7 @@ TABLES = [
     "client_secrets",
     "clients",
     "key_ring",
+    "revoked_tokens",
     "signing_key_uses",
     "signing_keys",
 ]
@@ -31,7 +32,9 @@ def test_a_database_goes_up_down_and_up_again_with_rows_in_it(tmp_path: Path, da
         (["upgrade"], TABLES),
         (["downgrade", "base"], ["alembic_version"]),
         (["upgrade"], TABLES),
-        (["downgrade", "0003"], [name for name in TABLES if name != "audit_outbox"]),
+        (["downgrade", "0005"], [name for name in TABLES if name != "revoked_tokens"]),
+        (["upgrade"], TABLES),
+        (["downgrade", "0003"], [name for name in TABLES if name not in {"audit_outbox", "revoked_tokens"}]),
         (["upgrade"], TABLES),
     ):
         done = installation.flask("db", *command)
@@ -48,5 +51,5 @@ def test_the_database_says_which_migration_it_is_at(tmp_path: Path) -> None:
     installation.flask("db", "upgrade")
     done = installation.flask("db", "current")
     assert done.returncode == 0
-    assert done.stdout.startswith("0005 (head)")
+    assert done.stdout.startswith("0006 (head)")
     assert installation.flask("db", "check").returncode == 0

@@ -46,6 +46,9 @@ def test_there_is_nothing_but_what_is_documented(tmp_path: Path, clock: Settable
         rules = {(rule.rule, *sorted(rule.methods or ())) for rule in house.app.url_map.iter_rules()}
         assert rules == {
             ("/oauth/token", "POST"),
+            ("/oauth/introspect", "POST"),
+            ("/oauth/revoke", "POST"),
+            ("/oauth/revocations", "GET", "HEAD"),
             *(
                 (path, "GET", "HEAD", "OPTIONS")
                 for path in (

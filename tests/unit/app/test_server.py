@@ -26,16 +26,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jws
 from support.keys import add_key
-from unit.house import House
+from unit.house import House, statements
 from werkzeug.test import TestResponse
 
 from app.client_auth import METHODS
 from app.endpoints.token import PATH
 from app.errors import InvalidRequest
+from app.forms import parse_form
 from app.grants import GRANTS
 from app.lines import LineWriter
 from app.logs import AuditLog
-from app.server import _parse_form
 
 SECRET = "a-secret-of-both-servers-123"
 GRANT = {"grant_type": "client_credentials"}
@@ -364,19 +364,19 @@ def test_a_form_reads_as_the_standard_library_reads_it(body: bytes) -> None:
         expected = [(name, value) for name, value in pairs if value]
     if expected is None:
         with pytest.raises(InvalidRequest):
-            _parse_form(body)
+            parse_form(body)
     else:
-        assert _parse_form(body) == expected
+        assert parse_form(body) == expected
 
 
 @pytest.mark.parametrize(("count", "is_taken"), [(100, True), (101, False)])
 def test_a_form_has_at_most_a_hundred_parameters(count: int, *, is_taken: bool) -> None:
     body = b"&".join(b"p%d=1" % number for number in range(count))
     if is_taken:
-        assert len(_parse_form(body)) == count
+        assert len(parse_form(body)) == count
     else:
         with pytest.raises(InvalidRequest, match="must be a form"):
-            _parse_form(body)
+            parse_form(body)
 
 
 @pytest.mark.parametrize(
@@ -550,3 +550,53 @@ def test_the_endpoint_knows_the_parameters_of_its_registries(ours: FlaskClient) 
     assert known == {"grant_type", "scope", "resource", "client_id", "client_secret"}
     for name in known:
         assert refused(post(ours, url=f"{PATH}?{name}=x"))[0] == "invalid_request"
+
+
+@pytest.fixture
+def pauses(house: House, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the server has waited; meanwhile the clock moves on."""
+    waited: list[float] = []
+
+    def pause(seconds: float) -> None:
+        waited.append(seconds)
+        house.clock.advance(seconds=seconds)
+
+    monkeypatch.setattr(house.services.server, "_pause", pause)
+    return waited
+
+
+def test_a_token_waits_out_the_second_in_which_its_clients_were_taken_back(
+    house: House, ours: FlaskClient, pauses: list[float]
+) -> None:
+    house.clock.advance(milliseconds=250)
+    with house.app.app_context():
+        until = house.store.revoke_tokens("known").tokens_not_before
+    assert until is not None
+    token = post(ours).json["access_token"]  # type: ignore[index]
+    assert pauses == [0.75]
+    assert (
+        jwt.decode(token, options={"verify_signature": False, "verify_exp": False})["iat"] == int(until.timestamp()) + 1
+    )
+    assert house.services.revocations.reason_against("known", "j", house.clock()) is None
+    post(ours)
+    assert pauses == [0.75]
+
+
+def test_a_second_that_never_ends_is_worth_a_retry(
+    house: House, ours: FlaskClient, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with house.app.app_context():
+        house.store.revoke_tokens("known")
+    house.clock.advance(seconds=-60)
+    answer = post(ours)
+    assert (answer.status_code, answer.headers["Retry-After"], pauses) == (503, "1", [])
+    house.clock.advance(seconds=60)
+    monkeypatch.setattr(house.services.server, "_pause", lambda _seconds: None)
+    assert post(ours).status_code == 503
+
+
+def test_the_token_path_asks_one_question_whatever_was_taken_back(house: House, ours: FlaskClient) -> None:
+    post(ours)
+    with statements(house) as seen:
+        assert post(ours).status_code == 200
+    assert len(seen) == 1

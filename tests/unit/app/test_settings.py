@@ -40,6 +40,7 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
     } == {
         "config": "production",
         "audit_log_required": False,
+        "publish_scopes": True,
         "trusted_proxies": (),
         "issuer": ISSUER,
         "keyring": PROJECT_FOLDER / "instance/keyring.toml",
@@ -63,6 +64,7 @@ def test_every_setting_is_a_variable_with_the_prefix() -> None:
     assert set(SETTING_NAMES) == {
         "TOKENHOUSE_CONFIG",
         "TOKENHOUSE_AUDIT_LOG_REQUIRED",
+        "TOKENHOUSE_PUBLISH_SCOPES",
         "TOKENHOUSE_TRUSTED_PROXIES",
         "TOKENHOUSE_ISSUER",
         "TOKENHOUSE_DATABASE_URL",

@@ -72,7 +72,9 @@ def test_a_name_a_contact_and_a_labels_key_are_required(blank: str) -> None:
     ],
 )
 def test_lists_end_at_a_thousand_entries(fields: dict[str, Any]) -> None:
-    assert refusal(**fields) == "a client has at most 1000 scopes, audiences, contacts or labels"
+    assert (
+        refusal(**fields) == "a client has at most 1000 scopes, audiences, resources to introspect, contacts or labels"
+    )
     name, entries = next(iter(fields.items()))
     shorter = dict(list(entries.items())[1:]) if isinstance(entries, dict) else entries[1:]
     ClientFields("A service", **{name: shorter})
@@ -184,4 +186,4 @@ def test_what_does_not_decode_to_utf_8_was_not_encoded(text: str) -> None:
 def test_scopes_and_audiences_stay_small_enough_for_a_header() -> None:
     ClientFields("A service", scope=("a" * 2047, "b" * 2048), audiences=("urn:" + "a" * 1996,))
     assert refusal(scope=("a" * 2048, "b" * 2048)) == "all scopes of a client together have at most 4096 characters"
-    assert refusal(audiences=("urn:" + "a" * 1997,)) == "an audience has at most 2000 characters"
+    assert refusal(audiences=("urn:" + "a" * 1997,)) == "audience has more than 2000 characters"

@@ -21,6 +21,12 @@ def test_the_metadata_is_exactly_this_at_both_paths(house: House) -> None:
         assert answer.get_json() == {
             "issuer": ISSUER,
             "token_endpoint": f"{ISSUER}/oauth/token",
+            "introspection_endpoint": f"{ISSUER}/oauth/introspect",
+            "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "introspection_signing_alg_values_supported": ["RS256"],
+            "revocation_endpoint": f"{ISSUER}/oauth/revoke",
+            "revocation_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "tokenhouse_revocation_feed": f"{ISSUER}/oauth/revocations",
             "jwks_uri": f"{ISSUER}/.well-known/jwks.json",
             "grant_types_supported": ["client_credentials"],
             "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
@@ -112,3 +118,25 @@ def test_nothing_else_may_be_read_from_browsers(house: House, path: str) -> None
     for method in ("GET", "POST", "OPTIONS"):
         answer = house.app.test_client().open(path, method=method, headers={"Origin": "https://app.example"})
         assert not [name for name, _ in answer.headers if name.startswith("Access-Control-")]
+
+
+def test_the_scopes_of_clients_are_listed_at_both_paths_as_of_the_last_look(house: House) -> None:
+    caller = house.app.test_client()
+    for path in METADATA:
+        assert "scopes_supported" not in caller.get(path).json
+    tag = caller.get(METADATA[0]).headers["ETag"]
+    house.register(scope=("write", "read"))
+    assert caller.get(METADATA[0]).headers["ETag"] == tag
+    house.services.registered_scopes.look()
+    for path in METADATA:
+        answer = caller.get(path)
+        assert answer.json["scopes_supported"] == ["read", "write"]
+        assert answer.headers["ETag"] != tag
+
+
+def test_a_setting_keeps_scopes_to_ourselves(tmp_path: Path, clock: SettableClock) -> None:
+    with open_house(tmp_path, clock, publish_scopes="false") as house:
+        house.register(scope=("read",))
+        house.services.registered_scopes.look()
+        for path in METADATA:
+            assert "scopes_supported" not in house.app.test_client().get(path).json

@@ -1,0 +1,226 @@
+"""``flask explain``: what became of a request, in words, and what to type to mend it; from the server's log.
+
+There is no table of requests: the audit log is where they stand. Lines may come as the server wrote them, or as
+Docker, journald and collectors of logs wrap them.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.cli.output import SingleCommand, json_option, print_fields, print_json, shown, tell
+from app.errors import ManagementError
+
+_WRAPPINGS = ("log", "MESSAGE", "message", "msg", "line")
+"""Under which names others keep a line of ours."""
+
+_PARAMETERS = "Look at what the caller sends: `detail` names the parameter, and docs/http.md says what there is."
+_DATABASE = "See that the database runs and answers; `/readyz` says when it does, and standard error says what it said."
+
+REFUSALS: Mapping[str, tuple[str, str]] = {
+    "unknown_client": (
+        "No client has the id that was sent, or ever had.",
+        "`flask clients list` shows all; look for a blank, a typing error, or another installation's settings.",
+    ),
+    "deleted_client": ("Client {client} was deleted.", "Make another one: `flask clients create NAME`."),
+    "disabled_client": ("Client {client} is disabled.", "`flask clients enable {client}` serves it again."),
+    "wrong_secret": (
+        "The secret is none of client {client}'s.",
+        "`flask clients secrets {client}` shows the last four characters of each, `rotate-secret {client}` makes one.",
+    ),
+    "expired_secret": (
+        "The secret of client {client} was right, and has expired.",
+        "`flask clients rotate-secret {client}` makes another one.",
+    ),
+    "revoked_secret": (
+        "The secret of client {client} was right once, and was revoked.",
+        "Give the caller its new secret, or make one: `flask clients rotate-secret {client}`.",
+    ),
+    "other_method_registered": (
+        "Client {client} has proven who it is in another way than the one that it was made for.",
+        "`flask clients update {client} --auth-method client_secret` makes it one that may use Basic and the body.",
+    ),
+    "no_authentication": (
+        "The request had no credentials.",
+        "Send id and secret by Basic, or as client_id and client_secret in the body. A proxy may take headers off.",
+    ),
+    "unsupported_scheme": ("Its Authorization header is not Basic.", "Send Basic, or the credentials in the body."),
+    "malformed_credentials": (
+        "Its credentials cannot be taken apart, or hold characters that no id or secret has.",
+        "Look for a line break at the end of the secret, and whether it was encoded twice.",
+    ),
+    "several_authentications": ("It authenticated in two ways at once.", "Send Basic or the body, not both."),
+    "repeated_authorization": ("It had two Authorization headers.", "Send one; a proxy may have added the other."),
+    "other_client_id": (
+        "The client_id in its body is not the one that it has proven to be.",
+        "Leave client_id out of the body, or send the same.",
+    ),
+    "missing_parameter": ("A parameter that must be there is missing.", _PARAMETERS),
+    "repeated_parameter": ("A parameter stood twice in it.", _PARAMETERS),
+    "query_parameter": (
+        "A parameter stood in its URL, where proxies log it.",
+        "Send parameters in the body. If it was a secret, it is in logs now: `flask clients rotate-secret ID`.",
+    ),
+    "not_a_form": ("Its body was no form.", "Send Content-Type: application/x-www-form-urlencoded, not JSON."),
+    "malformed_form": ("Its body was no form in UTF-8.", "Percent-encode what is not a letter or a digit."),
+    "incomplete_body": (
+        "Its body ended before it was complete.",
+        "Look for a proxy, or a caller, that gives up early.",
+    ),
+    "body_too_large": (
+        "Its body was longer than 16 KiB.",
+        "No request for a token is nearly as long: look at the caller.",
+    ),
+    "grant_not_allowed": (
+        "Client {client} may not use this grant.",
+        "`flask clients update {client} --grant-type client_credentials` allows it.",
+    ),
+    "unknown_grant_type": ("There is no such grant here.", "Send grant_type=client_credentials."),
+    "malformed_scope": ("Its scope breaks the grammar.", "Send scope tokens with one blank between them."),
+    "scope_not_granted": (
+        "Client {client} asked for more scopes than it has.",
+        'Ask for less, or grant all that it shall have: `flask clients update {client} --scope "…"`.',
+    ),
+    "malformed_resource": ("A resource in it is no absolute URI.", "Send a URI with a scheme and without a fragment."),
+    "resource_not_granted": (
+        "Client {client} asked for a resource that is not among its audiences.",
+        "`flask clients update {client} --audience …` replaces them.",
+    ),
+    "no_signing_key": ("No key may sign now.", "`flask keys list` shows why."),
+    "no_key_ring": ("The key ring cannot be read.", "`flask keys check` says why."),
+    "audit_log_stalled": (
+        "The audit log takes no lines, and the settings say that no token goes without one.",
+        "See who reads standard output, and whether the disk is full.",
+    ),
+    "tokens_just_revoked": (
+        "All tokens of client {client} were taken back in that second, and the clocks of two machines differ.",
+        "The caller comes again by itself; see that the machines' clocks agree.",
+    ),
+    "not_made_to_introspect": (
+        "Client {client} asked for the revocation feed, and was not made to introspect.",
+        "`flask clients update {client} --introspect URI` names the API that it verifies tokens for.",
+    ),
+    "database_silent": ("The database had not answered for seconds.", _DATABASE),
+    "database_": ("The database did not answer.", _DATABASE),
+    "unexpected_": (
+        "Something in this server is broken.",
+        "Standard error has the traceback under the same request id: please report it.",
+    ),
+}
+"""What each reason of a refusal means, and what mends it; the last two are beginnings."""
+
+ABOUT_TOKENS: Mapping[str, tuple[str, str]] = {
+    "not_for_this_caller": (
+        "The token is good, but not for a resource that client {client} was made to introspect.",
+        "`flask clients update {client} --introspect URI` names all of its resources.",
+    ),
+    "other_clients_token": ("It is another client's token, and was left alone.", "Only its own client may revoke it."),
+    "unknown_client": ("No client has the token's client_id.", ""),
+    "deleted_client": ("The token's client was deleted.", ""),
+    "disabled_client": ("The token's client is disabled.", "`flask clients enable ID`, and have it fetch a new token."),
+    "tokens_revoked": ("All tokens that its client had then were revoked.", "Have the client fetch a new one."),
+    "revoked_token": ("The token was revoked.", "Have the client fetch a new one."),
+    "expired": ("The token has expired.", "Have the client fetch a new one before its `expires_in` is over."),
+    "not_yet": ("The token was issued in the future.", "See that the machines' clocks agree."),
+    "other_issuer": ("Another server issued the token.", "Look for a trailing slash, or http for https, in an `iss`."),
+    "malformed_token": ("It is no token.", "Look whether it was cut, or whether `Bearer` stands before it."),
+    "other_type": ("It is a signed statement, but no access token.", ""),
+    "critical_header": ("It asks for extensions that nobody knows here.", ""),
+    "unknown_key": ("It was signed with a key that is not in our ring.", "Look whether it is another installation's."),
+    "other_algorithm": ("Its alg is not that of the key that it names: somebody tries something.", ""),
+    "wrong_signature": ("It was changed, or forged.", ""),
+    "revoked_key": ("The key that signed it was revoked.", "Have the client fetch a new one."),
+    "key_gone": ("The key that signed it has retired.", "Have the client fetch a new one."),
+    "missing_claim": ("A claim is missing in it, or of a wrong type.", ""),
+}
+"""Why a token was not told to be good, or was not taken back."""
+
+
+@click.command("explain", cls=SingleCommand)
+@click.argument("request_id")
+@click.argument("log", default="-")
+@json_option
+def explain(request_id: str, log: str, *, as_json: bool) -> None:
+    """Say what became of the request REQUEST_ID (its X-Request-ID), from the log in LOG or on standard input."""
+    if log == "-" and sys.stdin.isatty():
+        raise ManagementError(f"give the audit log: `flask explain {request_id} FILE`, or on standard input")
+    found = list(_lines_of(request_id, log))
+    if not found:
+        raise ManagementError(
+            f"no line of the log is about request {request_id}. Is it the whole log, and JSON, with standard error "
+            "in it for what was refused before it reached an endpoint?"
+        )
+    if as_json:
+        print_json([{"line": facts, "told": told, "mend": mend} for facts, (told, mend) in map(_explained, found)])
+        return
+    for facts, (told, mend) in map(_explained, found):
+        print_fields({shown(name): shown(value) for name, value in facts.items()})
+        tell(told)
+        if mend:
+            tell(f"To mend it: {mend}")
+
+
+def _explained(facts: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
+    return facts, _in_words(facts)
+
+
+def _in_words(facts: Mapping[str, Any]) -> tuple[str, str]:
+    """What happened, and what mends it."""
+    event, reason, client = facts.get("event"), str(facts.get("reason", "")), shown(facts.get("client_id", "ID"))
+    if event == "TokenIssued":
+        return f"Client {client} got a token: there is nothing wrong with this request.", ""
+    if event in {"TokenIntrospected", "TokenRevoked"} and not reason:
+        done = (
+            "asked about a token, and was told that it is good" if event == "TokenIntrospected" else "revoked a token"
+        )
+        return f"Client {client} {done}.", ""
+    if event in {"TokenIntrospected", "TokenRevoked"}:
+        known = ABOUT_TOKENS.get(reason)
+    elif event in {"TokenRefused", "RequestRefused"}:
+        known = REFUSALS.get(reason) or next(
+            (told for start, told in REFUSALS.items() if start.endswith("_") and reason.startswith(start)), None
+        )
+    else:
+        return "It did not reach an endpoint, or the server has more to say of it: see the line.", ""
+    told, mend = known or (f"The reason is {reason}, which this version does not know.", "")
+    return told.format(client=client), mend.format(client=client)
+
+
+def _lines_of(request_id: str, log: str) -> Iterator[dict[str, Any]]:
+    """What the log has of a request."""
+    wanted = request_id.encode(errors="surrogateescape")
+    try:
+        with sys.stdin.buffer if log == "-" else Path(log).open("rb") as lines:
+            for line in _holding(wanted, lines):
+                facts = _unwrapped(line)
+                about = str(facts.get("event", ""))
+                if facts.get("request_id") == request_id or about.endswith(f"request_id={request_id}"):
+                    yield facts
+    except OSError as error:
+        raise ManagementError(f"the log {log} cannot be read: {error.strerror}") from None
+
+
+def _holding(wanted: bytes, lines: Iterable[bytes]) -> Iterator[str]:
+    for line in lines:
+        if wanted in line:
+            yield line.decode(errors="replace")
+
+
+def _unwrapped(line: str) -> dict[str, Any]:
+    """The object in a line, whatever stands before it, and however often it was wrapped."""
+    start = line.find("{")
+    try:
+        facts = json.loads(line[start:]) if start >= 0 else None
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(facts, dict):
+        return {}
+    if "event" not in facts:
+        for name in _WRAPPINGS:
+            if isinstance(facts.get(name), str):
+                return _unwrapped(facts[name])
+    return facts

@@ -1,0 +1,50 @@
+"""The scopes of all registered clients, for the metadata (RFC 8414 section 2): gathered now and then, and kept."""
+
+import json
+import time
+
+from sqlalchemy import Text, cast, select
+from sqlalchemy.engine import Engine
+
+from app.database import reading_engine
+from app.models import ClientRow
+from app.policy import RESERVED_SCOPE_PREFIX
+
+LOOK_SECONDS = 60.0
+
+_REST = 100
+"""So much longer than it took to gather them nobody gathers them again: a million clients take seconds."""
+
+
+class RegisteredScopes:
+    """Knows them as of the last look.
+
+    :param published: whether the settings say that they may be told; if not, nobody looks.
+    """
+
+    def __init__(self, engine: Engine, *, published: bool) -> None:
+        self._engine = engine
+        self._published = published
+        self._not_before = 0.0
+        self._known: tuple[str, ...] = ()
+
+    def __call__(self) -> tuple[str, ...]:
+        """All of them, in the order of the alphabet; the same object while they are the same."""
+        return self._known
+
+    def look(self) -> None:
+        """Gather them.
+
+        :raises SQLAlchemyError: the database does not answer; those of the last look stay.
+        """
+        began = time.monotonic()
+        if not self._published or began < self._not_before:
+            return
+        served = ClientRow.deleted_at.is_(None) & ClientRow.disabled_at.is_(None)
+        with reading_engine(self._engine).connect() as connection:
+            found = connection.scalars(select(cast(ClientRow.scope, Text)).where(served).distinct()).all()
+        scopes = sorted({token for text in found for token in json.loads(text)})
+        known = tuple(token for token in scopes if not token.startswith(RESERVED_SCOPE_PREFIX))
+        if known != self._known:
+            self._known = known
+        self._not_before = time.monotonic() + _REST * (time.monotonic() - began)

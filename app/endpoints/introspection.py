@@ -1,0 +1,112 @@
+"""``POST /oauth/introspect``: is this token good? RFC 7662, and RFC 9701 for who wants the answer signed.
+
+Whatever is not a live token that the caller may ask about is ``{"active": false}`` and nothing more (section 2.2).
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+from authlib.oauth2.rfc6749 import TokenEndpoint
+from flask import Blueprint, Response
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
+
+from app.contracts import Metadata
+from app.errors import InvalidRequest
+from app.events import TokenIntrospected
+from app.server import Answered, Document, StrictRequest, TokenServer, facts_of
+from app.services import Endpoint, Services
+from app.standing import Standing, may_introspect
+from app.web import Asked, at_once
+
+PATH = "/oauth/introspect"
+MEDIA_TYPE = "application/token-introspection+jwt"
+TYP = "token-introspection+jwt"
+"""RFC 9701 sections 4 and 5."""
+
+_TOLD = ("scope", "client_id", "exp", "iat", "sub", "aud", "iss", "jti", "cnf")
+
+
+class Introspection(TokenEndpoint):
+    """Authlib's endpoint: who asks, what about, and what may be told."""
+
+    ENDPOINT_NAME = "introspection"
+    PARAMETERS = frozenset({"token", "token_type_hint"})
+
+    server: TokenServer
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services.server)
+        self._services = services
+
+    def create_endpoint_response(self, request: StrictRequest) -> Answered:  # type: ignore[override]
+        """Answer ``request``.
+
+        :raises InvalidClient: the caller did not prove who it is.
+        :raises InvalidRequest: it asks about nothing.
+        """
+        caller = self.server.authenticate(request).client
+        token = request.parameters.get("token")
+        if token is None:
+            raise InvalidRequest("missing_parameter", "The parameter token is missing.")
+        standing = self._services.standings.of_token(token)
+        reason = standing.reason if may_introspect(caller, standing) else standing.reason or "not_for_this_caller"
+        jti = standing.claims["jti"] if standing.claims else None
+        told: dict[str, Any] = {"active": False} if reason else _describe(standing)
+        self.server.tell(
+            TokenIntrospected(
+                request=facts_of(request.asked),
+                client_id=caller.client_id,
+                active=reason is None,
+                reason=reason,
+                jti=jti,
+            )
+        )
+        if _wants_it_signed(request.asked):
+            return HTTPStatus.OK, self._signed(told, caller.client_id), []
+        return HTTPStatus.OK, told, []
+
+    def _signed(self, told: dict[str, Any], audience: str) -> Document:
+        claims = {
+            "iss": self._services.settings.issuer,
+            "aud": audience,
+            "iat": int(self._services.clock().timestamp()),
+            "token_introspection": told,
+        }
+        return Document(self._services.tokens.sign(claims, TYP).encode(), MEDIA_TYPE)
+
+
+def _describe(standing: Standing) -> dict[str, Any]:
+    claims = standing.claims or {}
+    confirmation = claims.get("cnf")
+    is_dpop = isinstance(confirmation, dict) and "jkt" in confirmation
+    told = {name: claims[name] for name in _TOLD if name in claims}
+    return {"active": True, "token_type": "DPoP" if is_dpop else "Bearer", **told}
+
+
+def _wants_it_signed(asked: Asked) -> bool:
+    """Whether the caller prefers the media type of RFC 9701; ``*/*`` means JSON."""
+    accepted = parse_accept_header(asked.environ.get("HTTP_ACCEPT"), MIMEAccept)
+    named = [(kind.lower(), quality) for kind, quality in accepted]
+    signed = max((quality for kind, quality in named if kind == MEDIA_TYPE), default=0)
+    plain = max((quality for kind, quality in named if kind == "application/json"), default=0)
+    return signed > plain or (signed == plain > 0 and named[0][0] == MEDIA_TYPE)
+
+
+def _create_blueprint(services: Services) -> Blueprint:
+    blueprint = Blueprint("introspection", __name__)
+    services.server.register_endpoint(Introspection(services))
+
+    @blueprint.post(PATH, provide_automatic_options=False)
+    @at_once
+    def introspect(asked: Asked) -> Response:
+        return services.server.create_endpoint_response(Introspection.ENDPOINT_NAME, asked)
+
+    return blueprint
+
+
+def _metadata(issuer: str) -> Metadata:
+    return {"introspection_endpoint": f"{issuer}{PATH}"}
+
+
+INTROSPECTION = Endpoint(_create_blueprint, _metadata)

@@ -1,0 +1,81 @@
+"""``POST /oauth/revoke``: this token is not to be good any more. RFC 7009.
+
+An unknown token, an expired one and another client's are answered alike, with 200: there is nothing to take back, and
+nothing to learn (section 2.2).
+"""
+
+from http import HTTPStatus
+
+from authlib.oauth2.rfc6749 import TokenEndpoint
+from flask import Blueprint, Response
+
+from app.contracts import Metadata
+from app.errors import InvalidRequest
+from app.events import TokenRevoked
+from app.server import Answered, StrictRequest, TokenServer, facts_of
+from app.services import Endpoint, Services
+from app.web import Asked, at_once
+
+PATH = "/oauth/revoke"
+
+
+class Revocation(TokenEndpoint):
+    """Authlib's endpoint: who asks, and whether the token is its own."""
+
+    ENDPOINT_NAME = "revocation"
+    PARAMETERS = frozenset({"token", "token_type_hint"})
+
+    server: TokenServer
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services.server)
+        self._services = services
+
+    def create_endpoint_response(self, request: StrictRequest) -> Answered:  # type: ignore[override]
+        """Answer ``request``.
+
+        :raises InvalidClient: the caller did not prove who it is.
+        :raises InvalidRequest: it names no token.
+        :raises ServiceUnavailable: nothing was taken back, and the caller is to try again (section 2.2.1).
+        """
+        caller = self.server.authenticate(request).client
+        token = request.parameters.get("token")
+        if token is None:
+            raise InvalidRequest("missing_parameter", "The parameter token is missing.")
+        standing = self._services.standings.of_token(token)
+        reason, jti = standing.reason, None
+        if standing.claims is not None:
+            jti = standing.claims["jti"]
+            if standing.claims["client_id"] != caller.client_id:
+                reason = "other_clients_token"
+        if reason is None:
+            self._services.revocations.revoke(standing.as_revoked())
+        self.server.tell(
+            TokenRevoked(
+                request=facts_of(request.asked),
+                client_id=caller.client_id,
+                was_live=reason is None,
+                reason=reason,
+                jti=jti,
+            )
+        )
+        return HTTPStatus.OK, {}, []
+
+
+def _create_blueprint(services: Services) -> Blueprint:
+    blueprint = Blueprint("revocation", __name__)
+    services.server.register_endpoint(Revocation(services))
+
+    @blueprint.post(PATH, provide_automatic_options=False)
+    @at_once
+    def revoke(asked: Asked) -> Response:
+        return services.server.create_endpoint_response(Revocation.ENDPOINT_NAME, asked)
+
+    return blueprint
+
+
+def _metadata(issuer: str) -> Metadata:
+    return {"revocation_endpoint": f"{issuer}{PATH}"}
+
+
+REVOCATION = Endpoint(_create_blueprint, _metadata)

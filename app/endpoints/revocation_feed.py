@@ -1,0 +1,80 @@
+"""``GET /oauth/revocations``: what was taken back, for verifiers that work offline and ask once a minute.
+
+The format is described in ``docs/revocation-feed.md``.
+"""
+
+from http import HTTPStatus
+
+from authlib.oauth2.rfc6749 import TokenEndpoint
+from flask import Blueprint, Response
+
+from app.contracts import Metadata
+from app.errors import UnauthorizedClient
+from app.feed import MAX_AGE_SECONDS, MEDIA_TYPE
+from app.server import Answered, Document, StrictRequest, TokenServer
+from app.services import Endpoint, Services
+from app.web import Asked, at_once
+
+PATH = "/oauth/revocations"
+
+
+class RevocationFeedEndpoint(TokenEndpoint):
+    """Who asks, and for which resources."""
+
+    ENDPOINT_NAME = "revocation_feed"
+    PARAMETERS = frozenset[str]()
+
+    server: TokenServer
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services.server)
+        self._feed = services.feed
+
+    def create_endpoint_response(self, request: StrictRequest) -> Answered:  # type: ignore[override]
+        """Answer ``request``.
+
+        :raises InvalidClient: the caller did not prove who it is.
+        :raises UnauthorizedClient: it was not made to introspect.
+        :raises ServiceUnavailable: what was taken back is not known now.
+        """
+        caller = self.server.authenticate(request).client
+        if not caller.introspects:
+            raise UnauthorizedClient(
+                "not_made_to_introspect",
+                "The client was not made to introspect tokens.",
+                client_id=caller.client_id,
+            )
+        document = self._feed.document_for(caller.client_id, caller.introspects)
+        headers = [
+            ("ETag", f'"{document.etag}"'),
+            ("Cache-Control", f"private, max-age={MAX_AGE_SECONDS}"),
+            ("Vary", "Authorization"),
+        ]
+        if _has(request.asked, document.etag):
+            return HTTPStatus.NOT_MODIFIED, Document(b"", MEDIA_TYPE), headers
+        return HTTPStatus.OK, Document(document.content, MEDIA_TYPE), headers
+
+
+def _has(asked: Asked, etag: str) -> bool:
+    """Whether the caller has that very document: RFC 9110 section 13.1.2."""
+    tags = asked.if_none_match
+    return etag in tags or tags.contains_weak(etag)
+
+
+def _create_blueprint(services: Services) -> Blueprint:
+    blueprint = Blueprint("revocation_feed", __name__)
+    services.server.register_endpoint(RevocationFeedEndpoint(services))
+
+    @blueprint.get(PATH, provide_automatic_options=False)
+    @at_once
+    def show_revocations(asked: Asked) -> Response:
+        return services.server.create_endpoint_response(RevocationFeedEndpoint.ENDPOINT_NAME, asked)
+
+    return blueprint
+
+
+def _metadata(issuer: str) -> Metadata:
+    return {"tokenhouse_revocation_feed": f"{issuer}{PATH}"}
+
+
+REVOCATION_FEED = Endpoint(_create_blueprint, _metadata)

@@ -1,0 +1,84 @@
+"""Whether a token is alive: what it says by itself (``inspection``), and what became of it and of its client since.
+
+Who may ask is left to the endpoints.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from app.contracts import ALL_RESOURCES, Client
+from app.errors import ServiceUnavailable
+from app.inspection import Inspection, inspect_token, moment
+from app.keyring.ring import Ring
+from app.settings import StartError
+from app.stores.revocations import Revocations, RevokedToken
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How things are with a token.
+
+    :param claims: what it says, for a token that we have issued and that has not expired; ``None`` for all else.
+    :param reason: why it is dead; ``None`` while it lives.
+    """
+
+    claims: Mapping[str, Any] | None
+    reason: str | None
+
+    @property
+    def audiences(self) -> tuple[str, ...]:
+        """Whom it is for."""
+        audience = (self.claims or {}).get("aud", ())
+        return (audience,) if isinstance(audience, str) else tuple(audience)
+
+    def as_revoked(self) -> RevokedToken:
+        """What is to be remembered when it is taken back."""
+        assert self.claims is not None  # noqa: S101 - Who asks has looked.
+        return RevokedToken(self.claims["jti"], self.claims["client_id"], self.audiences, self.claims["exp"])
+
+
+class Standings:
+    """Looks tokens up.
+
+    :param issuer: ours.
+    :param ring: gives the key ring, ``now`` the moment that counts for it.
+    """
+
+    def __init__(
+        self, issuer: str, ring: Callable[[], Ring], now: Callable[[], datetime], revocations: Revocations
+    ) -> None:
+        self._issuer, self._ring, self._now = issuer, ring, now
+        self._revocations = revocations
+
+    def of_token(self, unverified_token: str) -> Standing:
+        """How things are with a token, whoever made it.
+
+        :raises ServiceUnavailable: the database, or the key ring, cannot be asked.
+        """
+        try:
+            ring = self._ring()
+        except StartError as error:
+            raise ServiceUnavailable("no_key_ring") from error
+        return self.of_inspected(inspect_token(unverified_token, self._issuer, ring, self._now()))
+
+    def of_inspected(self, inspection: Inspection) -> Standing:
+        """Likewise, of one whose content has been looked at."""
+        if inspection.faults or inspection.unverified_claims is None:
+            return Standing(None, inspection.faults[0].reason)
+        claims = inspection.unverified_claims
+        return Standing(
+            claims, self._revocations.reason_against(claims["client_id"], claims["jti"], moment(claims["iat"]))
+        )
+
+
+def may_introspect(client: Client, standing: Standing) -> bool:
+    """Whether ``client`` may know how things are: with its own tokens, and with those for its resources."""
+    if standing.claims is None:
+        return False
+    return (
+        standing.claims["client_id"] == client.client_id
+        or ALL_RESOURCES in client.introspects
+        or not set(client.introspects).isdisjoint(standing.audiences)
+    )

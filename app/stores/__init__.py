@@ -1,0 +1,1 @@
+"""What must be remembered for a while: tokens that were revoked before they expired."""

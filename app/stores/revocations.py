@@ -1,0 +1,197 @@
+"""Tokens that were taken back: one by one, until they would have expired, and all of a client's until a moment.
+
+Nothing is stored for a token that nobody took back. What became of one is a single statement; what was taken back of
+late, for verifiers that work offline, is left to the feed.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import BigInteger, String, Text, bindparam, case, cast, delete, func, select
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.contracts import DEFAULT_AUDIENCE, Clock
+from app.database import insert_or_update, name_of, reading_engine, writing_engine
+from app.errors import ServiceUnavailable
+from app.gate import DatabaseGate
+from app.models import ClientRow, RevokedTokenRow, UTCDateTime
+from app.pausing import waiting
+from app.questions import KeptConnections, Question
+from app.settings import DAY
+
+LOOK_SECONDS = 60.0
+"""How often a worker removes what has expired."""
+
+LEEWAY = timedelta(minutes=5)
+"""How much longer than until its end a token is remembered: a verifier's clock may be behind."""
+
+LONGEST_LIFETIME_SECONDS = DAY
+"""Of any token, whatever its client and the settings say."""
+
+_ROWS_AT_ONCE = 1000
+
+_DEFAULT = frozenset({DEFAULT_AUDIENCE})
+_AUDIENCES_KEPT = 1024
+
+# An unknown client and an unknown token give a row too, of nothing.
+_ASKED = select(
+    bindparam("client_id", type_=String).label("client_id"), bindparam("jti", type_=String).label("jti")
+).subquery("asked")
+_FATE: Any = (
+    select(
+        ClientRow.client_id,
+        ClientRow.disabled_at,
+        ClientRow.deleted_at,
+        ClientRow.tokens_not_before,
+        RevokedTokenRow.jti,
+    )
+    .select_from(_ASKED)
+    .outerjoin(ClientRow, ClientRow.client_id == _ASKED.c.client_id)
+    .outerjoin(RevokedTokenRow, RevokedTokenRow.jti == _ASKED.c.jti)
+)
+
+
+# All that verifiers must know, and whether any of it is new.
+_LIVE = select(
+    RevokedTokenRow.jti, RevokedTokenRow.exp, cast(RevokedTokenRow.audiences, Text).label("audiences")
+).where(RevokedTokenRow.exp > bindparam("now", type_=BigInteger))
+_CLIENTS = select(
+    ClientRow.client_id,
+    ClientRow.tokens_not_before,
+    cast(ClientRow.audiences_ever, Text).label("audiences_ever"),
+    # The release before does not remember those that a client once had.
+    case((ClientRow.deleted_at.is_(None), cast(ClientRow.audiences, Text))).label("audiences"),
+).where(ClientRow.tokens_not_before > bindparam("since", type_=UTCDateTime))
+_VERSION = select(
+    select(func.count()).select_from(RevokedTokenRow).scalar_subquery().label("tokens"),
+    select(func.max(RevokedTokenRow.revoked_at)).scalar_subquery().label("latest_token"),
+    select(func.count())
+    .select_from(ClientRow)
+    .where(ClientRow.tokens_not_before.is_not(None))
+    .scalar_subquery()
+    .label("clients"),
+    select(func.max(ClientRow.tokens_not_before)).scalar_subquery().label("latest_client"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedToken:
+    """A token that is to be refused although it has not expired.
+
+    :param exp: its own, in seconds since 1970.
+    """
+
+    jti: str
+    client_id: str
+    audiences: tuple[str, ...]
+    exp: int
+
+
+class Revocations:
+    """What was taken back, in the database.
+
+    :param gate: the way to it.
+    """
+
+    def __init__(self, engine: Engine, gate: DatabaseGate, clock: Clock) -> None:
+        self._engine = engine
+        self._gate = gate
+        self._clock = clock
+        self._fate = Question(KeptConnections(engine), _FATE)
+
+    def reason_against(self, client_id: str, jti: str, issued_at: datetime) -> str | None:
+        """Say why a token that is good by itself is dead; ``None`` when it lives.
+
+        :param issued_at: its ``iat``.
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        (row,) = self._fate.ask_through(self._gate, {"client_id": client_id, "jti": jti})
+        reasons = {
+            "unknown_client": row.client_id is None,
+            "deleted_client": row.deleted_at is not None,
+            "disabled_client": row.disabled_at is not None,
+            "tokens_revoked": row.tokens_not_before is not None and issued_at <= row.tokens_not_before,
+            "revoked_token": row.jti is not None,
+        }
+        return next((reason for reason, applies in reasons.items() if applies), None)
+
+    def revoke(self, token: RevokedToken, within: Callable[[Connection], None] | None = None) -> None:
+        """Take ``token`` back, until it would have expired. Twice is once.
+
+        :param within: what else is to be done in the same transaction.
+        :raises ServiceUnavailable: the database did not take it.
+        """
+        row = insert_or_update(self._engine, RevokedTokenRow).values(
+            jti=token.jti,
+            client_id=token.client_id,
+            audiences=list(token.audiences),
+            exp=token.exp,
+            revoked_at=self._clock(),
+        )
+        with self._asking(), writing_engine(self._engine).begin() as connection:
+            connection.execute(row.on_conflict_do_nothing(index_elements=["jti"]))
+            if within:
+                within(connection)
+
+    def version(self) -> tuple[Any, ...]:
+        """What is another one when :meth:`live` or :meth:`clients` has grown.
+
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        with self._asking(), reading_engine(self._engine).connect() as connection:
+            return tuple(connection.execute(_VERSION).one())
+
+    def live(self) -> Sequence[tuple[str, int, frozenset[str]]]:
+        """Every token that was taken back and has not expired: ``jti``, ``exp``, its audiences.
+
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        now = int((self._clock() - LEEWAY).timestamp())
+        with self._asking(), reading_engine(self._engine).connect() as connection:
+            return [(jti, exp, _read(audiences)) for jti, exp, audiences in connection.execute(_LIVE, {"now": now})]
+
+    def clients(self) -> Sequence[tuple[str, datetime, frozenset[str]]]:
+        """Every client of which tokens were taken back that may not have expired, until when, whom they may be for.
+
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        since = self._clock() - LEEWAY - timedelta(seconds=LONGEST_LIFETIME_SECONDS)
+        with self._asking(), reading_engine(self._engine).connect() as connection:
+            return [
+                (client_id, until, _read(ever or "[]") | (_read(now) or _DEFAULT if now else frozenset()))
+                for client_id, until, ever, now in connection.execute(_CLIENTS, {"since": since})
+            ]
+
+    def forget_expired(self) -> None:
+        """Remove what has expired by itself.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        until = int((self._clock() - LEEWAY).timestamp())
+        expired = select(RevokedTokenRow.jti).where(RevokedTokenRow.exp <= until).limit(_ROWS_AT_ONCE)
+        while True:
+            with reading_engine(self._engine).connect() as connection:
+                found = connection.scalars(expired).all()
+            if not found:
+                return
+            with writing_engine(self._engine).begin() as connection:
+                connection.execute(delete(RevokedTokenRow).where(RevokedTokenRow.jti.in_(found)))
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            with self._gate.entered(), waiting:
+                yield
+        except SQLAlchemyError as error:
+            raise ServiceUnavailable(f"database_{name_of(error)}") from error
+
+
+@lru_cache(maxsize=_AUDIENCES_KEPT)
+def _read(audiences: str) -> frozenset[str]:
+    return frozenset(json.loads(audiences))

@@ -1,0 +1,165 @@
+"""``docs/revocation-feed.md``, clause by clause, over HTTP, and the Python and the Node that stand in it."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import jwt
+import pytest
+import requests
+from conformance.expected import INVALID_CLIENT, METHOD_NOT_ALLOWED, assert_refused, refusal
+from support.server import NewClient, RunningServer, basic, free_port, running_server
+
+PROJECT = Path(__file__).resolve().parents[2]
+DOCUMENT = (PROJECT / "docs" / "revocation-feed.md").read_text()
+SCHEMA = json.loads((PROJECT / "docs" / "revocation-feed.schema.json").read_text())
+API = "https://api.example"
+MEDIA_TYPE = "application/revocations+jwt"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server whose issuer is where it listens."""
+    port = str(free_port())
+    folder = tmp_path_factory.mktemp("feed")
+    with running_server(folder, TOKENHOUSE_ISSUER=f"http://127.0.0.1:{port}", PORT=port) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reader(served: RunningServer) -> NewClient:
+    return served.create_client("An API", grant_types=(), introspects=(API,))
+
+
+def get(server: RunningServer, who: NewClient, method: str = "GET", **headers: str) -> requests.Response:
+    url = requests.get(f"{server.url}/.well-known/oauth-authorization-server", timeout=10).json()
+    return requests.request(
+        method, url["tokenhouse_revocation_feed"], headers={"Authorization": who.basic, **headers}, timeout=10
+    )
+
+
+def read(server: RunningServer, answer: requests.Response, who: NewClient) -> dict[str, Any]:
+    header = jwt.get_unverified_header(answer.text)
+    assert header == {"typ": "revocations+jwt", "alg": "RS256", "kid": header["kid"]}
+    keys = {key["kid"]: jwt.PyJWK(key).key for key in server.jwks()["keys"]}
+    claims: dict[str, Any] = jwt.decode(
+        answer.text, keys[header["kid"]], algorithms=["RS256"], audience=who.client_id, issuer=server.settings.issuer
+    )
+    jsonschema.Draft202012Validator(SCHEMA).validate(claims)
+    return claims
+
+
+def test_the_document_names_what_was_taken_back(served: RunningServer, reader: NewClient) -> None:
+    client = served.create_client(audiences=(API,))
+    token = served.get_token(client)["access_token"]
+    claims = served.verify(token, API)
+    requests.post(
+        f"{served.url}/oauth/revoke", {"token": token}, headers={"Authorization": client.basic}, timeout=10
+    ).raise_for_status()
+    answer = get(served, reader)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, MEDIA_TYPE)
+    assert answer.headers["Cache-Control"] == "private, max-age=60"
+    assert answer.headers["Vary"] == "Authorization"
+    found = read(served, answer, reader)
+    assert found["revoked_tokens"][claims["jti"]] == claims["exp"]
+    assert client.client_id not in found["clients_revoked_until"]
+    before = int(time.time())
+    assert served.flask("tokens", "revoke", "--client", client.client_id).returncode == 0
+    found = read(served, get(served, reader), reader)
+    assert before <= found["clients_revoked_until"][client.client_id] <= time.time()
+
+
+def test_who_has_it_is_not_given_it_again(served: RunningServer, reader: NewClient) -> None:
+    first = get(served, reader)
+    tag = first.headers["ETag"]
+    for condition in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        answer = get(served, reader, **{"If-None-Match": condition})
+        # The five minutes may be over just now.
+        if answer.status_code == 304:
+            assert (answer.content, answer.headers["ETag"]) == (b"", tag)
+            assert answer.headers["Cache-Control"] == "private, max-age=60"
+        else:
+            assert answer.headers["ETag"] != tag
+    assert get(served, reader, **{"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_head_has_the_same_head(served: RunningServer, reader: NewClient) -> None:
+    answer = get(served, reader, "HEAD")
+    assert (answer.status_code, answer.content, answer.headers["Content-Type"]) == (200, b"", MEDIA_TYPE)
+    assert int(answer.headers["Content-Length"]) > 500
+
+
+def test_only_who_was_made_to_introspect_may_read_it(served: RunningServer, reader: NewClient) -> None:
+    client = served.create_client(audiences=(API,))
+    answer = get(served, client)
+    assert_refused(answer, refusal(400, "unauthorized_client", "The client was not made to introspect tokens."))
+    assert served.event_of(answer)["reason"] == "not_made_to_introspect"
+    for wrong in ("", "Bearer x", basic(reader.client_id, "x" * 40), basic("nobody", "x" * 40)):
+        answer = requests.get(f"{served.url}/oauth/revocations", headers={"Authorization": wrong}, timeout=10)
+        assert_refused(answer, INVALID_CLIENT)
+
+
+def test_other_methods_and_secrets_in_the_query_are_refused(served: RunningServer, reader: NewClient) -> None:
+    assert_refused(get(served, reader, "POST"), METHOD_NOT_ALLOWED)
+    url = f"{served.url}/oauth/revocations?client_id={reader.client_id}&client_secret=x"
+    answer = requests.get(url, headers={"Authorization": reader.basic}, timeout=10)
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "invalid_request"
+
+
+def test_the_document_is_no_access_token(served: RunningServer, reader: NewClient) -> None:
+    body = {"token": get(served, reader).text}
+    answer = requests.post(f"{served.url}/oauth/introspect", body, headers={"Authorization": reader.basic}, timeout=10)
+    assert answer.json() == {"active": False}
+
+
+def _code(language: str) -> str:
+    (block,) = re.findall(rf"```{language}\n(.*?)```", DOCUMENT, re.DOTALL)
+    return str(block)
+
+
+def test_the_python_of_the_document_refuses_what_was_taken_back(served: RunningServer, reader: NewClient) -> None:
+    module: dict[str, Any] = {
+        "ISSUER": served.settings.issuer,
+        "CLIENT_ID": reader.client_id,
+        "CLIENT_SECRET": reader.secret,
+    }
+    exec(_code("python"), module)  # noqa: S102
+    one, other = (served.create_client(audiences=(API,)) for _ in range(2))
+    tokens = [served.get_token(client)["access_token"] for client in (one, one, other)]
+    claims = [served.verify(token, API) for token in tokens]
+    module["refresh"]()
+    assert [module["is_revoked"](said) for said in claims] == [False, False, False]
+    assert served.flask("tokens", "revoke", "-", stdin=tokens[0].encode()).returncode == 0
+    assert served.flask("clients", "disable", other.client_id).returncode == 0
+    module["refresh"]()
+    assert [module["is_revoked"](said) for said in claims] == [True, False, True]
+    module["refresh"]()
+    assert [module["is_revoked"](said) for said in claims] == [True, False, True]
+
+
+@pytest.mark.node
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+def test_the_node_of_the_document_refuses_what_was_taken_back(
+    served: RunningServer, reader: NewClient, tmp_path: Path
+) -> None:
+    client = served.create_client(audiences=(API,))
+    tokens = [served.get_token(client)["access_token"] for _ in range(2)]
+    assert served.flask("tokens", "revoke", "-", stdin=tokens[0].encode()).returncode == 0
+    names = {"issuer": served.settings.issuer, "clientId": reader.client_id, "clientSecret": reader.secret}
+    given = "".join(f"const {name} = {json.dumps(value)}\n" for name, value in names.items())
+    claims = json.dumps([served.verify(token, API) for token in tokens])
+    program = tmp_path / "feed.mjs"
+    (tmp_path / "node_modules").symlink_to(PROJECT / "tests" / "clients" / "node" / "node_modules")
+    program.write_text(
+        f"{given}{_code('js')}\nawait refresh()\nawait refresh()\n"
+        f"console.log(JSON.stringify({claims}.map(isRevoked)))\n"
+    )
+    done = subprocess.run(["node", str(program)], capture_output=True, check=True, timeout=30)
+    assert json.loads(done.stdout) == [True, False]

@@ -1,0 +1,117 @@
+"""``flask explain`` finds the line of a request in what people have at hand, and has words for every reason."""
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit.house import House
+
+from app.cli.explain import ABOUT_TOKENS, REFUSALS
+
+PROJECT = Path(__file__).resolve().parents[4]
+ID = "0123456789abcdef0123456789abcdef"
+REFUSED = {
+    "time": "2026-01-31T12:00:00.000Z",
+    "event": "TokenRefused",
+    "request_id": ID,
+    "client_id": "billing",
+    "error": "invalid_client",
+    "status": 401,
+    "reason": "expired_secret",
+    "outcome": "refused",
+}
+MEND = "To mend it: `flask clients rotate-secret billing` makes another one.\n"
+
+
+def log(*lines: str | dict[str, Any]) -> bytes:
+    others = [json.dumps(REFUSED | {"request_id": "another"}), "not JSON", "", '{"half": ', "[1]", '"text"', "{}"]
+    return "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in [*others, *lines]).encode()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        json.dumps(REFUSED),
+        json.dumps(REFUSED, indent=None, separators=(",", ":")),
+        f"2026-01-31T12:00:00Z tokens-0 tokenhouse: {json.dumps(REFUSED)}",
+        json.dumps({"log": json.dumps(REFUSED) + "\n", "stream": "stdout", "time": "x"}),
+        json.dumps({"MESSAGE": json.dumps(REFUSED), "_PID": "1"}),
+        f"prefix {json.dumps({'message': json.dumps({'log': json.dumps(REFUSED)})})}",
+    ],
+)
+def test_a_line_is_found_however_it_was_wrapped(house: House, line: str, tmp_path: Path) -> None:
+    done = house.run("explain", ID, stdin=log(line))
+    assert (done.exit_code, done.stderr) == (0, f"The secret of client billing was right, and has expired.\n{MEND}")
+    assert re.search(r"^reason +expired_secret$", done.stdout, re.MULTILINE)
+    (tmp_path / "log").write_bytes(log(line))
+    assert house.run("explain", ID, str(tmp_path / "log")).stderr == done.stderr
+    (found,) = json.loads(house.run("explain", ID, "--json", stdin=log(line)).stdout)
+    assert found["line"] == REFUSED
+    assert f"To mend it: {found['mend']}\n" == MEND
+
+
+def test_what_was_refused_before_an_endpoint_is_found_in_the_diagnostics(house: House) -> None:
+    line = {
+        "time": "x",
+        "event": f"Refused with 405: Method Not Allowed from 192.0.2.1, request_id={ID}",
+        "level": "info",
+    }
+    done = house.run("explain", ID, stdin=log(line))
+    assert done.exit_code == 0
+    assert "Refused with 405" in done.stdout
+
+
+def test_what_went_well_is_said_to_have(house: House) -> None:
+    line = {"event": "TokenIssued", "request_id": ID, "client_id": "billing", "scope": "a b", "audience": ["urn:a"]}
+    done = house.run("explain", ID, stdin=log(line))
+    assert done.stderr == "Client billing got a token: there is nothing wrong with this request.\n"
+
+
+def test_nothing_that_is_found_is_said_to_be(house: House, tmp_path: Path) -> None:
+    for stdin in (b"", log(), b"\xff\xfe\n", log(f"a line of text about {ID}")):
+        done = house.run("explain", ID, stdin=stdin)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"Error: no line of the log is about request {ID}.")
+    done = house.run("explain", ID, str(tmp_path / "nowhere"))
+    assert done.stderr == f"Error: the log {tmp_path}/nowhere cannot be read: No such file or directory\n"
+
+
+def test_a_log_steers_no_terminal(house: House) -> None:
+    done = house.run("explain", ID, stdin=log(REFUSED | {"client_id": "\x1b[2J", "error": "\x1b]0;x"}))
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_reason_that_is_not_known_is_named(house: House) -> None:
+    done = house.run("explain", ID, stdin=log(REFUSED | {"reason": "of_a_later_version"}))
+    assert done.stderr == "The reason is of_a_later_version, which this version does not know.\n"
+
+
+@pytest.mark.parametrize("reason", ["database_OperationalError", "unexpected_ValueError"])
+def test_a_reason_may_end_in_a_class(house: House, reason: str) -> None:
+    told, _ = REFUSALS[reason.partition("_")[0] + "_"]
+    assert house.run("explain", ID, stdin=log(REFUSED | {"reason": reason})).stderr.startswith(told)
+
+
+def documented(file: str) -> set[str]:
+    rows = re.findall(r"^\| (`[a-z_…`, ]+`) \|", (PROJECT / "docs" / file).read_text(), re.MULTILINE)
+    return {reason.rstrip("…") for row in rows for reason in re.findall(r"`([a-z_…]+)`", row)} - {"reason"}
+
+
+def test_every_reason_has_its_words() -> None:
+    assert documented("audit-log.md") == set(REFUSALS)
+    assert documented("tokens.md") == set(ABOUT_TOKENS)
+
+
+def test_every_reason_of_the_code_is_documented() -> None:
+    found = set()
+    for path in ("inspection.py", "stores/revocations.py", "endpoints/introspection.py", "endpoints/revocation.py"):
+        for node in ast.walk(ast.parse((PROJECT / "app" / path).read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Fault":
+                found.add(ast.literal_eval(node.args[0]))
+            if isinstance(node, ast.Assign | ast.AnnAssign) and "reason" in ast.unparse(node).split("=")[0]:
+                values = node.value.keys if isinstance(node.value, ast.Dict) else ast.walk(node.value or node)
+                found |= {v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)}
+    assert found - {"jti"} == set(ABOUT_TOKENS)
