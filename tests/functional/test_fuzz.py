@@ -1,12 +1,14 @@
 """Hypothesis throws what a caller can send at the real server: never a 5xx, always our JSON or a token."""
 
 import base64
+import json
 import re
 import string
 from typing import Any
 from urllib.parse import quote_from_bytes, quote_plus, unquote
 
 import pytest
+import requests
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 from support.server import Answer, NewClient, RunningServer
@@ -316,3 +318,58 @@ def test_all_of_that_has_left_no_traceback(server: RunningServer) -> None:
     """Runs last in this module: whatever was sent above was a caller's fault and none of ours."""
     assert "Traceback" not in server.stderr_path.read_text()
     assert not [line for line in server.events() if line["event"] == "TokenRefused" and line["status"] >= 500]
+
+
+about_tokens = st.one_of(
+    st.sampled_from(
+        [b"token=", b"token_type_hint=", b"client_id=", b"&", b"=", b".", b"eyJ", b"e30", b"%", b"+", b"%00"]
+    ),
+    st.binary(max_size=8),
+)
+
+
+@on_the_wire
+@given(
+    path=st.sampled_from([b"/oauth/introspect", b"/oauth/revoke"]),
+    body=st.lists(about_tokens, max_size=16).map(b"".join),
+    accept=st.sampled_from([b"", b"*/*", b"application/token-introspection+jwt;q=0.1"]) | line_bytes,
+)
+def test_pieces_of_forms_about_tokens(
+    server: RunningServer, client: NewClient, path: bytes, body: bytes, accept: bytes
+) -> None:
+    lines = [header(b"Authorization", client.basic.encode()), header(b"Accept", accept)]
+    answer = server.send_form(body, *lines, target=path)
+    if answer.headers["Content-Type"] == "application/token-introspection+jwt":
+        assert answer.content.count(b".") == 2
+    elif answer.status_code == 200:
+        assert answer.json() == ({"active": False} if path == b"/oauth/introspect" else {})
+    else:
+        assert answer.status_code == 400
+        assert_sound_error(answer.status_code, answer.json())
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=5,
+)
+claims_of_any_kind = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("iss", "sub", "aud", "exp", "iat", "jti", "client_id", "scope", "cnf"), json_values)
+)
+headers_of_any_kind = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("typ", "alg", "kid", "crit", "jwk"), json_values)
+)
+
+
+@on_the_wire
+@given(shape=st.tuples(headers_of_any_kind, claims_of_any_kind, st.binary(max_size=300)), is_ours=st.booleans())
+def test_tokens_of_any_shape_are_none(server: RunningServer, client: NewClient, shape: Any, *, is_ours: bool) -> None:
+    head, claims, signature = shape
+    if is_ours:
+        head = {"typ": "at+jwt", "alg": "RS256", "kid": server.jwks()["keys"][0]["kid"]} | head
+    parts = (json.dumps(head).encode(), json.dumps(claims).encode(), signature)
+    token = ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+    answer = requests.post(
+        f"{server.url}/oauth/introspect", {"token": token}, headers={"Authorization": client.basic}, timeout=10
+    )
+    assert (answer.status_code, answer.json()) == (200, {"active": False})

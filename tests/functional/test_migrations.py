@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, func, inspect, select, text
 from support.server import Installation
+
+from app.models import ClientRow, ClientSecretRow, db
 
 TABLES = [
     "alembic_version",
@@ -53,3 +55,32 @@ def test_the_database_says_which_migration_it_is_at(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("0006 (head)")
     assert installation.flask("db", "check").returncode == 0
+
+
+def test_what_was_there_before_tokens_could_be_taken_back(tmp_path: Path, database_url: str) -> None:
+    installation = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=database_url)
+    installation.prepare()
+    for client_id in ("served", "disabled", "deleted"):
+        installation.create_client(client_id=client_id, audiences=("urn:a",))
+    assert installation.flask("db", "downgrade", "0005").returncode == 0
+    engine = create_engine(installation.settings.database_url.get_secret_value())
+    times = {"disabled": "2026-01-31 12:00:00.5+00:00", "deleted": "2026-01-31 13:00:00.5+00:00"}
+    if engine.dialect.name == "sqlite":
+        times = {client_id: f"{time[:21]}00000" for client_id, time in times.items()}
+    with engine.begin() as connection:
+        for client_id, time in times.items():
+            # What the release before does; a name of ours.
+            ended = f"UPDATE clients SET {client_id}_at = '{time}' WHERE client_id = '{client_id}'"  # noqa: S608
+            connection.execute(text(ended))
+    assert installation.flask("db", "upgrade").returncode == 0
+    with installation.context(), db.engine.connect() as connection:
+        rows = connection.execute(select(ClientRow.client_id, ClientRow.tokens_not_before, ClientRow.audiences_ever))
+        found = {client_id: (until and until.isoformat(), ever) for client_id, until, ever in rows}
+        assert found == {
+            "served": (None, ["urn:a"]),
+            "disabled": ("2026-01-31T12:00:00.500000+00:00", ["urn:a"]),
+            "deleted": ("2026-01-31T13:00:00.500000+00:00", ["urn:a"]),
+        }
+        # Nothing went with a table that was made anew.
+        assert connection.scalar(select(func.count()).select_from(ClientSecretRow)) == 3
+    engine.dispose()

@@ -101,6 +101,24 @@ def send_secrets_through_every_path(traffic: Traffic, client: NewClient) -> None
             for path in (f"/oauth/token/{one}", f"/{one}", f"/oauth/token?client_secret={one}", f"/livez?x={one}"):
                 traffic.note(requests.request(method, f"{server.url}{path}", headers=authorized, timeout=10))
         send_what_the_parser_refuses(server, one.encode())
+    ask_about_tokens(traffic, client)
+
+
+def ask_about_tokens(traffic: Traffic, client: NewClient) -> None:
+    """Tokens, whole, broken and in wrong places, at the endpoints that take them."""
+    server, authorized = traffic.server, {"Authorization": client.basic}
+    response = server.post_token(GRANT, headers=authorized)
+    traffic.note(response)
+    token = response.json()["access_token"]
+    for path in ("introspect", "revoke", "revocations"):
+        url = f"{server.url}/oauth/{path}"
+        for sent in (token, f"{token}x", token[:-9], client.secret, PASTED):
+            traffic.note(requests.post(url, {"token": sent, "token_type_hint": sent}, headers=authorized, timeout=10))
+            traffic.note(requests.post(url, {"token": sent, "client_secret": sent}, timeout=10))
+            traffic.note(requests.post(f"{url}?token={sent}", headers=authorized, timeout=10))
+            traffic.note(requests.get(url, headers={"Authorization": f"Bearer {sent}"}, timeout=10))
+            signed = {"Accept": "application/token-introspection+jwt"}
+            traffic.note(requests.post(url, {"token": sent}, headers=authorized | signed, timeout=10))
 
 
 def send_what_the_parser_refuses(server: RunningServer, secret: bytes) -> None:
@@ -154,6 +172,12 @@ def run_commands(traffic: Traffic, client: NewClient, folder: Path) -> str:
         ("db", "upgrade"),
     ):
         done = server.flask(*arguments)
+        heard += [done.stdout, done.stderr]
+    issued = server.flask("tokens", "issue", client.client_id)
+    traffic.forbid_token(-1, issued.stdout.strip())
+    heard.append(issued.stderr)
+    for verb in ("inspect", "revoke", "revoke", "inspect"):
+        done = server.flask("tokens", verb, "-", stdin=issued.stdout.encode())
         heard += [done.stdout, done.stderr]
     assert (folder / "written").read_text() == f"{imported}\n"
     return "\n".join(heard)
