@@ -97,8 +97,8 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
         "See who reads standard output, and whether the disk is full.",
     ),
     "tokens_just_revoked": (
-        "All tokens of client {client} were taken back in that second, and the clocks of two machines differ.",
-        "The caller comes again by itself; see that the machines' clocks agree.",
+        "All tokens of client {client} were taken back in that second, and it asked for many in the same.",
+        "The caller comes again by itself; where this lasts, the clocks of two machines differ.",
     ),
     "not_made_to_introspect": (
         "Client {client} asked for the revocation feed, and was not made to introspect.",

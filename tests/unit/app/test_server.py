@@ -36,6 +36,7 @@ from app.forms import parse_form
 from app.grants import GRANTS
 from app.lines import LineWriter
 from app.logs import AuditLog
+from app.server import MOST_WAITING, WAIT_MARGIN_SECONDS
 
 SECRET = "a-secret-of-both-servers-123"
 GRANT = {"grant_type": "client_credentials"}
@@ -573,13 +574,33 @@ def test_a_token_waits_out_the_second_in_which_its_clients_were_taken_back(
         until = house.store.revoke_tokens("known").tokens_not_before
     assert until is not None
     token = post(ours).json["access_token"]  # type: ignore[index]
-    assert pauses == [0.75]
+    assert pauses == [pytest.approx(0.75 + WAIT_MARGIN_SECONDS)]
     assert (
         jwt.decode(token, options={"verify_signature": False, "verify_exp": False})["iat"] == int(until.timestamp()) + 1
     )
     assert house.services.revocations.reason_against("known", "j", house.clock()) is None
     post(ours)
-    assert pauses == [0.75]
+    assert len(pauses) == 1
+
+
+def test_few_wait_at_once_and_others_come_again(
+    house: House, ours: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with house.app.app_context():
+        house.store.revoke_tokens("known")
+    statuses: list[int] = []
+
+    def pause(_seconds: float) -> None:
+        # Another request of the same client comes meanwhile, and so on.
+        if len(statuses) < MOST_WAITING + 1:
+            statuses.append(0)
+            statuses[0] = post(house.app.test_client()).status_code
+        house.clock.advance(seconds=1)
+
+    monkeypatch.setattr(house.services.server, "_pause", pause)
+    assert post(ours).status_code == 200
+    assert len(statuses) == MOST_WAITING
+    assert post(ours).status_code == 200
 
 
 def test_a_second_that_never_ends_is_worth_a_retry(
