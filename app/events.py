@@ -199,7 +199,7 @@ class TokenChanged:
     change: str
     client_id: str
     jti: str
-    scope: str = ""
+    scope: str | None = None
     audience: tuple[str, ...] = ()
     expires_in: int | None = None
     outcome: str = field(default="changed", init=False)

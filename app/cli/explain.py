@@ -5,6 +5,7 @@ Docker, journald and collectors of logs wrap them.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,10 @@ from app.errors import ManagementError
 
 _WRAPPINGS = ("log", "MESSAGE", "message", "msg", "line")
 """Under which names others keep a line of ours."""
+
+_CONSOLE = re.compile(r"\S+Z (\w+) +((?:\w+=(?:'[^']*'|\S+) ?)+)")
+_PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
+"""A line as it is in development."""
 
 _PARAMETERS = "Look at what the caller sends: `detail` names the parameter, and docs/http.md says what there is."
 _DATABASE = "See that the database runs and answers; `/readyz` says when it does, and standard error says what it said."
@@ -212,6 +217,8 @@ def _holding(wanted: bytes, lines: Iterable[bytes]) -> Iterator[str]:
 
 def _unwrapped(line: str) -> dict[str, Any]:
     """The object in a line, whatever stands before it, and however often it was wrapped."""
+    if words := _CONSOLE.fullmatch(line.strip()):
+        return {"event": words[1], **{name: value.strip("'") for name, value in _PAIR.findall(words[2])}}
     start = line.find("{")
     try:
         facts = json.loads(line[start:]) if start >= 0 else None

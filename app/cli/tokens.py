@@ -82,7 +82,8 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
         token = here.tokens.issue(client, decision)
     except OAuthError as error:
         raise ManagementError(f"{error.error}: {error.description}") from None
-    told = {"scope": " ".join(decision.scope), "audience": decision.audiences, "expires_in": decision.lifetime_seconds}
+    scope = " ".join(decision.scope) or None
+    told = {"scope": scope, "audience": decision.audiences, "expires_in": decision.lifetime_seconds}
     # The trace first: there is no token without one.
     here.outbox.put_alone(
         TokenChanged(by=system_user(), change="issued", client_id=client_id, jti=token.jti, **told)  # type: ignore[arg-type]

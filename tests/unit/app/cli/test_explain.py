@@ -53,6 +53,17 @@ def test_a_line_is_found_however_it_was_wrapped(house: House, line: str, tmp_pat
     assert f"To mend it: {found['mend']}\n" == MEND
 
 
+def test_a_line_of_the_console_is_found_too(house: House) -> None:
+    line = (
+        f"2026-01-31T12:00:00.000Z TokenRefused client_id=billing duration_ms=0.9 error=invalid_scope outcome=refused "
+        f"reason=scope_not_granted request_id={ID} status=400 detail='The client was not granted: a b'"
+    )
+    done = house.run("explain", ID, stdin=log(line))
+    assert done.exit_code == 0
+    assert done.stderr.startswith("Client billing asked for more scopes than it has.\n")
+    assert re.search(r"^detail +The client was not granted: a b$", done.stdout, re.MULTILINE)
+
+
 def test_what_was_refused_before_an_endpoint_is_found_in_the_diagnostics(house: House) -> None:
     line = {
         "time": "x",
