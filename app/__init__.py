@@ -11,7 +11,9 @@ from app import database, gate, lines, web
 from app.background import Background, Job
 from app.cli import COMMANDS
 from app.client_auth import METHODS
+from app.client_auth.doors import Doors, rules_of
 from app.clients.digests import SecretDigester
+from app.clients.lookup import ClientLookup
 from app.clients.marks import FLUSH_SECONDS, UseMarks
 from app.clients.scopes import LOOK_SECONDS as LOOK_AT_SCOPES_SECONDS
 from app.clients.scopes import RegisteredScopes
@@ -33,10 +35,13 @@ from app.logs import AuditLog, configure_logging
 from app.models import db
 from app.outbox import TELL_SECONDS, Outbox
 from app.policy import Policy
+from app.questions import KeptConnections
 from app.server import TokenServer
 from app.services import Services
 from app.settings import PROJECT_FOLDER, Settings
 from app.standing import Standings
+from app.stores.replay import LOOK_SECONDS as LOOK_AT_REPLAY_SECONDS
+from app.stores.replay import ReplayStore
 from app.stores.revocations import LOOK_SECONDS as LOOK_AT_REVOCATIONS_SECONDS
 from app.stores.revocations import Revocations
 
@@ -72,9 +77,11 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         home_at = partial(open_home, settings=settings, engine=db.engine)
         digester = SecretDigester(settings.secret_peppers)
         marks = UseMarks(db.engine, clock)
-        database_gate = gate.DatabaseGate()
-        verifier = SecretVerifier(db.engine, digester, clock, marks, database_gate)
-        revocations = Revocations(db.engine, database_gate, clock)
+        database_gate, connections = gate.DatabaseGate(), KeptConnections(db.engine)
+        verifier = SecretVerifier(connections, digester, clock, marks, database_gate)
+        revocations = Revocations(db.engine, connections, database_gate, clock)
+        replay = ReplayStore(db.engine, database_gate, clock)
+        lookup = ClientLookup(connections, marks, database_gate)
         outbox = Outbox(db.engine, clock)
         client_secrets = ClientSecrets(db.engine, db.session, digester, clock, outbox)
         clients = ClientStore(db.session, client_secrets, clock)
@@ -85,8 +92,8 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     keys = Keys(home, rules_for(settings, home), clock)
     ring = CurrentRing(home, keys.rules, events, clock)
     tokens = AccessTokenIssuer(settings.issuer, ring.signing_key, clock)
-    methods = tuple(method(verifier) for method in METHODS)
-    policy = Policy(settings.access_token_lifetime, settings.default_audience)
+    metadata = describe_server(settings)
+    doors = Doors(verifier, lookup, replay, clock, rules_of(settings, metadata["token_endpoint"]))
     services = Services(
         settings=settings,
         clock=clock,
@@ -98,20 +105,32 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         key_uses=key_uses,
         outbox=outbox,
         home_at=home_at,
-        server=TokenServer(grants=GRANTS, methods=methods, tokens=tokens, policy=policy, events=events, clock=clock),
+        server=_open_server(settings, doors, tokens, events),
         tokens=tokens,
         revocations=revocations,
         standings=Standings(settings.issuer, ring, ring.now, revocations),
         feed=RevocationFeed(settings.issuer, settings.default_audience, revocations, tokens, clock),
         registered_scopes=registered_scopes,
         audit_log=audit_log,
-        metadata=describe_server(settings),
+        metadata=metadata,
+        replay=replay,
     )
     services.install(app)
     _background(services, events).install(app)
     _mount_endpoints(app, services)
     app.cli.commands.update({str(command.name): command for command in COMMANDS})
     return app
+
+
+def _open_server(settings: Settings, doors: Doors, tokens: AccessTokenIssuer, events: Events) -> TokenServer:
+    return TokenServer(
+        grants=GRANTS,
+        methods=tuple(method(doors) for method in METHODS),
+        tokens=tokens,
+        policy=Policy(settings.access_token_lifetime, settings.default_audience),
+        events=events,
+        clock=doors.clock,
+    )
 
 
 def _background(services: Services, events: Events) -> Background:
@@ -133,6 +152,7 @@ def _background(services: Services, events: Events) -> Background:
             at_start=True,
             on_the_second=True,
         ),
+        Job("the end of used assertions", LOOK_AT_REPLAY_SECONDS, services.replay.forget_expired),
         Job("the end of old revocations", LOOK_AT_REVOCATIONS_SECONDS, services.revocations.forget_expired),
         Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, tell_expiring),
     )
@@ -167,10 +187,12 @@ def describe_server(settings: Settings) -> Metadata:
     for endpoint in ENDPOINTS:
         metadata |= endpoint.metadata(settings.issuer)
     methods = [method.name for method in METHODS]
+    algs = list(dict.fromkeys(alg for method in METHODS for alg in method.signing_algs))
     authenticated = [name for name in metadata if name in AUTHENTICATED_ENDPOINTS]
     return metadata | {
         "grant_types_supported": [grant.GRANT_TYPE for grant in GRANTS],
         **{f"{name}_auth_methods_supported": methods for name in authenticated},
+        **{f"{name}_auth_signing_alg_values_supported": algs for name in authenticated},
         "introspection_signing_alg_values_supported": [settings.signing_alg],
         "response_types_supported": ["none"],
         "subject_types_supported": ["public"],

@@ -140,6 +140,17 @@ class ClientAuthMethod(Protocol):
     secret_bearing: bool
     """Whether a client of this method has secrets that we generate."""
 
+    signing_algs: tuple[str, ...]
+    """The algorithms of its assertions, as the metadata advertises them; empty for a method without assertions."""
+
+    @staticmethod
+    def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Check what a client of this method registers beside its secrets, before it is stored.
+
+        :raises ManagementError: something is missing, wrong, or does not belong there.
+        """
+        ...
+
     def is_presented(self, request: TokenRequest) -> bool:
         """Whether ``request`` uses this method, well or badly."""
         ...

@@ -5,6 +5,7 @@ column, since a client is always read whole.
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
@@ -65,6 +66,8 @@ class ClientRow(Base):
     ``form_decoded_id`` is how the id reads when it is taken for form-encoded, as Basic credentials may be (RFC 6749
     appendix B). No two clients may meet in one reading.
 
+    ``auth_fields`` is what its authentication method needs to know of it, such as its public keys.
+
     ``introspects`` lists the resources whose tokens the client may ask about, or ``*`` for all. ``audiences_ever`` are
     those that its tokens may be for, with those that were taken from it; an empty one stands for the
     server's default. The release before leaves both empty. Its tokens that were issued at ``tokens_not_before``, a
@@ -83,6 +86,7 @@ class ClientRow(Base):
     grant_types: Mapped[list[str]] = mapped_column(JSON)
     scope: Mapped[list[str]] = mapped_column(JSON)
     audiences: Mapped[list[str]] = mapped_column(JSON)
+    auth_fields: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     audiences_ever: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     introspects: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     access_token_lifetime: Mapped[int | None]
@@ -140,6 +144,15 @@ class RevokedTokenRow(Base):
     audiences: Mapped[list[str]] = mapped_column(JSON)
     exp: Mapped[int] = mapped_column(BigInteger, index=True)
     revoked_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+
+
+class UsedAssertionRow(Base):
+    """An assertion that was used, by a hash of who made it and its id; gone when it has expired."""
+
+    __tablename__ = "used_assertions"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    exp: Mapped[int] = mapped_column(BigInteger, index=True)
 
 
 class KeyRingRow(Base):

@@ -48,7 +48,7 @@ class _Kept:
 
 
 class KeptConnections:
-    """A connection for each thread that asks.
+    """A connection for each thread that asks, shared by all questions: the pool holds few more than there are threads.
 
     :param engine: whose pool they are from. When it is disposed of, so are they.
     """

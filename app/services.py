@@ -23,6 +23,7 @@ from app.outbox import Outbox
 from app.server import TokenServer
 from app.settings import Settings
 from app.standing import Standings
+from app.stores.replay import ReplayStore
 from app.stores.revocations import Revocations
 
 EXTENSION = "tokenhouse"
@@ -54,6 +55,7 @@ class Services:
     registered_scopes: RegisteredScopes
     audit_log: AuditLog
     metadata: Mapping[str, Any]
+    replay: ReplayStore
 
     def install(self, app: Flask) -> None:
         """Let commands find these services."""

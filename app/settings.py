@@ -225,6 +225,12 @@ class Settings(BaseModel):
     jwks_max_age: Annotated[int, _between(1, DAY)] = 5 * MINUTE
     """How long a verifier may cache the JWKS. Most refetch on an unknown ``kid`` only after that."""
 
+    assertion_audience: Literal["any", "issuer"] = "any"
+    """What an assertion of a client may name as its audience: the issuer or the token endpoint, or the issuer alone."""
+
+    assertion_lifetime: Annotated[int, _between(1, DAY)] = HOUR
+    """How far ahead the end of an assertion may be."""
+
     publish_scopes: bool = True
     """Whether the metadata lists the scopes of registered clients."""
 

@@ -45,6 +45,12 @@ def _reasons_in_code() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in RAISED and node.args:
                 reasons |= {constant.value for constant in ast.walk(node.args[0]) if isinstance(constant, ast.Constant)}
+            if (
+                isinstance(node, ast.Yield)
+                and isinstance(node.value, ast.Constant)
+                and path.parent.name == "client_auth"
+            ):
+                reasons.add(node.value.value)
             if isinstance(node, ast.FunctionDef) and node.name == "_refusal_reason":
                 (table,) = [inner for inner in ast.walk(node) if isinstance(inner, ast.Dict)]
                 reasons |= {ast.literal_eval(key) for key in table.keys if key}

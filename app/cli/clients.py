@@ -7,6 +7,15 @@ from typing import Any
 
 import click
 
+from app.cli.client_keys import (
+    add_keys,
+    check_auth_fields,
+    given_auth_fields,
+    key_file_for,
+    key_options,
+    remove_key,
+    show_keys,
+)
 from app.cli.client_secrets import revoke_secret, rotate_secret, show_secrets
 from app.cli.output import (
     CommandGroup,
@@ -27,7 +36,7 @@ from app.client_auth import METHODS
 from app.client_auth.client_secret import ClientSecretPost
 from app.clients.fields import ClientFields, split_scopes
 from app.clients.secrets import NewSecret
-from app.clients.store import ListedClient
+from app.clients.store import ListedClient, describe
 from app.clients.verification import ANY_SECRET_METHOD
 from app.errors import ManagementError
 from app.grants import GRANTS
@@ -83,7 +92,7 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
         )
     ):
         command = option(command)
-    return command
+    return key_options(command)
 
 
 @click.group("clients", cls=CommandGroup)
@@ -98,34 +107,34 @@ def clients() -> None:
 @click.option("--secret-file", metavar="FILE|-", help="Take a secret over from elsewhere.")
 @click.option("--secret-expires", type=Duration(), help="How long the secret is valid; for ever unless given.")
 @click.option("--secret-out", metavar="FILE", help="Write the secret to a new file (0600) instead of printing it.")
+@click.option("--generate-key", metavar="FILE", help="Make a key pair: the private half goes to a new file (0600).")
 @json_option
-def create_client(  # noqa: PLR0913 - The options of the contract.
-    name: str,
-    client_id: str | None,
-    secret_file: str | None,
-    secret_expires: int | None,
-    secret_out: str | None,
-    *,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def create_client(name: str, generate_key: str | None, *, as_json: bool, **options: Any) -> None:
     """Make a client and print its secret, once."""
-    fields = ClientFields(client_name=name, **_given_fields(options))
-    imported = read_secret(secret_file) if secret_file else None
-    if secret_expires == 0:
+    given = _given_fields(options)
+    method = given.get("token_endpoint_auth_method", ANY_SECRET_METHOD)
+    if options["secret_file"] and method not in SECRET_BEARING_METHODS:
+        raise ManagementError(f"--secret-file goes with no {method}: its clients have no secret")
+    if options["secret_expires"] == 0:
         raise ManagementError("--secret-expires must be 1s or more")
-    registering = services().clients.registering(
-        fields,
-        client_id=client_id,
-        with_secret=fields.token_endpoint_auth_method in SECRET_BEARING_METHODS,
-        secret=imported,
-        secret_expires_after=seconds(secret_expires),
-    )
-    with secret_file_for(secret_out) as file, registering as (row, secret):
-        if file and secret:
-            file.write(secret.secret)
-        _print_new_client(row, secret, shown=secret_out is None, as_json=as_json)
-        _warn(row, imported)
+    imported = read_secret(options["secret_file"]) if options["secret_file"] else None
+    with key_file_for(generate_key) as pair, secret_file_for(options["secret_out"]) as file:
+        auth_fields = given.pop("auth_fields", {}) | ({"jwks": pair.public} if pair else {})
+        fields = ClientFields(client_name=name, auth_fields=check_auth_fields(method, auth_fields), **given)
+        registering = services().clients.registering(
+            fields,
+            client_id=options["client_id"],
+            with_secret=method in SECRET_BEARING_METHODS,
+            secret=imported,
+            secret_expires_after=seconds(options["secret_expires"]),
+        )
+        with registering as (row, secret):
+            if file and secret:
+                file.write(secret.secret)
+            if pair:
+                pair.write()
+            _print_new_client(row, secret, shown=options["secret_out"] is None, as_json=as_json)
+            _warn(row, imported)
 
 
 @clients.command("list")
@@ -184,7 +193,11 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
     changes = _given_fields(options) | ({} if client_name is None else {"client_name": client_name})
     if not changes:
         raise ManagementError("nothing to change: `flask clients update --help` shows what can be")
-    row = services().clients.update(client_id, **changes)
+    store = services().clients
+    if changes.keys() & {"auth_fields", "token_endpoint_auth_method"}:
+        changes["auth_fields"] = _changed_auth_fields(describe(store.find(client_id)), changes)
+        store.end_reading()
+    row = store.update(client_id, **changes)
     if as_json:
         print_json(_describe(row))
     tell(f"{row.client_id} was changed. Tokens that it has keep what they say until they expire.")
@@ -225,7 +238,7 @@ def delete_client(client_id: str, *, yes: bool) -> None:
     tell(f"{client_id} was deleted.")
 
 
-for command in (show_secrets, rotate_secret, revoke_secret):
+for command in (show_secrets, rotate_secret, revoke_secret, show_keys, add_keys, remove_key):
     clients.add_command(command)
 
 
@@ -267,9 +280,18 @@ def _given_fields(options: dict[str, Any]) -> dict[str, Any]:
         fields["grant_types"] = _grant_types(options["grant_types"])
     if options["description"] is not None:
         fields["description"] = options["description"]
+    if auth_fields := given_auth_fields(options["jwks_file"], options["assertion_audience"]):
+        fields["auth_fields"] = auth_fields
     if options["labels"]:
         fields["labels"] = _labels(options["labels"])
     return fields
+
+
+def _changed_auth_fields(before: ClientFields, changes: dict[str, Any]) -> dict[str, Any]:
+    """What the method that the client has then needs to know of it; another method's is forgotten."""
+    method = changes.get("token_endpoint_auth_method", before.token_endpoint_auth_method)
+    kept = before.auth_fields if method == before.token_endpoint_auth_method else {}
+    return check_auth_fields(method, {**kept, **changes.get("auth_fields", {})})
 
 
 def _grant_types(given: Sequence[str]) -> tuple[str, ...]:
@@ -339,6 +361,8 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
         "scope": " ".join(row.scope),
         "audiences": row.audiences,
         "introspects": row.introspects or [],
+        "keys": [key["kid"] for key in (row.auth_fields or {}).get("jwks", {}).get("keys", [])],
+        "assertion_audience": (row.auth_fields or {}).get("assertion_audience"),
         "access_token_lifetime": row.access_token_lifetime,
         "contacts": row.contacts,
         "labels": row.labels,

@@ -24,6 +24,7 @@ _PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
 """A line as it is in development."""
 
 _PARAMETERS = "Look at what the caller sends: `detail` names the parameter, and docs/http.md says what there is."
+_ASSERTION = "docs/client-keys.md says what an assertion must say."
 _DATABASE = "See that the database runs and answers; `/readyz` says when it does, and standard error says what it said."
 
 REFUSALS: Mapping[str, tuple[str, str]] = {
@@ -63,6 +64,25 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
     "other_client_id": (
         "The client_id in its body is not the one that it has proven to be.",
         "Leave client_id out of the body, or send the same.",
+    ),
+    "assertion_malformed": ("Its assertion is no JWT.", _ASSERTION),
+    "assertion_type_unknown": ("Its client_assertion_type is not that of a JWT.", _ASSERTION),
+    "assertion_algorithm": ("Its assertion is signed in a way that is not taken.", _ASSERTION),
+    "assertion_other_type": ("Its assertion is a JWT for another purpose.", _ASSERTION),
+    "assertion_signature": (
+        "No key that client {client} has registered has signed its assertion.",
+        "`flask clients keys {client}` shows what is registered; `keys-add {client} FILE` adds another.",
+    ),
+    "assertion_of_another": ("Its assertion has an iss that is not its sub.", _ASSERTION),
+    "assertion_audience": ("Its assertion is not for this server, or not for it alone.", _ASSERTION),
+    "assertion_times": ("Its assertion lacks exp or iat, or they are no whole numbers.", _ASSERTION),
+    "assertion_without_id": ("Its assertion lacks a jti.", _ASSERTION),
+    "assertion_expired": ("Its assertion has expired.", "Sign a new one for each request; see that the clocks agree."),
+    "assertion_in_the_future": ("Its assertion is of the future.", "See that the machines' clocks agree."),
+    "assertion_too_long": ("Its assertion is good for too long.", "Let it end within minutes, at most within an hour."),
+    "assertion_replayed": (
+        "Its assertion was used before: a request was repeated, or somebody has recorded one.",
+        "Sign a new one for each request, also when a request is repeated.",
     ),
     "missing_parameter": ("A parameter that must be there is missing.", _PARAMETERS),
     "repeated_parameter": ("A parameter stood twice in it.", _PARAMETERS),

@@ -7,12 +7,24 @@ Whose a secret is, and whether it still works, is left to ``clients``.
 """
 
 from binascii import a2b_base64
+from collections.abc import Mapping
+from typing import Any
 
+from app.client_auth.doors import Doors
 from app.clients.digests import is_vschar
 from app.clients.fields import form_decode
-from app.clients.verification import SecretVerifier
 from app.contracts import Authentication, Credentials, TokenRequest
-from app.errors import InvalidClient, InvalidRequest
+from app.errors import InvalidClient, InvalidRequest, ManagementError
+
+
+def _check_no_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Check what a client of a method with secrets registers beside them: nothing.
+
+    :raises ManagementError: there is something.
+    """
+    if fields:
+        raise ManagementError("keys and assertions are for clients with --auth-method private_key_jwt")
+    return {}
 
 
 class ClientSecretBasic:
@@ -21,9 +33,15 @@ class ClientSecretBasic:
     name = "client_secret_basic"
     parameters = frozenset({"client_id"})
     secret_bearing = True
+    signing_algs: tuple[str, ...] = ()
 
-    def __init__(self, verifier: SecretVerifier) -> None:
-        self._verifier = verifier
+    def __init__(self, doors: Doors) -> None:
+        self._verifier = doors.secrets
+
+    @staticmethod
+    def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Check that there is nothing beside the secrets."""
+        return _check_no_fields(fields)
 
     def is_presented(self, request: TokenRequest) -> bool:
         """Any ``Authorization`` header counts: whatever its scheme, it is an attempt to authenticate."""
@@ -55,9 +73,15 @@ class ClientSecretPost:
     name = "client_secret_post"
     parameters = frozenset({"client_id", "client_secret"})
     secret_bearing = True
+    signing_algs: tuple[str, ...] = ()
 
-    def __init__(self, verifier: SecretVerifier) -> None:
-        self._verifier = verifier
+    def __init__(self, doors: Doors) -> None:
+        self._verifier = doors.secrets
+
+    @staticmethod
+    def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Check that there is nothing beside the secrets."""
+        return _check_no_fields(fields)
 
     def is_presented(self, request: TokenRequest) -> bool:
         """Whether there is a secret in the body."""

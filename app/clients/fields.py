@@ -6,6 +6,7 @@ registries: the command line, later the admin API and registration.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote_plus
 
 from app.clients.digests import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_SECRET_MIN_CHARACTERS, is_vschar
@@ -28,6 +29,7 @@ class ClientFields:
     """What whoever makes or changes a client says of it. Checked when it is made.
 
     :param access_token_lifetime: whole seconds, 1 s to 24 h, or ``None`` for the server's default.
+    :param auth_fields: what its authentication method needs to know of it; checked by the method.
     :param introspects: the resources whose tokens it may ask about, or :data:`ALL_RESOURCES` alone.
     :raises ManagementError: a field that is wrong, with what is allowed.
     """
@@ -42,6 +44,7 @@ class ClientFields:
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     introspects: tuple[str, ...] = ()
+    auth_fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse by raising; what exists is good."""

@@ -5,7 +5,7 @@ Their secrets are left to ``clients.secrets``; which authentication methods and 
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -147,6 +147,21 @@ class ClientStore:
                 self._secrets.note(client_id, "updated", fields=others)
             return row
 
+    def change_auth_fields(self, client_id: str, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> ClientRow:
+        """Change what a client's authentication method knows of it, by what it is now.
+
+        :raises ManagementError: ``change`` refuses, or there is no such client.
+        """
+        with writing(self._session):
+            row = find_client(self._session, client_id, for_change=True)
+            before = dict(row.auth_fields or {})
+            after = dict(change(before))
+            if after != before:
+                row.auth_fields = after
+                row.updated_at = self._clock()
+                self._secrets.note(client_id, "updated", fields=["auth_fields"])
+            return row
+
     def disable(self, client_id: str) -> ClientRow:
         """Refuse the client from the next request on, whichever worker gets it. Twice is once."""
         with writing(self._session):
@@ -282,6 +297,7 @@ def describe(row: ClientRow) -> ClientFields:
         description=row.description,
         labels=dict(row.labels),
         introspects=tuple(row.introspects or ()),
+        auth_fields=dict(row.auth_fields or {}),
     )
 
 
@@ -295,6 +311,7 @@ def _apply(row: ClientRow, fields: ClientFields) -> None:
     row.scope = list(fields.scope)
     row.audiences = list(fields.audiences)
     row.introspects = list(fields.introspects)
+    row.auth_fields = dict(fields.auth_fields) or None
     row.access_token_lifetime = fields.access_token_lifetime
 
 

@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, select, union
-from sqlalchemy.engine import Engine
 
 from app.clients.digests import SecretDigester
 from app.clients.marks import UseMarks
@@ -26,7 +25,7 @@ from app.questions import KeptConnections, Question
 ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
 """Our own value of ``token_endpoint_auth_method``: Basic and body are both accepted."""
 
-_CLIENT_COLUMNS = (
+CLIENT_COLUMNS = (
     ClientRow.client_id,
     ClientRow.client_name,
     ClientRow.token_endpoint_auth_method,
@@ -40,6 +39,8 @@ _CLIENT_COLUMNS = (
     ClientRow.disabled_at,
     ClientRow.deleted_at,
 )
+"""What the request path knows of a client."""
+
 _SECRET_COLUMNS = (
     ClientSecretRow.secret_id,
     ClientSecretRow.digest,
@@ -57,7 +58,7 @@ _OTHER = select(bindparam("other_id", type_=String).label("asked_id"))
 def _find_with_secrets(ids: Select[Any] | CompoundSelect[Any]) -> Select[Any]:
     asked = ids.subquery("asked").c.asked_id
     return (
-        select(asked, *_CLIENT_COLUMNS, *_SECRET_COLUMNS)
+        select(asked, *CLIENT_COLUMNS, *_SECRET_COLUMNS)
         .select_from(asked.table)
         .outerjoin(ClientRow, ClientRow.client_id == asked)
         .outerjoin(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
@@ -84,10 +85,14 @@ class SecretVerifier:
     """
 
     def __init__(
-        self, engine: Engine, digester: SecretDigester, clock: Clock, marks: UseMarks, gate: DatabaseGate
+        self,
+        connections: KeptConnections,
+        digester: SecretDigester,
+        clock: Clock,
+        marks: UseMarks,
+        gate: DatabaseGate,
     ) -> None:
         self._gate = gate
-        connections = KeptConnections(engine)
         self._about_one = Question(connections, _find_with_secrets(_ONE))
         self._about_two = Question(connections, _find_with_secrets(union(_ONE, _OTHER)))
         self._digester = digester
@@ -118,7 +123,7 @@ class SecretVerifier:
             reason = _refusal_reason(mine[0], matching, working, method)
             if reason is None:
                 right = working[0]
-                proven = Authentication(_frozen(right), method, right.secret_id, right.expires_at)
+                proven = Authentication(frozen(right), method, right.secret_id, right.expires_at)
                 self._note(right, digest_by_pepper, source_address)
             elif reason != "unknown_client":
                 known_id, refused_for = candidate.client_id, reason
@@ -184,7 +189,8 @@ def _still_works(secret: Any, now: datetime) -> bool:
     return secret.revoked_at is None and (secret.expires_at is None or secret.expires_at > now)
 
 
-def _frozen(row: Any) -> Client:
+def frozen(row: Any) -> Client:
+    """The client of a row with :data:`CLIENT_COLUMNS`."""
     facts = (
         row.client_id,
         row.client_name,

@@ -1,1 +1,1 @@
-"""What must be remembered for a while: tokens that were revoked before they expired."""
+"""What must be remembered for a while: tokens that were revoked before they expired, assertions that were used."""

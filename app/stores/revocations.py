@@ -99,11 +99,11 @@ class Revocations:
     :param gate: the way to it.
     """
 
-    def __init__(self, engine: Engine, gate: DatabaseGate, clock: Clock) -> None:
+    def __init__(self, engine: Engine, connections: KeptConnections, gate: DatabaseGate, clock: Clock) -> None:
         self._engine = engine
         self._gate = gate
         self._clock = clock
-        self._fate = Question(KeptConnections(engine), _FATE)
+        self._fate = Question(connections, _FATE)
 
     def reason_against(self, client_id: str, jti: str, issued_at: datetime) -> str | None:
         """Say why a token that is good by itself is dead; ``None`` when it lives.

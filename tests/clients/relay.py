@@ -20,7 +20,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from support.assertions import Signer
 from support.server import NewClient, RunningServer, running_server
+
+from app.clients.fields import ClientFields
 
 AUDIENCE = "https://api.example.com"
 """The API that the tokens of these tests are for."""
@@ -162,6 +165,19 @@ class House:
         client_id = f"{id_prefix}{secrets.token_hex(4)}" if id_prefix else None
         defaults = {"scope": ("read", "write"), "audiences": (AUDIENCE,)}
         return self.server.create_client(client_id=client_id, **taken_over, **defaults | fields)
+
+    def register_keyed(self, *signers: Signer) -> str:
+        """Make a client for :data:`AUDIENCE` that signs assertions; its id."""
+        auth_fields = {"jwks": {"keys": [one.jwk | {"kid": one.kid} for one in signers]}}
+        fields = ClientFields(
+            client_name="Keyed",
+            audiences=(AUDIENCE,),
+            token_endpoint_auth_method="private_key_jwt",
+            auth_fields=auth_fields,
+        )
+        with self.server.context():
+            row, _ = self.server.services.clients.register(fields, with_secret=False)
+            return str(row.client_id)
 
     def register_awkward_for_raw(self) -> NewClient:
         """Make a client with all that a raw ``Authorization: Basic`` can carry: no colon in the id."""

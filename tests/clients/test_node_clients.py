@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, quote_plus
 
 import pytest
 from clients.relay import AUDIENCE, CHALLENGE, REFUSED, House
+from support.assertions import signer
 
 pytestmark = [
     pytest.mark.node,
@@ -263,3 +264,16 @@ def test_oauth4webapi_introspects_with_a_signed_answer_and_revokes(house: House)
         "before": {"type": signed, "answer": _told(house, token)},
         "after": {"type": signed, "answer": {"active": False}},
     }
+
+
+@pytest.mark.parametrize("alg", ["RS256", "ES256"])
+def test_openid_client_and_oauth4webapi_sign_assertions(house: House, alg: str) -> None:
+    one, other = signer(alg), signer(alg)
+    client_id = house.register_keyed(one)
+    keys = [json.dumps(key.key.as_dict(private=True) | {"kid": one.kid}) for key in (one, other)]
+    told = node("private_key_jwt.mjs", issuer=house.url, id=client_id, jwk=keys[0], otherJwk=keys[1], alg=alg)
+    for way in ("granted", "again", "byOauth4webapi"):
+        claims = house.verified(told[way]["access_token"])
+        assert claims["sub"] == client_id
+    assert told["introspected"]["active"] is True
+    assert told["otherKey"] == {"name": "WWWAuthenticateChallengeError", "status": 401}

@@ -11,10 +11,12 @@ import pytest
 import requests
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.requests_client import OAuth2Session as AuthlibSession
+from authlib.oauth2.rfc7523 import PrivateKeyJWT
 from clients.relay import CHALLENGE, REFUSED, House, SentRequest
 from oauthlib.oauth2 import BackendApplicationClient, InvalidClientError, InvalidScopeError
 from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
+from support.assertions import signer
 from support.server import NewClient
 
 with warnings.catch_warnings():
@@ -210,3 +212,24 @@ def test_authlib_introspects_and_revokes(house: House) -> None:
         assert asking.introspect_token(introspection, token=token).json() == live
         assert owner.revoke_token(revocation, token=token, token_type_hint="access_token").status_code == 200
         assert asking.introspect_token(introspection, token=token).json() == {"active": False}
+
+
+@pytest.mark.parametrize("alg", ["RS256", "ES256", "PS256"])
+def test_authlib_signs_assertions(house: House, alg: str) -> None:
+    one = signer(alg)
+    client_id = house.register_keyed(one)
+    method = PrivateKeyJWT(house.token_url, alg=alg)
+    with AuthlibSession(client_id, one.key, token_endpoint_auth_method=method) as session:
+        for _ in range(2):
+            token = session.fetch_token(house.token_url, grant_type="client_credentials")
+            assert house.verified(token["access_token"])["sub"] == client_id
+    with (
+        AuthlibSession(
+            client_id,
+            signer(alg).key,
+            token_endpoint_auth_method=PrivateKeyJWT(house.token_url, alg=alg),
+        ) as stranger,
+        pytest.raises(OAuthError) as caught,
+    ):
+        stranger.fetch_token(house.token_url, grant_type="client_credentials")
+    assert caught.value.error == "invalid_client"

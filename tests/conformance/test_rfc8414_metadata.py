@@ -9,6 +9,8 @@ from support.server import RunningServer, running_server
 
 OAUTH = "/.well-known/oauth-authorization-server"
 OPENID = "/.well-known/openid-configuration"
+METHODS = ["client_secret_basic", "client_secret_post", "private_key_jwt"]
+ALGS = ["RS256", "PS256", "ES256", "EdDSA"]
 
 
 def metadata(issuer: str) -> dict[str, object]:
@@ -17,14 +19,17 @@ def metadata(issuer: str) -> dict[str, object]:
         "issuer": issuer,
         "token_endpoint": f"{issuer}/oauth/token",
         "introspection_endpoint": f"{issuer}/oauth/introspect",
-        "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+        "introspection_endpoint_auth_methods_supported": METHODS,
+        "introspection_endpoint_auth_signing_alg_values_supported": ALGS,
         "introspection_signing_alg_values_supported": ["RS256"],
         "revocation_endpoint": f"{issuer}/oauth/revoke",
-        "revocation_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+        "revocation_endpoint_auth_methods_supported": METHODS,
+        "revocation_endpoint_auth_signing_alg_values_supported": ALGS,
         "tokenhouse_revocation_feed": f"{issuer}/oauth/revocations",
         "jwks_uri": f"{issuer}/.well-known/jwks.json",
         "grant_types_supported": ["client_credentials"],
-        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+        "token_endpoint_auth_methods_supported": METHODS,
+        "token_endpoint_auth_signing_alg_values_supported": ALGS,
         "response_types_supported": ["none"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["RS256"],

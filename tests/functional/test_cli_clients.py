@@ -472,6 +472,8 @@ def test_show_prints_everything_but_secrets(house: House) -> None:
         "scope": "",
         "audiences": [],
         "introspects": [],
+        "keys": [],
+        "assertion_audience": None,
         "access_token_lifetime": None,
         "contacts": [],
         "labels": {},

@@ -17,6 +17,7 @@ TABLES = [
     "revoked_tokens",
     "signing_key_uses",
     "signing_keys",
+    "used_assertions",
 ]
 
 
@@ -34,9 +35,14 @@ def test_a_database_goes_up_down_and_up_again_with_rows_in_it(tmp_path: Path, da
         (["upgrade"], TABLES),
         (["downgrade", "base"], ["alembic_version"]),
         (["upgrade"], TABLES),
-        (["downgrade", "0005"], [name for name in TABLES if name != "revoked_tokens"]),
+        (["downgrade", "0006"], [name for name in TABLES if name != "used_assertions"]),
         (["upgrade"], TABLES),
-        (["downgrade", "0003"], [name for name in TABLES if name not in {"audit_outbox", "revoked_tokens"}]),
+        (["downgrade", "0005"], [name for name in TABLES if name not in {"revoked_tokens", "used_assertions"}]),
+        (["upgrade"], TABLES),
+        (
+            ["downgrade", "0003"],
+            [name for name in TABLES if name not in {"audit_outbox", "revoked_tokens", "used_assertions"}],
+        ),
         (["upgrade"], TABLES),
     ):
         done = installation.flask("db", *command)
@@ -53,7 +59,7 @@ def test_the_database_says_which_migration_it_is_at(tmp_path: Path) -> None:
     installation.flask("db", "upgrade")
     done = installation.flask("db", "current")
     assert done.returncode == 0
-    assert done.stdout.startswith("0006 (head)")
+    assert done.stdout.startswith("0007 (head)")
     assert installation.flask("db", "check").returncode == 0
 
 

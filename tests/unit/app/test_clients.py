@@ -28,6 +28,7 @@ from app.contracts import Authentication, Client, Credentials
 from app.errors import InvalidClient, ManagementError, ServiceUnavailable
 from app.gate import DatabaseGate
 from app.models import ClientRow, ClientSecretRow, db
+from app.questions import KeptConnections
 from app.settings import parse_duration
 
 BASIC, POST = "client_secret_basic", "client_secret_post"
@@ -294,7 +295,7 @@ def test_both_readings_are_digested_and_compared_whatever_they_are(
 
         monkeypatch.setattr("app.clients.verification.hmac.compare_digest", noted)
         marks = UseMarks(db.engine, house.clock)
-        verifier = SecretVerifier(db.engine, digester, house.clock, marks, DatabaseGate())
+        verifier = SecretVerifier(KeptConnections(db.engine), digester, house.clock, marks, DatabaseGate())
         try:
             verifier.verify_secret(candidates, BASIC)
         except InvalidClient:

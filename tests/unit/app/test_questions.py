@@ -228,3 +228,15 @@ def test_a_file_that_was_taken_away_is_missed_and_found_again(house: House) -> N
         asked.ask(ANY)
     (house.folder / "away.db").rename(file)
     assert asked.ask(ANY) == []
+
+
+def test_all_who_ask_share_the_connection_of_their_thread(house: House) -> None:
+    client = house.register(introspects=("*",))
+    made: list[Any] = []
+    with house.app.app_context():
+        db.engine.dispose()
+        event.listen(db.engine, "connect", lambda *found: made.append(found))
+        for _ in range(3):
+            house.services.verifier.answers()
+            house.services.revocations.reason_against(client.client_id, "j", house.clock())
+    assert len(made) == 1

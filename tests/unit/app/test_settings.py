@@ -40,6 +40,8 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
     } == {
         "config": "production",
         "audit_log_required": False,
+        "assertion_audience": "any",
+        "assertion_lifetime": 3600,
         "publish_scopes": True,
         "trusted_proxies": (),
         "issuer": ISSUER,
@@ -64,6 +66,8 @@ def test_every_setting_is_a_variable_with_the_prefix() -> None:
     assert set(SETTING_NAMES) == {
         "TOKENHOUSE_CONFIG",
         "TOKENHOUSE_AUDIT_LOG_REQUIRED",
+        "TOKENHOUSE_ASSERTION_AUDIENCE",
+        "TOKENHOUSE_ASSERTION_LIFETIME",
         "TOKENHOUSE_PUBLISH_SCOPES",
         "TOKENHOUSE_TRUSTED_PROXIES",
         "TOKENHOUSE_ISSUER",

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -38,17 +39,22 @@ def basic(text: str | bytes, scheme: str = "Basic") -> str:
 
 
 def by_basic(house: House, authorization: str, **parameters: str) -> Authentication:
-    return ClientSecretBasic(house.verifier).authenticate(Request(authorization, parameters))
+    return ClientSecretBasic(doors(house.verifier)).authenticate(Request(authorization, parameters))
 
 
 def by_post(house: House, **parameters: str) -> Authentication:
-    return ClientSecretPost(house.verifier).authenticate(Request(None, parameters))
+    return ClientSecretPost(doors(house.verifier)).authenticate(Request(None, parameters))
 
 
 def reason_of(error: type[OAuthError], method: Any, *arguments: Any, **parameters: str) -> str:
     with pytest.raises(error) as caught:
         method(*arguments, **parameters)
     return str(caught.value.reason)
+
+
+def doors(store: Any) -> Any:
+    """The one that these methods ask."""
+    return SimpleNamespace(secrets=store)
 
 
 class RecordingStore:
@@ -66,19 +72,20 @@ class RecordingStore:
 
 def readings(authorization: str) -> tuple[tuple[str, str], ...]:
     store = RecordingStore()
-    ClientSecretBasic(store).authenticate(Request(authorization))  # type: ignore[arg-type]
+    ClientSecretBasic(doors(store)).authenticate(Request(authorization))  # type: ignore[arg-type]
     return store.asked[0]
 
 
-def test_the_registry_lists_both_methods_in_order() -> None:
+def test_the_registry_lists_the_methods_in_order() -> None:
     assert [(method.name, method.secret_bearing, set(method.parameters)) for method in METHODS] == [
         ("client_secret_basic", True, {"client_id"}),
         ("client_secret_post", True, {"client_id", "client_secret"}),
+        ("private_key_jwt", False, {"client_id", "client_assertion", "client_assertion_type"}),
     ]
 
 
 def test_what_presents_which_method(house: House) -> None:
-    basic_method, post = ClientSecretBasic(house.verifier), ClientSecretPost(house.verifier)
+    basic_method, post = ClientSecretBasic(doors(house.verifier)), ClientSecretPost(doors(house.verifier))
     for request, presented in [
         (Request(), (False, False)),
         (Request("Basic x"), (True, False)),
@@ -205,7 +212,7 @@ def test_malformed_basic_is_refused_before_the_database(house: House, authorizat
 def test_whatever_stands_in_the_header_is_read_or_refused(authorization: str) -> None:
     store = RecordingStore()
     try:
-        ClientSecretBasic(store).authenticate(Request(authorization))  # type: ignore[arg-type]
+        ClientSecretBasic(doors(store)).authenticate(Request(authorization))  # type: ignore[arg-type]
     except InvalidClient as error:
         assert error.reason in {"unsupported_scheme", "malformed_credentials"}  # noqa: PT017 - Either is right.
         assert store.asked == []

@@ -13,6 +13,8 @@ from unit.house import House, open_house
 JWKS = "/.well-known/jwks.json"
 METADATA = ("/.well-known/oauth-authorization-server", "/.well-known/openid-configuration")
 ISSUER = "https://tokens.example.com"
+METHODS = ["client_secret_basic", "client_secret_post", "private_key_jwt"]
+ALGS = ["RS256", "PS256", "ES256", "EdDSA"]
 
 
 def test_the_metadata_is_exactly_this_at_both_paths(house: House) -> None:
@@ -22,14 +24,17 @@ def test_the_metadata_is_exactly_this_at_both_paths(house: House) -> None:
             "issuer": ISSUER,
             "token_endpoint": f"{ISSUER}/oauth/token",
             "introspection_endpoint": f"{ISSUER}/oauth/introspect",
-            "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "introspection_endpoint_auth_methods_supported": METHODS,
+            "introspection_endpoint_auth_signing_alg_values_supported": ALGS,
             "introspection_signing_alg_values_supported": ["RS256"],
             "revocation_endpoint": f"{ISSUER}/oauth/revoke",
-            "revocation_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "revocation_endpoint_auth_methods_supported": METHODS,
+            "revocation_endpoint_auth_signing_alg_values_supported": ALGS,
             "tokenhouse_revocation_feed": f"{ISSUER}/oauth/revocations",
             "jwks_uri": f"{ISSUER}/.well-known/jwks.json",
             "grant_types_supported": ["client_credentials"],
-            "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "token_endpoint_auth_methods_supported": METHODS,
+            "token_endpoint_auth_signing_alg_values_supported": ALGS,
             "response_types_supported": ["none"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["RS256"],

@@ -1,0 +1,177 @@
+"""``flask clients keys``: public keys of clients that prove who they are with an assertion, and a new one's pair."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from cryptography.hazmat.primitives import serialization
+from flask.cli import with_appcontext
+
+from app.cli.output import SecretFile, json_option, print_json, print_table, read_secret, secret_file_for, tell
+from app.client_auth import METHODS
+from app.client_auth.private_key_jwt import AUDIENCES, PrivateKeyJwt
+from app.clients.jwks import check_jwks
+from app.errors import ManagementError
+from app.keyring.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
+from app.services import services
+
+GENERATED_ALG = "RS256"
+"""What every library signs with unless told otherwise."""
+
+
+def key_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options for what a client of ``private_key_jwt`` registers."""
+    for option in (
+        click.option(
+            "--jwks-file", metavar="FILE|-", help="Its public keys: a JWK set, a JWK, or a public key in PEM."
+        ),
+        click.option("--assertion-audience", type=click.Choice(AUDIENCES), help="Whom its assertions may be for."),
+    ):
+        command = option(command)
+    return command
+
+
+def given_auth_fields(jwks_file: str | None, assertion_audience: str | None) -> dict[str, Any]:
+    """What the options say of a client's keys."""
+    fields: dict[str, Any] = {}
+    if jwks_file:
+        fields["jwks"] = read_key_set(jwks_file)
+    if assertion_audience:
+        fields["assertion_audience"] = assertion_audience
+    return fields
+
+
+def check_auth_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Let the method named ``method`` check what is to be stored of its client.
+
+    :raises ManagementError: it refuses.
+    """
+    by_name = {one.name: one for one in METHODS}
+    return by_name.get(method, METHODS[0]).check_fields(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A new pair, whose private half goes to a file of its owner's.
+
+    :param public: the public half, as a set.
+    """
+
+    public: dict[str, Any]
+    _file: SecretFile
+    _pem: str
+
+    def write(self) -> None:
+        """Write the private half, before the client counts."""
+        self._file.write(self._pem)
+
+
+@contextmanager
+def key_file_for(path: str | None) -> Iterator[KeyPair | None]:
+    """Make the pair of ``--generate-key``; its file is taken away again where there will be no client.
+
+    :raises ManagementError: the file exists, or cannot be written.
+    """
+    with secret_file_for(path) as file:
+        if file is None:
+            yield None
+            return
+        key = ALGORITHMS[GENERATED_ALG].generate(RSA_MIN_BITS)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        public = check_jwks({"keys": [to_jwk(key).as_dict(private=False)]})
+        yield KeyPair(public, file, pem.decode().strip())
+
+
+def read_key_set(source: str) -> dict[str, Any]:
+    """Read public keys: a JWK set, a single JWK, or a public key in PEM.
+
+    :raises ManagementError: it holds none, or a private one.
+    """
+    text = read_secret(source, "key file").strip()
+    if "PRIVATE KEY" in text:
+        raise ManagementError(f"{source} holds a private key: register its public half only")
+    if text.startswith("-----BEGIN"):
+        return check_jwks({"keys": [_jwk_of(text, source)]})
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ManagementError(f"{source} holds no JWK set, no JWK and no public key in PEM") from None
+    return check_jwks({"keys": [found]} if isinstance(found, dict) and "kty" in found else found)
+
+
+def _jwk_of(pem: str, source: str) -> dict[str, Any]:
+    from joserfc.jwk import ECKey, OKPKey, RSAKey  # noqa: PLC0415 - Only who has PEM waits for it.
+
+    for kind in (RSAKey, ECKey, OKPKey):
+        try:
+            return dict(kind.import_key(pem).as_dict(private=False))
+        except Exception:  # noqa: BLE001, S112 - Each kind fails in its own way at another's key.
+            continue
+    raise ManagementError(f"{source} holds no public key of a kind that is known here")
+
+
+@click.command("keys")
+@with_appcontext
+@click.argument("client_id", metavar="ID")
+@json_option
+def show_keys(client_id: str, *, as_json: bool) -> None:
+    """Show the public keys of a client."""
+    keys = _keys_of(client_id)["keys"]
+    if as_json:
+        print_json({"keys": keys})
+    else:
+        print_table(
+            ("kid", "kty", "alg"), [(key["kid"], key["kty"], key.get("alg", "any of its kind")) for key in keys]
+        )
+
+
+@click.command("keys-add")
+@with_appcontext
+@click.argument("client_id", metavar="ID")
+@click.argument("file")
+def add_keys(client_id: str, file: str) -> None:
+    """Add the public keys in FILE (- for standard input); those that the client has go on working."""
+    new = read_key_set(file)["keys"]
+    row = services().clients.change_auth_fields(client_id, lambda fields: _checked(fields, lambda old: old + new))
+    told = ", ".join(key["kid"] for key in new)
+    tell(f"{row.client_id} may sign with {told} too. `flask clients keys-remove` ends an old one.")
+
+
+@click.command("keys-remove")
+@with_appcontext
+@click.argument("client_id", metavar="ID")
+@click.argument("kid")
+def remove_key(client_id: str, kid: str) -> None:
+    """Remove the public key KID: what it signs is refused from now on."""
+
+    def without(keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        left = [key for key in keys if key["kid"] != kid]
+        if len(left) == len(keys):
+            raise ManagementError(f"{client_id} has no key {kid!r}: `flask clients keys {client_id}` shows all")
+        if not left:
+            raise ManagementError(f"{kid!r} is the last key: `flask clients disable {client_id}` shuts the client out")
+        return left
+
+    services().clients.change_auth_fields(client_id, lambda fields: _checked(fields, without))
+    tell(f"{client_id} may not sign with {kid} any more.")
+
+
+def _checked(
+    fields: Mapping[str, Any], change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+) -> dict[str, Any]:
+    if "jwks" not in fields:
+        raise ManagementError(f"the client has no keys: it is not one of {PrivateKeyJwt.name}")
+    return PrivateKeyJwt.check_fields({**fields, "jwks": {"keys": change(fields["jwks"]["keys"])}})
+
+
+def _keys_of(client_id: str) -> Mapping[str, Any]:
+    fields = services().clients.find(client_id).auth_fields or {}
+    if "jwks" not in fields:
+        raise ManagementError(f"{client_id} has no keys: it is not one of {PrivateKeyJwt.name}")
+    found: Mapping[str, Any] = fields["jwks"]
+    return found

@@ -1,0 +1,43 @@
+"""What the methods ask: who has this secret, who is this client, and whether this was used before."""
+
+from dataclasses import dataclass
+
+from app.clients.lookup import ClientLookup
+from app.clients.verification import SecretVerifier
+from app.contracts import Clock
+from app.settings import Settings
+from app.stores.replay import ReplayStore
+
+
+@dataclass(frozen=True, slots=True)
+class AssertionRules:
+    """What the settings allow an assertion to say.
+
+    :param issuer: ours, which it may name as its audience.
+    :param token_endpoint: its URL, which it may name too.
+    :param is_issuer_only: whether it may not.
+    :param longest_seconds: how far ahead its end may be.
+    """
+
+    issuer: str
+    token_endpoint: str
+    is_issuer_only: bool
+    longest_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Handed to each method when it is made."""
+
+    secrets: SecretVerifier
+    lookup: ClientLookup
+    replay: ReplayStore
+    clock: Clock
+    rules: AssertionRules
+
+
+def rules_of(settings: Settings, token_endpoint: str) -> AssertionRules:
+    """The rules in the settings."""
+    return AssertionRules(
+        settings.issuer, token_endpoint, settings.assertion_audience == "issuer", settings.assertion_lifetime
+    )

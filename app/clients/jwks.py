@@ -1,0 +1,119 @@
+"""A client's public keys (RFC 7517), as they are registered and as they verify. Pure.
+
+Where a set comes from, a file or later a URL, is left to others; so is what is verified with its keys.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from joserfc.errors import JoseError
+from joserfc.jwk import JWKRegistry
+
+from app.errors import ManagementError
+from app.keyring.algorithms import ALGORITHMS, RSA_MIN_BITS
+
+MOST_KEYS = 16
+RSA_MOST_BITS = 4096
+"""A longer one would make each request slower than it need be."""
+KID_MAX_CHARACTERS = 255
+
+_PRIVATE = ("d", "p", "q", "dp", "dq", "qi", "oth", "k")
+_PUBLIC = ("kty", "n", "e", "crv", "x", "y")
+_KINDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
+    "RSA": (rsa.RSAPublicKey, ("RS256", "PS256")),
+    "EC": (ec.EllipticCurvePublicKey, ("ES256",)),
+    "OKP": (ed25519.Ed25519PublicKey, ("EdDSA",)),
+}
+SIGNING_ALGS = tuple(ALGORITHMS)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKey:
+    """One public key.
+
+    :param algs: the algorithms that it may verify.
+    """
+
+    kid: str
+    algs: tuple[str, ...]
+    public_key: Any
+
+    def verifies(self, alg: str, signature: bytes, signed: bytes) -> bool:
+        """Whether ``signature`` is this key's."""
+        try:
+            ALGORITHMS[alg].verify(self.public_key, signature, signed)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+def read_keys(jwks: Mapping[str, Any]) -> tuple[ClientKey, ...]:
+    """The keys of a set that has been checked."""
+    return tuple(_read(key) for key in jwks["keys"])
+
+
+def check_jwks(document: object) -> dict[str, Any]:
+    """Check a set that is to be registered: public keys alone, of kinds that we know, each with an id of its own.
+
+    :returns: the set with the members that matter; a key without ``kid`` gets its thumbprint (RFC 7638).
+    :raises ManagementError: what is wrong, and what is allowed. Quotes no key.
+    """
+    keys = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
+        raise ManagementError('the key set must be a JSON object with "keys", a list of objects')
+    if not 1 <= len(keys) <= MOST_KEYS:
+        raise ManagementError(f"the key set must hold 1 to {MOST_KEYS} keys")
+    checked = [_check(key, f"key {number}") for number, key in enumerate(keys, 1)]
+    kids = [key["kid"] for key in checked]
+    if twice := next((kid for kid in kids if kids.count(kid) > 1), None):
+        raise ManagementError(f"the key set has kid {twice!r} twice: each key needs a kid of its own")
+    return {"keys": checked}
+
+
+def _check(key: Mapping[str, Any], which: str) -> dict[str, Any]:
+    if private := [name for name in _PRIVATE if name in key]:
+        raise ManagementError(f"{which} is private ({', '.join(private)}): register its public half only")
+    kty = key.get("kty")
+    if not isinstance(kty, str) or kty not in _KINDS:
+        raise ManagementError(f"{which}: kty must be {', '.join(_KINDS)}")
+    if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):
+        raise ManagementError(f"{which} is not for signatures (use, key_ops)")
+    kind, algs = _KINDS[kty]
+    if key.get("alg", algs[0]) not in algs:
+        raise ManagementError(f"{which}: alg must be {' or '.join(algs)} for {kty}, or be left out")
+    public = {name: key[name] for name in _PUBLIC if name in key}
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            # What is weak is refused below.
+            found = JWKRegistry.import_key(dict(public))
+        number, thumbprint = found.public_key, found.thumbprint()
+    except (JoseError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        raise ManagementError(f"{which} is no valid {kty} key") from None
+    if not isinstance(number, kind) or (
+        isinstance(number, ec.EllipticCurvePublicKey) and number.curve.name != "secp256r1"
+    ):
+        raise ManagementError(f"{which} must be an RSA key, an EC key on P-256 or an Ed25519 key")
+    if isinstance(number, rsa.RSAPublicKey) and not RSA_MIN_BITS <= number.key_size <= RSA_MOST_BITS:
+        raise ManagementError(f"{which} has {number.key_size} bits; an RSA key needs {RSA_MIN_BITS} to {RSA_MOST_BITS}")
+    kid = key.get("kid", thumbprint)
+    if not isinstance(kid, str) or not 1 <= len(kid) <= KID_MAX_CHARACTERS or not kid.isprintable():
+        raise ManagementError(f"{which}: kid must be 1 to {KID_MAX_CHARACTERS} printable characters")
+    return {**public, "kid": kid, **({"alg": key["alg"]} if "alg" in key else {})}
+
+
+def _read(key: Mapping[str, Any]) -> ClientKey:
+    _, algs = _KINDS[key["kty"]]
+    public = {name: key[name] for name in _PUBLIC if name in key}
+    only = (key["alg"],) if "alg" in key else algs
+    return ClientKey(key["kid"], only, JWKRegistry.import_key(public).public_key)
+
+
+def matching(keys: tuple[ClientKey, ...], alg: str, kid: object) -> Iterator[ClientKey]:
+    """Those that a signature of ``alg`` may be of: the one of its ``kid``, or all where it names none."""
+    for key in keys:
+        if alg in key.algs and (kid is None or kid == key.kid):
+            yield key

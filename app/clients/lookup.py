@@ -1,0 +1,68 @@
+"""The request path for clients without a shared secret: one statement finds a client with what its method registered.
+
+An id that nobody has gives a row too, of nothing, so that an unknown client costs what a known one does. Whether a
+client is who it says is settled by the method.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import String, Text, bindparam, cast, select
+
+from app.clients.marks import UseMarks
+from app.clients.verification import CLIENT_COLUMNS, frozen
+from app.contracts import Authentication
+from app.errors import InvalidClient
+from app.gate import DatabaseGate
+from app.models import ClientRow
+from app.questions import KeptConnections, Question
+
+_ASKED = select(bindparam("client_id", type_=String).label("asked_id")).subquery("asked").c.asked_id
+_FOUND: Any = (
+    select(_ASKED, *CLIENT_COLUMNS, cast(ClientRow.auth_fields, Text).label("auth_fields"))
+    .select_from(_ASKED.table)
+    .outerjoin(ClientRow, ClientRow.client_id == _ASKED)
+)
+
+
+class ClientLookup:
+    """Finds clients, and lets in those that have proven who they are.
+
+    :param marks: where uses are noted.
+    :param gate: the way to the database.
+    """
+
+    def __init__(self, connections: KeptConnections, marks: UseMarks, gate: DatabaseGate) -> None:
+        self._question = Question(connections, _FOUND)
+        self._marks = marks
+        self._gate = gate
+
+    def find(self, client_id: str) -> Any:
+        """The row of ``client_id``, with ``auth_fields`` as JSON text; of nothing where there is no such client.
+
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        rows: Sequence[Any] = self._question.ask_through(self._gate, {"client_id": client_id})
+        return rows[0]
+
+    def let_in(self, row: Any, method: str, source_address: str | None) -> Authentication:
+        """Who has proven to be the client of ``row``.
+
+        :raises InvalidClient: it may not come in.
+        """
+        reason = refusal_of(row, method)
+        if reason:
+            raise InvalidClient(reason, client_id=row.client_id)
+        self._marks.note(row.client_id, None, source_address)
+        return Authentication(frozen(row), method)
+
+
+def refusal_of(row: Any, method: str) -> str | None:
+    """Why the client of ``row`` is refused, whatever it proves; ``None`` when it is not."""
+    reasons = {
+        "unknown_client": row.client_id is None,
+        "deleted_client": row.deleted_at is not None,
+        "disabled_client": row.disabled_at is not None,
+        "other_method_registered": row.token_endpoint_auth_method != method,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
