@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.server import NewClient, RunningServer, free_port, running_server
@@ -103,6 +104,48 @@ def test_the_readmes_node_verifies_a_token(local_server: RunningServer, tmp_path
     done = subprocess.run(["node", str(program)], capture_output=True, check=True, timeout=30)
     claims = json.loads(done.stdout)
     assert (claims["sub"], claims["scope"]) == (client.client_id, "read")
+
+
+def _code_of(document: str, language: str) -> str:
+    (block,) = re.findall(rf"```{language}\n(.*?)```", (PROJECT / "docs" / document).read_text(), re.DOTALL)
+    return str(block)
+
+
+def _keyed_client(server: RunningServer, folder: Path) -> tuple[str, Path]:
+    """A client as the document makes one: its id, and the file of its private key."""
+    file = folder / "billing.pem"
+    words = ("Billing", "--auth-method", "private_key_jwt", "--generate-key", str(file), "--scope", "invoices:read")
+    return server.flask_json("clients", "create", *words)["client_id"], file
+
+
+def test_the_python_of_client_keys_gets_a_token(local_server: RunningServer, tmp_path: Path) -> None:
+    client_id, file = _keyed_client(local_server, tmp_path)
+    names: dict[str, Any] = {
+        "CLIENT_ID": client_id,
+        "PRIVATE_KEY_PEM": file.read_text(),
+        "TOKEN_ENDPOINT": local_server.token_url,
+    }
+    exec(_code_of("client-keys.md", "python"), names)  # noqa: S102
+    assert local_server.verify(names["token"]["access_token"])["sub"] == client_id
+
+
+@pytest.mark.node
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+def test_the_node_of_client_keys_gets_a_token(local_server: RunningServer, tmp_path: Path) -> None:
+    client_id, file = _keyed_client(local_server, tmp_path)
+    # The document's server has TLS.
+    code = _code_of("client-keys.md", "js").replace(
+        "client.PrivateKeyJwt(key))", "client.PrivateKeyJwt(key), { execute: [client.allowInsecureRequests] })"
+    )
+    given = (
+        f"const issuer = {json.dumps(local_server.settings.issuer)}, clientId = {json.dumps(client_id)}\n"
+        f"const pkcs8 = Buffer.from({json.dumps(''.join(file.read_text().splitlines()[1:-1]))}, 'base64')\n"
+    )
+    program = tmp_path / "client.mjs"
+    (tmp_path / "node_modules").symlink_to(PROJECT / "tests" / "clients" / "node" / "node_modules")
+    program.write_text(f"{given}{code}\nconsole.log(token.access_token)\n")
+    done = subprocess.run(["node", str(program)], capture_output=True, check=True, timeout=30, text=True)
+    assert local_server.verify(done.stdout.strip())["sub"] == client_id
 
 
 def test_migrations_only_add_so_that_going_back_to_the_release_before_needs_none() -> None:
