@@ -39,7 +39,11 @@ def test_authlib_finds_the_metadata_valid(house: House, name: str) -> None:
     metadata.validate()
     assert (metadata.issuer, metadata.token_endpoint, metadata.jwks_uri) == (house.url, house.token_url, house.jwks_url)
     assert metadata.grant_types_supported == ["client_credentials"]
-    assert metadata.token_endpoint_auth_methods_supported == ["client_secret_basic", "client_secret_post"]
+    assert metadata.token_endpoint_auth_methods_supported == [
+        "client_secret_basic",
+        "client_secret_post",
+        "private_key_jwt",
+    ]
 
 
 def test_pyjwt_finds_the_key_and_verifies(house: House, access_token: str) -> None:

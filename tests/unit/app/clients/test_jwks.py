@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OctKey, OKPKey
 from support.assertions import signer
 
-from app.clients.jwks import MOST_KEYS, check_jwks, matching, read_keys
+from app.clients.jwks import MOST_KEYS, check_jwks, matching, verifies
 from app.errors import ManagementError
 
 SHORT = base64.urlsafe_b64encode((2**1023 + 1).to_bytes(128)).rstrip(b"=").decode()
+ALGS_OF = {"RSA": ["RS256", "PS256"], "EC": ["ES256"], "OKP": ["EdDSA"]}
 RSA, EC, ED = signer("RS256"), signer("ES256"), signer("EdDSA")
 
 
@@ -34,17 +35,27 @@ def test_each_kind_is_kept_with_its_thumbprint_and_nothing_else() -> None:
     checked = check_jwks({"keys": given_keys, "more": 1})
     assert [key["kid"] for key in checked["keys"]] == [s.kid for s in (RSA, EC, ED)]
     assert {name for key in checked["keys"] for name in key} == {"kty", "kid", "n", "e", "crv", "x", "y"}
-    assert [key.algs for key in read_keys(checked)] == [("RS256", "PS256"), ("ES256",), ("EdDSA",)]
+    for alg, key in (("RS256", RSA), ("PS256", RSA), ("ES256", EC), ("EdDSA", ED)):
+        assert [found["kid"] for found in matching(checked["keys"], alg, None)] == [key.kid]
     assert check_jwks(checked) == checked
 
 
 def test_a_key_of_one_algorithm_verifies_no_other() -> None:
-    (key,) = read_keys(check_jwks(one(alg="PS256", kid="a")))
-    assert key.algs == ("PS256",)
-    assert [list(matching((key,), alg, kid)) for alg, kid in (("PS256", "a"), ("PS256", None))] == [[key], [key]]
-    assert [list(matching((key,), alg, kid)) for alg, kid in (("RS256", "a"), ("PS256", "b"), ("PS256", ["a"]))] == [
-        []
-    ] * 3
+    keys = check_jwks(one(alg="PS256", kid="a"))["keys"]
+    assert [matching(keys, "PS256", kid) for kid in ("a", None)] == [keys, keys]
+    assert [matching(keys, alg, kid) for alg, kid in (("RS256", "a"), ("PS256", "b"), ("PS256", ["a"]))] == [[]] * 3
+
+
+@pytest.mark.parametrize("alg", ["RS256", "PS256", "ES256", "EdDSA"])
+def test_a_signature_is_verified_by_its_key_alone(alg: str) -> None:
+    mine, other = signer(alg), signer(alg)
+    keys = check_jwks({"keys": [mine.jwk, other.jwk]})["keys"]
+    signed, _, signature = mine.sign({"sub": "a"}).rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    assert [verifies(key, alg, raw, signed.encode()) for key in keys] == [True, False]
+    for wrong in (b"", b"x", raw[:-1], raw + b"x", bytes(len(raw)), raw[::-1]):
+        assert not verifies(keys[0], alg, wrong, signed.encode())
+    assert not verifies(keys[0], alg, raw, signed.encode() + b"x")
 
 
 REFUSED = [
@@ -106,4 +117,4 @@ def test_a_key_of_any_shape_is_read_or_refused(key: dict[str, Any]) -> None:
         checked = check_jwks({"keys": [key]})
     except ManagementError:
         return
-    assert read_keys(checked)
+    assert not any(verifies(one, alg, b"x", b"y") for one in checked["keys"] for alg in ALGS_OF[one["kty"]])
