@@ -25,14 +25,16 @@ ERROR_CODES = {
     "method_not_allowed",
     "not_found",
 }
-PARAMETERS = ["grant_type", "scope", "resource", "client_id", "client_secret", "client_assertion"]
+AUTHENTICATION = ["client_id", "client_secret", "client_assertion", "client_assertion_type"]
+PARAMETERS = ["grant_type", "scope", "resource", *AUTHENTICATION]
 CONSTANT_DESCRIPTIONS = {
     "The body must be a form in UTF-8.",
     "A parameter is repeated.",
-    *(f"The parameter {name} is repeated." for name in ("grant_type", "scope", "client_id", "client_secret")),
-    *(f"The parameter {name} is missing." for name in ("grant_type", "client_id")),
+    *(f"The parameter {name} is repeated." for name in (*PARAMETERS[:2], *AUTHENTICATION)),
+    *(f"The parameter {name} is missing." for name in ("grant_type", *AUTHENTICATION)),
     "The grant type is not supported by this server.",
     "Client authentication failed.",
+    "The request must authenticate the client exactly once.",
 }
 PUBLIC = {
     "/livez",

@@ -46,7 +46,11 @@ class Serving:
 
     def kids(self, requests_: int = 12) -> set[str]:
         """So many that each worker has answered, all but certainly."""
-        return {self.token_kid() for _ in range(requests_)}
+        try:
+            return {self.token_kid() for _ in range(requests_)}
+        except KeyError:
+            # One worker has noticed a change, and publishes a key no more that another still signs with.
+            return set()
 
     def loaded(self) -> list[dict[str, Any]]:
         return [event for event in self.server.events() if event.get("event") == "KeyRingLoaded"]
