@@ -211,7 +211,9 @@ def _in_words(facts: Mapping[str, Any]) -> tuple[str, str]:
         )
     else:
         return "It did not reach an endpoint, or the server has more to say of it: see the line.", ""
-    told, mend = known or (f"The reason is {reason}, which this version does not know.", "")
+    if known is None:
+        return f"The reason is {shown(reason)}, which this version does not know.", ""
+    told, mend = known
     return told.format(client=client), mend.format(client=client)
 
 

@@ -95,9 +95,19 @@ def test_a_log_steers_no_terminal(house: House) -> None:
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_a_reason_that_is_not_known_is_named(house: House) -> None:
-    done = house.run("explain", ID, stdin=log(REFUSED | {"reason": "of_a_later_version"}))
-    assert done.stderr == "The reason is of_a_later_version, which this version does not know.\n"
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("of_a_later_version", "of_a_later_version"),
+        ("{secret} {0} {", "{secret} {0} {"),
+        ("\x1b[2J", '"\\u001b[2J"'),
+    ],
+    ids=["plain", "braces", "escape"],
+)
+def test_a_reason_that_is_not_known_is_named(house: House, reason: str, shown: str) -> None:
+    done = house.run("explain", ID, stdin=log(REFUSED | {"reason": reason}))
+    assert done.exit_code == 0
+    assert done.stderr == f"The reason is {shown}, which this version does not know.\n"
 
 
 @pytest.mark.parametrize("reason", ["database_OperationalError", "unexpected_ValueError"])
