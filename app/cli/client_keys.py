@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from flask.cli import with_appcontext
+from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from app.cli.output import SecretFile, json_option, print_json, print_table, read_secret, secret_file_for, tell
 from app.client_auth import METHODS
 from app.client_auth.private_key_jwt import AUDIENCES, PrivateKeyJwt
+from app.clients.fields import ClientFields
 from app.clients.jwks import check_jwks
 from app.errors import ManagementError
 from app.keyring.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
@@ -20,6 +24,13 @@ from app.services import services
 
 GENERATED_ALG = "RS256"
 """What every library signs with unless told otherwise."""
+
+
+_JWK_BY_KIND: tuple[tuple[type, Any], ...] = (
+    (rsa.RSAPublicKey, RSAKey),
+    (ec.EllipticCurvePublicKey, ECKey),
+    (ed25519.Ed25519PublicKey, OKPKey),
+)
 
 
 def key_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -105,13 +116,13 @@ def read_key_set(source: str) -> dict[str, Any]:
 
 
 def _jwk_of(pem: str, source: str) -> dict[str, Any]:
-    from joserfc.jwk import ECKey, OKPKey, RSAKey  # noqa: PLC0415 - Only who has PEM waits for it.
-
-    for kind in (RSAKey, ECKey, OKPKey):
-        try:
-            return dict(kind.import_key(pem).as_dict(private=False))
-        except Exception:  # noqa: BLE001, S112 - Each kind fails in its own way at another's key.
-            continue
+    try:
+        key = serialization.load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    for kind, jwk in _JWK_BY_KIND:
+        if isinstance(key, kind):
+            return dict(jwk(key, key, {}).as_dict(private=False))
     raise ManagementError(f"{source} holds no public key of a kind that is known here")
 
 
@@ -121,7 +132,7 @@ def _jwk_of(pem: str, source: str) -> dict[str, Any]:
 @json_option
 def show_keys(client_id: str, *, as_json: bool) -> None:
     """Show the public keys of a client."""
-    keys = _keys_of(client_id)["keys"]
+    keys = _keys_in(services().clients.find(client_id).auth_fields, client_id)
     if as_json:
         print_json({"keys": keys})
     else:
@@ -137,7 +148,7 @@ def show_keys(client_id: str, *, as_json: bool) -> None:
 def add_keys(client_id: str, file: str) -> None:
     """Add the public keys in FILE (- for standard input); those that the client has go on working."""
     new = read_key_set(file)["keys"]
-    row = services().clients.change_auth_fields(client_id, lambda fields: _checked(fields, lambda old: old + new))
+    row = services().clients.update(client_id, lambda before: _with_keys(before, lambda old: old + new))
     told = ", ".join(key["kid"] for key in new)
     tell(f"{row.client_id} may sign with {told} too. `flask clients keys-remove` ends an old one.")
 
@@ -157,21 +168,18 @@ def remove_key(client_id: str, kid: str) -> None:
             raise ManagementError(f"{kid!r} is the last key: `flask clients disable {client_id}` shuts the client out")
         return left
 
-    services().clients.change_auth_fields(client_id, lambda fields: _checked(fields, without))
+    services().clients.update(client_id, lambda before: _with_keys(before, without))
     tell(f"{client_id} may not sign with {kid} any more.")
 
 
-def _checked(
-    fields: Mapping[str, Any], change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
-) -> dict[str, Any]:
-    if "jwks" not in fields:
-        raise ManagementError(f"the client has no keys: it is not one of {PrivateKeyJwt.name}")
-    return PrivateKeyJwt.check_fields({**fields, "jwks": {"keys": change(fields["jwks"]["keys"])}})
+def _with_keys(before: ClientFields, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> dict[str, Any]:
+    """What is to be changed of a client so that it has other keys."""
+    keys = change(_keys_in(before.auth_fields, "the client"))
+    return {"auth_fields": PrivateKeyJwt.check_fields({**before.auth_fields, "jwks": {"keys": keys}})}
 
 
-def _keys_of(client_id: str) -> Mapping[str, Any]:
-    fields = services().clients.find(client_id).auth_fields or {}
-    if "jwks" not in fields:
-        raise ManagementError(f"{client_id} has no keys: it is not one of {PrivateKeyJwt.name}")
-    found: Mapping[str, Any] = fields["jwks"]
-    return found
+def _keys_in(auth_fields: Mapping[str, Any] | None, whose: str) -> list[dict[str, Any]]:
+    if not auth_fields or "jwks" not in auth_fields:
+        raise ManagementError(f"{whose} has no keys: it is not one of {PrivateKeyJwt.name}")
+    keys: list[dict[str, Any]] = auth_fields["jwks"]["keys"]
+    return keys

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -36,7 +36,7 @@ from app.client_auth import METHODS
 from app.client_auth.client_secret import ClientSecretPost
 from app.clients.fields import ClientFields, split_scopes
 from app.clients.secrets import NewSecret
-from app.clients.store import ListedClient, describe
+from app.clients.store import ListedClient
 from app.clients.verification import ANY_SECRET_METHOD
 from app.errors import ManagementError
 from app.grants import GRANTS
@@ -193,11 +193,8 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
     changes = _given_fields(options) | ({} if client_name is None else {"client_name": client_name})
     if not changes:
         raise ManagementError("nothing to change: `flask clients update --help` shows what can be")
-    store = services().clients
-    if changes.keys() & {"auth_fields", "token_endpoint_auth_method"}:
-        changes["auth_fields"] = _changed_auth_fields(describe(store.find(client_id)), changes)
-        store.end_reading()
-    row = store.update(client_id, **changes)
+    given = changes.pop("auth_fields", {})
+    row = services().clients.update(client_id, lambda before: _other_auth_fields(before, changes, given), **changes)
     if as_json:
         print_json(_describe(row))
     tell(f"{row.client_id} was changed. Tokens that it has keep what they say until they expire.")
@@ -287,11 +284,11 @@ def _given_fields(options: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _changed_auth_fields(before: ClientFields, changes: dict[str, Any]) -> dict[str, Any]:
+def _other_auth_fields(before: ClientFields, changes: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What the method that the client has then needs to know of it; another method's is forgotten."""
     method = changes.get("token_endpoint_auth_method", before.token_endpoint_auth_method)
     kept = before.auth_fields if method == before.token_endpoint_auth_method else {}
-    return check_auth_fields(method, {**kept, **changes.get("auth_fields", {})})
+    return {"auth_fields": check_auth_fields(method, {**kept, **given})}
 
 
 def _grant_types(given: Sequence[str]) -> tuple[str, ...]:

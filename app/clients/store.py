@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields as fields_of
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -129,37 +130,31 @@ class ClientStore:
         with self.registering(fields, **options) as made:
             return made
 
-    def update(self, client_id: str, **changes: Any) -> ClientRow:
+    def update(
+        self,
+        client_id: str,
+        decide: Callable[[ClientFields], Mapping[str, Any]] = lambda _before: {},
+        **changes: Any,
+    ) -> ClientRow:
         """Change some of a client's fields.
 
+        :param decide: says what else is to be changed, by what the client is now; nobody else changes it meanwhile.
         :param changes: fields of :class:`ClientFields` by name.
         :raises ManagementError: a value that is not allowed, or no such client.
         """
         with writing(self._session):
-            row = self.find(client_id)
+            row = find_client(self._session, client_id, for_change=True)
             before = describe(row)
-            after = replace(before, **changes)
+            after = replace(before, **changes, **decide(before))
             _remember_audiences(row)
             _apply(row, after)
             _remember_audiences(row)
             row.updated_at = self._clock()
-            if others := [name for name in changes if getattr(before, name) != getattr(after, name)]:
+            others = [
+                field.name for field in fields_of(after) if getattr(before, field.name) != getattr(after, field.name)
+            ]
+            if others:
                 self._secrets.note(client_id, "updated", fields=others)
-            return row
-
-    def change_auth_fields(self, client_id: str, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> ClientRow:
-        """Change what a client's authentication method knows of it, by what it is now.
-
-        :raises ManagementError: ``change`` refuses, or there is no such client.
-        """
-        with writing(self._session):
-            row = find_client(self._session, client_id, for_change=True)
-            before = dict(row.auth_fields or {})
-            after = dict(change(before))
-            if after != before:
-                row.auth_fields = after
-                row.updated_at = self._clock()
-                self._secrets.note(client_id, "updated", fields=["auth_fields"])
             return row
 
     def disable(self, client_id: str) -> ClientRow:

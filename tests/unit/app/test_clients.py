@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -756,3 +757,18 @@ def test_another_worker_sees_a_change_at_once(tmp_path: Path, clock: SettableClo
         with one.app.app_context():
             one.store.delete(made.client_id)
         assert refusal(other, credentials(made)) == ("deleted_client", made.client_id)
+
+
+def test_changes_that_are_made_at_once_are_all_made(any_house: House) -> None:
+    any_house.register("an-id")
+
+    def add(number: int) -> None:
+        with any_house.app.app_context():
+            any_house.store.update(
+                "an-id", lambda before: {"labels": {**before.labels, str(number): "made"}, "description": "after"}
+            )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(8)))
+    with any_house.app.app_context():
+        assert any_house.store.find("an-id").labels == {str(number): "made" for number in range(8)}
