@@ -40,9 +40,7 @@ from app.server import TokenServer
 from app.services import Services
 from app.settings import PROJECT_FOLDER, Settings
 from app.standing import Standings
-from app.stores.replay import LOOK_SECONDS as LOOK_AT_REPLAY_SECONDS
 from app.stores.replay import ReplayStore
-from app.stores.revocations import LOOK_SECONDS as LOOK_AT_REVOCATIONS_SECONDS
 from app.stores.revocations import Revocations
 
 log = logging.getLogger(__name__)
@@ -50,6 +48,9 @@ log = logging.getLogger(__name__)
 EXPIRY_LOOK_SECONDS = 60.0
 """How often a worker looks whether a secret's end is to be told. Each is told once a day, by one of all workers."""
 
+
+FORGET_SECONDS = 60.0
+"""How often a worker removes what was to be remembered for a while, and is over."""
 
 AUTHENTICATED_ENDPOINTS = ("token_endpoint", "introspection_endpoint", "revocation_endpoint")
 """Members of the metadata that have a companion which says how clients authenticate there."""
@@ -152,8 +153,8 @@ def _background(services: Services, events: Events) -> Background:
             at_start=True,
             on_the_second=True,
         ),
-        Job("the end of used assertions", LOOK_AT_REPLAY_SECONDS, services.replay.forget_expired),
-        Job("the end of old revocations", LOOK_AT_REVOCATIONS_SECONDS, services.revocations.forget_expired),
+        Job("the end of used assertions", FORGET_SECONDS, services.replay.forget_expired),
+        Job("the end of old revocations", FORGET_SECONDS, services.revocations.forget_expired),
         Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, tell_expiring),
     )
 

@@ -13,16 +13,18 @@ from typing import Any
 from urllib.parse import quote
 
 from flask import Flask
-from sqlalchemy import Connection, event
+from sqlalchemy import ColumnElement, Connection, delete, event, select
 from sqlalchemy.engine import URL, Dialect, Engine, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
-from sqlalchemy.orm import scoped_session
+from sqlalchemy.orm import InstrumentedAttribute, scoped_session
 
 from app.models import db
 from app.settings import PROJECT_FOLDER, Settings
 
 BUSY_TIMEOUT_MS = 5000
 """How long a writer waits for another on SQLite."""
+
+ROWS_DELETED_AT_ONCE = 1000
 
 SQLITE_CACHE_KIB = 256
 """Pages that a connection to SQLite keeps; each thread has one, and the system keeps the file for all of them."""
@@ -97,6 +99,21 @@ def insert_or_update(engine: Engine, table: type[Any]) -> Any:
     else:
         from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]  # noqa: PLC0415
     return insert(table)
+
+
+def delete_in_pieces(engine: Engine, key: InstrumentedAttribute[Any], condition: ColumnElement[bool]) -> None:
+    """Delete all rows that meet ``condition``, a thousand in a transaction: others wait for it, and on SQLite all do.
+
+    :param key: the primary key.
+    """
+    chosen = select(key).where(condition).limit(ROWS_DELETED_AT_ONCE)
+    while True:
+        with reading_engine(engine).connect() as connection:
+            found = connection.scalars(chosen).all()
+        if not found:
+            return
+        with writing_engine(engine).begin() as connection:
+            connection.execute(delete(key.class_).where(key.in_(found)))
 
 
 def is_locked(error: Exception) -> bool:

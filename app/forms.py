@@ -33,6 +33,16 @@ def read_form(environ: dict[str, Any], known: set[str]) -> list[tuple[str, str]]
     return pairs
 
 
+def required(parameters: Mapping[str, str], name: str) -> str:
+    """The value of the parameter ``name``.
+
+    :raises InvalidRequest: there is none.
+    """
+    if name not in parameters:
+        raise InvalidRequest("missing_parameter", f"The parameter {name} is missing.")
+    return parameters[name]
+
+
 def _require_form(environ: Mapping[str, Any]) -> None:
     content_type = environ.get("CONTENT_TYPE", "")
     is_form = content_type == FORM or parse_options_header(content_type)[0].lower() == FORM

@@ -6,12 +6,14 @@ That those who wait do not hold up the others is left to ``worker``: it keeps a 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import describe
+from app.database import describe, name_of
 from app.errors import ServiceUnavailable
+from app.pausing import waiting
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,18 @@ class DatabaseGate:
         :raises ServiceUnavailable: it is silent.
         """
         return _Entry(self)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask the database within, by SQLAlchemy's own way, while others go on.
+
+        :raises ServiceUnavailable: it is silent, or does not answer.
+        """
+        try:
+            with self.entered(), waiting:
+                yield
+        except SQLAlchemyError as error:
+            raise ServiceUnavailable(f"database_{name_of(error)}") from error
 
     def look(self, question: Callable[[], object]) -> None:
         """Open the gate if ``question`` is answered; nothing to do while it is open."""

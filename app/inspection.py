@@ -4,9 +4,6 @@ RFC 7515 section 5.2, RFC 7519 section 7.2, RFC 9068 section 4, as a strict veri
 at the first fault, all are found, for people to read. What became of the client is left to others.
 """
 
-import json
-import re
-from base64 import urlsafe_b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,12 +12,12 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 
 from app.issuer import TOKEN_TYPE
+from app.jws import take_apart
 from app.keyring.ring import KeyState, Ring, SigningKey
 
 MAX_CHARACTERS = 16 * 1024
 """No token of ours is nearly as long."""
 
-_COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
 _TEXTS = ("iss", "sub", "client_id", "jti")
 _TIMES = ("iat", "exp")
 
@@ -59,18 +56,17 @@ def inspect_token(unverified_token: str, issuer: str, ring: Ring, now: datetime)
 
     :param issuer: ours.
     """
-    found = _COMPACT.fullmatch(unverified_token) if len(unverified_token) <= MAX_CHARACTERS else None
+    found = take_apart(unverified_token, MAX_CHARACTERS)
     if found is None:
         told = "It is no JWS in compact form: three parts of base64url with points between them."
         return Inspection((Fault("malformed_token", told),))
-    header, claims = _parsed(found[1]), _parsed(found[2])
+    header, claims = found.header, found.claims
     if header is None or claims is None:
         told = f"Its {'header' if header is None else 'payload'} is no JSON object."
         return Inspection((Fault("malformed_token", told),), header, claims)
-    signed, _, signature = unverified_token.encode().rpartition(b".")
     faults = (
         *_faults_of_header(header),
-        *_faults_of_signature(header, signed, _decoded(signature.decode()), ring, now),
+        *_faults_of_signature(header, found.signed, found.signature, ring, now),
         *_faults_of_claims(claims, issuer, now),
     )
     return Inspection(faults, header, claims)
@@ -89,7 +85,7 @@ def _faults_of_header(header: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _faults_of_signature(
-    header: Mapping[str, Any], signed: bytes, signature: bytes | None, ring: Ring, now: datetime
+    header: Mapping[str, Any], signed: bytes, signature: bytes, ring: Ring, now: datetime
 ) -> Iterator[Fault]:
     kid = header.get("kid")
     key = ring.find(kid) if isinstance(kid, str) else None
@@ -100,7 +96,7 @@ def _faults_of_signature(
         yield Fault("other_algorithm", f"Its alg is not that of the key that it names, which is {key.alg}.")
         return
     try:
-        key.verify(signature or b"", signed)
+        key.verify(signature, signed)
     except InvalidSignature:
         yield Fault("wrong_signature", "Its signature is not that of the key that it names: it was changed, or forged.")
     yield from _faults_of_key(key, ring, now)
@@ -133,19 +129,3 @@ def _faults_of_claims(claims: Mapping[str, Any], issuer: str, now: datetime) -> 
 def _is_audience(value: object) -> bool:
     several = value if isinstance(value, list) and value else [value]
     return all(isinstance(one, str) for one in several)
-
-
-def _parsed(part: str) -> Mapping[str, Any] | None:
-    raw = _decoded(part)
-    try:
-        value = json.loads(raw.decode()) if raw is not None else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _decoded(part: str) -> bytes | None:
-    try:
-        return urlsafe_b64decode(part + "=" * (-len(part) % 4))
-    except ValueError:
-        return None

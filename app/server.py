@@ -34,7 +34,7 @@ from app.errors import (
     render,
 )
 from app.events import Event, Events, RequestFacts, RequestRefused, TokenIssued, TokenRefused
-from app.forms import REPEATABLE, read_authorization, read_form
+from app.forms import REPEATABLE, read_authorization, read_form, required
 from app.pausing import waiting
 from app.policy import Policy
 from app.web import Answer, Asked
@@ -196,8 +196,7 @@ class TokenServer(AuthorizationServer):
         :raises InvalidRequest: the parameter is missing.
         :raises UnsupportedGrantType: no such grant is registered.
         """
-        if "grant_type" not in request.parameters:
-            raise InvalidRequest("missing_parameter", "The parameter grant_type is missing.")
+        required(request.parameters, "grant_type")
         try:
             return super().get_token_grant(request)
         except UnsupportedGrantTypeError:

@@ -21,6 +21,9 @@ PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 PREFIX = "TOKENHOUSE_"
 
 MINUTE, HOUR, DAY, YEAR = 60, 3600, 86400, 365 * 86400
+
+LONGEST_LIFETIME_SECONDS = DAY
+"""Of any token, a client's own included."""
 """Seconds."""
 
 CONFIG_PATTERN = re.compile(r"[a-z][a-z0-9_-]*")
@@ -240,7 +243,7 @@ class Settings(BaseModel):
     encryption_keys: Annotated[tuple[IdentifiedKey, ...], BeforeValidator(_parse_keys)] = ()
     """Keys for what must be kept readable, such as a key ring in the database. The first encrypts, all decrypt."""
 
-    access_token_lifetime: Annotated[int, _between(MINUTE, DAY)] = HOUR
+    access_token_lifetime: Annotated[int, _between(MINUTE, LONGEST_LIFETIME_SECONDS)] = HOUR
     """For clients without a lifetime of their own: short, because an access token cannot be called back offline."""
 
     default_audience: Annotated[str, BeforeValidator(_parse_audience)]

@@ -13,7 +13,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 APP = PROJECT / "app"
 
 STACK = (
-    {"proxies", "randomness", "pausing"},
+    {"proxies", "randomness", "pausing", "jws"},
     {"settings", "contracts", "postgresql"},
     {"errors", "models", "settings_layers"},
     {
@@ -44,6 +44,8 @@ PURE_ROOMS = (
     "keyring/ring",
     "issuer",
     "inspection",
+    "jws",
+    "clients/jwks",
     "clients/digests",
     "clients/fields",
     "events",

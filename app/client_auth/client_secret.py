@@ -15,23 +15,12 @@ from app.clients.digests import is_vschar
 from app.clients.fields import form_decode
 from app.contracts import Authentication, Credentials, TokenRequest
 from app.errors import InvalidClient, InvalidRequest, ManagementError
+from app.forms import required
 
 
-def _check_no_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Check what a client of a method with secrets registers beside them: nothing.
+class _ClientSecret:
+    """What both have in common: the client has secrets, and nothing else."""
 
-    :raises ManagementError: there is something.
-    """
-    if fields:
-        raise ManagementError("keys and assertions are for clients with --auth-method private_key_jwt")
-    return {}
-
-
-class ClientSecretBasic:
-    """``client_secret_basic``: the credentials stand in the ``Authorization`` header."""
-
-    name = "client_secret_basic"
-    parameters = frozenset({"client_id"})
     secret_bearing = True
     signing_algs: tuple[str, ...] = ()
 
@@ -40,8 +29,20 @@ class ClientSecretBasic:
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Check that there is nothing beside the secrets."""
-        return _check_no_fields(fields)
+        """Check that there is nothing beside the secrets.
+
+        :raises ManagementError: there is something.
+        """
+        if fields:
+            raise ManagementError("keys and assertions are for clients with --auth-method private_key_jwt")
+        return {}
+
+
+class ClientSecretBasic(_ClientSecret):
+    """``client_secret_basic``: the credentials stand in the ``Authorization`` header."""
+
+    name = "client_secret_basic"
+    parameters = frozenset({"client_id"})
 
     def is_presented(self, request: TokenRequest) -> bool:
         """Any ``Authorization`` header counts: whatever its scheme, it is an attempt to authenticate."""
@@ -67,21 +68,11 @@ class ClientSecretBasic:
         return authentication
 
 
-class ClientSecretPost:
+class ClientSecretPost(_ClientSecret):
     """``client_secret_post``: the credentials stand in the body."""
 
     name = "client_secret_post"
     parameters = frozenset({"client_id", "client_secret"})
-    secret_bearing = True
-    signing_algs: tuple[str, ...] = ()
-
-    def __init__(self, doors: Doors) -> None:
-        self._verifier = doors.secrets
-
-    @staticmethod
-    def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Check that there is nothing beside the secrets."""
-        return _check_no_fields(fields)
 
     def is_presented(self, request: TokenRequest) -> bool:
         """Whether there is a secret in the body."""
@@ -93,10 +84,7 @@ class ClientSecretPost:
         :raises InvalidRequest: ``client_id`` is missing.
         :raises InvalidClient: malformed or wrong.
         """
-        client_id = request.parameters.get("client_id")
-        if client_id is None:
-            raise InvalidRequest("missing_parameter", "The parameter client_id is missing.")
-        credentials = Credentials(client_id, request.parameters["client_secret"])
+        credentials = Credentials(required(request.parameters, "client_id"), request.parameters["client_secret"])
         request.presented_secrets.append(credentials.secret)
         if not (is_vschar(credentials.client_id) and is_vschar(credentials.secret)):
             raise InvalidClient("malformed_credentials")

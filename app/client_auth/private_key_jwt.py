@@ -5,9 +5,8 @@ which it was is for the log. Each is good once, on all workers and machines.
 """
 
 import json
-import re
 import secrets
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,9 @@ from app.clients.digests import is_vschar
 from app.clients.jwks import SIGNING_ALGS, Jwk, check_jwks, matching, verifies
 from app.clients.lookup import refusal_of
 from app.contracts import Authentication, TokenRequest
-from app.errors import InvalidClient, InvalidRequest, ManagementError
+from app.errors import InvalidClient, ManagementError
+from app.forms import required
+from app.jws import take_apart
 from app.keyring.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -33,8 +34,6 @@ KEYS_WITHOUT_KID = 2
 
 _TYPES = (None, "JWT", "jwt", "client-authentication+jwt")
 """Others are for other purposes: an access token is no assertion (RFC 8725 section 3.11)."""
-
-_COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +74,9 @@ class PrivateKeyJwt:
         :raises InvalidClient: whatever else is wrong.
         :raises ServiceUnavailable: whether the assertion was used before cannot be known.
         """
-        for name in ("client_assertion", "client_assertion_type"):
-            if name not in request.parameters:
-                raise InvalidRequest("missing_parameter", f"The parameter {name} is missing.")
-        unverified = request.parameters["client_assertion"]
+        unverified = required(request.parameters, "client_assertion")
         request.presented_secrets.append(unverified)
-        if request.parameters["client_assertion_type"] != ASSERTION_TYPE:
+        if required(request.parameters, "client_assertion_type") != ASSERTION_TYPE:
             raise InvalidClient("assertion_type_unknown")
         assertion = _taken_apart(unverified)
         row = self._doors.lookup.find(assertion.client_id)
@@ -125,11 +121,8 @@ class PrivateKeyJwt:
     def _is_for_us(self, audience: object, *, is_issuer_only: bool) -> bool:
         """Whole, exact strings of our own; a list that holds any other is somebody else's too."""
         named = audience if isinstance(audience, list) else [audience]
-        allowed = (
-            {self._doors.rules.issuer}
-            if is_issuer_only
-            else {self._doors.rules.issuer, self._doors.rules.token_endpoint}
-        )
+        rules = self._doors.rules
+        allowed = {rules.issuer} if is_issuer_only else {rules.issuer, rules.token_endpoint}
         return bool(named) and all(isinstance(one, str) and one in allowed for one in named)
 
     @staticmethod
@@ -150,12 +143,10 @@ class PrivateKeyJwt:
 
 
 def _taken_apart(unverified: str) -> UnverifiedAssertion:
-    found = _COMPACT.fullmatch(unverified) if len(unverified) <= MAX_CHARACTERS else None
-    header, claims = (_parsed(found[1]), _parsed(found[2])) if found else (None, None)
-    signature = _decoded(found[3]) if found else None
-    if found is None or header is None or claims is None or signature is None:
+    found = take_apart(unverified, MAX_CHARACTERS)
+    if found is None or found.header is None or found.claims is None or not found.signature:
         raise InvalidClient("assertion_malformed")
-    return UnverifiedAssertion(header, claims, unverified.rpartition(".")[0].encode(), signature)
+    return UnverifiedAssertion(found.header, found.claims, found.signed, found.signature)
 
 
 def _wrong_signature(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> Iterator[str]:
@@ -188,19 +179,3 @@ def _nobodys(alg: str) -> Jwk:
 @lru_cache(maxsize=1)
 def _nobodys_fields() -> str:
     return json.dumps({"jwks": {"keys": [{**_nobodys("RS256"), "kid": "x" * 43}]}})
-
-
-def _parsed(part: str) -> Mapping[str, Any] | None:
-    raw = _decoded(part)
-    try:
-        value = json.loads(raw.decode()) if raw is not None else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _decoded(part: str) -> bytes | None:
-    try:
-        return urlsafe_b64decode(part + "=" * (-len(part) % 4))
-    except ValueError:
-        return None

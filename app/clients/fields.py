@@ -14,9 +14,8 @@ from app.contracts import ALL_RESOURCES
 from app.errors import InvalidScope, ManagementError
 from app.models import CLIENT_ID_MAX_CHARACTERS
 from app.policy import RESERVED_SCOPE_PREFIX, parse_scope
-from app.settings import DAY, format_duration, is_absolute_uri
+from app.settings import LONGEST_LIFETIME_SECONDS, format_duration, is_absolute_uri
 
-LONGEST_LIFETIME_SECONDS = DAY
 TEXT_MAX_CHARACTERS = 1000
 LIST_MAX_ENTRIES = 1000
 SCOPE_MAX_CHARACTERS = 4096

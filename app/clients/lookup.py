@@ -12,7 +12,6 @@ from sqlalchemy import String, Text, bindparam, cast, select
 from app.clients.marks import UseMarks
 from app.clients.verification import CLIENT_COLUMNS, frozen
 from app.contracts import Authentication
-from app.errors import InvalidClient
 from app.gate import DatabaseGate
 from app.models import ClientRow
 from app.questions import KeptConnections, Question
@@ -46,13 +45,7 @@ class ClientLookup:
         return rows[0]
 
     def let_in(self, row: Any, method: str, source_address: str | None) -> Authentication:
-        """Who has proven to be the client of ``row``.
-
-        :raises InvalidClient: it may not come in.
-        """
-        reason = refusal_of(row, method)
-        if reason:
-            raise InvalidClient(reason, client_id=row.client_id)
+        """Who has proven to be the client of ``row``, which :func:`refusal_of` does not refuse. A use is noted."""
         self._marks.note(row.client_id, None, source_address)
         return Authentication(frozen(row), method)
 

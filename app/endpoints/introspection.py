@@ -12,8 +12,8 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from app.contracts import Metadata
-from app.errors import InvalidRequest
 from app.events import TokenIntrospected
+from app.forms import required
 from app.server import Answered, Document, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
 from app.standing import Standing, may_introspect
@@ -46,10 +46,7 @@ class Introspection(TokenEndpoint):
         :raises InvalidRequest: it asks about nothing.
         """
         caller = self.server.authenticate(request).client
-        token = request.parameters.get("token")
-        if token is None:
-            raise InvalidRequest("missing_parameter", "The parameter token is missing.")
-        standing = self._services.standings.of_token(token)
+        standing = self._services.standings.of_token(required(request.parameters, "token"))
         reason = standing.reason if may_introspect(caller, standing) else standing.reason or "not_for_this_caller"
         jti = standing.claims["jti"] if standing.claims else None
         told: dict[str, Any] = {"active": False} if reason else _describe(standing)

@@ -10,8 +10,8 @@ from authlib.oauth2.rfc6749 import TokenEndpoint
 from flask import Blueprint, Response
 
 from app.contracts import Metadata
-from app.errors import InvalidRequest
 from app.events import TokenRevoked
+from app.forms import required
 from app.server import Answered, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
 from app.web import Asked, at_once
@@ -39,10 +39,7 @@ class Revocation(TokenEndpoint):
         :raises ServiceUnavailable: nothing was taken back, and the caller is to try again (section 2.2.1).
         """
         caller = self.server.authenticate(request).client
-        token = request.parameters.get("token")
-        if token is None:
-            raise InvalidRequest("missing_parameter", "The parameter token is missing.")
-        standing = self._services.standings.of_token(token)
+        standing = self._services.standings.of_token(required(request.parameters, "token"))
         reason, jti = standing.reason, None
         if standing.claims is not None:
             jti = standing.claims["jti"]

@@ -57,8 +57,7 @@ class RevocationFeedEndpoint(TokenEndpoint):
 
 def _has(asked: Asked, etag: str) -> bool:
     """Whether the caller has that very document: RFC 9110 section 13.1.2."""
-    tags = asked.if_none_match
-    return etag in tags or tags.contains_weak(etag)
+    return asked.if_none_match.contains_weak(etag)
 
 
 def _create_blueprint(services: Services) -> Blueprint:

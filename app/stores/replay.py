@@ -7,21 +7,12 @@ machines. What has expired is removed by itself.
 import hashlib
 import json
 
-from sqlalchemy import delete, select
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.contracts import Clock
-from app.database import insert_or_update, name_of, reading_engine, writing_engine
-from app.errors import ServiceUnavailable
+from app.database import delete_in_pieces, insert_or_update, writing_engine
 from app.gate import DatabaseGate
 from app.models import UsedAssertionRow
-from app.pausing import waiting
-
-LOOK_SECONDS = 60.0
-"""How often a worker removes what has expired."""
-
-_ROWS_AT_ONCE = 1000
 
 
 class ReplayStore:
@@ -43,11 +34,8 @@ class ReplayStore:
         """
         new = insert_or_update(self._engine, UsedAssertionRow).values(key=_key(issuer, jti), exp=until)
         used = new.on_conflict_do_nothing(index_elements=["key"]).returning(UsedAssertionRow.key)
-        try:
-            with self._gate.entered(), waiting, writing_engine(self._engine).begin() as connection:
-                return connection.execute(used).first() is not None
-        except SQLAlchemyError as error:
-            raise ServiceUnavailable(f"database_{name_of(error)}") from error
+        with self._gate.asking(), writing_engine(self._engine).begin() as connection:
+            return connection.execute(used).first() is not None
 
     def forget_expired(self) -> None:
         """Remove what is refused by itself.
@@ -55,14 +43,7 @@ class ReplayStore:
         :raises SQLAlchemyError: the database does not answer.
         """
         now = int(self._clock().timestamp())
-        expired = select(UsedAssertionRow.key).where(UsedAssertionRow.exp < now).limit(_ROWS_AT_ONCE)
-        while True:
-            with reading_engine(self._engine).connect() as connection:
-                found = connection.scalars(expired).all()
-            if not found:
-                return
-            with writing_engine(self._engine).begin() as connection:
-                connection.execute(delete(UsedAssertionRow).where(UsedAssertionRow.key.in_(found)))
+        delete_in_pieces(self._engine, UsedAssertionRow.key, UsedAssertionRow.exp < now)
 
 
 def _key(issuer: str, jti: str) -> str:

@@ -5,36 +5,24 @@ late, for verifiers that work offline, is left to the feed.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import BigInteger, String, Text, bindparam, case, cast, delete, func, select
+from sqlalchemy import BigInteger, String, Text, bindparam, case, cast, func, select
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.contracts import DEFAULT_AUDIENCE, Clock
-from app.database import insert_or_update, name_of, reading_engine, writing_engine
-from app.errors import ServiceUnavailable
+from app.database import delete_in_pieces, insert_or_update, reading_engine, writing_engine
 from app.gate import DatabaseGate
 from app.models import ClientRow, RevokedTokenRow, UTCDateTime
-from app.pausing import waiting
 from app.questions import KeptConnections, Question
-from app.settings import DAY
-
-LOOK_SECONDS = 60.0
-"""How often a worker removes what has expired."""
+from app.settings import LONGEST_LIFETIME_SECONDS
 
 LEEWAY = timedelta(minutes=5)
 """How much longer than until its end a token is remembered: a verifier's clock may be behind."""
-
-LONGEST_LIFETIME_SECONDS = DAY
-"""Of any token, whatever its client and the settings say."""
-
-_ROWS_AT_ONCE = 1000
 
 _DEFAULT = frozenset({DEFAULT_AUDIENCE})
 _AUDIENCES_KEPT = 1024
@@ -134,7 +122,7 @@ class Revocations:
             exp=token.exp,
             revoked_at=self._clock(),
         )
-        with self._asking(), writing_engine(self._engine).begin() as connection:
+        with self._gate.asking(), writing_engine(self._engine).begin() as connection:
             connection.execute(row.on_conflict_do_nothing(index_elements=["jti"]))
             if within:
                 within(connection)
@@ -144,7 +132,7 @@ class Revocations:
 
         :raises ServiceUnavailable: the database did not answer.
         """
-        with self._asking(), reading_engine(self._engine).connect() as connection:
+        with self._gate.asking(), reading_engine(self._engine).connect() as connection:
             return tuple(connection.execute(_VERSION).one())
 
     def live(self) -> Sequence[tuple[str, int, frozenset[str]]]:
@@ -153,7 +141,7 @@ class Revocations:
         :raises ServiceUnavailable: the database did not answer.
         """
         now = int((self._clock() - LEEWAY).timestamp())
-        with self._asking(), reading_engine(self._engine).connect() as connection:
+        with self._gate.asking(), reading_engine(self._engine).connect() as connection:
             return [(jti, exp, _read(audiences)) for jti, exp, audiences in connection.execute(_LIVE, {"now": now})]
 
     def clients(self) -> Sequence[tuple[str, datetime, frozenset[str]]]:
@@ -162,7 +150,7 @@ class Revocations:
         :raises ServiceUnavailable: the database did not answer.
         """
         since = self._clock() - LEEWAY - timedelta(seconds=LONGEST_LIFETIME_SECONDS)
-        with self._asking(), reading_engine(self._engine).connect() as connection:
+        with self._gate.asking(), reading_engine(self._engine).connect() as connection:
             return [
                 (client_id, until, _read(ever or "[]") | (_read(now) or _DEFAULT if now else frozenset()))
                 for client_id, until, ever, now in connection.execute(_CLIENTS, {"since": since})
@@ -174,22 +162,7 @@ class Revocations:
         :raises SQLAlchemyError: the database does not answer.
         """
         until = int((self._clock() - LEEWAY).timestamp())
-        expired = select(RevokedTokenRow.jti).where(RevokedTokenRow.exp <= until).limit(_ROWS_AT_ONCE)
-        while True:
-            with reading_engine(self._engine).connect() as connection:
-                found = connection.scalars(expired).all()
-            if not found:
-                return
-            with writing_engine(self._engine).begin() as connection:
-                connection.execute(delete(RevokedTokenRow).where(RevokedTokenRow.jti.in_(found)))
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        try:
-            with self._gate.entered(), waiting:
-                yield
-        except SQLAlchemyError as error:
-            raise ServiceUnavailable(f"database_{name_of(error)}") from error
+        delete_in_pieces(self._engine, RevokedTokenRow.jti, RevokedTokenRow.exp <= until)
 
 
 @lru_cache(maxsize=_AUDIENCES_KEPT)
