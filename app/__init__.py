@@ -52,9 +52,6 @@ EXPIRY_LOOK_SECONDS = 60.0
 FORGET_SECONDS = 60.0
 """How often a worker removes what was to be remembered for a while, and is over."""
 
-AUTHENTICATED_ENDPOINTS = ("token_endpoint", "introspection_endpoint", "revocation_endpoint")
-"""Members of the metadata that have a companion which says how clients authenticate there."""
-
 
 def utc_now() -> datetime:
     """The clock of a real application."""
@@ -186,15 +183,14 @@ def describe_server(settings: Settings) -> Metadata:
     """
     metadata: Metadata = {"issuer": settings.issuer}
     for endpoint in ENDPOINTS:
-        metadata |= endpoint.metadata(settings.issuer)
+        metadata |= endpoint.metadata(settings)
     methods = [method.name for method in METHODS]
     algs = list(dict.fromkeys(alg for method in METHODS for alg in method.signing_algs))
-    authenticated = [name for name in metadata if name in AUTHENTICATED_ENDPOINTS]
+    authenticated = [endpoint.authenticates for endpoint in ENDPOINTS if endpoint.authenticates]
     return metadata | {
         "grant_types_supported": [grant.GRANT_TYPE for grant in GRANTS],
         **{f"{name}_auth_methods_supported": methods for name in authenticated},
         **{f"{name}_auth_signing_alg_values_supported": algs for name in authenticated},
-        "introspection_signing_alg_values_supported": [settings.signing_alg],
         "response_types_supported": ["none"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": list(dict.fromkeys((settings.signing_alg, "RS256"))),

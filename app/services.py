@@ -73,8 +73,10 @@ class Endpoint:
     """One room of ``endpoints.ENDPOINTS``: its routes, and what the metadata says of it.
 
     :param create_blueprint: the routes.
-    :param metadata: members of the metadata, for the issuer's URL.
+    :param metadata: members of the metadata, as the settings have them.
+    :param authenticates: the member that names it, where clients authenticate there: the metadata says how.
     """
 
     create_blueprint: Callable[[Services], Blueprint]
-    metadata: Callable[[str], Metadata]
+    metadata: Callable[[Settings], Metadata]
+    authenticates: str | None = None

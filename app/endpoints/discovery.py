@@ -14,6 +14,7 @@ from flask import Blueprint, Response
 
 from app.contracts import Metadata
 from app.services import Endpoint, Services
+from app.settings import Settings
 from app.web import Answer, Asked, at_once
 
 JWKS_PATH = "/.well-known/jwks.json"
@@ -56,8 +57,8 @@ def _create_blueprint(services: Services) -> Blueprint:
     return blueprint
 
 
-def _metadata(issuer: str) -> Metadata:
-    return {"jwks_uri": f"{issuer}{JWKS_PATH}"}
+def _metadata(settings: Settings) -> Metadata:
+    return {"jwks_uri": f"{settings.issuer}{JWKS_PATH}"}
 
 
 def _with_scopes(metadata: Mapping[str, Any], scopes: tuple[str, ...]) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from app.events import TokenIntrospected
 from app.forms import required
 from app.server import Answered, Document, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
+from app.settings import Settings
 from app.standing import Standing, may_introspect
 from app.web import Asked, at_once
 
@@ -102,8 +103,11 @@ def _create_blueprint(services: Services) -> Blueprint:
     return blueprint
 
 
-def _metadata(issuer: str) -> Metadata:
-    return {"introspection_endpoint": f"{issuer}{PATH}"}
+def _metadata(settings: Settings) -> Metadata:
+    return {
+        "introspection_endpoint": f"{settings.issuer}{PATH}",
+        "introspection_signing_alg_values_supported": [settings.signing_alg],
+    }
 
 
-INTROSPECTION = Endpoint(_create_blueprint, _metadata)
+INTROSPECTION = Endpoint(_create_blueprint, _metadata, authenticates="introspection_endpoint")

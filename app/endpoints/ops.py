@@ -8,7 +8,7 @@ from app.contracts import Metadata
 from app.errors import ServiceUnavailable
 from app.keyring import last_good
 from app.services import Endpoint, Services
-from app.settings import StartError
+from app.settings import Settings, StartError
 from app.web import Asked, at_once, json_response
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def _settings() -> str:
     return "degraded" if shared and shared.reload_failed else "ok"
 
 
-def _metadata(issuer: str) -> Metadata:  # noqa: ARG001 - Nothing of this is for clients.
+def _metadata(settings: Settings) -> Metadata:  # noqa: ARG001 - Nothing of this is for clients.
     return {}
 
 

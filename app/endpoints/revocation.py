@@ -14,6 +14,7 @@ from app.events import TokenRevoked
 from app.forms import required
 from app.server import Answered, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
+from app.settings import Settings
 from app.web import Asked, at_once
 
 PATH = "/oauth/revoke"
@@ -71,8 +72,8 @@ def _create_blueprint(services: Services) -> Blueprint:
     return blueprint
 
 
-def _metadata(issuer: str) -> Metadata:
-    return {"revocation_endpoint": f"{issuer}{PATH}"}
+def _metadata(settings: Settings) -> Metadata:
+    return {"revocation_endpoint": f"{settings.issuer}{PATH}"}
 
 
-REVOCATION = Endpoint(_create_blueprint, _metadata)
+REVOCATION = Endpoint(_create_blueprint, _metadata, authenticates="revocation_endpoint")

@@ -13,6 +13,7 @@ from app.errors import UnauthorizedClient
 from app.feed import MAX_AGE_SECONDS, MEDIA_TYPE
 from app.server import Answered, Document, StrictRequest, TokenServer
 from app.services import Endpoint, Services
+from app.settings import Settings
 from app.web import Asked, at_once
 
 PATH = "/oauth/revocations"
@@ -72,8 +73,8 @@ def _create_blueprint(services: Services) -> Blueprint:
     return blueprint
 
 
-def _metadata(issuer: str) -> Metadata:
-    return {"tokenhouse_revocation_feed": f"{issuer}{PATH}"}
+def _metadata(settings: Settings) -> Metadata:
+    return {"tokenhouse_revocation_feed": f"{settings.issuer}{PATH}"}
 
 
 REVOCATION_FEED = Endpoint(_create_blueprint, _metadata)

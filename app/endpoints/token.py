@@ -4,6 +4,7 @@ from flask import Blueprint, Response
 
 from app.contracts import Metadata
 from app.services import Endpoint, Services
+from app.settings import Settings
 from app.web import Asked, at_once
 
 PATH = "/oauth/token"
@@ -20,8 +21,8 @@ def _create_blueprint(services: Services) -> Blueprint:
     return blueprint
 
 
-def _metadata(issuer: str) -> Metadata:
-    return {"token_endpoint": f"{issuer}{PATH}"}
+def _metadata(settings: Settings) -> Metadata:
+    return {"token_endpoint": f"{settings.issuer}{PATH}"}
 
 
-TOKEN = Endpoint(_create_blueprint, _metadata)
+TOKEN = Endpoint(_create_blueprint, _metadata, authenticates="token_endpoint")
