@@ -134,6 +134,10 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
             if pair:
                 pair.write()
             _print_new_client(row, secret, shown=options["secret_out"] is None, as_json=as_json)
+            if pair:
+                tell(
+                    f"Its private key is in {generate_key}, and nowhere else: docs/client-keys.md shows how to use it."
+                )
             _warn(row, imported)
 
 

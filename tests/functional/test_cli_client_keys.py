@@ -24,7 +24,11 @@ def pem(one: Signer, *, private: bool = False) -> bytes:
 
 def test_a_pair_is_made_and_signs_at_once(server: RunningServer, tmp_path: Path) -> None:
     file = tmp_path / "key.pem"
-    made = server.flask_json("clients", "create", "Keyed", *METHOD, "--scope", "read", "--generate-key", str(file))
+    words = ("clients", "create", "Keyed", *METHOD, "--scope", "read", "--generate-key", str(file), "--json")
+    done = server.flask(*words)
+    told = f"Its private key is in {file}, and nowhere else: docs/client-keys.md shows how to use it.\n"
+    assert (done.returncode, done.stderr) == (0, told)
+    made = json.loads(done.stdout)
     assert "client_secret" not in made
     assert made["token_endpoint_auth_method"] == "private_key_jwt"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
