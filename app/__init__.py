@@ -40,7 +40,7 @@ from app.server import TokenServer
 from app.services import Services
 from app.settings import PROJECT_FOLDER, Settings
 from app.standing import Standings
-from app.stores.replay import ReplayStore
+from app.stores.replay import ReplayStore, SqlReplay
 from app.stores.revocations import Revocations
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,10 @@ EXPIRY_LOOK_SECONDS = 60.0
 
 FORGET_SECONDS = 60.0
 """How often a worker removes what was to be remembered for a while, and is over."""
+
+
+LOOK_AT_REPLAY_SECONDS = 1.0
+"""How often a worker looks whether the store of used assertions answers, and has forgotten nothing."""
 
 
 def utc_now() -> datetime:
@@ -78,7 +82,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         database_gate, connections = gate.DatabaseGate(), KeptConnections(db.engine)
         verifier = SecretVerifier(connections, digester, clock, marks, database_gate)
         revocations = Revocations(db.engine, connections, database_gate, clock)
-        replay = ReplayStore(db.engine, database_gate, clock)
+        replay = _open_replay(settings, SqlReplay(db.engine, database_gate, clock), clock)
         lookup = ClientLookup(connections, marks, database_gate)
         outbox = Outbox(db.engine, clock)
         client_secrets = ClientSecrets(db.engine, db.session, digester, clock, outbox)
@@ -120,6 +124,14 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     return app
 
 
+def _open_replay(settings: Settings, durable: SqlReplay, clock: Clock) -> ReplayStore:
+    if settings.redis_url is None:
+        return durable
+    from app.stores.replay_redis import RedisReplay  # noqa: PLC0415 - Only who has one pays for the driver.
+
+    return RedisReplay(settings.redis_url.get_secret_value(), durable, clock)
+
+
 def _open_server(settings: Settings, doors: Doors, tokens: AccessTokenIssuer, events: Events) -> TokenServer:
     return TokenServer(
         grants=GRANTS,
@@ -150,6 +162,7 @@ def _background(services: Services, events: Events) -> Background:
             at_start=True,
             on_the_second=True,
         ),
+        Job("the look at what was used", LOOK_AT_REPLAY_SECONDS, services.replay.look, at_start=True),
         Job("the end of used assertions", FORGET_SECONDS, services.replay.forget_expired),
         Job("the end of old revocations", FORGET_SECONDS, services.revocations.forget_expired),
         Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, tell_expiring),

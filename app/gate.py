@@ -1,4 +1,4 @@
-"""The way of requests to the database: shut while it is silent, so that nobody waits for it again and again.
+"""The way of requests to the database, or to Redis: shut while it is silent, so that nobody waits again and again.
 
 That those who wait do not hold up the others is left to ``worker``: it keeps a thread for what needs no database.
 """
@@ -24,8 +24,15 @@ LOOK_SECONDS = 1.0
 """How often it is tried whether a silent database answers again."""
 
 
-class DatabaseGate:
-    """Lets requests to the database, or refuses them."""
+class Gate:
+    """Lets requests to what is behind it, or refuses them.
+
+    :cvar what: what that is, for the log.
+    :cvar failures: how it fails.
+    """
+
+    what: str
+    failures: type[Exception]
 
     def __init__(self) -> None:
         self._is_shut = False
@@ -33,7 +40,7 @@ class DatabaseGate:
         self._lock = threading.Lock()
 
     def entered(self) -> "_Entry":
-        """Ask the database within.
+        """Ask within.
 
         :raises ServiceUnavailable: it is silent.
         """
@@ -41,15 +48,15 @@ class DatabaseGate:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Ask the database within, by SQLAlchemy's own way, while others go on.
+        """Ask within, while others go on.
 
         :raises ServiceUnavailable: it is silent, or does not answer.
         """
         try:
             with self.entered(), waiting:
                 yield
-        except SQLAlchemyError as error:
-            raise ServiceUnavailable(f"database_{name_of(error)}") from error
+        except self.failures as error:
+            raise ServiceUnavailable(f"{self.what}_{name_of(error)}") from error
 
     def look(self, question: Callable[[], object]) -> None:
         """Open the gate if ``question`` is answered; nothing to do while it is open."""
@@ -57,49 +64,65 @@ class DatabaseGate:
             return
         try:
             question()
-        except SQLAlchemyError:
+        except self.failures:
             return
         self._is_shut = False
         self._tell(None)
 
     def require_open(self) -> None:
-        """Refuse while the database is silent."""
+        """Refuse while it is silent."""
         if self._is_shut:
-            raise ServiceUnavailable("database_silent")
+            raise ServiceUnavailable(f"{self.what}_silent")
 
     def note_answer(self) -> None:
         """Note that it has answered."""
         if self._told:
             self._tell(None)
 
-    def note_failure(self, error: SQLAlchemyError, seconds: float) -> None:
+    def note_failure(self, error: Exception, seconds: float) -> None:
         """Note that it has failed, after so long."""
         self._tell(describe(error))
         if seconds > SILENCE_SECONDS:
             self._shut()
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last answer was none."""
+        return self._told is not None
+
+    @property
+    def _name(self) -> str:
+        return "the database" if self.what == "database" else self.what
+
     def _tell(self, fault: str | None) -> None:
-        """Say what is wrong with the database when that changes, not for each request."""
+        """Say what is wrong when that changes, not for each request."""
         with self._lock:
             told, self._told = self._told, fault
         if fault and fault != told:
-            log.error("the database fails: %s", fault)
+            log.error("%s fails: %s", self._name, fault)
         elif told and not fault:
-            log.warning("the database answers again")
+            log.warning("%s answers again", self._name)
 
     def _shut(self) -> None:
         with self._lock:
             was_shut, self._is_shut = self._is_shut, True
         if not was_shut:
-            log.error("the database is silent: requests that need it are refused at once until it answers")
+            log.error("%s is silent: requests that need it are refused at once until it answers", self._name)
+
+
+class DatabaseGate(Gate):
+    """The way to the database."""
+
+    what = "database"
+    failures = SQLAlchemyError
 
 
 class _Entry:
-    """One question to the database."""
+    """One question."""
 
     __slots__ = ("_began", "_gate")
 
-    def __init__(self, gate: DatabaseGate) -> None:
+    def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
     def __enter__(self) -> None:
@@ -109,5 +132,5 @@ class _Entry:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if error is None:
             self._gate.note_answer()
-        elif isinstance(error, SQLAlchemyError):
+        elif isinstance(error, self._gate.failures):
             self._gate.note_failure(error, time.monotonic() - self._began)

@@ -159,6 +159,21 @@ def _absolute_sqlite_url(url: URL) -> URL:
     return url.set(database=str(PROJECT_FOLDER / str(url.database)))
 
 
+def _parse_redis_url(value: object) -> SecretStr | None:
+    if value is None:
+        return None
+    allowed = "must be redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], rediss://… (TLS) or unix://PATH"
+    url = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    from redis import ConnectionPool  # noqa: PLC0415 - Only who has one waits for the driver.
+
+    try:
+        # What the query of the URL says is read with a connection; it is not opened here.
+        ConnectionPool.from_url(url).make_connection()
+    except (ValueError, TypeError):
+        raise ValueError(allowed) from None
+    return SecretStr(url)
+
+
 def parse_keyring(value: object) -> Path | str:
     """Read where a key ring is: an absolute path, ``database``, or ``env:NAME``.
 
@@ -205,6 +220,9 @@ class Settings(BaseModel):
         "sqlite:///instance/tokenhouse.db"
     )
     """Clients and their secrets' digests."""
+
+    redis_url: Annotated[SecretStr | None, BeforeValidator(_parse_redis_url)] = None
+    """Where several machines remember what they share for a while; unset: in the database."""
 
     keyring: Annotated[Path | str, BeforeValidator(parse_keyring)] = Path("instance/keyring.toml")
     """The signing keys and their times: a file with PEM files beside it, ``database``, or ``env:NAME`` (static)."""

@@ -55,7 +55,7 @@ PURE_ROOMS = (
 # The development server, which is run as a program, and what gunicorn serves compose applications.
 COMPOSERS = {"cli/development", "serving"}
 
-SLOW_IMPORTS = {"database", "logs"}
+SLOW_IMPORTS = {"__init__", "database", "logs", "settings"}
 """They import a driver, a dialect and structlog when these are needed, so that commands are quick."""
 
 FILE_LINES_MAX = 400

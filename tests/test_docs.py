@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from support.server import NewClient, RunningServer, free_port, running_server
 
+from app.gate import DatabaseGate
 from app.keyring.entries import new_key
 from app.keyring.plan import Planner, Rules
 from app.keyring.ring import Ring
 from app.keyring.timeline import draw_text
 from app.settings import DAY, SETTING_NAMES, YEAR
+from app.stores.replay_redis import RedisGate
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -58,6 +60,10 @@ def _reasons_in_code() -> set[str]:
             if isinstance(node, ast.ClassDef):
                 causes = [member for member in node.body if isinstance(member, ast.Assign)]
                 reasons |= {ast.literal_eval(m.value) for m in causes if ast.unparse(m.targets[0]) == "cause"}
+    # A gate puts the name of what is behind it first.
+    behind_a_gate = {reason for reason in reasons if str(reason).startswith("_")}
+    reasons -= behind_a_gate
+    reasons |= {f"{gate.what}{reason}" for gate in (DatabaseGate, RedisGate) for reason in behind_a_gate}
     return {reason if not str(reason).endswith("_") else f"{reason}…" for reason in reasons if reason}
 
 

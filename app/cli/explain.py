@@ -25,6 +25,7 @@ _PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
 
 _PARAMETERS = "Look at what the caller sends: `detail` names the parameter, and docs/http.md says what there is."
 _ASSERTION = "docs/client-keys.md says what an assertion must say."
+_REDIS = "`/readyz` tells how it is; is TOKENHOUSE_REDIS_URL right, does it run? The caller comes again by itself."
 _DATABASE = "See that the database runs and answers; `/readyz` says when it does, and standard error says what it said."
 
 REFUSALS: Mapping[str, tuple[str, str]] = {
@@ -130,6 +131,8 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
         "`flask clients update {client} --introspect URI` names the API that it verifies tokens for.",
     ),
     "database_silent": ("The database had not answered for seconds.", _DATABASE),
+    "redis_silent": ("Redis had not answered for seconds.", _REDIS),
+    "redis_": ("Redis did not answer, and whether the assertion was used before could not be known.", _REDIS),
     "database_": ("The database did not answer.", _DATABASE),
     "unexpected_": (
         "Something in this server is broken.",

@@ -27,6 +27,8 @@ MAX_CHARACTERS = 8 * 1024
 """No assertion is nearly as long."""
 SKEW_SECONDS = 60
 """How far a client's clock may be from ours."""
+REMEMBERED_LONGER_SECONDS = 60
+"""That an assertion was used is known a while longer than it is taken: our machines' clocks may differ too."""
 JTI_MAX_CHARACTERS = 255
 AUDIENCES = ("any", "issuer")
 KEYS_WITHOUT_KID = 2
@@ -93,8 +95,9 @@ class PrivateKeyJwt:
             faults.append("other_client_id")
         if reason := refusal_of(row, self.name) or next(iter(faults), None):
             raise InvalidClient(reason, client_id=row.client_id)
-        until = assertion.claims["exp"] + SKEW_SECONDS
-        if not self._doors.replay.use(assertion.client_id, assertion.claims["jti"], until):
+        claims = assertion.claims
+        until = claims["exp"] + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
+        if not self._doors.replay.use(assertion.client_id, claims["jti"], claims["iat"], until):
             raise InvalidClient("assertion_replayed", client_id=row.client_id)
         return self._doors.lookup.let_in(row, self.name, request.source_address)
 

@@ -26,6 +26,8 @@ def _create_blueprint(services: Services) -> Blueprint:
     def show_ready() -> Response:
         checks = {"database": _database(services), "keyring": _keyring(services), "settings": _settings()}
         checks["audit_log"] = "degraded" if services.audit_log.is_stalled else "ok"
+        if services.settings.redis_url:
+            checks["redis"] = "degraded" if services.replay.is_away else "ok"
         worst = next((state for state in ("failed", "degraded") if state in checks.values()), "ok")
         return json_response(503 if worst == "failed" else 200, {"status": worst, "checks": checks})
 

@@ -1,51 +1,93 @@
 """What may be used once: the ids of assertions, each until the assertion would have expired (RFC 7523 section 3).
 
-One insert for each, and whoever inserts second has been beaten to it: the database settles that for all workers and
-machines. What has expired is removed by itself.
+In the database: one insert for each, and whoever inserts second has been beaten to it. That settles it for all workers
+and machines. What has expired is removed by itself. ``replay_redis`` is the other home.
 """
 
 import hashlib
 import json
+from typing import Protocol
 
+from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
 from app.contracts import Clock
-from app.database import delete_in_pieces, insert_or_update, writing_engine
+from app.database import delete_in_pieces, insert_or_update, reading_engine, writing_engine
 from app.gate import DatabaseGate
 from app.models import UsedAssertionRow
 
 
-class ReplayStore:
-    """Remembers what was used, in the database.
+class ReplayStore(Protocol):
+    """Remembers what was used."""
 
-    :param gate: the way to it.
-    """
+    def use(self, issuer: str, jti: str, issued_at: int, until: int) -> bool:
+        """Use the id ``jti`` of ``issuer``; whether nobody can have before.
 
-    def __init__(self, engine: Engine, gate: DatabaseGate, clock: Clock) -> None:
-        self._engine = engine
-        self._gate = gate
-        self._clock = clock
-
-    def use(self, issuer: str, jti: str, until: int) -> bool:
-        """Use the id ``jti`` of ``issuer``; whether nobody has before.
-
+        :param issued_at: ``iat`` of the assertion, in seconds since 1970.
         :param until: seconds since 1970, from when on the assertion is refused by itself.
         :raises ServiceUnavailable: that cannot be known now.
         """
-        new = insert_or_update(self._engine, UsedAssertionRow).values(key=_key(issuer, jti), exp=until)
-        used = new.on_conflict_do_nothing(index_elements=["key"]).returning(UsedAssertionRow.key)
-        with self._gate.asking(), writing_engine(self._engine).begin() as connection:
-            return connection.execute(used).first() is not None
+        ...
+
+    def look(self) -> None:
+        """See how the store is, between requests."""
+        ...
 
     def forget_expired(self) -> None:
         """Remove what is refused by itself.
 
         :raises SQLAlchemyError: the database does not answer.
         """
+        ...
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it did not answer when it was last asked."""
+        ...
+
+
+class SqlReplay:
+    """Remembers in the database.
+
+    :param gate: the way to it.
+    """
+
+    is_away = False  # Without the database there is no server: its own check tells that.
+
+    def __init__(self, engine: Engine, gate: DatabaseGate, clock: Clock) -> None:
+        self._engine = engine
+        self._gate = gate
+        self._clock = clock
+
+    def use(self, issuer: str, jti: str, issued_at: int, until: int) -> bool:  # noqa: ARG002 - No matter: all is here.
+        """See :meth:`ReplayStore.use`."""
+        new = insert_or_update(self._engine, UsedAssertionRow).values(key=key_of(issuer, jti), exp=until)
+        used = new.on_conflict_do_nothing(index_elements=["key"]).returning(UsedAssertionRow.key)
+        with self._gate.asking(), writing_engine(self._engine).begin() as connection:
+            return connection.execute(used).first() is not None
+
+    def was_used_since(self, moment: int) -> bool:
+        """Whether something is remembered that is not refused by itself at ``moment``.
+
+        :raises ServiceUnavailable: that cannot be known now.
+        """
+        found = select(UsedAssertionRow.key).where(UsedAssertionRow.exp.between(moment, LAST_SECOND)).limit(1)
+        with self._gate.asking(), reading_engine(self._engine).connect() as connection:
+            return connection.execute(found).first() is not None
+
+    def look(self) -> None:
+        """Nothing to see: the gate looks after the database."""
+
+    def forget_expired(self) -> None:
+        """See :meth:`ReplayStore.forget_expired`."""
         now = int(self._clock().timestamp())
         delete_in_pieces(self._engine, UsedAssertionRow.key, UsedAssertionRow.exp < now)
 
 
-def _key(issuer: str, jti: str) -> str:
+LAST_SECOND = 253402300799
+"""The last of the year 9999. What is remembered longer than that is no assertion."""
+
+
+def key_of(issuer: str, jti: str) -> str:
     """Of a fixed length, whatever a client calls its assertions; JSON, so that no two pairs meet."""
     return hashlib.sha256(json.dumps([issuer, jti]).encode()).hexdigest()

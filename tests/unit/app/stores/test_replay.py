@@ -19,8 +19,9 @@ def house(any_house: House) -> House:
 
 
 def use(house: House, issuer: str, jti: str, seconds: int = 60) -> bool:
+    now = int(house.clock().timestamp())
     with house.app.app_context():
-        return house.services.replay.use(issuer, jti, int(house.clock().timestamp()) + seconds)
+        return house.services.replay.use(issuer, jti, now, now + seconds)
 
 
 def remembered(house: House) -> int:

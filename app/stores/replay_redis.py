@@ -1,0 +1,130 @@
+"""What may be used once, in a Redis that several machines share: one round trip for each assertion.
+
+A Redis can forget: it restarts empty or from an older copy, or somebody flushes it. Since when it has not, its epoch,
+therefore stands in it too, beside the id of the process that it was noted for. Where it is missing, or of
+another process, a new epoch begins, and assertions from before it are refused. Those whose clients' clocks are ahead
+could seem to be of a later one than the one they were used in; they are remembered in the database as well.
+
+What Redis holds: ``tokenhouse:{replay}:<hash of iss and jti>``, with its end, and ``tokenhouse:{replay}:epoch``.
+"""
+
+import logging
+import secrets
+from typing import Any
+
+from redis import ConnectionPool, Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from app.contracts import Clock
+from app.errors import ServiceUnavailable
+from app.gate import Gate
+from app.stores.replay import LAST_SECOND, SqlReplay, key_of
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 1.0
+"""How long a connection and an answer may take, unless the URL says so. Redis answers within a millisecond."""
+SKEW_SECONDS = 60
+"""How far ahead a client's clock may be."""
+
+_PREFIX = "tokenhouse:{replay}:"
+"""The braces keep all on one node of a cluster: a transaction spans no two."""
+_EPOCH = f"{_PREFIX}epoch"
+_EVER_USED = ("", "a Redis holds what was used")
+"""In the database, under no client's name: from then on an epoch that is missing was lost."""
+
+
+class RedisGate(Gate):
+    """The way to Redis."""
+
+    what = "redis"
+    failures = RedisError
+
+
+class RedisReplay:
+    """Remembers in Redis.
+
+    :param durable: the database, for the few that Redis alone could not tell.
+    """
+
+    def __init__(self, url: str, durable: SqlReplay, clock: Clock) -> None:
+        self._redis = Redis(connection_pool=open_pool(url, redis_connect_func=self._greet))
+        self._durable = durable
+        self._clock = clock
+        self._gate = RedisGate()
+        self._process = ""
+
+    def use(self, issuer: str, jti: str, issued_at: int, until: int) -> bool:
+        """See :meth:`app.stores.replay.ReplayStore.use`."""
+        now = self._now()
+        key, ours = _PREFIX + key_of(issuer, jti), secrets.token_bytes(16)
+        with self._gate.asking(), self._redis.pipeline() as transaction:
+            transaction.get(_EPOCH)
+            # Asked again after a lost answer it is still ours.
+            transaction.set(key, ours, nx=True, ex=max(until - now, 1))
+            transaction.get(key)
+            noted, _, held = transaction.execute()
+        epoch = self._epoch(noted)
+        if held != ours or issued_at <= epoch:
+            return False
+        if issued_at > now or issued_at <= epoch + SKEW_SECONDS:
+            return self._durable.use(issuer, jti, issued_at, until)
+        return True
+
+    def look(self) -> None:
+        """Find out whether Redis answers again, and whether it has forgotten."""
+        self._gate.look(self._redis.ping)
+        try:
+            with self._gate.asking():
+                noted = self._redis.get(_EPOCH)
+            self._epoch(noted)
+        except ServiceUnavailable:
+            return
+
+    def forget_expired(self) -> None:
+        """Redis forgets by itself; the database does not."""
+        self._durable.forget_expired()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether Redis did not answer when it was last asked."""
+        return self._gate.is_failing
+
+    def _now(self) -> int:
+        return int(self._clock().timestamp())
+
+    def _epoch(self, noted: Any) -> int:
+        """Since when nothing was forgotten, in seconds since 1970; begins an epoch where that is not known."""
+        process, _, since = (noted or b"").decode("ascii", "replace").partition(" ")
+        if process == self._process and since.isdecimal():
+            return int(since)
+        epoch, why = self._now(), "it is empty" if noted is None else "it has restarted"
+        if self._durable.use(*_EVER_USED, epoch, LAST_SECOND + 1) and not self._durable.was_used_since(epoch):
+            epoch = 0
+        else:
+            log.warning("redis may have forgotten what was used (%s): assertions from before now are refused", why)
+        # Of several workers at once the last one is heard: its epoch is no earlier than another's.
+        with self._gate.asking():
+            self._redis.set(_EPOCH, f"{self._process} {epoch}")
+        return epoch
+
+    def _greet(self, connection: Any) -> None:
+        """Learn, with each connection, which process answers: another one may know less."""
+        connection.on_connect()
+        connection.send_command("INFO", "server")
+        told = connection.read_response()
+        lines = told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)
+        ids = [line.partition(":")[2].strip() for line in lines.splitlines() if line.startswith("run_id:")]
+        self._process = next(iter(ids), "unknown")
+
+
+def open_pool(url: str, **options: Any) -> ConnectionPool:
+    """Connections to the Redis at ``url``; nothing connects yet. A connection that was dropped is made anew, once.
+
+    :raises ValueError: no URL of Redis.
+    """
+    options |= {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS}
+    return ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 1, (RedisConnectionError,)), **options)
