@@ -15,6 +15,7 @@ from app.client_auth.doors import Doors, rules_of
 from app.clients.digests import SecretDigester
 from app.clients.lookup import ClientLookup
 from app.clients.marks import FLUSH_SECONDS, UseMarks
+from app.clients.readable import ReadableSecrets
 from app.clients.scopes import LOOK_SECONDS as LOOK_AT_SCOPES_SECONDS
 from app.clients.scopes import RegisteredScopes
 from app.clients.secrets import ClientSecrets
@@ -44,6 +45,9 @@ from app.stores.replay import ReplayStore, SqlReplay
 from app.stores.revocations import Revocations
 
 log = logging.getLogger(__name__)
+
+_READ_BY = {method.name for method in METHODS if method.reads_secrets}
+"""The methods whose clients' secrets are kept readable."""
 
 EXPIRY_LOOK_SECONDS = 60.0
 """How often a worker looks whether a secret's end is to be told. Each is told once a day, by one of all workers."""
@@ -78,14 +82,11 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     with app.app_context():
         home_at = partial(open_home, settings=settings, engine=db.engine)
         digester = SecretDigester(settings.secret_peppers)
-        marks = UseMarks(db.engine, clock)
         database_gate, connections = gate.DatabaseGate(), KeptConnections(db.engine)
-        verifier = SecretVerifier(connections, digester, clock, marks, database_gate)
+        doors = _open_doors(settings, connections, digester, database_gate, clock)
         revocations = Revocations(db.engine, connections, database_gate, clock)
-        replay = _open_replay(settings, SqlReplay(db.engine, database_gate, clock), clock)
-        lookup = ClientLookup(connections, marks, database_gate)
         outbox = Outbox(db.engine, clock)
-        client_secrets = ClientSecrets(db.engine, db.session, digester, clock, outbox)
+        client_secrets = ClientSecrets(db.engine, db.session, digester, clock, outbox, doors.readable, _READ_BY)
         clients = ClientStore(db.session, client_secrets, clock)
         key_uses = KeyUses(db.engine, clock)
         registered_scopes = RegisteredScopes(db.engine, published=settings.publish_scopes)
@@ -94,14 +95,12 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     keys = Keys(home, rules_for(settings, home), clock)
     ring = CurrentRing(home, keys.rules, events, clock)
     tokens = AccessTokenIssuer(settings.issuer, ring.signing_key, clock)
-    metadata = describe_server(settings)
-    doors = Doors(verifier, lookup, replay, clock, rules_of(settings, metadata["token_endpoint"]))
     services = Services(
         settings=settings,
         clock=clock,
         clients=clients,
         client_secrets=client_secrets,
-        verifier=verifier,
+        verifier=doors.secrets,
         ring=ring,
         keys=keys,
         key_uses=key_uses,
@@ -114,14 +113,32 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         feed=RevocationFeed(settings.issuer, settings.default_audience, revocations, tokens, clock),
         registered_scopes=registered_scopes,
         audit_log=audit_log,
-        metadata=metadata,
-        replay=replay,
+        metadata=describe_server(settings),
+        replay=doors.replay,
     )
     services.install(app)
     _background(services, events).install(app)
     _mount_endpoints(app, services)
     app.cli.commands.update({str(command.name): command for command in COMMANDS})
     return app
+
+
+def _open_doors(
+    settings: Settings,
+    connections: KeptConnections,
+    digester: SecretDigester,
+    database_gate: gate.DatabaseGate,
+    clock: Clock,
+) -> Doors:
+    marks = UseMarks(db.engine, clock)
+    return Doors(
+        secrets=SecretVerifier(connections, digester, clock, marks, database_gate),
+        lookup=ClientLookup(connections, marks, database_gate),
+        replay=_open_replay(settings, SqlReplay(db.engine, database_gate, clock), clock),
+        readable=ReadableSecrets(settings.encryption_keys),
+        clock=clock,
+        rules=rules_of(settings, describe_server(settings)["token_endpoint"]),
+    )
 
 
 def _open_replay(settings: Settings, durable: SqlReplay, clock: Clock) -> ReplayStore:
@@ -197,8 +214,9 @@ def describe_server(settings: Settings) -> Metadata:
     metadata: Metadata = {"issuer": settings.issuer}
     for endpoint in ENDPOINTS:
         metadata |= endpoint.metadata(settings)
-    methods = [method.name for method in METHODS]
-    algs = list(dict.fromkeys(alg for method in METHODS for alg in method.signing_algs))
+    usable = [method for method in METHODS if settings.encryption_keys or not method.reads_secrets]
+    methods = [method.name for method in usable]
+    algs = list(dict.fromkeys(alg for method in usable for alg in method.signing_algs))
     authenticated = [endpoint.authenticates for endpoint in ENDPOINTS if endpoint.authenticates]
     return metadata | {
         "grant_types_supported": [grant.GRANT_TYPE for grant in GRANTS],

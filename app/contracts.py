@@ -140,8 +140,12 @@ class ClientAuthMethod(Protocol):
     secret_bearing: bool
     """Whether a client of this method has secrets that we generate."""
 
-    signing_algs: tuple[str, ...]
-    """The algorithms of its assertions, as the metadata advertises them; empty for a method without assertions."""
+    reads_secrets: bool
+    """Whether it must read these secrets again, so that they are kept encrypted instead of as digests."""
+
+    @property
+    def signing_algs(self) -> tuple[str, ...]:
+        """The algorithms of its assertions, as the metadata advertises them; empty for a method without assertions."""
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

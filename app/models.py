@@ -105,6 +105,8 @@ class ClientRow(Base):
 class ClientSecretRow(Base):
     """One secret of a client, as a keyed digest; several may be valid at once. ``pepper_id`` tells which key did it.
 
+    One that must be read again, to verify a MAC, is ``encrypted`` and has an empty digest of no pepper.
+
     ``expiry_told_at`` is when an event last told of its coming end.
     """
 
@@ -114,6 +116,8 @@ class ClientSecretRow(Base):
     client_id: Mapped[str] = mapped_column(ForeignKey(ClientRow.client_id, ondelete="CASCADE"), index=True)
     digest: Mapped[bytes] = mapped_column(LargeBinary(32))
     pepper_id: Mapped[str] = mapped_column(String(16))
+    encrypted: Mapped[bytes | None] = mapped_column(LargeBinary)
+    encryption_key_id: Mapped[str | None] = mapped_column(String(16))
     last_four: Mapped[str] = mapped_column(String(4))
     origin: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime] = mapped_column(UTCDateTime)

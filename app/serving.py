@@ -179,7 +179,7 @@ def _check() -> None:
             # As it is now: the last good one would do for a worker, but hides what has to be mended.
             services.keys.home.read()
             check_start(app)
-            _tell_missing_peppers(services)
+            _tell_missing_keys(services)
         except StartError as error:
             raise RingFault(str(error)) from None
         finally:
@@ -189,19 +189,21 @@ def _check() -> None:
     _checked = settings
 
 
-def _tell_missing_peppers(services: Services) -> None:
-    """Secrets whose pepper has left the settings are refused, and nobody else would say why."""
+def _tell_missing_keys(services: Services) -> None:
+    """Secrets whose pepper or key has left the settings are refused, and nobody else would say why."""
+    settings, secrets = services.settings, services.client_secrets
     try:
-        counted = services.client_secrets.count_by_pepper()
+        counted = (
+            ("pepper", "SECRET_PEPPERS", settings.secret_peppers, secrets.count_by_pepper()),
+            ("encryption key", "ENCRYPTION_KEYS", settings.encryption_keys, secrets.count_by_encryption_key()),
+        )
     except SQLAlchemyError:
         return
-    known = {pepper.id for pepper in services.settings.secret_peppers}
-    for pepper_id in sorted(counted.keys() - known):
-        log.error(
-            "%d secrets are refused: their pepper %r is not in TOKENHOUSE_SECRET_PEPPERS",
-            counted[pepper_id],
-            pepper_id,
-        )
+    for what, variable, keys, found in counted:
+        for key_id in sorted(found.keys() - {key.id for key in keys}):
+            log.error(
+                "%d secrets are refused: their %s %r is not in TOKENHOUSE_%s", found[key_id], what, key_id, variable
+            )
 
 
 def _reload_if_sound(server: Any, reload: Callable[[], None]) -> None:

@@ -46,9 +46,15 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return new_database(request.getfixturevalue("postgres"))
 
 
+SHARED = {
+    # Scopes of clients that come and go would make the metadata another one within a test.
+    "TOKENHOUSE_PUBLISH_SCOPES": "false",
+    "TOKENHOUSE_ENCRYPTION_KEYS": f"k1:{'e' * 40}",
+}
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A served installation that tests share; each makes clients of its own."""
-    # Scopes of clients that come and go would make the metadata another one within a test.
-    with running_server(tmp_path_factory.mktemp("server"), TOKENHOUSE_PUBLISH_SCOPES="false") as running:
+    with running_server(tmp_path_factory.mktemp("server"), **SHARED) as running:
         yield running

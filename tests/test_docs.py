@@ -41,6 +41,18 @@ def _code(language: str) -> str:
     return str(block)
 
 
+def _reasons_of_assertions(node: ast.AST) -> set[str]:
+    """Faults that are yielded or returned, and those of a finding."""
+    values: list[Any] = [node.value] if isinstance(node, ast.Yield | ast.Return) else []
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding":
+        values += node.args
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reasons" and isinstance(node.value, ast.Dict):
+        values += node.value.keys
+    if isinstance(node, ast.Return) and isinstance(node.value, ast.IfExp):
+        values.append(node.value.orelse)
+    return {value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)}
+
+
 def _reasons_in_code() -> set[str]:
     """First arguments of refusals, and causes that a class carries itself."""
     reasons = set()
@@ -48,12 +60,8 @@ def _reasons_in_code() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in RAISED and node.args:
                 reasons |= {constant.value for constant in ast.walk(node.args[0]) if isinstance(constant, ast.Constant)}
-            if (
-                isinstance(node, ast.Yield)
-                and isinstance(node.value, ast.Constant)
-                and path.parent.name == "client_auth"
-            ):
-                reasons.add(node.value.value)
+            if path.parent.name == "client_auth":
+                reasons |= _reasons_of_assertions(node)
             if isinstance(node, ast.FunctionDef) and node.name == "_refusal_reason":
                 (table,) = [inner for inner in ast.walk(node) if isinstance(inner, ast.Dict)]
                 reasons |= {ast.literal_eval(key) for key in table.keys if key}
@@ -113,8 +121,12 @@ def test_the_readmes_node_verifies_a_token(local_server: RunningServer, tmp_path
 
 
 def _code_of(document: str, language: str) -> str:
-    (block,) = re.findall(rf"```{language}\n(.*?)```", (PROJECT / "docs" / document).read_text(), re.DOTALL)
-    return str(block)
+    (block,) = _codes_of(document, language)
+    return block
+
+
+def _codes_of(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (PROJECT / "docs" / document).read_text(), re.DOTALL)
 
 
 def _keyed_client(server: RunningServer, folder: Path) -> tuple[str, Path]:
@@ -130,9 +142,14 @@ def test_the_python_of_client_keys_gets_a_token(local_server: RunningServer, tmp
         "CLIENT_ID": client_id,
         "PRIVATE_KEY_PEM": file.read_text(),
         "TOKEN_ENDPOINT": local_server.token_url,
+        "ISSUER": local_server.url,
     }
-    exec(_code_of("client-keys.md", "python"), names)  # noqa: S102
+    by_authlib, by_requests_oauth2client = _codes_of("client-keys.md", "python")
+    exec(by_authlib, names)  # noqa: S102
     assert local_server.verify(names["token"]["access_token"])["sub"] == client_id
+    # It takes no http URL otherwise.
+    exec(by_requests_oauth2client.replace("auth=", "testing=True, auth=", 1), names)  # noqa: S102
+    assert local_server.verify(names["token"].access_token)["sub"] == client_id
 
 
 @pytest.mark.node

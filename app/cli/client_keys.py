@@ -15,7 +15,8 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from app.cli.output import SecretFile, json_option, print_json, print_table, read_secret, secret_file_for, tell
 from app.client_auth import METHODS
-from app.client_auth.private_key_jwt import AUDIENCES, PrivateKeyJwt
+from app.client_auth.assertions import AUDIENCES
+from app.client_auth.private_key_jwt import PrivateKeyJwt
 from app.clients.fields import ClientFields
 from app.clients.jwks import check_jwks
 from app.errors import ManagementError

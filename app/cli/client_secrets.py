@@ -1,6 +1,6 @@
 """``flask clients secrets``, ``rotate-secret``, ``revoke-secret``. ``app.clients.secrets`` does it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +24,7 @@ from app.clients.secrets import NewSecret
 from app.errors import ManagementError
 from app.models import ClientSecretRow, ClientSecretUseRow
 from app.services import services
-from app.settings import DAY
+from app.settings import DAY, IdentifiedKey
 
 DEFAULT_OVERLAP_SECONDS = 7 * DAY
 DEFAULT_QUIET_SECONDS = 30 * 60 * 60
@@ -33,16 +33,24 @@ DEFAULT_QUIET_SECONDS = 30 * 60 * 60
 @click.command("secrets")
 @click.argument("client_id", metavar="ID", required=False)
 @click.option("--by-pepper", is_flag=True, help="Count the secrets that work by the pepper that digested them.")
+@click.option("--by-encryption-key", is_flag=True, help="Likewise those that are encrypted, by the key that did it.")
 @json_option
 @with_appcontext
-def show_secrets(client_id: str | None, *, by_pepper: bool, as_json: bool) -> None:
+def show_secrets(client_id: str | None, *, by_pepper: bool, by_encryption_key: bool, as_json: bool) -> None:
     """Show a client's secrets: never themselves, but when each was made, ends, was used last, and from where."""
+    if by_pepper and by_encryption_key:
+        raise ManagementError("--by-pepper and --by-encryption-key count different secrets: give one of them")
+    here = services()
     if by_pepper:
-        _show_peppers(client_id, as_json=as_json)
+        counted = here.client_secrets.count_by_pepper(client_id)
+        _show_counted("pepper", here.settings.secret_peppers, counted, as_json=as_json)
+        return
+    if by_encryption_key:
+        counted = here.client_secrets.count_by_encryption_key(client_id)
+        _show_counted("encryption_key", here.settings.encryption_keys, counted, as_json=as_json)
         return
     if client_id is None:
         raise ManagementError("say whose secrets: `flask clients secrets ID`, or --by-pepper")
-    here = services()
     uses = here.client_secrets.uses(client_id)
     rows = [
         describe_secret(secret, here.clock()) | {"used_from": list(map(_describe_use, uses.get(secret.secret_id, [])))}
@@ -124,23 +132,24 @@ def revoke_secret(client_id: str, secret_id: str, *, as_json: bool) -> None:
         print_json(describe_secret(row, services().clock()))
 
 
-def _show_peppers(client_id: str | None, *, as_json: bool) -> None:
-    newest, *older = [pepper.id for pepper in services().settings.secret_peppers]
-    counted = services().client_secrets.count_by_pepper(client_id)
+def _show_counted(what: str, keys: Sequence[IdentifiedKey], counted: Mapping[str, int], *, as_json: bool) -> None:
+    """Show how many secrets depend on each key: what can leave the settings, and what must come back.
+
+    :param what: ``pepper`` or ``encryption_key``.
+    """
+    known = [key.id for key in keys]
+    states = dict.fromkeys(known, "old") | dict.fromkeys(known[:1], "newest")
     rows = [
-        {
-            "pepper_id": pepper_id,
-            "secrets": count,
-            "state": "newest" if pepper_id == newest else "old" if pepper_id in older else "missing",
-        }
-        for pepper_id, count in counted.items()
+        {f"{what}_id": key_id, "secrets": count, "state": states.get(key_id, "missing")}
+        for key_id, count in counted.items()
     ]
     if as_json:
         print_json(rows)
         return
-    print_table(("pepper_id", "secrets", "state"), [list(row.values()) for row in rows])
+    print_table((f"{what}_id", "secrets", "state"), [list(row.values()) for row in rows])
     if any(row["state"] == "missing" for row in rows):
-        tell("Warning: secrets of a missing pepper are refused until TOKENHOUSE_SECRET_PEPPERS has it again.")
+        variable = "TOKENHOUSE_SECRET_PEPPERS" if what == "pepper" else "TOKENHOUSE_ENCRYPTION_KEYS"
+        tell(f"Warning: secrets of a missing {what.replace('_', ' ')} are refused until {variable} has it again.")
 
 
 def _finish(client_id: str, silence: timedelta, *, as_json: bool) -> None:

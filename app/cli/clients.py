@@ -34,6 +34,7 @@ from app.cli.output import (
 from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_of_weak
 from app.client_auth import METHODS
 from app.client_auth.client_secret import ClientSecretPost
+from app.client_auth.client_secret_jwt import ClientSecretJwt
 from app.clients.fields import ClientFields, split_scopes
 from app.clients.secrets import NewSecret
 from app.clients.store import ListedClient
@@ -202,6 +203,11 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
     if as_json:
         print_json(_describe(row))
     tell(f"{row.client_id} was changed. Tokens that it has keep what they say until they expire.")
+    if row.token_endpoint_auth_method in SECRET_BEARING_METHODS and not services().client_secrets.can_prove(row):
+        tell(
+            f"Warning: it has no secret that works with {row.token_endpoint_auth_method}: "
+            f"`flask clients rotate-secret {row.client_id}` makes one."
+        )
     if "access_token_lifetime" in changes:
         _warn_of_short_lifetime(row)
 
@@ -345,9 +351,12 @@ def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, 
         print_json(described)
         return
     print_fields(described)
-    if secret and shown:
+    method = row.token_endpoint_auth_method
+    if secret and shown and method == ClientSecretJwt.name:
+        tell("\nThe secret is shown this once: docs/client-keys.md shows how to sign with it.")
+    elif secret and shown:
         tell("\nThe secret is shown this once. Try it:\n")
-        endpoint, method = services().metadata["token_endpoint"], row.token_endpoint_auth_method
+        endpoint = services().metadata["token_endpoint"]
         tell(f"  {curl_line(endpoint, row.client_id, secret.secret, method)}")
 
 

@@ -70,6 +70,10 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
     "assertion_type_unknown": ("Its client_assertion_type is not that of a JWT.", _ASSERTION),
     "assertion_algorithm": ("Its assertion is signed in a way that is not taken.", _ASSERTION),
     "assertion_other_type": ("Its assertion is a JWT for another purpose.", _ASSERTION),
+    "unreadable_secret": (
+        "A secret of client {client} is encrypted with a key that has left the settings.",
+        "Put it back into TOKENHOUSE_ENCRYPTION_KEYS: `flask clients secrets --by-encryption-key` counts.",
+    ),
     "assertion_signature": (
         "No key that client {client} has registered has signed its assertion.",
         "`flask clients keys {client}` shows what is registered; `keys-add {client} FILE` adds another.",

@@ -22,6 +22,7 @@ class _ClientSecret:
     """What both have in common: the client has secrets, and nothing else."""
 
     secret_bearing = True
+    reads_secrets = False
     signing_algs: tuple[str, ...] = ()
 
     def __init__(self, doors: Doors) -> None:
@@ -34,7 +35,9 @@ class _ClientSecret:
         :raises ManagementError: there is something.
         """
         if fields:
-            raise ManagementError("keys and assertions are for clients with --auth-method private_key_jwt")
+            raise ManagementError(
+                "keys and assertions are for clients with --auth-method private_key_jwt or client_secret_jwt"
+            )
         return {}
 
 

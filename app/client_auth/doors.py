@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from app.clients.lookup import ClientLookup
+from app.clients.readable import ReadableSecrets
 from app.clients.verification import SecretVerifier
 from app.contracts import Clock
 from app.settings import Settings
@@ -32,6 +33,7 @@ class Doors:
     secrets: SecretVerifier
     lookup: ClientLookup
     replay: ReplayStore
+    readable: ReadableSecrets
     clock: Clock
     rules: AssertionRules
 

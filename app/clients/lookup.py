@@ -13,7 +13,7 @@ from app.clients.marks import UseMarks
 from app.clients.verification import CLIENT_COLUMNS, frozen
 from app.contracts import Authentication
 from app.gate import DatabaseGate
-from app.models import ClientRow
+from app.models import ClientRow, ClientSecretRow
 from app.questions import KeptConnections, Question
 
 _ASKED = select(bindparam("client_id", type_=String).label("asked_id")).subquery("asked").c.asked_id
@@ -21,6 +21,22 @@ _FOUND: Any = (
     select(_ASKED, *CLIENT_COLUMNS, cast(ClientRow.auth_fields, Text).label("auth_fields"))
     .select_from(_ASKED.table)
     .outerjoin(ClientRow, ClientRow.client_id == _ASKED)
+)
+_FOUND_WITH_SECRETS: Any = (
+    _FOUND.add_columns(
+        ClientSecretRow.secret_id,
+        ClientSecretRow.encrypted,
+        ClientSecretRow.encryption_key_id,
+        ClientSecretRow.expires_at,
+        ClientSecretRow.revoked_at,
+    )
+    .outerjoin(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
+    # Those that work come first, whatever the time is.
+    .order_by(
+        ClientSecretRow.revoked_at.is_not(None),
+        ClientSecretRow.expires_at.is_not(None),
+        ClientSecretRow.expires_at.desc(),
+    )
 )
 
 
@@ -33,6 +49,7 @@ class ClientLookup:
 
     def __init__(self, connections: KeptConnections, marks: UseMarks, gate: DatabaseGate) -> None:
         self._question = Question(connections, _FOUND)
+        self._with_secrets = Question(connections, _FOUND_WITH_SECRETS)
         self._marks = marks
         self._gate = gate
 
@@ -44,10 +61,25 @@ class ClientLookup:
         rows: Sequence[Any] = self._question.ask_through(self._gate, {"client_id": client_id})
         return rows[0]
 
-    def let_in(self, row: Any, method: str, source_address: str | None) -> Authentication:
-        """Who has proven to be the client of ``row``, which :func:`refusal_of` does not refuse. A use is noted."""
-        self._marks.note(row.client_id, None, source_address)
-        return Authentication(frozen(row), method)
+    def find_with_secrets(self, client_id: str) -> Sequence[Any]:
+        """:meth:`find`, with one row for each secret, or one row where there is none.
+
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        return self._with_secrets.ask_through(self._gate, {"client_id": client_id})
+
+    def let_in(self, row: Any, method: str, source_address: str | None, secret: Any = None) -> Authentication:
+        """Who has proven to be the client of ``row``, which :func:`refusal_of` does not refuse. A use is noted.
+
+        :param secret: the row of the secret that it was proven with, where the method has secrets.
+        """
+        secret_id = secret.secret_id if secret else None
+        self._marks.note(row.client_id, secret_id, source_address)
+        return Authentication(frozen(row), method, secret_id, secret.expires_at if secret else None)
+
+    def renew(self, secret: Any, new_key_id: str, newly_encrypted: bytes) -> None:
+        """Have what an old key has encrypted replaced."""
+        self._marks.reencrypt(secret.secret_id, secret.encrypted, new_key_id, newly_encrypted)
 
 
 def refusal_of(row: Any, method: str) -> str | None:

@@ -7,12 +7,12 @@ While the database is away marks wait.
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import String, Update, bindparam, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, String, Update, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.engine import Connection, Engine
 
 from app.contracts import Clock
@@ -45,12 +45,11 @@ _Use = tuple[str, str | None, str]
 
 @dataclass(frozen=True, slots=True)
 class _Renewal:
-    """A digest that is to be replaced by one of the first pepper."""
+    """What is kept of a secret, to be replaced by what the first pepper, or the first encryption key, makes of it."""
 
     secret_id: str
-    digest: bytes
-    new_pepper_id: str
-    new_digest: bytes
+    is_old: ColumnElement[bool]
+    values: Mapping[str, object]
 
     def __repr__(self) -> str:
         """Keep digests out of every traceback and log."""
@@ -87,9 +86,18 @@ class UseMarks:
 
     def renew(self, secret_id: str, digest: bytes, new_pepper_id: str, new_digest: bytes) -> None:
         """Note that a digest of an old pepper can be replaced."""
+        values = {"digest": new_digest, "pepper_id": new_pepper_id}
+        self._renew(_Renewal(secret_id, ClientSecretRow.digest == digest, values))
+
+    def reencrypt(self, secret_id: str, encrypted: bytes, new_key_id: str, newly_encrypted: bytes) -> None:
+        """Note that what an old key has encrypted can be replaced."""
+        values = {"encrypted": newly_encrypted, "encryption_key_id": new_key_id}
+        self._renew(_Renewal(secret_id, ClientSecretRow.encrypted == encrypted, values))
+
+    def _renew(self, renewal: _Renewal) -> None:
         with self._lock:
             if len(self._renewals) < MOST_MARKS:
-                self._renewals[secret_id] = _Renewal(secret_id, digest, new_pepper_id, new_digest)
+                self._renewals[renewal.secret_id] = renewal
 
     def flush(self) -> None:
         """Tell the database what was noted. What cannot be told now is told later.
@@ -111,7 +119,7 @@ class UseMarks:
                     del waiting[use]
             for secret_ids in _batches(sorted(renewals)):
                 with self._writing.begin() as connection:
-                    _replace_digests(connection, [renewals[secret_id] for secret_id in secret_ids])
+                    _replace(connection, [renewals[secret_id] for secret_id in secret_ids])
                 for secret_id in secret_ids:
                     del renewals[secret_id]
         except BaseException:
@@ -185,10 +193,10 @@ def _forget_addresses(connection: Connection, secret_ids: Sequence[str]) -> None
         connection.execute(delete(use).where(use.secret_id == secret_id, use.source_address.not_in(kept)))
 
 
-def _replace_digests(connection: Connection, renewals: Sequence[_Renewal]) -> None:
+def _replace(connection: Connection, renewals: Sequence[_Renewal]) -> None:
     for renewal in renewals:
         connection.execute(
             update(ClientSecretRow)
-            .where(ClientSecretRow.secret_id == renewal.secret_id, ClientSecretRow.digest == renewal.digest)
-            .values(digest=renewal.new_digest, pepper_id=renewal.new_pepper_id)
+            .where(ClientSecretRow.secret_id == renewal.secret_id, renewal.is_old)
+            .values(**renewal.values)
         )

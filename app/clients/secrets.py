@@ -5,7 +5,7 @@ Several secrets of a client work at once, so that each of its callers may change
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,9 +19,11 @@ from sqlalchemy.orm import scoped_session
 from app.clients.digests import SecretDigester, generate_secret
 from app.clients.fields import check_imported_secret
 from app.clients.marks import MARK_DELAY
+from app.clients.readable import ReadableSecrets
 from app.clients.transactions import find_client, writing
 from app.contracts import Clock, Credentials
 from app.database import writing_engine
+from app.encryption import DecryptionError
 from app.errors import ManagementError, StillInUse
 from app.events import ClientChanged, SecretExpiring
 from app.models import ClientRow, ClientSecretRow, ClientSecretUseRow
@@ -86,12 +88,23 @@ class ClientSecrets:
     :param engine: for what workers do beside their requests.
     :param session: for management; each call commits or rolls back.
     :param outbox: where each change leaves a trace.
+    :param readable: how secrets are kept that must be read again.
+    :param read_by: the authentication methods that must.
     """
 
-    def __init__(
-        self, engine: Engine, session: scoped_session[Any], digester: SecretDigester, clock: Clock, outbox: Outbox
+    def __init__(  # noqa: PLR0913, PLR0917 - All that management of secrets touches.
+        self,
+        engine: Engine,
+        session: scoped_session[Any],
+        digester: SecretDigester,
+        clock: Clock,
+        outbox: Outbox,
+        readable: ReadableSecrets,
+        read_by: Collection[str],
     ) -> None:
         self._engine = engine
+        self._readable = readable
+        self._read_by = read_by
         self._outbox = outbox
         self._session = session
         self._digester = digester
@@ -105,21 +118,51 @@ class ClientSecrets:
         self._outbox.put(self._session.connection(), event)
 
     def add(self, row: ClientRow, imported: str | None, expires_after: timedelta | None) -> NewSecret:
-        """Give ``row`` a further secret, within a transaction of the caller's."""
+        """Give ``row`` a further secret, within a transaction of the caller's.
+
+        :raises ManagementError: one that is to be read again is too short, or cannot be encrypted.
+        """
         now = self._clock()
         secret = imported or generate_secret()
-        pepper_id, digest = self._digester.digest(Credentials(row.client_id, secret))
         stored = ClientSecretRow(
             secret_id=f"s-{''.join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))}",
-            digest=digest,
-            pepper_id=pepper_id,
             last_four=secret[-4:],
             origin="imported" if imported else "generated",
             created_at=now,
             expires_at=now + expires_after if expires_after else None,
         )
+        self._keep(row, stored, secret)
         row.secrets.append(stored)
         return NewSecret(secret, stored.secret_id, stored.expires_at)
+
+    def follow_method(self, row: ClientRow) -> None:
+        """Keep the secrets of ``row`` as its authentication method needs them, within a transaction of the caller's.
+
+        Of digests no secret can be made: where its method is one that reads, they are worth nothing.
+
+        :raises ManagementError: an encrypted one cannot be read.
+        """
+        if row.token_endpoint_auth_method in self._read_by:
+            return
+        for kept in row.secrets:
+            if kept.encrypted is not None:
+                try:
+                    self._keep(row, kept, self._readable.read(row.client_id, kept))
+                except DecryptionError as error:
+                    raise ManagementError(f"the secret {kept.secret_id} cannot be read: {error}") from None
+
+    def can_prove(self, row: ClientRow) -> bool:
+        """Whether a secret of ``row`` works, and with its authentication method."""
+        reads = row.token_endpoint_auth_method in self._read_by
+        return any(works(kept, self._clock()) and reads == (kept.encrypted is not None) for kept in row.secrets)
+
+    def _keep(self, row: ClientRow, stored: ClientSecretRow, secret: str) -> None:
+        if row.token_endpoint_auth_method in self._read_by:
+            stored.digest, stored.pepper_id = b"", ""
+            stored.encryption_key_id, stored.encrypted = self._readable.encrypt(row.client_id, stored.secret_id, secret)
+        else:
+            stored.pepper_id, stored.digest = self._digester.digest(Credentials(row.client_id, secret))
+            stored.encryption_key_id = stored.encrypted = None
 
     @contextmanager
     def rotating(
@@ -215,11 +258,22 @@ class ClientSecrets:
 
     def count_by_pepper(self, client_id: str | None = None) -> dict[str, int]:
         """How many secrets that work were digested with each pepper, by its id; those of the settings always."""
-        counted = select(ClientSecretRow.pepper_id, func.count()).where(works_at(self._clock()))
+        digested = ClientSecretRow.encrypted.is_(None)
+        return self._count(ClientSecretRow.pepper_id, digested, self._digester.pepper_ids, client_id)
+
+    def count_by_encryption_key(self, client_id: str | None = None) -> dict[str, int]:
+        """How many secrets that work are encrypted with each key, by its id; those of the settings always."""
+        encrypted = ClientSecretRow.encrypted.is_not(None)
+        return self._count(ClientSecretRow.encryption_key_id, encrypted, self._readable.key_ids, client_id)
+
+    def _count(
+        self, key_id: Any, condition: ColumnElement[bool], known: Sequence[str], client_id: str | None
+    ) -> dict[str, int]:
+        counted = select(key_id, func.count()).where(works_at(self._clock()), condition)
         if client_id is not None:
             counted = counted.where(ClientSecretRow.client_id == find_client(self._session, client_id).client_id)
-        rows = self._session.execute(counted.group_by(ClientSecretRow.pepper_id)).all()
-        return dict.fromkeys(self._digester.pepper_ids, 0) | {row[0]: row[1] for row in rows}
+        rows = self._session.execute(counted.group_by(key_id)).all()
+        return dict.fromkeys(known, 0) | {row[0]: row[1] for row in rows}
 
     def claim_expiring(self) -> Sequence[SecretExpiring]:
         """Secrets whose end is to be told now: each once a day, whichever worker asks first.

@@ -149,6 +149,7 @@ class ClientStore:
             _remember_audiences(row)
             _apply(row, after)
             _remember_audiences(row)
+            self._secrets.follow_method(row)
             row.updated_at = self._clock()
             others = [
                 field.name for field in fields_of(after) if getattr(before, field.name) != getattr(after, field.name)

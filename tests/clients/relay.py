@@ -34,6 +34,8 @@ GRANTED = {"token_type": "Bearer", "expires_in": 3600, "scope": "read write"}
 REFUSED = {"error": "invalid_client", "error_description": "Client authentication failed."}
 CHALLENGE = 'Basic realm="tokenhouse", error="invalid_client", error_description="Client authentication failed."'
 
+SETTINGS = {"TOKENHOUSE_PUBLISH_SCOPES": "false", "TOKENHOUSE_ENCRYPTION_KEYS": f"k1:{'e' * 40}"}
+
 AWKWARD_SECRET = "50%+25:a b/c=d&e%41%2Bf-_.~"
 """A secret taken over from elsewhere, with all that encodings trip over, well-formed escapes included."""
 
@@ -222,7 +224,7 @@ def running_house(folder: Path) -> Iterator[House]:
     """Serve a fresh installation behind a relay for as long as the block runs."""
     with (
         Relay() as relay,
-        running_server(folder, TOKENHOUSE_ISSUER=relay.url, TOKENHOUSE_PUBLISH_SCOPES="false") as server,
+        running_server(folder, TOKENHOUSE_ISSUER=relay.url, **SETTINGS) as server,
     ):
         relay.upstream_port = server.port
         listening = threading.Thread(target=relay.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -277,3 +277,12 @@ def test_openid_client_and_oauth4webapi_sign_assertions(house: House, alg: str) 
         assert claims["sub"] == client_id
     assert told["introspected"]["active"] is True
     assert told["otherKey"] == {"name": "WWWAuthenticateChallengeError", "status": 401}
+
+
+def test_openid_client_and_oauth4webapi_sign_assertions_with_a_secret(house: House) -> None:
+    made = house.register(token_endpoint_auth_method="client_secret_jwt")
+    told = node("client_secret_jwt.mjs", issuer=house.url, id=made.client_id, secret=made.secret)
+    for way in ("granted", "again", "byOauth4webapi"):
+        assert house.verified(told[way]["access_token"])["sub"] == made.client_id
+    assert told["introspected"]["active"] is True
+    assert told["otherSecret"] == {"name": "WWWAuthenticateChallengeError", "status": 401}

@@ -11,10 +11,14 @@ import pytest
 import requests
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.requests_client import OAuth2Session as AuthlibSession
-from authlib.oauth2.rfc7523 import PrivateKeyJWT
+from authlib.oauth2.rfc7523 import ClientSecretJWT, PrivateKeyJWT
 from clients.relay import CHALLENGE, REFUSED, House, SentRequest
 from oauthlib.oauth2 import BackendApplicationClient, InvalidClientError, InvalidScopeError
 from requests.auth import HTTPBasicAuth
+from requests_oauth2client import ClientSecretJwt as R2cClientSecretJwt
+from requests_oauth2client import InvalidClient as R2cInvalidClient
+from requests_oauth2client import OAuth2Client as R2cClient
+from requests_oauth2client import PrivateKeyJwt as R2cPrivateKeyJwt
 from requests_oauthlib import OAuth2Session
 from support.assertions import signer
 from support.server import NewClient
@@ -233,3 +237,50 @@ def test_authlib_signs_assertions(house: House, alg: str) -> None:
     ):
         stranger.fetch_token(house.token_url, grant_type="client_credentials")
     assert caught.value.error == "invalid_client"
+
+
+def test_authlib_signs_assertions_with_its_secret(house: House) -> None:
+    client = house.register(token_endpoint_auth_method="client_secret_jwt")
+    method = ClientSecretJWT(house.token_url)
+    with AuthlibSession(client.client_id, client.secret, token_endpoint_auth_method=method) as session:
+        for _ in range(2):
+            token = session.fetch_token(house.token_url, grant_type="client_credentials")
+            assert house.verified(token["access_token"])["sub"] == client.client_id
+    with (
+        AuthlibSession(client.client_id, "w" * 49, token_endpoint_auth_method=method) as stranger,
+        pytest.raises(OAuthError) as caught,
+    ):
+        stranger.fetch_token(house.token_url, grant_type="client_credentials")
+    assert caught.value.error == "invalid_client"
+
+
+@pytest.mark.parametrize("alg", ["RS256", "PS256", "ES256", "EdDSA"])
+def test_requests_oauth2client_signs_assertions(house: House, alg: str) -> None:
+    one, other = signer(alg), signer(alg)
+    client_id = house.register_keyed(one)
+    own, foreign = ({**key.key.as_dict(private=True), "kid": one.kid, "alg": alg} for key in (one, other))
+    client = R2cClient(house.token_url, auth=R2cPrivateKeyJwt(client_id, own, alg=alg), testing=True)
+    for _ in range(2):
+        assert house.verified(client.client_credentials().access_token)["sub"] == client_id
+    with pytest.raises(R2cInvalidClient):
+        R2cClient(
+            house.token_url, auth=R2cPrivateKeyJwt(client_id, foreign, alg=alg), testing=True
+        ).client_credentials()
+
+
+def test_requests_oauth2client_signs_assertions_with_its_secret(house: House) -> None:
+    made = house.register(token_endpoint_auth_method="client_secret_jwt")
+    # Unless it is told, it names the endpoint that it asks, and only the token endpoint is a name of ours.
+    auth = R2cClientSecretJwt(made.client_id, made.secret, aud=house.url)
+    client = R2cClient(
+        house.token_url,
+        introspection_endpoint=f"{house.url}/oauth/introspect",
+        revocation_endpoint=f"{house.url}/oauth/revoke",
+        auth=auth,
+        testing=True,
+    )
+    token = client.client_credentials().access_token
+    assert house.verified(token)["sub"] == made.client_id
+    assert client.introspect_token(token)["active"] is True
+    assert client.revoke_token(token) is True
+    assert client.introspect_token(token) == {"active": False}

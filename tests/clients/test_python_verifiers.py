@@ -42,6 +42,7 @@ def test_authlib_finds_the_metadata_valid(house: House, name: str) -> None:
     assert metadata.token_endpoint_auth_methods_supported == [
         "client_secret_basic",
         "client_secret_post",
+        "client_secret_jwt",
         "private_key_jwt",
     ]
 

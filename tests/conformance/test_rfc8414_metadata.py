@@ -9,8 +9,8 @@ from support.server import RunningServer, running_server
 
 OAUTH = "/.well-known/oauth-authorization-server"
 OPENID = "/.well-known/openid-configuration"
-METHODS = ["client_secret_basic", "client_secret_post", "private_key_jwt"]
-ALGS = ["RS256", "PS256", "ES256", "EdDSA"]
+METHODS = ["client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt"]
+ALGS = ["HS256", "RS256", "PS256", "ES256", "EdDSA"]
 
 
 def metadata(issuer: str) -> dict[str, object]:
@@ -43,7 +43,8 @@ PATH_ISSUER = "https://example.com/tenants/one"
 @pytest.fixture(scope="module")
 def below_a_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server whose issuer has a path."""
-    with running_server(tmp_path_factory.mktemp("issuer-with-path"), TOKENHOUSE_ISSUER=PATH_ISSUER) as running:
+    settings = {"TOKENHOUSE_ISSUER": PATH_ISSUER, "TOKENHOUSE_ENCRYPTION_KEYS": f"k1:{'e' * 40}"}
+    with running_server(tmp_path_factory.mktemp("issuer-with-path"), **settings) as running:
         yield running
 
 

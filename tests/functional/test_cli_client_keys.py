@@ -99,7 +99,10 @@ def test_other_files_are_refused_and_not_quoted(
     ("arguments", "cause"),
     [
         (METHOD, "private_key_jwt needs a public key: --jwks-file FILE, or --generate-key FILE makes one"),
-        (("--assertion-audience", "issuer"), "keys and assertions are for clients with --auth-method private_key_jwt"),
+        (
+            ("--assertion-audience", "issuer"),
+            "keys and assertions are for clients with --auth-method private_key_jwt or client_secret_jwt",
+        ),
         ((*METHOD, "--secret-file", "-"), "--secret-file goes with no private_key_jwt: its clients have no secret"),
     ],
 )

@@ -22,6 +22,7 @@ from unit.house import House, open_house, statements
 from app.clients.digests import SecretDigester, generate_secret
 from app.clients.fields import ClientFields
 from app.clients.marks import UseMarks
+from app.clients.readable import ReadableSecrets
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore, describe
 from app.clients.verification import SecretVerifier, _kept_client
@@ -671,7 +672,9 @@ def test_a_registration_that_fails_leaves_nothing(any_house: House) -> None:
 
     with any_house.app.app_context():
         broken = Broken(any_house.settings.secret_peppers)
-        client_secrets = ClientSecrets(db.engine, db.session, broken, any_house.clock, any_house.services.outbox)
+        client_secrets = ClientSecrets(
+            db.engine, db.session, broken, any_house.clock, any_house.services.outbox, ReadableSecrets(()), ()
+        )
         store = ClientStore(db.session, client_secrets, any_house.clock)
         with pytest.raises(RuntimeError, match="the power went"):
             store.register(ClientFields("A service"), client_id="an-id")

@@ -211,6 +211,7 @@ def test_default_toml_shows_the_real_default_of_every_setting() -> None:
         "issuer",
         "secret_peppers",
         "encryption_keys",
+        "redis_url",
         "keyring_passphrase",
         "keyring_propagation",
         "default_audience",

@@ -14,6 +14,7 @@ from unit.house import House
 
 from app.clients.digests import SecretDigester
 from app.clients.marks import MARK_DELAY
+from app.clients.readable import ReadableSecrets
 from app.clients.secrets import MOST_SECRETS, ClientSecrets, NewSecret, SecretState, state_of
 from app.contracts import Credentials
 from app.errors import InvalidClient, ManagementError, StillInUse
@@ -333,7 +334,10 @@ def test_of_many_workers_one_tells(any_house: House) -> None:
     with any_house.app.app_context():
         digester = SecretDigester(any_house.settings.secret_peppers)
         outbox = any_house.services.outbox
-        workers = [ClientSecrets(db.engine, db.session, digester, any_house.clock, outbox) for _ in range(6)]
+        workers = [
+            ClientSecrets(db.engine, db.session, digester, any_house.clock, outbox, ReadableSecrets(()), ())
+            for _ in range(6)
+        ]
     ready = threading.Barrier(len(workers))
 
     def tell(worker: ClientSecrets) -> list[str]:

@@ -1,0 +1,173 @@
+"""What assertions of a client have in common, whatever signs them: RFC 7521 section 4.2, RFC 7523 sections 2.2 and 3.
+
+All checks are made of every assertion, an unknown client's against a key or a secret of nobody, and one sentence
+refuses them all; which it was is for the log. Each is good once, on all workers and machines. A method adds how a
+signature is verified, and what its clients register.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.client_auth.doors import Doors
+from app.clients.digests import is_vschar
+from app.clients.lookup import refusal_of
+from app.contracts import Authentication, TokenRequest
+from app.errors import InvalidClient, ManagementError
+from app.forms import required
+from app.jws import take_apart
+
+ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+MAX_CHARACTERS = 8 * 1024
+"""No assertion is nearly as long."""
+SKEW_SECONDS = 60
+"""How far a client's clock may be from ours."""
+REMEMBERED_LONGER_SECONDS = 60
+"""That an assertion was used is known a while longer than it is taken: our machines' clocks may differ too."""
+JTI_MAX_CHARACTERS = 255
+AUDIENCES = ("any", "issuer")
+
+_TYPES = (None, "JWT", "jwt", "client-authentication+jwt")
+"""Others are for other purposes: an access token is no assertion (RFC 8725 section 3.11)."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnverifiedAssertion:
+    """What a request has presented, taken apart."""
+
+    header: Mapping[str, Any]
+    claims: Mapping[str, Any]
+    signed: bytes
+    signature: bytes
+
+    @property
+    def client_id(self) -> str:
+        """Whom it speaks of; nobody where that is no id."""
+        subject = self.claims.get("sub")
+        return subject if isinstance(subject, str) and is_vschar(subject) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a method has found out about an assertion.
+
+    :param row: of the client, of nothing where there is none.
+    :param fields: what the client has registered, or what somebody like it could have.
+    :param fault: what is wrong with the signature; ``None`` when it is right.
+    :param secret: the row of the secret that made it, where there are secrets.
+    """
+
+    row: Any
+    fields: Mapping[str, Any]
+    fault: str | None
+    secret: Any = None
+
+
+class AssertionMethod(ABC):
+    """A method whose clients sign assertions."""
+
+    name: str
+    signing_algs: tuple[str, ...]
+    parameters = frozenset({"client_id", "client_assertion", "client_assertion_type"})
+
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
+
+    @abstractmethod
+    def is_signed_so(self, alg: object) -> bool:
+        """Whether assertions of ``alg``, of anything that stood in a header, are this method's to judge."""
+
+    @abstractmethod
+    def examine(self, assertion: UnverifiedAssertion) -> Finding:
+        """Find the client, and see whether the signature is its own. Costs the same for a client that nobody knows.
+
+        :raises ServiceUnavailable: the database did not answer.
+        """
+
+    def is_presented(self, request: TokenRequest) -> bool:
+        """Whether there is an assertion, or its type, that no other method judges."""
+        parameters = request.parameters
+        if "client_assertion" not in parameters and "client_assertion_type" not in parameters:
+            return False
+        found = take_apart(parameters.get("client_assertion", ""), MAX_CHARACTERS)
+        return self.is_signed_so(found.header.get("alg") if found and found.header else None)
+
+    def authenticate(self, request: TokenRequest) -> Authentication:
+        """Who sent ``request``.
+
+        :raises InvalidRequest: a parameter is missing.
+        :raises InvalidClient: whatever else is wrong.
+        :raises ServiceUnavailable: whether the assertion was used before cannot be known.
+        """
+        unverified = required(request.parameters, "client_assertion")
+        request.presented_secrets.append(unverified)
+        if required(request.parameters, "client_assertion_type") != ASSERTION_TYPE:
+            raise InvalidClient("assertion_type_unknown")
+        assertion = _taken_apart(unverified)
+        found = self.examine(assertion)
+        # All of it, whatever has been found wrong: the time tells nothing.
+        faults = [*_wrong_header(assertion), *self._wrong_claims(assertion, found.fields)]
+        body_id = request.parameters.get("client_id", assertion.client_id)
+        if body_id != assertion.client_id:
+            faults.append("other_client_id")
+        row, claims = found.row, assertion.claims
+        if reason := refusal_of(row, self.name) or found.fault or next(iter(faults), None):
+            raise InvalidClient(reason, client_id=row.client_id)
+        until = claims["exp"] + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
+        if not self._doors.replay.use(assertion.client_id, claims["jti"], claims["iat"], until):
+            raise InvalidClient("assertion_replayed", client_id=row.client_id)
+        return self._doors.lookup.let_in(row, self.name, request.source_address, found.secret)
+
+    def _wrong_claims(self, assertion: UnverifiedAssertion, fields: Mapping[str, Any]) -> Iterator[str]:
+        """RFC 7523 section 3, with what it leaves open settled."""
+        claims, now = assertion.claims, int(self._doors.clock().timestamp())
+        if not assertion.client_id or claims.get("iss") != assertion.client_id:
+            yield "assertion_of_another"
+        is_issuer_only = fields.get("assertion_audience") == "issuer" or self._doors.rules.is_issuer_only
+        if not self._is_for_us(claims.get("aud"), is_issuer_only=is_issuer_only):
+            yield "assertion_audience"
+        exp, iat, nbf = (claims.get(name) for name in ("exp", "iat", "nbf"))
+        jti = claims.get("jti")
+        if type(exp) is not int or type(iat) is not int or (nbf is not None and type(nbf) is not int):
+            yield "assertion_times"
+        elif exp <= now - SKEW_SECONDS:
+            yield "assertion_expired"
+        elif exp > now + self._doors.rules.longest_seconds + SKEW_SECONDS:
+            yield "assertion_too_long"
+        elif max(iat, iat if nbf is None else nbf) > now + SKEW_SECONDS:
+            yield "assertion_in_the_future"
+        if not isinstance(jti, str) or not 1 <= len(jti) <= JTI_MAX_CHARACTERS:
+            yield "assertion_without_id"
+
+    def _is_for_us(self, audience: object, *, is_issuer_only: bool) -> bool:
+        """Whole, exact strings of our own; a list that holds any other is somebody else's too."""
+        named = audience if isinstance(audience, list) else [audience]
+        rules = self._doors.rules
+        allowed = {rules.issuer} if is_issuer_only else {rules.issuer, rules.token_endpoint}
+        return bool(named) and all(isinstance(one, str) and one in allowed for one in named)
+
+
+def check_assertion_fields(method: str, fields: Mapping[str, Any], *others: str) -> None:
+    """Check what clients of all these methods may register.
+
+    :param others: what those of ``method`` register besides.
+    :raises ManagementError: something is there that does not belong, or an audience that is none.
+    """
+    if unknown := fields.keys() - {"assertion_audience", *others}:
+        raise ManagementError(f"{method} knows no {', '.join(sorted(unknown))}")
+    if fields.get("assertion_audience", AUDIENCES[0]) not in AUDIENCES:
+        raise ManagementError(f"assertion audience must be {' or '.join(AUDIENCES)}")
+
+
+def _taken_apart(unverified: str) -> UnverifiedAssertion:
+    found = take_apart(unverified, MAX_CHARACTERS)
+    if found is None or found.header is None or found.claims is None or not found.signature:
+        raise InvalidClient("assertion_malformed")
+    return UnverifiedAssertion(found.header, found.claims, found.signed, found.signature)
+
+
+def _wrong_header(assertion: UnverifiedAssertion) -> Iterator[str]:
+    typ = assertion.header.get("typ")
+    if (typ is not None and not isinstance(typ, str)) or typ not in _TYPES or "crit" in assertion.header:
+        yield "assertion_other_type"

@@ -1,0 +1,73 @@
+"""Secrets that must be read again, because a digest verifies no MAC: encrypted, each bound to its client and its id.
+
+Whose secrets are kept in this way, their authentication method says.
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from app.encryption import DecryptionError, Encrypter
+from app.errors import ManagementError
+from app.settings import IdentifiedKey
+
+READABLE_SECRET_MIN_CHARACTERS = 32
+"""A key for HS256 is no shorter than its hash: RFC 7518 section 3.2."""
+
+_NOBODYS = "nobody"
+
+
+class ReadableSecrets:
+    """Encrypts and decrypts secrets with ``TOKENHOUSE_ENCRYPTION_KEYS``.
+
+    :param keys: the first encrypts, all decrypt.
+    """
+
+    def __init__(self, keys: Sequence[IdentifiedKey]) -> None:
+        self._encrypter = Encrypter(keys)
+        self.key_ids = tuple(key.id for key in keys)
+        # Read where there is nothing, so that an unknown client costs what a known one does. Random: nobody has it.
+        self._dummy = secrets.token_urlsafe(32)
+        self._encrypted_dummy = self._encrypter.encrypt(self._dummy.encode(), bound_to=_NOBODYS) if keys else None
+
+    @property
+    def newest_key_id(self) -> str | None:
+        """Which key encrypts."""
+        return self._encrypter.newest_key_id
+
+    def encrypt(self, client_id: str, secret_id: str, secret: str) -> tuple[str, bytes]:
+        """Encrypt for storage: the key's id, and what is stored.
+
+        :raises ManagementError: there is no key, or the secret is too short for a MAC. Never quotes it.
+        """
+        if len(secret) < READABLE_SECRET_MIN_CHARACTERS:
+            raise ManagementError(
+                f"the secret must be {READABLE_SECRET_MIN_CHARACTERS} characters or more, being a key for HS256"
+            )
+        try:
+            return self._encrypter.encrypt(secret.encode(), bound_to=_bound_to(client_id, secret_id))
+        except DecryptionError as error:
+            raise ManagementError(f"{error}: a secret that signs is kept encrypted, see docs/settings.md") from None
+
+    def read(self, client_id: str, secret: Any) -> str:
+        """Decrypt a row of a secret.
+
+        :raises DecryptionError: it cannot be; why.
+        """
+        bound_to = _bound_to(client_id, secret.secret_id)
+        return self._encrypter.decrypt(secret.encryption_key_id, secret.encrypted, bound_to=bound_to).decode()
+
+    def read_or_dummy(self, client_id: str, secret: Any) -> tuple[str, bool]:
+        """The secret of a row and true, or one that nobody has and false. Both cost the same."""
+        if secret.encrypted is not None:
+            try:
+                return self.read(client_id, secret), True
+            except DecryptionError:
+                return self._dummy, False
+        if self._encrypted_dummy:
+            self._encrypter.decrypt(*self._encrypted_dummy, bound_to=_NOBODYS)
+        return self._dummy, False
+
+
+def _bound_to(client_id: str, secret_id: str) -> str:
+    return f"client secret {secret_id} of {client_id}"
