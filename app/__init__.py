@@ -13,6 +13,8 @@ from app.cli import COMMANDS
 from app.client_auth import METHODS
 from app.client_auth.doors import Doors, rules_of
 from app.clients.digests import SecretDigester
+from app.clients.key_sets import LOOK_SECONDS as LOOK_AT_KEYS_SECONDS
+from app.clients.key_sets import ClientKeySets
 from app.clients.lookup import ClientLookup
 from app.clients.marks import FLUSH_SECONDS, UseMarks
 from app.clients.readable import ReadableSecrets
@@ -25,6 +27,7 @@ from app.contracts import Clock, Metadata
 from app.endpoints import ENDPOINTS
 from app.events import Events
 from app.feed import RevocationFeed
+from app.fetching import Fetcher
 from app.grants import GRANTS
 from app.issuer import AccessTokenIssuer
 from app.keyring.current import LOOK_SECONDS, CurrentRing
@@ -83,9 +86,9 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         home_at = partial(open_home, settings=settings, engine=db.engine)
         digester = SecretDigester(settings.secret_peppers)
         database_gate, connections = gate.DatabaseGate(), KeptConnections(db.engine)
-        doors = _open_doors(settings, connections, digester, database_gate, clock)
-        revocations = Revocations(db.engine, connections, database_gate, clock)
         outbox = Outbox(db.engine, clock)
+        doors = _open_doors(settings, connections, digester, database_gate, clock, outbox)
+        revocations = Revocations(db.engine, connections, database_gate, clock)
         client_secrets = ClientSecrets(db.engine, db.session, digester, clock, outbox, doors.readable, _READ_BY)
         clients = ClientStore(db.session, client_secrets, clock)
         key_uses = KeyUses(db.engine, clock)
@@ -115,6 +118,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         audit_log=audit_log,
         metadata=describe_server(settings),
         replay=doors.replay,
+        key_sets=doors.key_sets,
     )
     services.install(app)
     _background(services, events).install(app)
@@ -123,12 +127,13 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     return app
 
 
-def _open_doors(
+def _open_doors(  # noqa: PLR0913, PLR0917 - Parts of the composition.
     settings: Settings,
     connections: KeptConnections,
     digester: SecretDigester,
     database_gate: gate.DatabaseGate,
     clock: Clock,
+    outbox: Outbox,
 ) -> Doors:
     marks = UseMarks(db.engine, clock)
     return Doors(
@@ -136,6 +141,7 @@ def _open_doors(
         lookup=ClientLookup(connections, marks, database_gate),
         replay=_open_replay(settings, SqlReplay(db.engine, database_gate, clock), clock),
         readable=ReadableSecrets(settings.encryption_keys),
+        key_sets=ClientKeySets(db.engine, Fetcher(settings.jwks_uri_networks), clock, outbox),
         clock=clock,
         rules=rules_of(settings, describe_server(settings)["token_endpoint"]),
     )
@@ -180,6 +186,7 @@ def _background(services: Services, events: Events) -> Background:
             on_the_second=True,
         ),
         Job("the look at what was used", LOOK_AT_REPLAY_SECONDS, services.replay.look, at_start=True),
+        Job("the fetch of clients' keys", LOOK_AT_KEYS_SECONDS, services.key_sets.look),
         Job("the end of used assertions", FORGET_SECONDS, services.replay.forget_expired),
         Job("the end of old revocations", FORGET_SECONDS, services.revocations.forget_expired),
         Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, tell_expiring),

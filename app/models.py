@@ -138,6 +138,25 @@ class ClientSecretUseRow(Base):
     last_used_at: Mapped[datetime] = mapped_column(UTCDateTime)
 
 
+class ClientKeySetRow(Base):
+    """The keys of a client that publishes them at ``uri``, as they were when they could last be fetched.
+
+    ``refresh_at`` is when they are to be fetched again, ``tried_at`` when they last were, or could not be: ``fault``
+    says why, ``failures`` how often in a row.
+    """
+
+    __tablename__ = "client_key_sets"
+
+    client_id: Mapped[str] = mapped_column(ForeignKey(ClientRow.client_id, ondelete="CASCADE"), primary_key=True)
+    uri: Mapped[str] = mapped_column(Text)
+    jwks: Mapped[dict[str, Any]] = mapped_column(JSON)
+    fetched_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    tried_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    refresh_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+    fault: Mapped[str | None] = mapped_column(Text)
+    failures: Mapped[int]
+
+
 class RevokedTokenRow(Base):
     """A token that was revoked before it expired; gone when it would have. ``exp`` is the token's own, in seconds."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import Blueprint, Flask, current_app
 
+from app.clients.key_sets import ClientKeySets
 from app.clients.scopes import RegisteredScopes
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore
@@ -56,6 +57,7 @@ class Services:
     audit_log: AuditLog
     metadata: Mapping[str, Any]
     replay: ReplayStore
+    key_sets: ClientKeySets
 
     def install(self, app: Flask) -> None:
         """Let commands find these services."""

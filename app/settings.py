@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, model_va
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from app.proxies import Trusted, parse_trusted
+from app.proxies import UNIX, Network, Trusted, parse_trusted
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 """What relative paths in settings mean, from wherever a command runs."""
@@ -174,6 +174,16 @@ def _parse_redis_url(value: object) -> SecretStr | None:
     return SecretStr(url)
 
 
+def _parse_networks(value: object) -> tuple[Network, ...]:
+    try:
+        found = parse_trusted(value)
+        if UNIX not in found:
+            return found  # type: ignore[return-value]
+    except ValueError:
+        pass
+    raise ValueError("must be comma-separated networks such as 10.0.0.0/8 or fd00::/8, without host bits")
+
+
 def parse_keyring(value: object) -> Path | str:
     """Read where a key ring is: an absolute path, ``database``, or ``env:NAME``.
 
@@ -251,6 +261,9 @@ class Settings(BaseModel):
 
     assertion_lifetime: Annotated[int, _between(1, DAY)] = HOUR
     """How far ahead the end of an assertion may be."""
+
+    jwks_uri_networks: Annotated[tuple[Network, ...], BeforeValidator(_parse_networks)] = ()
+    """Where else than in public networks a client may publish its keys: its ``jwks_uri`` is fetched from here."""
 
     publish_scopes: bool = True
     """Whether the metadata lists the scopes of registered clients."""

@@ -21,6 +21,7 @@ STACK = (
         "lines",
         "policy",
         "encryption",
+        "fetching",
         "database",
         "worker",
         "web",

@@ -13,14 +13,27 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from flask.cli import with_appcontext
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from app.cli.output import SecretFile, json_option, print_json, print_table, read_secret, secret_file_for, tell
+from app.cli.output import (
+    KID_FIRST,
+    SecretFile,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    read_secret,
+    secret_file_for,
+    tell,
+    timestamp,
+)
 from app.client_auth import METHODS
 from app.client_auth.assertions import AUDIENCES
 from app.client_auth.private_key_jwt import PrivateKeyJwt
 from app.clients.fields import ClientFields
 from app.clients.jwks import check_jwks
+from app.clients.key_sets import KeySet
 from app.errors import ManagementError
 from app.keyring.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
+from app.models import ClientKeySetRow
 from app.services import services
 
 GENERATED_ALG = "RS256"
@@ -40,17 +53,25 @@ def key_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--jwks-file", metavar="FILE|-", help="Its public keys: a JWK set, a JWK, or a public key in PEM."
         ),
+        click.option("--jwks-uri", metavar="URL", help="Where it publishes its public keys: a JWK set, by https."),
         click.option("--assertion-audience", type=click.Choice(AUDIENCES), help="Whom its assertions may be for."),
     ):
         command = option(command)
     return command
 
 
-def given_auth_fields(jwks_file: str | None, assertion_audience: str | None) -> dict[str, Any]:
-    """What the options say of a client's keys."""
+def given_auth_fields(jwks_file: str | None, jwks_uri: str | None, assertion_audience: str | None) -> dict[str, Any]:
+    """What the options say of a client's keys.
+
+    :raises ManagementError: a file that is wrong, or two places.
+    """
     fields: dict[str, Any] = {}
+    if jwks_file and jwks_uri:
+        raise ManagementError("--jwks-file and --jwks-uri are two places for keys: give one of them")
     if jwks_file:
         fields["jwks"] = read_key_set(jwks_file)
+    if jwks_uri:
+        fields["jwks_uri"] = jwks_uri
     if assertion_audience:
         fields["assertion_audience"] = assertion_audience
     return fields
@@ -63,6 +84,25 @@ def check_auth_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     by_name = {one.name: one for one in METHODS}
     return by_name.get(method, METHODS[0]).check_fields(fields)
+
+
+def changed_auth_fields(before: ClientFields, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``method`` needs to know of a client that was ``before``; another method's is forgotten.
+
+    :raises ManagementError: the method refuses it.
+    """
+    kept = dict(before.auth_fields) if method == before.token_endpoint_auth_method else {}
+    if given.keys() & {"jwks", "jwks_uri"}:
+        kept = {name: value for name, value in kept.items() if name not in {"jwks", "jwks_uri"}}
+    return {"auth_fields": check_auth_fields(method, {**kept, **given})}
+
+
+def published_keys(auth_fields: Mapping[str, Any]) -> KeySet | None:
+    """The keys of a client that publishes them, fetched.
+
+    :raises ManagementError: they cannot be; why.
+    """
+    return services().key_sets.fetch(auth_fields["jwks_uri"]) if "jwks_uri" in auth_fields else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +170,36 @@ def _jwk_of(pem: str, source: str) -> dict[str, Any]:
 @click.command("keys")
 @with_appcontext
 @click.argument("client_id", metavar="ID")
+@click.option("--fetch", is_flag=True, help="Fetch them now, if the client publishes them.")
 @json_option
-def show_keys(client_id: str, *, as_json: bool) -> None:
+def show_keys(client_id: str, *, fetch: bool, as_json: bool) -> None:
     """Show the public keys of a client."""
-    keys = _keys_in(services().clients.find(client_id).auth_fields, client_id)
+    row = services().clients.find(client_id)
+    if fetch:
+        if "jwks_uri" not in (row.auth_fields or {}):
+            raise ManagementError(f"{client_id} publishes no keys: there is nothing to fetch")
+        services().clients.end_reading()
+        found = published_keys(row.auth_fields or {})
+        row = services().clients.update(client_id, key_set=found)
+    published = services().clients.key_set_of(row)
+    keys = published.jwks["keys"] if published else _keys_in(row.auth_fields, client_id)
+    state = _state_of(published) if published else {}
     if as_json:
-        print_json({"keys": keys})
-    else:
-        print_table(
-            ("kid", "kty", "alg"), [(key["kid"], key["kty"], key.get("alg", "any of its kind")) for key in keys]
-        )
+        print_json({"keys": keys, **state})
+        return
+    print_table(("kid", "kty", "alg"), [(key["kid"], key["kty"], key.get("alg", "any of its kind")) for key in keys])
+    if state:
+        tell("")
+        print_fields({name: value for name, value in state.items() if value is not None})
+
+
+def _state_of(published: ClientKeySetRow) -> dict[str, Any]:
+    return {
+        "jwks_uri": published.uri,
+        "fetched_at": timestamp(published.fetched_at),
+        "next_fetch_at": timestamp(published.refresh_at),
+        "fault": published.fault,
+    }
 
 
 @click.command("keys-add")
@@ -154,7 +214,7 @@ def add_keys(client_id: str, file: str) -> None:
     tell(f"{row.client_id} may sign with {told} too. `flask clients keys-remove` ends an old one.")
 
 
-@click.command("keys-remove")
+@click.command("keys-remove", context_settings=KID_FIRST)
 @with_appcontext
 @click.argument("client_id", metavar="ID")
 @click.argument("kid")
@@ -180,6 +240,8 @@ def _with_keys(before: ClientFields, change: Callable[[list[dict[str, Any]]], li
 
 
 def _keys_in(auth_fields: Mapping[str, Any] | None, whose: str) -> list[dict[str, Any]]:
+    if auth_fields and "jwks_uri" in auth_fields:
+        raise ManagementError(f"the keys of {whose} are what it publishes at {auth_fields['jwks_uri']}")
     if not auth_fields or "jwks" not in auth_fields:
         raise ManagementError(f"{whose} has no keys: it is not one of {PrivateKeyJwt.name}")
     keys: list[dict[str, Any]] = auth_fields["jwks"]["keys"]

@@ -2,17 +2,19 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from app.cli.client_keys import (
     add_keys,
+    changed_auth_fields,
     check_auth_fields,
     given_auth_fields,
     key_file_for,
     key_options,
+    published_keys,
     remove_key,
     show_keys,
 )
@@ -122,12 +124,14 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
     with key_file_for(generate_key) as pair, secret_file_for(options["secret_out"]) as file:
         auth_fields = given.pop("auth_fields", {}) | ({"jwks": pair.public} if pair else {})
         fields = ClientFields(client_name=name, auth_fields=check_auth_fields(method, auth_fields), **given)
+        published = published_keys(fields.auth_fields)
         registering = services().clients.registering(
             fields,
             client_id=options["client_id"],
             with_secret=method in SECRET_BEARING_METHODS,
             secret=imported,
             secret_expires_after=seconds(options["secret_expires"]),
+            key_set=published,
         )
         with registering as (row, secret):
             if file and secret:
@@ -199,7 +203,12 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
     if not changes:
         raise ManagementError("nothing to change: `flask clients update --help` shows what can be")
     given = changes.pop("auth_fields", {})
-    row = services().clients.update(client_id, lambda before: _other_auth_fields(before, changes, given), **changes)
+
+    def decide(before: ClientFields) -> dict[str, Any]:
+        method = changes.get("token_endpoint_auth_method", before.token_endpoint_auth_method)
+        return changed_auth_fields(before, method, given)
+
+    row = services().clients.update(client_id, decide, published_keys(given), **changes)
     if as_json:
         print_json(_describe(row))
     tell(f"{row.client_id} was changed. Tokens that it has keep what they say until they expire.")
@@ -287,18 +296,11 @@ def _given_fields(options: dict[str, Any]) -> dict[str, Any]:
         fields["grant_types"] = _grant_types(options["grant_types"])
     if options["description"] is not None:
         fields["description"] = options["description"]
-    if auth_fields := given_auth_fields(options["jwks_file"], options["assertion_audience"]):
+    if auth_fields := given_auth_fields(options["jwks_file"], options["jwks_uri"], options["assertion_audience"]):
         fields["auth_fields"] = auth_fields
     if options["labels"]:
         fields["labels"] = _labels(options["labels"])
     return fields
-
-
-def _other_auth_fields(before: ClientFields, changes: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the method that the client has then needs to know of it; another method's is forgotten."""
-    method = changes.get("token_endpoint_auth_method", before.token_endpoint_auth_method)
-    kept = before.auth_fields if method == before.token_endpoint_auth_method else {}
-    return {"auth_fields": check_auth_fields(method, {**kept, **given})}
 
 
 def _grant_types(given: Sequence[str]) -> tuple[str, ...]:
@@ -372,6 +374,7 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
         "audiences": row.audiences,
         "introspects": row.introspects or [],
         "keys": [key["kid"] for key in (row.auth_fields or {}).get("jwks", {}).get("keys", [])],
+        "jwks_uri": (row.auth_fields or {}).get("jwks_uri"),
         "assertion_audience": (row.auth_fields or {}).get("assertion_audience"),
         "access_token_lifetime": row.access_token_lifetime,
         "contacts": row.contacts,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.cli.output import CommandGroup, json_option, print_json, print_line, print_table, tell, timestamp
+from app.cli.output import KID_FIRST, CommandGroup, json_option, print_json, print_line, print_table, tell, timestamp
 from app.errors import ManagementError
 from app.events import KeyRingChanged
 from app.keyring.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
@@ -42,10 +42,6 @@ class Moment(click.ParamType[datetime]):
         if moment.tzinfo is None:
             self.fail("must be a date and time with a zone, such as 2026-01-31T12:00:00Z", param, ctx)
         return moment
-
-
-# One key in 64 has a thumbprint that begins with a hyphen.
-KID_FIRST = {"ignore_unknown_options": True}
 
 
 @click.group("keys", cls=CommandGroup)

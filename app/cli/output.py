@@ -24,6 +24,10 @@ IDS = {"client_id", "kid", "id", "secret_id"}
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
+KID_FIRST = {"ignore_unknown_options": True}
+"""For commands that take a key's id: one thumbprint of 64 begins with a hyphen."""
+
+
 class _OneLineErrors(click.Command):
     """What may go wrong ends in one line on standard error."""
 

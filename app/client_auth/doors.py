@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from app.clients.key_sets import ClientKeySets
 from app.clients.lookup import ClientLookup
 from app.clients.readable import ReadableSecrets
 from app.clients.verification import SecretVerifier
@@ -34,6 +35,7 @@ class Doors:
     lookup: ClientLookup
     replay: ReplayStore
     readable: ReadableSecrets
+    key_sets: ClientKeySets
     clock: Clock
     rules: AssertionRules
 

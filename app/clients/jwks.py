@@ -1,6 +1,6 @@
 """A client's public keys (RFC 7517), as they are registered and as they verify. Pure.
 
-Where a set comes from, a file or later a URL, is left to others; so is what is verified with its keys.
+Where a set comes from, a file or a URL, is left to others; so is what is verified with its keys.
 """
 
 import warnings
@@ -17,6 +17,8 @@ from app.errors import ManagementError
 from app.keyring.algorithms import ALGORITHMS, RSA_MIN_BITS
 
 MOST_KEYS = 16
+MOST_PUBLISHED = 100
+"""Of which so many may be for others."""
 RSA_MOST_BITS = 4096
 """A longer one would make each request slower than it need be."""
 KID_MAX_CHARACTERS = 255
@@ -59,25 +61,62 @@ def check_jwks(document: object) -> dict[str, Any]:
     :returns: the set with the members that matter; a key without ``kid`` gets its thumbprint (RFC 7638).
     :raises ManagementError: what is wrong, and what is allowed. Quotes no key.
     """
+    keys = _listed(document)
+    if not 1 <= len(keys) <= MOST_KEYS:
+        raise ManagementError(f"the key set must hold 1 to {MOST_KEYS} keys")
+    return _with_own_kids([_check(key, f"key {number}") for number, key in enumerate(keys, 1)])
+
+
+def check_fetched_jwks(document: object) -> dict[str, Any]:
+    """Check a set that a client publishes, for us and for others: what is not for us is left out (RFC 7517 section 5).
+
+    :returns: as :func:`check_jwks`.
+    :raises ManagementError: what is wrong, and what is allowed. Quotes no key.
+    """
+    keys = _listed(document)
+    if not 1 <= len(keys) <= MOST_PUBLISHED:
+        raise ManagementError(f"the key set must hold 1 to {MOST_PUBLISHED} keys")
+    for number, key in enumerate(keys, 1):
+        _refuse_private(key, f"key {number}")
+    usable, reason = [], ""
+    for number, key in enumerate(keys, 1):
+        try:
+            usable.append(_check(key, f"key {number}"))
+        except ManagementError as error:
+            reason = reason or str(error)
+    if not usable:
+        raise ManagementError(f"the key set holds no key that is known here: {reason}")
+    if len(usable) > MOST_KEYS:
+        raise ManagementError(f"the key set holds {len(usable)} keys that are known here, and {MOST_KEYS} is the most")
+    return _with_own_kids(usable)
+
+
+def _listed(document: object) -> list[dict[str, Any]]:
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
         raise ManagementError('the key set must be a JSON object with "keys", a list of objects')
-    if not 1 <= len(keys) <= MOST_KEYS:
-        raise ManagementError(f"the key set must hold 1 to {MOST_KEYS} keys")
-    checked = [_check(key, f"key {number}") for number, key in enumerate(keys, 1)]
-    kids = [key["kid"] for key in checked]
+    return keys
+
+
+def _with_own_kids(keys: list[dict[str, Any]]) -> dict[str, Any]:
+    kids = [key["kid"] for key in keys]
     if twice := next((kid for kid in kids if kids.count(kid) > 1), None):
         raise ManagementError(f"the key set has kid {twice!r} twice: each key needs a kid of its own")
-    return {"keys": checked}
+    return {"keys": keys}
+
+
+def _refuse_private(key: Mapping[str, Any], which: str) -> None:
+    if private := [name for name in _PRIVATE if name in key]:
+        raise ManagementError(f"{which} is private ({', '.join(private)}): register its public half only")
 
 
 def _check(key: Mapping[str, Any], which: str) -> dict[str, Any]:
-    if private := [name for name in _PRIVATE if name in key]:
-        raise ManagementError(f"{which} is private ({', '.join(private)}): register its public half only")
+    _refuse_private(key, which)
     kty = key.get("kty")
     if not isinstance(kty, str) or kty not in _KINDS:
         raise ManagementError(f"{which}: kty must be {', '.join(_KINDS)}")
-    if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):
+    operations = key.get("key_ops", ["verify"])
+    if key.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         raise ManagementError(f"{which} is not for signatures (use, key_ops)")
     kind, algs = _KINDS[kty]
     if key.get("alg", algs[0]) not in algs:

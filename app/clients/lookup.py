@@ -13,14 +13,20 @@ from app.clients.marks import UseMarks
 from app.clients.verification import CLIENT_COLUMNS, frozen
 from app.contracts import Authentication
 from app.gate import DatabaseGate
-from app.models import ClientRow, ClientSecretRow
+from app.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.questions import KeptConnections, Question
 
 _ASKED = select(bindparam("client_id", type_=String).label("asked_id")).subquery("asked").c.asked_id
 _FOUND: Any = (
-    select(_ASKED, *CLIENT_COLUMNS, cast(ClientRow.auth_fields, Text).label("auth_fields"))
+    select(
+        _ASKED,
+        *CLIENT_COLUMNS,
+        cast(ClientRow.auth_fields, Text).label("auth_fields"),
+        cast(ClientKeySetRow.jwks, Text).label("published_jwks"),
+    )
     .select_from(_ASKED.table)
     .outerjoin(ClientRow, ClientRow.client_id == _ASKED)
+    .outerjoin(ClientKeySetRow, ClientKeySetRow.client_id == ClientRow.client_id)
 )
 _FOUND_WITH_SECRETS: Any = (
     _FOUND.add_columns(
@@ -54,7 +60,9 @@ class ClientLookup:
         self._gate = gate
 
     def find(self, client_id: str) -> Any:
-        """The row of ``client_id``, with ``auth_fields`` as JSON text; of nothing where there is no such client.
+        """The row of ``client_id``; of nothing where there is no such client.
+
+        ``auth_fields`` and ``published_jwks``, what was fetched from its ``jwks_uri``, are JSON text.
 
         :raises ServiceUnavailable: the database did not answer.
         """

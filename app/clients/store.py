@@ -19,11 +19,12 @@ from sqlalchemy.orm import scoped_session, selectinload
 
 from app.clients.digests import is_vschar
 from app.clients.fields import ClientFields, check_client_id, check_imported_secret, form_decode
+from app.clients.key_sets import KeySet, keep
 from app.clients.secrets import ClientSecrets, NewSecret, works_at
 from app.clients.transactions import find_client, writing
 from app.contracts import DEFAULT_AUDIENCE, Client, Clock
 from app.errors import ManagementError
-from app.models import ClientRow, ClientSecretRow
+from app.models import ClientKeySetRow, ClientRow, ClientSecretRow
 
 # Registrations stand in line on PostgreSQL, since two ids can collide in a reading that no constraint covers. Any
 # number that nothing else in the database uses. SQLite has one writer anyway.
@@ -58,6 +59,11 @@ class ClientStore:
         """
         return find_client(self._session, client_id)
 
+    def key_set_of(self, row: ClientRow) -> ClientKeySetRow | None:
+        """What was fetched for a client that publishes its keys."""
+        found: ClientKeySetRow | None = self._session.get(ClientKeySetRow, row.client_id)
+        return found
+
     def list_all(self, limit: int | None = None, **filters: Any) -> Sequence[ClientRow]:
         """Every client that was not deleted, oldest first; of several filters, those that pass all.
 
@@ -89,7 +95,7 @@ class ClientStore:
         return longest
 
     @contextmanager
-    def registering(
+    def registering(  # noqa: PLR0913 - All that is given with a client when it is made.
         self,
         fields: ClientFields,
         *,
@@ -97,6 +103,7 @@ class ClientStore:
         with_secret: bool = True,
         secret: str | None = None,
         secret_expires_after: timedelta | None = None,
+        key_set: KeySet | None = None,
     ) -> Iterator[tuple[ClientRow, NewSecret | None]]:
         """Make a client, with its first secret.
 
@@ -105,6 +112,7 @@ class ClientStore:
         :param client_id: an id that is taken over from elsewhere; generated otherwise.
         :param with_secret: false for an authentication method that has no secrets.
         :param secret: likewise taken over, or generated.
+        :param key_set: what was fetched from its ``jwks_uri``.
         :raises ManagementError: the id or the secret is not allowed, or the id is taken or was once.
         """
         if client_id is not None:
@@ -120,6 +128,7 @@ class ClientStore:
             _apply(row, fields)
             _remember_audiences(row)
             session.add(row)
+            keep(session, row, key_set, now)
             made = self._secrets.add(row, secret, secret_expires_after) if with_secret else None
             session.flush()
             self._secrets.note(new_id, "created", secret_ids=[made.secret_id] if made else [])
@@ -134,16 +143,18 @@ class ClientStore:
         self,
         client_id: str,
         decide: Callable[[ClientFields], Mapping[str, Any]] = lambda _before: {},
+        key_set: KeySet | None = None,
         **changes: Any,
     ) -> ClientRow:
         """Change some of a client's fields.
 
         :param decide: says what else is to be changed, by what the client is now; nobody else changes it meanwhile.
+        :param key_set: what was fetched from the ``jwks_uri`` that it has then.
         :param changes: fields of :class:`ClientFields` by name.
         :raises ManagementError: a value that is not allowed, or no such client.
         """
-        with writing(self._session):
-            row = find_client(self._session, client_id, for_change=True)
+        with writing(self._session) as session:
+            row = find_client(session, client_id, for_change=True)
             before = describe(row)
             after = replace(before, **changes, **decide(before))
             _remember_audiences(row)
@@ -151,6 +162,7 @@ class ClientStore:
             _remember_audiences(row)
             self._secrets.follow_method(row)
             row.updated_at = self._clock()
+            keep(session, row, key_set, row.updated_at)
             others = [
                 field.name for field in fields_of(after) if getattr(before, field.name) != getattr(after, field.name)
             ]
@@ -179,12 +191,13 @@ class ClientStore:
 
     def delete(self, client_id: str) -> None:
         """Forget all of a client but its id and the time: an id is never reused."""
-        with writing(self._session):
+        with writing(self._session) as session:
             row = self.find(client_id)
             _remember_audiences(row)
             _apply(row, ClientFields(client_name="deleted", grant_types=()))
             row.secrets.clear()
             row.deleted_at = row.updated_at = self._clock()
+            keep(session, row, None, row.deleted_at)
             self._end_tokens(row)
             self._secrets.note(client_id, "deleted")
 

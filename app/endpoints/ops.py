@@ -28,6 +28,7 @@ def _create_blueprint(services: Services) -> Blueprint:
         checks["audit_log"] = "degraded" if services.audit_log.is_stalled else "ok"
         if services.settings.redis_url:
             checks["redis"] = "degraded" if services.replay.is_away else "ok"
+        checks |= {f"client_keys:{client_id}": "degraded" for client_id in services.key_sets.failing}
         worst = next((state for state in ("failed", "degraded") if state in checks.values()), "ok")
         return json_response(503 if worst == "failed" else 200, {"status": worst, "checks": checks})
 

@@ -2,16 +2,26 @@
 
 import json
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
+import requests
 from cryptography.hazmat.primitives import serialization
+from sqlalchemy import update
 from support.assertions import Signer, claims_of, form, signer
-from support.server import RunningServer
+from support.publisher import publishing, send
+from support.server import RunningServer, running_server, wait_until
+
+from app.models import ClientKeySetRow, db
 
 METHOD = ("--auth-method", "private_key_jwt")
+NO_KEYS = (
+    "private_key_jwt needs public keys from one place: --jwks-file FILE, --jwks-uri URL, or --generate-key FILE "
+    "makes a pair"
+)
 
 
 def pem(one: Signer, *, private: bool = False) -> bytes:
@@ -98,7 +108,10 @@ def test_other_files_are_refused_and_not_quoted(
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        (METHOD, "private_key_jwt needs a public key: --jwks-file FILE, or --generate-key FILE makes one"),
+        (
+            METHOD,
+            NO_KEYS,
+        ),
         (
             ("--assertion-audience", "issuer"),
             "keys and assertions are for clients with --auth-method private_key_jwt or client_secret_jwt",
@@ -142,7 +155,7 @@ def test_a_client_goes_over_from_a_secret_to_a_key_and_back(server: RunningServe
     client, one = server.create_client(), signer()
     (tmp_path / "key").write_text(json.dumps(one.jwk))
     done = server.flask("clients", "update", client.client_id, *METHOD)
-    assert done.stderr.startswith("Error: private_key_jwt needs a public key")
+    assert done.stderr.startswith("Error: private_key_jwt needs public keys")
     assert (
         server.flask("clients", "update", client.client_id, *METHOD, "--jwks-file", str(tmp_path / "key")).returncode
         == 0
@@ -154,3 +167,106 @@ def test_a_client_goes_over_from_a_secret_to_a_key_and_back(server: RunningServe
     assert server.post_token(form(one.sign(claims_of(client.client_id)))).status_code == 401
     none = server.flask("clients", "keys", client.client_id)
     assert none.stderr == f"Error: {client.client_id} has no keys: it is not one of private_key_jwt\n"
+
+
+def test_keys_are_fetched_from_where_the_client_publishes_them(server: RunningServer, tmp_path: Path) -> None:
+    one, other = signer("ES256"), signer("ES256")
+    with publishing() as publisher:
+        publisher.publish(one.jwk | {"kid": one.kid}, max_age=600)
+        made = server.flask_json("clients", "create", "Publishes", *METHOD, "--jwks-uri", publisher.url)
+        client_id = made["client_id"]
+        assert server.post_token(form(one.sign(claims_of(client_id)))).status_code == 200
+        shown = server.flask_json("clients", "keys", client_id)
+        assert [key["kid"] for key in shown["keys"]] == [one.kid]
+        assert (shown["jwks_uri"], shown["fault"]) == (publisher.url, None)
+        assert shown["fetched_at"] < shown["next_fetch_at"]
+        assert server.flask_json("clients", "show", client_id)["jwks_uri"] == publisher.url
+        human = server.flask("clients", "keys", client_id)
+        assert (one.kid in human.stdout, publisher.url in human.stdout) == (True, True)
+
+        publisher.publish(other.jwk | {"kid": other.kid})
+        assert server.post_token(form(other.sign(claims_of(client_id)))).status_code == 401
+        assert server.flask("clients", "keys", client_id, "--fetch").returncode == 0
+        assert server.post_token(form(other.sign(claims_of(client_id)))).status_code == 200
+        assert server.post_token(form(one.sign(claims_of(client_id)))).status_code == 401
+        assert len(publisher.asked) == 2
+
+        for words in (("keys-add", client_id, "-"), ("keys-remove", client_id, other.kid)):
+            refused = server.flask("clients", *words, stdin=json.dumps(one.jwk).encode())
+            told = f"Error: the keys of the client are what it publishes at {publisher.url}\n"
+            assert (refused.returncode, refused.stderr) == (1, told)
+
+    # To keys of a file, and back to a publisher that is gone: nothing is changed.
+    (tmp_path / "keys").write_text(json.dumps(one.jwk))
+    assert server.flask("clients", "update", client_id, "--jwks-file", str(tmp_path / "keys")).returncode == 0
+    assert server.flask("clients", "keys", client_id, "--fetch").stderr == (
+        f"Error: {client_id} publishes no keys: there is nothing to fetch\n"
+    )
+    gone = server.flask("clients", "update", client_id, "--jwks-uri", publisher.url)
+    told = f"Error: the keys at {publisher.url} cannot be fetched: the connection failed: Connection refused\n"
+    assert (gone.returncode, gone.stderr) == (1, told)
+    assert server.post_token(form(one.sign(claims_of(client_id)))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (
+            ("--jwks-uri", "http://client.example.com/"),
+            "jwks_uri must be an https URL (http on loopback only)",
+        ),
+        (("--jwks-uri", "https://169.254.169.254/latest"), "leads to 169.254.169.254, which is no public address"),
+        (("--jwks-uri", "https://2130706433/"), "leads to 127.0.0.1, which is no public address"),
+        (("--jwks-uri", "https://no-such-name.invalid/"), "no-such-name.invalid has no address"),
+        (("--jwks-uri", "https://a.example/", "--jwks-file", "-"), "are two places for keys: give one of them"),
+        (("--jwks-uri", "http://localhost/", "--generate-key", "new.pem"), "needs public keys from one place"),
+    ],
+)
+def test_a_url_that_leads_nowhere_good_makes_no_client(
+    server: RunningServer, tmp_path: Path, arguments: tuple[str, ...], cause: str
+) -> None:
+    before = server.flask_json("clients", "list", "--name", "Publishes nothing")
+    words = [str(tmp_path / word) if word == "new.pem" else word for word in arguments]
+    done = server.flask("clients", "create", "Publishes nothing", *METHOD, *words, stdin=b"{}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert cause in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "new.pem").exists()
+    assert server.flask_json("clients", "list", "--name", "Publishes nothing") == before == []
+
+
+def test_of_all_workers_one_fetches_and_a_failure_is_named(tmp_path: Path) -> None:
+    one, other = signer("ES256"), signer("ES256")
+    with running_server(tmp_path, "--workers", "3") as server, publishing() as publisher:
+        publisher.publish(one.jwk | {"kid": one.kid})
+        words = ("Publishes", "--client-id", "publishes", *METHOD, "--jwks-uri", publisher.url)
+        server.flask_json("clients", "create", *words)
+        for count, keys in ((2, other), (3, one)):
+            publisher.publish(keys.jwk | {"kid": keys.kid})
+            _make_due(server)
+            wait_until(lambda keys=keys: server.post_token(form(keys.sign(claims_of("publishes")))).status_code == 200)
+            assert len(publisher.asked) == count
+        publisher.answer = lambda handler: send(handler, b"", 500)
+        _make_due(server)
+
+        def checks() -> Any:
+            return requests.get(f"{server.url}/readyz", timeout=10).json()
+
+        wait_until(lambda: checks()["checks"].get("client_keys:publishes") == "degraded")
+        assert requests.get(f"{server.url}/readyz", timeout=10).status_code == 200
+        assert server.post_token(form(one.sign(claims_of("publishes")))).status_code == 200
+        assert len(publisher.asked) == 4
+
+
+def _make_due(server: RunningServer) -> None:
+    with server.context(), db.engine.begin() as connection:
+        connection.execute(update(ClientKeySetRow).values(refresh_at=datetime(2026, 1, 1, tzinfo=UTC)))
+
+
+def test_a_kid_that_begins_like_an_option_can_be_removed(server: RunningServer, tmp_path: Path) -> None:
+    keys = [signer("EdDSA").jwk | {"kid": kid} for kid in ("-zGRVRXU", "other")]
+    (tmp_path / "keys").write_text(json.dumps({"keys": keys}))
+    words = ("clients", "create", "Keyed", *METHOD, "--jwks-file", str(tmp_path / "keys"))
+    client_id = server.flask_json(*words)["client_id"]
+    done = server.flask("clients", "keys-remove", client_id, "-zGRVRXU")
+    assert (done.returncode, done.stderr) == (0, f"{client_id} may not sign with -zGRVRXU any more.\n")

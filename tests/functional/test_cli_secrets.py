@@ -67,6 +67,7 @@ def test_secrets_are_shown_but_never_themselves(house: House) -> None:
         "state": "expiring",
         "origin": "generated",
         "pepper": "p1",
+        "encryption_key": None,
         "created_at": NOON,
         "expires_at": "2026-05-01T12:00:00Z",
         "last_used_at": "2026-01-31T12:01:00Z",

@@ -10,6 +10,7 @@ from app.models import ClientRow, ClientSecretRow, db
 TABLES = [
     "alembic_version",
     "audit_outbox",
+    "client_key_sets",
     "client_secret_uses",
     "client_secrets",
     "clients",
@@ -19,6 +20,10 @@ TABLES = [
     "signing_keys",
     "used_assertions",
 ]
+
+
+def without(*names: str) -> list[str]:
+    return [name for name in TABLES if name not in names]
 
 
 def tables(installation: Installation) -> list[str]:
@@ -35,14 +40,13 @@ def test_a_database_goes_up_down_and_up_again_with_rows_in_it(tmp_path: Path, da
         (["upgrade"], TABLES),
         (["downgrade", "base"], ["alembic_version"]),
         (["upgrade"], TABLES),
-        (["downgrade", "0006"], [name for name in TABLES if name != "used_assertions"]),
+        (["downgrade", "0007"], without("client_key_sets")),
         (["upgrade"], TABLES),
-        (["downgrade", "0005"], [name for name in TABLES if name not in {"revoked_tokens", "used_assertions"}]),
+        (["downgrade", "0006"], without("client_key_sets", "used_assertions")),
         (["upgrade"], TABLES),
-        (
-            ["downgrade", "0003"],
-            [name for name in TABLES if name not in {"audit_outbox", "revoked_tokens", "used_assertions"}],
-        ),
+        (["downgrade", "0005"], without("client_key_sets", "used_assertions", "revoked_tokens")),
+        (["upgrade"], TABLES),
+        (["downgrade", "0003"], without("client_key_sets", "used_assertions", "revoked_tokens", "audit_outbox")),
         (["upgrade"], TABLES),
     ):
         done = installation.flask("db", *command)
@@ -59,7 +63,7 @@ def test_the_database_says_which_migration_it_is_at(tmp_path: Path) -> None:
     installation.flask("db", "upgrade")
     done = installation.flask("db", "current")
     assert done.returncode == 0
-    assert done.stdout.startswith("0008 (head)")
+    assert done.stdout.startswith("0009 (head)")
     assert installation.flask("db", "check").returncode == 0
 
 

@@ -212,6 +212,7 @@ def test_default_toml_shows_the_real_default_of_every_setting() -> None:
         "secret_peppers",
         "encryption_keys",
         "redis_url",
+        "jwks_uri_networks",
         "keyring_passphrase",
         "keyring_propagation",
         "default_audience",

@@ -75,6 +75,8 @@ REFUSED = [
     (one(kty=None), "key 1: kty must be RSA, EC, OKP"),
     (one(kty=["RSA"]), "key 1: kty must be RSA, EC, OKP"),
     (one(use="enc"), "key 1 is not for signatures (use, key_ops)"),
+    (one() | {"keys": [RSA.jwk | {"key_ops": None}]}, "key 1 is not for signatures (use, key_ops)"),
+    (one(key_ops="verify"), "key 1 is not for signatures (use, key_ops)"),
     (one(key_ops=["encrypt"]), "key 1 is not for signatures (use, key_ops)"),
     (one(alg="HS256"), "key 1: alg must be RS256 or PS256 for RSA, or be left out"),
     (one(alg="ES256"), "key 1: alg must be RS256 or PS256 for RSA, or be left out"),

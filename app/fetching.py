@@ -1,0 +1,244 @@
+"""Documents from elsewhere, by URLs that others have given us, and never from our own network.
+
+Anybody's name can lead to our own network, today or a second after it was looked up. So the address is what is
+checked, and the address that was checked is the one that is connected to; redirects are not followed, and neither a
+proxy nor a credential of this process's environment is used. Size and time have ends.
+"""
+
+import http.client
+import ipaddress
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from app.proxies import Network
+from app.settings import is_loopback
+
+CONNECT_SECONDS = 5.0
+TOTAL_SECONDS = 10.0
+"""From the first byte of a handshake to the last of the answer."""
+MOST_BYTES = 64 * 1024
+URL_MAX_CHARACTERS = 2000
+
+URL_RULE = (
+    "must be an https URL (http on loopback only) of printable ASCII, without user name and fragment, such as "
+    "https://client.example.com/jwks.json"
+)
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\.?|\[[0-9A-Fa-f:.]+\]")
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?")
+_QUERY = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*")
+_MAX_AGE = re.compile(r'(?:^|[,\s])max-age="?([0-9]{1,9})"?(?:$|[,\s])', re.IGNORECASE)
+_NO_STORE = re.compile(r"(?:^|[,\s])no-(?:store|cache)(?:$|[,\s])", re.IGNORECASE)
+
+_PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""RFC 6052: an IPv4 address is written in its last 32 bits, and packets go there."""
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolve = Callable[..., Sequence[Any]]
+"""As ``socket.getaddrinfo``."""
+
+
+class FetchError(Exception):
+    """Why there is no document, for the operator. Quotes nothing that was answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A document.
+
+    :param max_age: for how many seconds it may be kept (RFC 9111 section 5.2.2.1); ``None`` where it does not say so.
+    """
+
+    body: bytes
+    max_age: int | None
+
+
+def check_url(url: str) -> None:
+    """Check a URL that is to be fetched from again and again. Where its name leads is checked each time.
+
+    :raises ValueError: it is refused; the rule.
+    """
+    if len(url) > URL_MAX_CHARACTERS:
+        raise ValueError(f"must have at most {URL_MAX_CHARACTERS} characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError(URL_RULE) from None
+    host = parts.netloc if parts.port is None else parts.netloc.rpartition(":")[0]
+    is_plain = _HOST.fullmatch(host) and _PATH.fullmatch(parts.path) and _QUERY.fullmatch(parts.query)
+    # Put together again it must be the same: nothing may be read in two ways.
+    if not is_plain or port == 0 or "#" in url or parts.geturl() != url:
+        raise ValueError(URL_RULE)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(str(parts.hostname))):
+        raise ValueError(URL_RULE)
+
+
+def without_query(url: str) -> str:
+    """``url`` as a log may show it: people put secrets into queries."""
+    return url.partition("?")[0]
+
+
+class Fetcher:
+    """Fetches.
+
+    :param networks: where else than in public networks the addresses may lie.
+    :param resolve: finds the addresses of a name.
+    """
+
+    def __init__(self, networks: Sequence[Network] = (), *, resolve: Resolve = socket.getaddrinfo) -> None:
+        self._networks = networks
+        self._resolve = resolve
+
+    def fetch(self, url: str, accept: str) -> Fetched:
+        """The document at ``url``.
+
+        :param accept: its media types, as a header names them.
+        :raises FetchError: there is none to be had now; why.
+        """
+        try:
+            check_url(url)
+        except ValueError as error:
+            raise FetchError(f"the URL {error}") from None
+        parts = urlsplit(url)
+        try:
+            with (
+                closing(self._connected(str(parts.hostname), parts.port or _port_of(parts.scheme))) as plain,
+                closing(plain.dup()) as same,
+            ):
+                # Whoever sends a byte now and then would hold us for ever.
+                is_over = threading.Event()
+                end = threading.Timer(TOTAL_SECONDS, _cut, (same, is_over))
+                end.daemon = True
+                end.start()
+                try:
+                    found = _ask(plain, parts, accept)
+                except Exception:
+                    _refuse_late(is_over)
+                    raise
+                finally:
+                    end.cancel()
+                # What was cut may look whole.
+                _refuse_late(is_over)
+                return found
+        except ssl.SSLCertVerificationError as error:
+            raise FetchError(f"the certificate is not valid: {error.verify_message}") from None
+        except ssl.SSLError as error:
+            raise FetchError(f"TLS failed: {error.reason or 'the connection ended'}") from None
+        except TimeoutError:
+            raise FetchError(f"nothing came for {CONNECT_SECONDS:.0f} s") from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise FetchError(f"the connection failed: {_named(error)}") from None
+
+    def _connected(self, host: str, port: int) -> socket.socket:
+        """A connection to an address of ``host`` that has been checked."""
+        addresses = self._addresses(host, port)
+        failure: OSError | None = None
+        for family, address in addresses:
+            connection = socket.socket(family, socket.SOCK_STREAM)
+            connection.settimeout(CONNECT_SECONDS)
+            try:
+                connection.connect(address)
+            except OSError as error:
+                connection.close()
+                failure = error
+            else:
+                return connection
+        raise failure or FetchError(f"{host} has no address")
+
+    def _addresses(self, host: str, port: int) -> Sequence[tuple[int, Any]]:
+        try:
+            found = self._resolve(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise FetchError(f"{host} has no address") from None
+        for *_, address in found:
+            # One that leads astray is enough: the next answer would have it first.
+            here = ipaddress.ip_address(address[0].partition("%")[0])
+            # A name that can only be this machine leads nowhere else.
+            allowed = here.is_loopback if is_loopback(host) else is_allowed(here, self._networks)
+            if not allowed:
+                raise FetchError(
+                    f"{host} leads to {address[0]}, which is no public address: "
+                    "TOKENHOUSE_JWKS_URI_NETWORKS names others that are allowed"
+                )
+        return [(family, address) for family, *_, address in found]
+
+
+def is_allowed(address: _Address, networks: Sequence[Network]) -> bool:
+    """Whether ``address`` lies in a public network, or in one of ``networks``. This machine's own never is public."""
+    address = _unwrapped(address)
+    if any(address in network for network in networks):
+        return True
+    is_public = address.is_global and not address.is_multicast
+    return is_public and (address.version == 4 or address in _PUBLIC_IPV6)  # noqa: PLR2004
+
+
+def _unwrapped(address: _Address) -> _Address:
+    """The IPv4 address that is written within an IPv6 address, where packets would go to it."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return address.ipv4_mapped or address.sixtofour or address
+    return address
+
+
+def _port_of(scheme: str) -> int:
+    return 443 if scheme == "https" else 80
+
+
+def _ask(plain: socket.socket, parts: Any, accept: str) -> Fetched:
+    wrapped = system_trust().wrap_socket(plain, server_hostname=parts.hostname) if parts.scheme == "https" else plain
+    connection = http.client.HTTPConnection(parts.hostname)
+    connection.sock, connection.auto_open = wrapped, 0
+    with closing(wrapped):
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        headers = {"Host": parts.netloc, "Accept": accept, "Accept-Encoding": "identity", "Connection": "close"}
+        connection.request("GET", target, headers={**headers, "User-Agent": "tokenhouse"})
+        with connection.getresponse() as response:
+            if response.status != http.client.OK:
+                hint = ", and redirects are not followed" if response.status // 100 == 3 else ""  # noqa: PLR2004
+                raise FetchError(f"the answer has status {response.status}{hint}")
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise FetchError("the answer is compressed, which was not asked for")
+            body = response.read(MOST_BYTES + 1)
+            if len(body) > MOST_BYTES:
+                raise FetchError(f"the answer has more than {MOST_BYTES // 1024} KiB")
+            if response.length:
+                raise FetchError("the answer ended early")
+            return Fetched(body, _max_age(", ".join(response.headers.get_all("Cache-Control", []))))
+
+
+def _max_age(cache_control: str) -> int | None:
+    if _NO_STORE.search(cache_control):
+        return 0
+    found = _MAX_AGE.search(cache_control)
+    return int(found[1]) if found else None
+
+
+def _cut(connection: socket.socket, is_over: threading.Event) -> None:
+    is_over.set()
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _refuse_late(is_over: threading.Event) -> None:
+    if is_over.is_set():
+        raise FetchError(f"the answer did not end within {TOTAL_SECONDS:.0f} s") from None
+
+
+def _named(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
+
+
+@lru_cache(maxsize=1)
+def system_trust() -> ssl.SSLContext:
+    """Trusts what the system trusts (``SSL_CERT_FILE``)."""
+    return ssl.create_default_context()
