@@ -1,8 +1,9 @@
 """Whether refusals tell by their time what they do not tell by their words.
 
 Sends unknown client, wrong secret, expired secret, disabled and deleted client, interleaved in random order, to a real
-server with one worker, over one kept connection, and prints the median of each and how far it lies from the first. Run
-it on a quiet machine: `.venv/bin/python bench/uniform_refusals.py [requests of each kind, 10000 unless given]`.
+server with one worker, over one kept connection, and prints the median of each and how far it lies from the first. The
+same with assertions, for each algorithm. Run it on a quiet machine: `.venv/bin/python bench/uniform_refusals.py
+[requests of each kind, 10000 unless given]`.
 """
 
 import http.client
@@ -11,13 +12,21 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlencode
+
+import jwt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from support.assertions import ISSUER, claims_of, form, signer
 from support.server import RunningServer, basic, running_server
+
+from app.clients.fields import ClientFields
 
 BODY = "grant_type=client_credentials"
 WARM_UP = 200
@@ -42,11 +51,45 @@ def credentials(server: RunningServer) -> dict[str, str]:
     }
 
 
-def ask(connection: http.client.HTTPConnection, authorization: str) -> float:
+def assertions(server: RunningServer, alg: str) -> dict[str, Callable[[], str]]:
+    """A maker of assertions for each kind of refusal; ids are equally long, and nothing else differs."""
+    is_mac = alg == "HS256"
+    method = "client_secret_jwt" if is_mac else "private_key_jwt"
+    registered, stranger = (None, None) if is_mac else (signer(alg), signer(alg))
+    fields = {} if registered is None else {"jwks": {"keys": [registered.jwk | {"kid": registered.kid}]}}
+    secrets = {}
+    with server.context():
+        for kind in ("wrong", "audience", "disabled", "deleted"):
+            described = ClientFields(client_name="A", token_endpoint_auth_method=method, auth_fields=fields)
+            client_id = f"{alg.lower()}-{kind:_<12}"
+            _, made = server.services.clients.register(described, client_id=client_id, with_secret=is_mac)
+            secrets[kind] = made.secret if made else ""
+        server.services.clients.disable(f"{alg.lower()}-disabled____")
+        server.services.clients.delete(f"{alg.lower()}-deleted_____")
+
+    def maker(kind: str, *, is_right: bool = True, audience: str = ISSUER) -> Callable[[], str]:
+        def make() -> str:
+            claims = claims_of(f"{alg.lower()}-{kind:_<12}", audience)
+            if registered is None or stranger is None:
+                return jwt.encode(claims, secrets.get(kind, "") if is_right else "w" * 49, alg, {"kid": "x" * 43})
+            return (registered if is_right else stranger).sign(claims, kid=registered.kid)
+
+        return make
+
+    return {
+        "unknown client": maker("unknown", is_right=False),
+        "wrong signature": maker("wrong", is_right=False),
+        "wrong audience": maker("audience", audience=ISSUER.replace("tokens", "nobody")),
+        "disabled client": maker("disabled"),
+        "deleted client": maker("deleted", is_right=False),
+    }
+
+
+def ask(connection: http.client.HTTPConnection, body: str, **headers: str) -> float:
     """Send one request that must be refused; seconds until its answer was read."""
-    headers = {"Authorization": authorization, "Content-Type": "application/x-www-form-urlencoded"}
+    headers = {"Content-Type": "application/x-www-form-urlencoded", **headers}
     started = time.perf_counter()
-    connection.request("POST", "/oauth/token", BODY, headers)
+    connection.request("POST", "/oauth/token", body, headers)
     response = connection.getresponse()
     response.read()
     took = time.perf_counter() - started
@@ -54,23 +97,38 @@ def ask(connection: http.client.HTTPConnection, authorization: str) -> float:
     return took
 
 
-def main() -> None:
-    """Measure and print."""
-    of_each = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), "--workers", "1") as server:
-        headers = credentials(server)
-        connection = http.client.HTTPConnection("127.0.0.1", server.port)
-        for kind in list(headers) * WARM_UP:
-            ask(connection, headers[kind])
-        took: dict[str, list[float]] = {kind: [] for kind in headers}
-        for _ in range(of_each):
-            for kind in random.sample(list(headers), len(headers)):
-                took[kind].append(ask(connection, headers[kind]))
+def measure(what: str, of_each: int, asking: Mapping[str, Callable[[], float]]) -> None:
+    """Ask for each kind, interleaved, and print."""
+    for kind in list(asking) * (WARM_UP if of_each > WARM_UP else 1):
+        asking[kind]()
+    took: dict[str, list[float]] = {kind: [] for kind in asking}
+    for _ in range(of_each):
+        for kind in random.sample(list(asking), len(asking)):
+            took[kind].append(asking[kind]())
     first = statistics.median(took["unknown client"])
-    print(f"{of_each} requests of each kind, interleaved; medians in microseconds")
+    print(f"\n{what}: {of_each} requests of each kind, interleaved; medians in microseconds")
     for kind, seconds in took.items():
         median = statistics.median(seconds)
         print(f"{kind:<16} {median * 1e6:8.1f}  {100 * (median / first - 1):+6.2f} %")
+
+
+def main() -> None:
+    """Measure and print."""
+    of_each = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    settings = {"TOKENHOUSE_ENCRYPTION_KEYS": f"k1:{'e' * 40}"}
+    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), "--workers", "1", **settings) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        by_secret = {
+            kind: partial(ask, connection, BODY, Authorization=header) for kind, header in credentials(server).items()
+        }
+        measure("secrets", of_each, by_secret)
+        for alg in ("HS256", "RS256", "PS256", "ES256", "EdDSA"):
+            # Signed beforehand for each request, outside of what is timed.
+            asking = {
+                kind: (lambda make=make: ask(connection, urlencode(form(make()))))
+                for kind, make in assertions(server, alg).items()
+            }
+            measure(f"assertions, {alg}", of_each, asking)
 
 
 if __name__ == "__main__":

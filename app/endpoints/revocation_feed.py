@@ -1,4 +1,6 @@
-"""``GET /oauth/revocations``: what was taken back, for verifiers that work offline and ask once a minute.
+"""``/oauth/revocations``: what was taken back, for verifiers that work offline and ask once a minute.
+
+``GET`` for clients that prove who they are in a header, ``POST`` for those that do in a form.
 
 The format is described in ``docs/revocation-feed.md``.
 """
@@ -11,7 +13,7 @@ from flask import Blueprint, Response
 from app.contracts import Metadata
 from app.errors import UnauthorizedClient
 from app.feed import MAX_AGE_SECONDS, MEDIA_TYPE
-from app.server import Answered, Document, StrictRequest, TokenServer
+from app.server import NO_STORE, Answered, Document, StrictRequest, TokenServer
 from app.services import Endpoint, Services
 from app.settings import Settings
 from app.web import Asked, at_once
@@ -46,6 +48,8 @@ class RevocationFeedEndpoint(TokenEndpoint):
                 client_id=caller.client_id,
             )
         document = self._feed.document_for(caller.client_id, caller.introspects)
+        if request.method == "POST":
+            return HTTPStatus.OK, Document(document.content, MEDIA_TYPE), list(NO_STORE)
         headers = [
             ("ETag", f'"{document.etag}"'),
             ("Cache-Control", f"private, max-age={MAX_AGE_SECONDS}"),
@@ -65,7 +69,7 @@ def _create_blueprint(services: Services) -> Blueprint:
     blueprint = Blueprint("revocation_feed", __name__)
     services.server.register_endpoint(RevocationFeedEndpoint(services))
 
-    @blueprint.get(PATH, provide_automatic_options=False)
+    @blueprint.route(PATH, methods=["GET", "POST"], provide_automatic_options=False)
     @at_once
     def show_revocations(asked: Asked) -> Response:
         return services.server.create_endpoint_response(RevocationFeedEndpoint.ENDPOINT_NAME, asked)

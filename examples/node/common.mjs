@@ -13,7 +13,7 @@ const TIMEOUT_MS = 10_000
 const ATTEMPTS = 5
 const WORTH_A_RETRY = new Set([429, 500, 502, 503, 504])
 const ADVICE = {
-  invalid_client: 'check CLIENT_ID and the secret: it may be wrong, over, or the client disabled',
+  invalid_client: 'check CLIENT_ID and the secret, or key: it may be wrong, over, or the client disabled',
   invalid_scope: 'ask for less, or have the client granted more',
   unauthorized_client: 'the client was not made for the grant client_credentials',
   server_error: 'the token server cannot answer now, and several attempts did not help',
@@ -33,11 +33,11 @@ export class Refused extends Error {
 export const earlySeconds = (expiresIn) => Math.min(300, Math.floor(expiresIn / 2))
 
 // Asks again after 429, 5xx and a broken connection: as Retry-After says, otherwise later each time, and never all at once.
-export async function fetchPatiently(url, options) {
+export async function patiently(ask) {
   for (let attempt = 1; ; attempt++) {
     let asked = ''
     try {
-      const answer = await fetch(url, { ...options, signal: AbortSignal.timeout(TIMEOUT_MS) })
+      const answer = await ask()
       if (!WORTH_A_RETRY.has(answer.status) || attempt === ATTEMPTS) return answer
       asked = answer.headers.get('retry-after') ?? ''
       await answer.body?.cancel()
@@ -46,6 +46,15 @@ export async function fetchPatiently(url, options) {
     }
     await sleep(1000 * (/^\d+$/.test(asked) ? Number(asked) : Math.random() * 0.5 * 2 ** attempt))
   }
+}
+
+export const fetchOnce = (url, options) => fetch(url, { ...options, signal: AbortSignal.timeout(TIMEOUT_MS) })
+export const fetchPatiently = (url, options) => patiently(() => fetchOnce(url, options))
+
+// What a library of OAuth throws for an answer that is a refusal.
+export function refused(error) {
+  const told = error.error ? error : { error: error.cause?.[0]?.parameters?.error ?? 'server_error' }
+  return new Refused(told.error, told.error_description ?? error.message)
 }
 
 // Keeps a token in memory. `request` fetches one: its promise is what is kept, so that all who come meanwhile share it.

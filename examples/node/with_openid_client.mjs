@@ -2,7 +2,7 @@
 
 import * as oauth from 'openid-client'
 
-import { CLIENT_ID, ISSUER, Refused, SCOPE, Token, fetchPatiently, main, readSecret } from './common.mjs'
+import { CLIENT_ID, ISSUER, SCOPE, Token, fetchPatiently, main, readSecret, refused } from './common.mjs'
 
 // http is for a server on this very machine: leave it out elsewhere.
 const execute = ISSUER.startsWith('http://') ? [oauth.allowInsecureRequests] : []
@@ -18,8 +18,7 @@ async function requestToken() {
   try {
     return await oauth.clientCredentialsGrant(server, SCOPE ? { scope: SCOPE } : {})
   } catch (error) {
-    const told = error.error ? error : { error: error.cause?.[0]?.parameters?.error ?? 'server_error' }
-    throw new Refused(told.error, told.error_description ?? error.message)
+    throw refused(error)
   }
 }
 

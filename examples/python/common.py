@@ -16,7 +16,7 @@ WORTH_A_RETRY = (429, 500, 502, 503, 504)
 ATTEMPTS = 5
 
 ADVICE = {
-    "invalid_client": "check CLIENT_ID and the secret: it may be wrong, over, or the client disabled",
+    "invalid_client": "check CLIENT_ID and the secret, or key: it may be wrong, over, or the client disabled",
     "invalid_scope": "ask for less, or have the client granted more",
     "unauthorized_client": "the client was not made for the grant client_credentials",
     "server_error": "the token server cannot answer now, and several attempts did not help",

@@ -56,6 +56,10 @@ class Session(OAuth2Session):
     def fetch(self) -> None:
         """Fetch a token, with the secret of now: it may have been rotated."""
         self.client_secret = read_secret()
+        self.ask()
+
+    def ask(self) -> None:
+        """Make the request."""
         self.fetch_token(TOKEN_URL, timeout=TIMEOUT_SECONDS)
         self.leeway = early_seconds(self.token["expires_in"])
 
@@ -74,9 +78,8 @@ class Session(OAuth2Session):
         return answer
 
 
-def main() -> None:
+def main(session: Session) -> None:
     """Make some calls at once, several times."""
-    session = Session()
     with ThreadPoolExecutor(CALLS) as threads:
         for number in range(1, ROUNDS + 1):
             try:
@@ -93,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Session())

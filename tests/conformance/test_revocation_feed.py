@@ -13,8 +13,11 @@ import jsonschema
 import jwt
 import pytest
 import requests
-from conformance.expected import INVALID_CLIENT, METHOD_NOT_ALLOWED, assert_refused, refusal
+from conformance.expected import INVALID_CLIENT, METHOD_NOT_ALLOWED, NOT_A_FORM, assert_refused, refusal
+from support.assertions import claims_of, form, signer
 from support.server import NewClient, RunningServer, basic, free_port, running_server
+
+from app.clients.fields import ClientFields
 
 PROJECT = Path(__file__).resolve().parents[2]
 DOCUMENT = (PROJECT / "docs" / "revocation-feed.md").read_text()
@@ -105,8 +108,33 @@ def test_only_who_was_made_to_introspect_may_read_it(served: RunningServer, read
         assert_refused(answer, INVALID_CLIENT)
 
 
+def test_who_cannot_prove_itself_in_a_header_posts_a_form(served: RunningServer, reader: NewClient) -> None:
+    one = signer("EdDSA")
+    with served.context():
+        fields = ClientFields(
+            client_name="Keyed",
+            token_endpoint_auth_method="private_key_jwt",
+            grant_types=(),
+            introspects=(API,),
+            auth_fields={"jwks": {"keys": [one.jwk | {"kid": one.kid}]}},
+        )
+        row, _ = served.services.clients.register(fields, with_secret=False)
+        client_id = row.client_id
+    url = f"{served.url}/oauth/revocations"
+    whole = form(one.sign(claims_of(client_id, served.url)))
+    del whole["grant_type"]
+    answer = requests.post(url, data=whole, timeout=10)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, MEDIA_TYPE)
+    assert (answer.headers["Cache-Control"], "ETag" in answer.headers) == ("no-store", False)
+    assert read(served, answer, NewClient(client_id, ""))["aud"] == client_id
+    assert_refused(requests.post(url, data=whole, timeout=10), INVALID_CLIENT)
+    secret = {"client_id": reader.client_id, "client_secret": reader.secret}
+    assert requests.post(url, data=secret, headers={"If-None-Match": "*"}, timeout=10).status_code == 200
+
+
 def test_other_methods_and_secrets_in_the_query_are_refused(served: RunningServer, reader: NewClient) -> None:
-    assert_refused(get(served, reader, "POST"), METHOD_NOT_ALLOWED)
+    assert_refused(get(served, reader, "PUT"), METHOD_NOT_ALLOWED)
+    assert_refused(get(served, reader, "POST"), NOT_A_FORM)
     url = f"{served.url}/oauth/revocations?client_id={reader.client_id}&client_secret=x"
     answer = requests.get(url, headers={"Authorization": reader.basic}, timeout=10)
     assert answer.status_code == 400

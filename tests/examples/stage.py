@@ -11,18 +11,23 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import jwt
+from support.assertions import Signer, signer
 from support.server import NewClient, RunningServer, free_port, running_server
 
+from app.clients.fields import ClientFields
 from app.settings import PROJECT_FOLDER
 
 EXAMPLES = PROJECT_FOLDER / "examples"
 BROKEN = 0
 """A status that stands for a connection that ends before an answer."""
+LOST = -1
+"""A status that stands for a request that is served and whose answer does not come."""
 UNAVAILABLE = {"error": "server_error", "error_description": "The server cannot handle the request right now."}
 TOO_MANY = {"error": "temporarily_unavailable", "error_description": "Too many requests."}
 PASSED_ON = ("authorization", "content-type", "accept")
@@ -95,13 +100,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault:
             status, fields, told = fault
             content = json.dumps(told).encode()
+            if status == LOST:
+                self._ask(body)
         else:
             status, fields, content = self._ask(body)
         with self.server.lock:
             self.server.answered.token_statuses.append(status)
             if status == 200:
                 self.server.answered.tokens.add(json.loads(content)["access_token"])
-        if status == BROKEN:
+        if status in {BROKEN, LOST}:
             self.close_connection = True
         else:
             self._answer(status, fields, content)
@@ -164,17 +171,43 @@ class Stage:
     server: RunningServer
     front: Front
     folder: Path
+    keyed: bool = False
+    """Whether clients have a private key instead of a secret."""
 
     @property
     def answered(self) -> Answered:
         return self.front.answered
 
     def client(self, **fields: Any) -> NewClient:
+        if self.keyed:
+            one = signer()
+            fields |= {"token_endpoint_auth_method": "private_key_jwt", "auth_fields": _registered(one)}
+            with self.server.context():
+                described = ClientFields(client_name="Keyed", scope=("things:read",), **fields)
+                row, _ = self.server.services.clients.register(described, with_secret=False)
+                return NewClient(row.client_id, _pem(one))
         return self.server.create_client(scope=("things:read",), **fields)
+
+    def rotate(self, client: NewClient) -> None:
+        """Give ``client`` another secret, or key, and end the one that it has."""
+        if self.keyed:
+            one = signer()
+            with self.server.context():
+                change = {"auth_fields": _registered(one)}
+                self.server.services.clients.update(client.client_id, lambda _: change)
+            new = _pem(one)
+        else:
+            with self.server.context():
+                made, _ = self.server.services.client_secrets.rotate(client.client_id, overlap=timedelta())
+            new = made.secret
+        self._secret_of(client).write_text(new)
+
+    def _secret_of(self, client: NewClient) -> Path:
+        return self.folder / f"{client.client_id}.secret"
 
     def environment(self, client: NewClient, **more: str) -> dict[str, str]:
         """What the READMEs say to set, and nothing of the one who runs the tests but where programs lie."""
-        secret = self.folder / f"{client.client_id}.secret"
+        secret = self._secret_of(client)
         if not secret.exists():
             secret.write_text(f"{client.secret}\n")
         kept = ("PATH", "HOME", "LANG", "JAVA_HOME", "CARGO_HOME", "RUSTUP_HOME", "GOPATH", "GOCACHE")
@@ -184,7 +217,7 @@ class Stage:
             "ISSUER": self.front.url,
             "API_URL": f"{self.front.url}/api/things",
             "CLIENT_ID": client.client_id,
-            "CLIENT_SECRET_FILE": str(secret),
+            "CLIENT_KEY_FILE" if self.keyed else "CLIENT_SECRET_FILE": str(secret),
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "NO_PROXY": "127.0.0.1",
             **more,
@@ -199,6 +232,15 @@ class Stage:
         said = done.stdout + done.stderr
         assert client.secret not in said
         return done
+
+
+def _registered(one: Signer) -> dict[str, Any]:
+    return {"jwks": {"keys": [one.jwk | {"kid": one.kid}]}}
+
+
+def _pem(one: Signer) -> str:
+    """As `flask clients create --generate-key` writes it."""
+    return str(one.key.as_pem(private=True).decode())
 
 
 @contextlib.contextmanager

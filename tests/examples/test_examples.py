@@ -7,12 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 
 import fasteners
 import pytest
-from examples.stage import BROKEN, EXAMPLES, TOO_MANY, UNAVAILABLE, Stage
+from examples.stage import BROKEN, EXAMPLES, LOST, TOO_MANY, UNAVAILABLE, Stage
 
 from examples.programs import install_node
 
@@ -22,6 +21,8 @@ DEBIANS_CRATES = Path("/usr/share/cargo/registry")
 CALLERS = {
     "python requests": ([sys.executable, "python/with_requests.py"], "python"),
     "python httpx": ([sys.executable, "python/with_httpx.py"], "python"),
+    "python private key": ([sys.executable, "python/with_private_key.py"], "python"),
+    "node private key": (["node", "node/with_private_key.mjs"], "node"),
     "node fetch": (["node", "node/with_fetch.mjs"], "node"),
     "node openid-client": (["node", "node/with_openid_client.mjs"], "node"),
     "java": (["java", "java/Calls.java"], "java"),
@@ -39,8 +40,11 @@ ERRORS = {
 
 
 @pytest.fixture(params=CALLERS)
-def caller(request: pytest.FixtureRequest, tmp_path: Path, build: Callable[[str, tuple[str, ...]], str]) -> list[str]:
+def caller(
+    request: pytest.FixtureRequest, tmp_path: Path, stage: Stage, build: Callable[[str, tuple[str, ...]], str]
+) -> list[str]:
     command, tool = CALLERS[request.param]
+    stage.keyed = request.param.endswith("private key")
     if tool != "python" and shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
     if tool == "node":
@@ -148,6 +152,13 @@ def test_a_connection_that_breaks_is_made_again(stage: Stage, caller: list[str])
     assert len(stage.answered.token_statuses) >= 3
 
 
+def test_an_answer_that_is_lost_is_asked_for_again_in_new_words(stage: Stage, caller: list[str]) -> None:
+    stage.answered.token_faults.append((LOST, {}, {}))
+    done = stage.run(caller, stage.client())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "round 1: 1 calls, 1 answered 200\n", "")
+    assert stage.answered.token_statuses[-1] == 200
+
+
 def test_a_token_server_that_stays_away_is_given_up(stage: Stage, caller: list[str]) -> None:
     stage.answered.token_faults.extend([(503, {"Retry-After": "0"}, UNAVAILABLE)] * 20)
     done = stage.run(caller, stage.client())
@@ -175,9 +186,7 @@ def test_a_secret_that_was_rotated_is_taken_without_a_restart(stage: Stage, call
     )
     assert process.stdout
     assert process.stdout.readline() == "round 1: 1 calls, 1 answered 200\n"
-    with stage.server.context():
-        new, _ = stage.server.services.client_secrets.rotate(client.client_id, overlap=timedelta())
-    Path(environment["CLIENT_SECRET_FILE"]).write_text(new.secret)
+    stage.rotate(client)
     assert process.communicate(timeout=30) == ("round 2: 1 calls, 1 answered 200\n", "")
     assert stage.answered.token_statuses == [200, 200]
 
