@@ -8,6 +8,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, model_validator
 from sqlalchemy.engine import URL, make_url
@@ -32,6 +33,7 @@ _LONGEST_DURATION = 3650 * DAY
 _DURATION = re.compile(r"([0-9]{1,12})([smhdy]?)")
 _KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,16}")
 _KEY_MIN_CHARACTERS = 32
+_REDIS_NUMBER = re.compile(r"(?:/[0-9]{0,6})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 KEYRING_IN_DATABASE = "database"
@@ -167,10 +169,15 @@ def _parse_redis_url(value: object) -> SecretStr | None:
     from redis import ConnectionPool  # noqa: PLC0415 - Only who has one waits for the driver.
 
     try:
+        parts = urlsplit(url)
+        is_plain = parts.path if parts.scheme == "unix" else parts.hostname and _REDIS_NUMBER.fullmatch(parts.path)
+        pool = ConnectionPool.from_url(url)
         # What the query of the URL says is read with a connection; it is not opened here.
-        ConnectionPool.from_url(url).make_connection()
+        pool.make_connection()
     except (ValueError, TypeError):
         raise ValueError(allowed) from None
+    if not is_plain or pool.connection_kwargs.get("decode_responses"):
+        raise ValueError(allowed)
     return SecretStr(url)
 
 

@@ -503,3 +503,52 @@ def test_settings_that_are_shown_hide_their_secrets(checkout: Path) -> None:
     )
     for shown in (repr(loaded), str(loaded), repr(loaded.secret_peppers), loaded.model_dump_json()):
         assert "hidden" not in shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://localhost:6380/3",
+        "redis://user:p%40ss@redis.example.com:6379/0?socket_timeout=0.5",
+        "rediss://redis.example.com:6380/?ssl_ca_certs=/etc/ca.pem",
+        "redis://[::1]:6379/",
+        "unix:///run/redis/redis.sock?db=1",
+    ],
+)
+def test_a_redis_url_is_taken_as_it_is(checkout: Path, url: str) -> None:
+    loaded = load(checkout, REDIS_URL=url)
+    assert loaded.redis_url is not None
+    assert loaded.redis_url.get_secret_value() == url
+    assert url not in repr(loaded)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:6379",
+        "http://localhost",
+        "redis://",
+        "redis://localhost:99999",
+        "redis://localhost/abc",
+        "redis://localhost/1/2",
+        "redis://localhost?unknown=1",
+        "redis://localhost?socket_timeout=soon",
+        "redis://localhost?decode_responses=true",
+        "redis://:a-secret@host with blanks/x",
+        "rediss://",
+        "unix://",
+    ],
+)
+def test_another_redis_url_is_refused_and_not_quoted(checkout: Path, url: str) -> None:
+    assert refusal(checkout, REDIS_URL=url) == (
+        "TOKENHOUSE_REDIS_URL must be redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], rediss://… (TLS) or unix://PATH"
+    )
+
+
+def test_networks_of_key_sets_are_networks(checkout: Path) -> None:
+    loaded = load(checkout, JWKS_URI_NETWORKS="10.0.0.0/8, fd00::/8,192.0.2.1")
+    assert list(map(str, loaded.jwks_uri_networks)) == ["10.0.0.0/8", "fd00::/8", "192.0.2.1/32"]
+    for wrong in ("unix", "10.0.0.1/8", "example.com", "10.0.0.0/33", "10.0.0.0/8;fd00::/8"):
+        rule = "must be comma-separated networks such as 10.0.0.0/8 or fd00::/8, without host bits"
+        assert refusal(checkout, JWKS_URI_NETWORKS=wrong) == f"TOKENHOUSE_JWKS_URI_NETWORKS {rule}"
