@@ -10,6 +10,8 @@ What Redis holds: ``tokenhouse:{replay}:<hash of iss and jti>``, with its end, a
 
 import logging
 import secrets
+import time
+from collections.abc import Callable
 from typing import Any
 
 from redis import ConnectionPool, Redis
@@ -21,6 +23,7 @@ from redis.retry import Retry
 from app.contracts import Clock
 from app.errors import ServiceUnavailable
 from app.gate import Gate
+from app.pausing import waiting
 from app.stores.replay import LAST_SECOND, SqlReplay, key_of
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,8 @@ TIMEOUT_SECONDS = 1.0
 """How long a connection and an answer may take, unless the URL says so. Redis answers within a millisecond."""
 SKEW_SECONDS = 60
 """How far ahead a client's clock may be."""
+OTHERS_SECONDS = 0.1
+"""How long one who finds no epoch waits for others who may have found that before it."""
 
 _PREFIX = "tokenhouse:{replay}:"
 """The braces keep all on one node of a cluster: a transaction spans no two."""
@@ -50,10 +55,11 @@ class RedisReplay:
     :param durable: the database, for the few that Redis alone could not tell.
     """
 
-    def __init__(self, url: str, durable: SqlReplay, clock: Clock) -> None:
+    def __init__(self, url: str, durable: SqlReplay, clock: Clock, pause: Callable[[float], None] = time.sleep) -> None:
         self._redis = Redis(connection_pool=open_pool(url, redis_connect_func=self._greet))
         self._durable = durable
         self._clock = clock
+        self._pause = pause
         self._gate = RedisGate()
         self._process = ""
 
@@ -98,18 +104,34 @@ class RedisReplay:
 
     def _epoch(self, noted: Any) -> int:
         """Since when nothing was forgotten, in seconds since 1970; begins an epoch where that is not known."""
-        process, _, since = (noted or b"").decode("ascii", "replace").partition(" ")
-        if process == self._process and since.isdecimal():
-            return int(since)
-        epoch, why = self._now(), "it is empty" if noted is None else "it has restarted"
+        known = self._read_epoch(noted)
+        if known is not None:
+            return known
+        epoch = self._now()
         if self._durable.use(*_EVER_USED, epoch, LAST_SECOND + 1) and not self._durable.was_used_since(epoch):
-            epoch = 0
-        else:
-            log.warning("redis may have forgotten what was used (%s): assertions from before now are refused", why)
-        # Of several workers at once the last one is heard: its epoch is no earlier than another's.
+            self._begin(0)
+            return 0
+        # The first of all may be about to say so, and another worker may have begun this one.
+        with waiting:
+            self._pause(OTHERS_SECONDS)
+        with self._gate.asking():
+            noted = self._redis.get(_EPOCH)
+        known = self._read_epoch(noted)
+        if known is not None:
+            return known
+        why = "it is empty" if noted is None else "it has restarted"
+        log.warning("redis may have forgotten what was used (%s): assertions from before now are refused", why)
+        self._begin(epoch)
+        return epoch
+
+    def _read_epoch(self, noted: Any) -> int | None:
+        """The epoch that is ``noted``, if it is of the process that answers."""
+        process, _, since = (noted or b"").decode("ascii", "replace").partition(" ")
+        return int(since) if process == self._process and since.isdecimal() else None
+
+    def _begin(self, epoch: int) -> None:
         with self._gate.asking():
             self._redis.set(_EPOCH, f"{self._process} {epoch}")
-        return epoch
 
     def _greet(self, connection: Any) -> None:
         """Learn, with each connection, which process answers: another one may know less."""

@@ -48,7 +48,7 @@ def test_there_is_nothing_but_what_is_documented(tmp_path: Path, clock: Settable
             ("/oauth/token", "POST"),
             ("/oauth/introspect", "POST"),
             ("/oauth/revoke", "POST"),
-            ("/oauth/revocations", "GET", "HEAD"),
+            ("/oauth/revocations", "GET", "HEAD", "POST"),
             *(
                 (path, "GET", "HEAD", "OPTIONS")
                 for path in (

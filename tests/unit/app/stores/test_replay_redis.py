@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,6 +83,22 @@ def remembered(house: House) -> int:
 def test_the_first_time_nothing_can_have_been_forgotten(house: House, caplog: pytest.LogCaptureFixture) -> None:
     assert use(house, "1", issued=-30)
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("_round", range(5))
+def test_of_many_workers_that_are_the_first_at_once_none_refuses(house: House, redis: RedisServer, _round: int) -> None:
+    with house.app.app_context():
+        durable = SqlReplay(db.engine, DatabaseGate(), house.clock)
+        workers = [RedisReplay(redis.url, durable, house.clock) for _ in range(8)]
+    now = int(house.clock().timestamp())
+    ready = threading.Barrier(len(workers))
+
+    def begin(number: int) -> bool:
+        ready.wait()
+        return workers[number].use("a", str(number), now - 30, now + 300)
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        assert list(pool.map(begin, range(len(workers)))) == [True] * len(workers)
 
 
 def test_who_comes_from_the_database_has_used_what_is_remembered_there(
