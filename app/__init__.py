@@ -36,6 +36,7 @@ from app.keyring.judgement import faults
 from app.keyring.management import Keys, rules_for
 from app.keyring.uses import KeyUses
 from app.logs import AuditLog, configure_logging
+from app.measures import Measures, TimedMethod, TimedTokens
 from app.models import db
 from app.outbox import TELL_SECONDS, Outbox
 from app.policy import Policy
@@ -81,7 +82,8 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
 
     events = Events()
     audit_log = AuditLog(settings.log_format, clock, is_required=settings.audit_log_required)
-    events.subscribe(audit_log)
+    measures = Measures()
+    events.subscribe(measures.timed("log", audit_log))
     with app.app_context():
         home_at = partial(open_home, settings=settings, engine=db.engine)
         digester = SecretDigester(settings.secret_peppers)
@@ -94,6 +96,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         key_uses = KeyUses(db.engine, clock)
         registered_scopes = RegisteredScopes(db.engine, published=settings.publish_scopes)
     events.subscribe(key_uses)
+    events.subscribe(measures)
     home = home_at(settings.keyring)
     keys = Keys(home, rules_for(settings, home), clock)
     ring = CurrentRing(home, keys.rules, events, clock)
@@ -109,7 +112,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         key_uses=key_uses,
         outbox=outbox,
         home_at=home_at,
-        server=_open_server(settings, doors, tokens, events),
+        server=_open_server(settings, doors, tokens, events, measures),
         tokens=tokens,
         revocations=revocations,
         standings=Standings(settings.issuer, ring, ring.now, revocations),
@@ -119,6 +122,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         metadata=describe_server(settings),
         replay=doors.replay,
         key_sets=doors.key_sets,
+        measures=measures,
     )
     services.install(app)
     _background(services, events).install(app)
@@ -155,11 +159,13 @@ def _open_replay(settings: Settings, durable: SqlReplay, clock: Clock) -> Replay
     return RedisReplay(settings.redis_url.get_secret_value(), durable, clock)
 
 
-def _open_server(settings: Settings, doors: Doors, tokens: AccessTokenIssuer, events: Events) -> TokenServer:
+def _open_server(
+    settings: Settings, doors: Doors, tokens: AccessTokenIssuer, events: Events, measures: Measures
+) -> TokenServer:
     return TokenServer(
         grants=GRANTS,
-        methods=tuple(method(doors) for method in METHODS),
-        tokens=tokens,
+        methods=tuple(TimedMethod(method(doors), measures) for method in METHODS),
+        tokens=TimedTokens(tokens, measures),
         policy=Policy(settings.access_token_lifetime, settings.default_audience),
         events=events,
         clock=doors.clock,

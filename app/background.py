@@ -51,6 +51,10 @@ class Background:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
+    def add(self, job: Job) -> None:
+        """A further job, before they start."""
+        self._jobs += (job,)
+
     def install(self, app: Flask) -> None:
         """Start with the first request."""
         app.extensions["background"] = self

@@ -128,14 +128,29 @@ class TokenRequest(Protocol):
     """What the request proves itself with, in each reading: nothing of it may come back in an answer or a log."""
 
 
-class ClientAuthMethod(Protocol):
-    """A way for a client to prove who it is. See CONTRIBUTING.md for how to add one."""
+class Authenticator(Protocol):
+    """A way for a client to prove who it is, as requests need it."""
 
     name: str
     """The method's registered name (RFC 7591 section 2), as the metadata advertises it."""
 
     parameters: frozenset[str]
     """The form parameters that it reads."""
+
+    def is_presented(self, request: TokenRequest) -> bool:
+        """Whether ``request`` uses this method, well or badly."""
+        ...
+
+    def authenticate(self, request: TokenRequest) -> Authentication:
+        """Who sent ``request``.
+
+        :raises InvalidClient: whatever is wrong, with the reason for the log.
+        """
+        ...
+
+
+class ClientAuthMethod(Authenticator, Protocol):
+    """A way for a client to prove who it is. See CONTRIBUTING.md for how to add one."""
 
     secret_bearing: bool
     """Whether a client of this method has secrets that we generate."""
@@ -152,17 +167,6 @@ class ClientAuthMethod(Protocol):
         """Check what a client of this method registers beside its secrets, before it is stored.
 
         :raises ManagementError: something is missing, wrong, or does not belong there.
-        """
-        ...
-
-    def is_presented(self, request: TokenRequest) -> bool:
-        """Whether ``request`` uses this method, well or badly."""
-        ...
-
-    def authenticate(self, request: TokenRequest) -> Authentication:
-        """Who sent ``request``.
-
-        :raises InvalidClient: whatever is wrong, with the reason for the log.
         """
         ...
 

@@ -1,6 +1,6 @@
 """Typed facts, past tense, safe to log by construction: no field can hold a secret, an assertion, a token or a key.
 
-Whoever wants to know subscribes: the audit log (``logs``), later the metrics. An event of a request carries its facts
+Whoever wants to know subscribes: the audit log (``logs``), the metrics. An event of a request carries its facts
 in ``request``; one that no request caused has no such field. An event never holds what an
 unauthenticated caller wrote: a client's id stands in it only when there is such a client, since people paste secrets
 into the wrong field.
@@ -54,6 +54,8 @@ class TokenRefused:
     :param error: the code that the caller reads.
     :param reason: what was wrong in truth.
     :param detail: more of the reason, from values that have passed their grammar.
+    :param auth_method: how the request has tried to authenticate, when it has.
+    :param grant_type: what it has asked for, when that is a grant of ours.
     """
 
     request: RequestFacts
@@ -62,6 +64,8 @@ class TokenRefused:
     status: int
     reason: str
     detail: str | None = None
+    auth_method: str | None = None
+    grant_type: str | None = None
     outcome: str = field(default="refused", init=False)
 
 

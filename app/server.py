@@ -23,7 +23,7 @@ from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from flask import Response
 from orjson import dumps as encode_json
 
-from app.contracts import AccessToken, AccessTokenSource, Authentication, Client, ClientAuthMethod, Clock
+from app.contracts import AccessToken, AccessTokenSource, Authentication, Authenticator, Client, Clock
 from app.errors import (
     InvalidClient,
     InvalidRequest,
@@ -93,6 +93,7 @@ class StrictRequest(OAuth2Request):
         self.payload = BasicOAuth2Payload(self.parameters)
         self.authentication: Authentication | None = None
         self.access_token: AccessToken | None = None
+        self.auth_method: str | None = None
 
 
 class TokenServer(AuthorizationServer):
@@ -106,7 +107,7 @@ class TokenServer(AuthorizationServer):
         self,
         *,
         grants: Sequence[type[Any]],
-        methods: Sequence[ClientAuthMethod],
+        methods: Sequence[Authenticator],
         tokens: AccessTokenSource,
         policy: Policy,
         events: Events,
@@ -124,6 +125,7 @@ class TokenServer(AuthorizationServer):
         by_authentication = set[str]().union(*(method.parameters for method in methods))
         self._parameters = {TOKEN: by_authentication.union(*(grant.PARAMETERS for grant in grants))}
         self._by_authentication = by_authentication
+        self._grant_types = {grant.GRANT_TYPE for grant in grants}
         for grant in grants:
             self.register_grant(grant)
 
@@ -213,6 +215,7 @@ class TokenServer(AuthorizationServer):
             raise InvalidRequest("several_authentications", "The request must authenticate the client exactly once.")
         if not presented:
             raise InvalidClient("no_authentication")
+        request.auth_method = presented[0].name
         request.authentication = presented[0].authenticate(request)
         request.client = request.authentication.client
         return request.authentication
@@ -267,8 +270,20 @@ class TokenServer(AuthorizationServer):
             "reason": error.reason,
             "detail": error.description if error.description != type(error).description else None,
         }
-        self._events.emit(TokenRefused(**facts) if endpoint == TOKEN else RequestRefused(endpoint=endpoint, **facts))
+        if endpoint == TOKEN:
+            facts |= self._asked_for(request)
+            self._events.emit(TokenRefused(**facts))
+        else:
+            self._events.emit(RequestRefused(endpoint=endpoint, **facts))
         return self.handle_response(*render(error, self._announce_expiry(authentication)))
+
+    def _asked_for(self, request: StrictRequest | Asked) -> dict[str, str | None]:
+        """What is known of a token request that was refused, of what is known here."""
+        if not isinstance(request, StrictRequest):
+            return {}
+        grant_type = request.parameters.get("grant_type")
+        known = grant_type if grant_type in self._grant_types else None
+        return {"auth_method": request.auth_method, "grant_type": known}
 
     def _announce_expiry(self, authentication: Authentication | None) -> list[tuple[str, str]]:
         """Say when the secret that was used ends, in its last days; to its owner alone."""

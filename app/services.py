@@ -20,6 +20,7 @@ from app.keyring.home import KeyringHome
 from app.keyring.management import Keys
 from app.keyring.uses import KeyUses
 from app.logs import AuditLog
+from app.measures import Measures
 from app.outbox import Outbox
 from app.server import TokenServer
 from app.settings import Settings
@@ -58,6 +59,7 @@ class Services:
     metadata: Mapping[str, Any]
     replay: ReplayStore
     key_sets: ClientKeySets
+    measures: Measures
 
     def install(self, app: Flask) -> None:
         """Let commands find these services."""

@@ -23,6 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import check_start, create_app, lines
+from app.background import Background, Job
 from app.keyring import last_good
 from app.logs import send_to_standard_error
 from app.services import Services
@@ -94,13 +95,20 @@ def outlive(server: Any) -> None:
 def note_served(worker: Any) -> None:
     """In a worker that has started: begin with what it does beside its requests, whether or not one comes."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
-    background = getattr(worker.wsgi, "extensions", {}).get("background")
-    if background:
+    extensions = getattr(worker.wsgi, "extensions", {})
+    if background := extensions.get("background"):
+        _begin_to_count(background, extensions["tokenhouse"])
         background.start()
     lines.STDOUT.begin(threaded=True)
     lines.STDERR.begin(threaded=True)
     if shared := last_good.shared():
         shared.has_served = True
+
+
+def clear_up(_server: Any) -> None:
+    """In the master, at its end: leave nothing behind."""
+    if metrics := sys.modules.get("app.metrics"):
+        metrics.remove()
 
 
 def pause_after_failure(worker: Any) -> None:
@@ -122,6 +130,16 @@ def create_served_app() -> Flask:
         shared = last_good.shared()
         sys.exit(1 if shared and shared.has_served else APP_LOAD_ERROR)
     return app
+
+
+def _begin_to_count(background: Background, services: Services) -> None:
+    # Where nothing is counted, nobody pays for what counts; else the master has imported it, for all workers.
+    if services.settings.metrics_address is None:
+        return
+    from app import metrics  # noqa: PLC0415
+
+    if listener := metrics.begin(services):
+        background.add(Job("the listener of metrics", metrics.LOOK_SECONDS, listener.look, at_start=True))
 
 
 def _spawn_reachable(spawn: Callable[[], int]) -> int:
@@ -187,6 +205,10 @@ def _check() -> None:
             app.extensions["sqlalchemy"].session.remove()
             app.extensions["sqlalchemy"].engine.dispose()
     _checked = settings
+    if settings.metrics_address is not None:
+        from app import metrics  # noqa: PLC0415 - See _begin_to_count.
+
+        metrics.prepare()
 
 
 def _tell_missing_keys(services: Services) -> None:

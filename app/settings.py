@@ -50,6 +50,8 @@ _ISSUER_RULE = (
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LARGEST_PORT = 65535
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 
 
 class StartError(Exception):
@@ -191,6 +193,19 @@ def _parse_networks(value: object) -> tuple[Network, ...]:
     raise ValueError("must be comma-separated networks such as 10.0.0.0/8 or fd00::/8, without host bits")
 
 
+def _parse_address(value: object) -> tuple[str, int] | None:
+    if value in {None, ""}:
+        return None
+    if isinstance(value, tuple):
+        return value
+    host, colon, port = str(value).rpartition(":")
+    is_number = _PORT.fullmatch(port) and int(port) <= _LARGEST_PORT
+    is_host = _is_host(host) if host.startswith("[") else _HOST.fullmatch(host)
+    if not colon or not is_number or not is_host:
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464, or empty for none")
+    return host.strip("[]"), int(port)
+
+
 def parse_keyring(value: object) -> Path | str:
     """Read where a key ring is: an absolute path, ``database``, or ``env:NAME``.
 
@@ -290,6 +305,9 @@ class Settings(BaseModel):
     trusted_proxies: Annotated[Trusted, BeforeValidator(parse_trusted)] = ()
     """From whom forwarded addresses and request ids are taken; matched against the TCP peer."""
 
+    metrics_address: Annotated[tuple[str, int] | None, BeforeValidator(_parse_address)] = ("127.0.0.1", 9464)
+    """Where Prometheus is answered: host and port, never the public ones. Empty: nowhere, and nothing is counted."""
+
     log_format: Literal["console", "json"] = "json"
     """``console`` for people, ``json`` for machines."""
 
@@ -316,6 +334,9 @@ class Settings(BaseModel):
             )
         return self
 
+
+EMPTY_MEANS_NONE = frozenset({"metrics_address"})
+"""Settings that an empty variable switches off. Others are as if it were not there."""
 
 SETTING_NAMES = tuple(f"{PREFIX}{field.upper()}" for field in Settings.model_fields)
 """Every variable that counts."""

@@ -16,7 +16,7 @@ from typing import Any
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from app.settings import CONFIG_PATTERN, PREFIX, PROJECT_FOLDER, SETTING_NAMES, Settings, StartError
+from app.settings import CONFIG_PATTERN, EMPTY_MEANS_NONE, PREFIX, PROJECT_FOLDER, SETTING_NAMES, Settings, StartError
 
 CONFIG_NAME = f"{PREFIX}CONFIG"
 
@@ -127,7 +127,7 @@ class _Layers:
         return {name: value for name, value in values.items() if name not in unknown}
 
     def read_variables(self, variables: Mapping[str, str], source: str) -> dict[str, str]:
-        """``TOKENHOUSE_X`` and ``TOKENHOUSE_X_FILE`` as ``x``. An empty variable is an absent one."""
+        """``TOKENHOUSE_X`` and ``TOKENHOUSE_X_FILE`` as ``x``. An empty variable is an absent one, but for a few."""
         self._report_unknown_names(variables, source)
         given = {}
         for name in SETTING_NAMES:
@@ -137,7 +137,7 @@ class _Layers:
                 self._refuse(field, f"{name} and {name}_FILE are both set: set one of them")
             elif value and not is_text(value):
                 self._refuse(field, f"{name} must be UTF-8 text")
-            elif value:
+            elif value or (value == "" and field in EMPTY_MEANS_NONE and not path):
                 given[field] = value
             elif path and (content := self._read_value_file(field, name, path)):
                 given[field] = content

@@ -102,3 +102,10 @@ def worker_exit(_server: Any, worker: Any) -> None:
     from app.serving import pause_after_failure  # noqa: PLC0415
 
     pause_after_failure(worker)
+
+
+def on_exit(server: Any) -> None:
+    """Leave nothing behind."""
+    from app.serving import clear_up  # noqa: PLC0415
+
+    clear_up(server)

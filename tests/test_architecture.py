@@ -27,12 +27,14 @@ STACK = (
         "web",
         "forms",
     },
-    {"logs", "keyring", "gate", "outbox", "background", "questions"},
+    {"logs", "keyring", "gate", "outbox", "background", "questions", "measures"},
     {"clients", "stores"},
     {"client_auth", "sender_constraints", "issuer"},
     {"grants", "inspection"},
     {"server", "standing", "feed"},
     {"services"},
+    {"health"},
+    {"metrics"},
     {"endpoints", "cli", "serving"},
 )
 LEVELS = {room: level for level, rooms in enumerate(STACK) for room in rooms}
@@ -56,7 +58,7 @@ PURE_ROOMS = (
 # The development server, which is run as a program, and what gunicorn serves compose applications.
 COMPOSERS = {"cli/development", "serving"}
 
-SLOW_IMPORTS = {"__init__", "database", "logs", "settings"}
+SLOW_IMPORTS = {"__init__", "database", "logs", "serving", "settings"}
 """They import a driver, a dialect and structlog when these are needed, so that commands are quick."""
 
 FILE_LINES_MAX = 400

@@ -22,7 +22,7 @@ from app.clients.marks import MARK_DELAY
 from app.clients.readable import ReadableSecrets
 from app.clients.transactions import find_client, writing
 from app.contracts import Clock, Credentials
-from app.database import writing_engine
+from app.database import reading_engine, writing_engine
 from app.encryption import DecryptionError
 from app.errors import ManagementError, StillInUse
 from app.events import ClientChanged, SecretExpiring
@@ -274,6 +274,18 @@ class ClientSecrets:
             counted = counted.where(ClientSecretRow.client_id == find_client(self._session, client_id).client_id)
         rows = self._session.execute(counted.group_by(key_id)).all()
         return dict.fromkeys(known, 0) | {row[0]: row[1] for row in rows}
+
+    def count_expiring(self) -> int:
+        """How many secrets that work end within :data:`EXPIRY_TOLD_BEFORE`, of clients that are served.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        now = self._clock()
+        enabled = select(ClientRow.client_id).where(ClientRow.disabled_at.is_(None), ClientRow.deleted_at.is_(None))
+        ends = ClientSecretRow.expires_at <= now + EXPIRY_TOLD_BEFORE
+        counted = select(func.count()).where(works_at(now), ends, ClientSecretRow.client_id.in_(enabled))
+        with reading_engine(self._engine).connect() as connection:
+            return connection.scalar(counted) or 0
 
     def claim_expiring(self) -> Sequence[SecretExpiring]:
         """Secrets whose end is to be told now: each once a day, whichever worker asks first.

@@ -347,8 +347,23 @@ def test_the_audit_line_of_a_refusal_is_exactly_this(server: RunningServer, told
         "status": status,
         "reason": told.reason,
         **({"detail": told.detail} if told.detail else {}),
+        **asked_for(told),
         "outcome": "refused",
     }
+
+
+UNREAD = {"repeated_parameter", "query_parameter", "malformed_form", "repeated_authorization", "unknown_grant_type"}
+"""What is wrong with a request that is not read so far, or asks for nothing of ours."""
+
+
+def asked_for(told: Told) -> dict[str, str]:
+    """What was known of the request: its grant, then how it authenticates."""
+    if not told.body or told.reason in UNREAD:
+        return {}
+    grant = {"grant_type": "client_credentials"}
+    if told.reason in {"no_authentication", "several_authentications"}:
+        return grant
+    return grant | {"auth_method": "client_secret_basic" if told.authorization else "client_secret_post"}
 
 
 @pytest.mark.parametrize("state", ["disabled", "deleted"])

@@ -69,6 +69,8 @@ def environment_for(folder: Path, **settings: str) -> dict[str, str]:
         "TOKENHOUSE_ISSUER": "https://tokens.example.com",
         "TOKENHOUSE_DATABASE_URL": f"sqlite:///{folder}/tokenhouse.db",
         "TOKENHOUSE_KEYRING": str(folder / "keyring.toml"),
+        # One machine runs many of them.
+        "TOKENHOUSE_METRICS_ADDRESS": "",
         "TOKENHOUSE_SECRET_PEPPERS": f"p1:{secrets.token_urlsafe(32)}",
     }
     return {**inherited, **defaults, **settings}

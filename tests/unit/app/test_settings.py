@@ -57,6 +57,7 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
         "encryption_keys": (),
         "access_token_lifetime": 3600,
         "default_audience": ISSUER,
+        "metrics_address": ("127.0.0.1", 9464),
         "log_format": "json",
         "log_level": "info",
     }
@@ -87,6 +88,7 @@ def test_every_setting_is_a_variable_with_the_prefix() -> None:
         "TOKENHOUSE_SECRET_PEPPERS",
         "TOKENHOUSE_ACCESS_TOKEN_LIFETIME",
         "TOKENHOUSE_DEFAULT_AUDIENCE",
+        "TOKENHOUSE_METRICS_ADDRESS",
         "TOKENHOUSE_LOG_FORMAT",
         "TOKENHOUSE_LOG_LEVEL",
     }
@@ -552,3 +554,28 @@ def test_networks_of_key_sets_are_networks(checkout: Path) -> None:
     for wrong in ("unix", "10.0.0.1/8", "example.com", "10.0.0.0/33", "10.0.0.0/8;fd00::/8"):
         rule = "must be comma-separated networks such as 10.0.0.0/8 or fd00::/8, without host bits"
         assert refusal(checkout, JWKS_URI_NETWORKS=wrong) == f"TOKENHOUSE_JWKS_URI_NETWORKS {rule}"
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("0.0.0.0:9464", ("0.0.0.0", 9464)),  # noqa: S104 - Compared, not bound.
+        ("[::1]:1", ("::1", 1)),
+        ("metrics.internal:65535", ("metrics.internal", 65535)),
+        ("", None),
+    ],
+)
+def test_the_metrics_address_is_a_host_and_a_port_or_none(
+    checkout: Path, written: str, address: tuple[str, int] | None
+) -> None:
+    assert load(checkout, METRICS_ADDRESS=written).metrics_address == address
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["9464", ":9464", "localhost", "localhost:", "localhost:0", "localhost:65536", "::1:1", "a b:1", "[x]:1"],
+)
+def test_another_metrics_address_is_refused(checkout: Path, written: str) -> None:
+    assert refusal(checkout, METRICS_ADDRESS=written) == (
+        "TOKENHOUSE_METRICS_ADDRESS must be HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464, or empty for none"
+    )

@@ -1,0 +1,43 @@
+"""How this worker is: each part by name, and ``ok``, ``degraded`` (it can, and something is wrong) or ``failed``."""
+
+from app.errors import ServiceUnavailable
+from app.keyring import last_good
+from app.services import Services
+from app.settings import StartError
+
+
+def checks_of(services: Services) -> dict[str, str]:
+    """What can be told to all: names and states, no more."""
+    checks = {"database": _database(services), "keyring": _keyring(services), "settings": _settings()}
+    checks["audit_log"] = "degraded" if services.audit_log.is_stalled else "ok"
+    if services.settings.redis_url:
+        checks["redis"] = "degraded" if services.replay.is_away else "ok"
+    return checks | {f"client_keys:{client_id}": "degraded" for client_id in services.key_sets.failing}
+
+
+def _database(services: Services) -> str:
+    try:
+        services.verifier.answers()
+    except ServiceUnavailable:
+        return "failed"
+    return "ok"
+
+
+def ring_fault(services: Services) -> str | None:
+    """Why no key signs, if none does."""
+    try:
+        services.ring.signing_key()
+    except StartError as error:
+        return str(error)
+    return None
+
+
+def _keyring(services: Services) -> str:
+    if ring_fault(services):
+        return "failed"
+    return "degraded" if services.ring.fault or services.ring.is_clock_behind else "ok"
+
+
+def _settings() -> str:
+    shared = last_good.shared()
+    return "degraded" if shared and shared.reload_failed else "ok"

@@ -1,0 +1,349 @@
+"""What is counted, timed and measured, for Prometheus, on a listener of its own and never on the public port.
+
+Each worker counts in files that it maps into its memory, in a folder of the server's, and whoever is asked adds them
+up. A file belongs to a place and not to a process: a worker that follows another, after a crash or a reload, takes a
+place that is free and goes on counting where the one before has stopped, however it ended. One of the workers listens;
+when it ends another does.
+
+Labels are of closed sets: no client, no address, nothing that a caller wrote.
+"""
+
+import fcntl
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server, values
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.events import (
+    Event,
+    KeyRingRejected,
+    RequestRefused,
+    TokenIntrospected,
+    TokenIssued,
+    TokenRefused,
+    TokenRevoked,
+)
+from app.health import checks_of
+from app.keyring.ring import KeyState
+from app.measures import PARTS
+from app.services import Services
+from app.settings import StartError
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""How often a worker looks whether it is the one to listen."""
+
+MEASURE_SECONDS = 5.0
+"""How often the one that does looks how things are."""
+
+BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+"""Seconds: a token takes some 0.4 ms, a database that is silent 4 s."""
+
+NONE = "none"
+"""Stands for a method or a grant that the request does not name."""
+
+_FOLDER = "tokenhouse-metrics-"
+_SERVER = "server.lock"
+_DIRECTORY_OF_FILES = "PROMETHEUS_MULTIPROC_DIR"
+"""By which prometheus-client is told; of a worker alone, so that no master inherits it at USR2."""
+_ABANDONED_SECONDS = 60
+_MOST_PLACES = 1024
+_OPEN_ENDED = ("database_", "redis_", "unexpected_")
+"""Reasons that end in the class of an error: one label for all of each."""
+
+
+class ServersFolder:
+    """Where the workers of one master count. Made by the master, removed when it ends.
+
+    A folder whose master is gone, however it ended, is removed by the next one that starts.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        _remove_abandoned(parent)
+        self.path = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
+        self._master = os.getpid()
+        # Held as long as the master lives: its workers inherit it, and end when it does.
+        self._held = _lock(self.path / _SERVER)
+        self._place: TextIOWrapper | None = None
+        self._lead: TextIOWrapper | None = None
+
+    def remove(self) -> None:
+        """Remove it, in the process that has made it."""
+        if os.getpid() == self._master:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def take_place(self) -> str:
+        """Take a place that no other worker has, until this process ends.
+
+        :raises OSError: the folder is gone, or cannot be written.
+        """
+        for number in range(_MOST_PLACES):
+            self._place = _lock(self.path / f"place-{number}.lock")
+            if self._place:
+                return str(number)
+        raise OSError(f"{_MOST_PLACES} workers count already")
+
+    def lead(self) -> bool:
+        """Whether this process is the one that listens; it is until it ends."""
+        self._lead = self._lead or _lock(self.path / "leader.lock")
+        return self._lead is not None
+
+
+class PrometheusKeeper:
+    """Counts in the files of ``place``; a :class:`app.measures.Keeper`."""
+
+    def __init__(self, folder: Path, place: str) -> None:
+        os.environ[_DIRECTORY_OF_FILES] = str(folder)
+        values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
+        # Of its own, and never asked: what is told is the sum of all files.
+        own = CollectorRegistry()
+        self._issued = Counter(
+            "tokenhouse_tokens_issued", "Access tokens that were issued.", ["auth_method", "grant_type"], registry=own
+        )
+        self._refused = Counter(
+            "tokenhouse_token_requests_refused",
+            "Token requests that got no token.",
+            ["auth_method", "grant_type", "error", "reason"],
+            registry=own,
+        )
+        self._others_refused = Counter(
+            "tokenhouse_requests_refused",
+            "Requests at other endpoints than that for tokens that were refused.",
+            ["endpoint", "error", "reason"],
+            registry=own,
+        )
+        self._introspected = Counter(
+            "tokenhouse_introspections", "Questions after tokens that were answered.", ["active"], registry=own
+        )
+        self._revoked = Counter(
+            "tokenhouse_revocations", "Requests to take a token back that were answered.", ["was_live"], registry=own
+        )
+        self._rejected = Counter(
+            "tokenhouse_key_ring_rejections", "Changed key rings that were not taken.", registry=own
+        )
+        durations = Histogram(
+            "tokenhouse_token_request_duration_seconds",
+            "From the complete token request to its event.",
+            ["outcome"],
+            buckets=BUCKETS,
+            registry=own,
+        )
+        parts = Histogram(
+            "tokenhouse_token_request_part_duration_seconds",
+            "Parts of a token request: who is it, the signature, the audit line.",
+            ["part"],
+            buckets=BUCKETS,
+            registry=own,
+        )
+        self._durations = {outcome: durations.labels(outcome).observe for outcome in ("issued", "refused")}
+        self._parts = {part: parts.labels(part).observe for part in PARTS}
+        self._known: dict[tuple[str, ...], Callable[[], None]] = {}
+        self._by_kind: dict[type[Any], Callable[[Any], None]] = {
+            TokenIssued: self._count_issued,
+            TokenRefused: self._count_refused,
+            RequestRefused: self._count_other,
+            TokenIntrospected: lambda event: self._add(self._introspected, _word(event.active)),
+            TokenRevoked: lambda event: self._add(self._revoked, _word(event.was_live)),
+            KeyRingRejected: lambda _: self._rejected.inc(),
+        }
+
+    def count(self, event: Event) -> None:
+        """Count ``event``, if it is of a kind that is counted."""
+        if count := self._by_kind.get(type(event)):
+            count(event)
+
+    def observe(self, part: str, seconds: float) -> None:
+        """Note how long a part of a token request has taken."""
+        self._parts[part](seconds)
+
+    def _count_issued(self, event: TokenIssued) -> None:
+        self._add(self._issued, event.auth_method, event.grant_type)
+        self._durations["issued"](event.request.duration_ms / 1000)
+
+    def _count_refused(self, event: TokenRefused) -> None:
+        method, grant = event.auth_method or NONE, event.grant_type or NONE
+        self._add(self._refused, method, grant, event.error, closed(event.reason))
+        self._durations["refused"](event.request.duration_ms / 1000)
+
+    def _count_other(self, event: RequestRefused) -> None:
+        self._add(self._others_refused, event.endpoint, event.error, closed(event.reason))
+
+    def _add(self, counter: Counter, *labels: str) -> None:
+        key = (counter._name, *labels)  # noqa: SLF001 - Only to tell them apart.
+        add = self._known.get(key)
+        if add is None:
+            add = self._known[key] = counter.labels(*labels).inc
+        add()
+
+
+def closed(reason: str) -> str:
+    """``reason`` as a label."""
+    return next((start.rstrip("_") for start in _OPEN_ENDED if reason.startswith(start)), reason)
+
+
+class Listener:
+    """Answers Prometheus, in the one worker that does.
+
+    :param address: host and port.
+    """
+
+    def __init__(self, folder: ServersFolder, address: tuple[str, int], services: Services) -> None:
+        self._folder = folder
+        self._address = address
+        self._services = services
+        self._is_serving = False
+        self._told = ""
+        self._facts: Sequence[Metric] = ()
+        self._next_measure = 0.0
+
+    def look(self) -> None:
+        """Listen if no other worker does; then see how things are."""
+        if not self._is_serving and self._folder.lead():
+            self._listen()
+        if self._is_serving and time.monotonic() >= self._next_measure:
+            self._next_measure = time.monotonic() + MEASURE_SECONDS
+            self._facts = list(self._measured())
+
+    def collect(self) -> Sequence[Metric]:
+        """How things were at the last look: asking costs no request to anything."""
+        return self._facts
+
+    def _listen(self) -> None:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(self._folder.path))  # type: ignore[no-untyped-call]
+        registry.register(self)
+        host, port = self._address
+        try:
+            start_http_server(port, host, registry)
+        except OSError as error:
+            told = f"nobody listens for metrics at {host}:{port}: {error.strerror or error}"
+            if told != self._told:
+                log.warning("%s (TOKENHOUSE_METRICS_ADDRESS)", told)
+            self._told = told
+            return
+        self._is_serving, self._told = True, ""
+
+    def _measured(self) -> Iterator[Metric]:
+        yield InfoMetricFamily(
+            "tokenhouse_build", "What runs here.", {"version": _version(), "python": platform.python_version()}
+        )
+        checks = GaugeMetricFamily(
+            "tokenhouse_check_healthy", "1 where /readyz says ok, 0 where it says degraded or failed.", labels=["check"]
+        )
+        # A client's id is no label.
+        found = {name: state for name, state in checks_of(self._services).items() if ":" not in name}
+        for name, state in found.items():
+            checks.add_metric([name], state == "ok")
+        yield checks
+        yield GaugeMetricFamily(
+            "tokenhouse_client_key_sets_failing",
+            "Clients whose published keys cannot be fetched, at most 20.",
+            len(self._services.key_sets.failing),
+        )
+        with suppress(SQLAlchemyError):
+            yield GaugeMetricFamily(
+                "tokenhouse_client_secrets_expiring",
+                "Secrets that work and end within 30 days.",
+                self._services.client_secrets.count_expiring(),
+            )
+        with suppress(StartError):
+            yield from self._keys()
+
+    def _keys(self) -> Iterator[Metric]:
+        ring, now = self._services.ring(), self._services.ring.now()
+        states = [ring.state_of(key, now) for key in ring.keys]
+        keys = GaugeMetricFamily("tokenhouse_signing_keys", "Keys of the ring by state.", labels=["state"])
+        for state in KeyState:
+            keys.add_metric([str(state)], states.count(state))
+        yield keys
+        if later := [change for change in ring.changes() if change > now]:
+            yield GaugeMetricFamily(
+                "tokenhouse_signing_keys_next_change_seconds",
+                "Until a key of the ring comes to another state.",
+                (min(later) - now).total_seconds(),
+            )
+
+
+_folder: ServersFolder | None = None
+
+
+def prepare() -> None:
+    """In the master, before there is a worker: make where they count. Twice is once."""
+    global _folder  # noqa: PLW0603 - One for a process: what it leaves to those that it forks.
+    if _folder is None:
+        try:
+            _folder = ServersFolder(_in_memory())
+        except OSError as error:
+            log.warning("there are no metrics: %s: %s", error.filename, error.strerror)
+
+
+def remove() -> None:
+    """In the master, at its end."""
+    if _folder:
+        _folder.remove()
+
+
+def begin(services: Services) -> Listener | None:
+    """In a worker: count from now on; who listens, or ``None`` where there are no metrics."""
+    address = services.settings.metrics_address
+    if address is None or _folder is None:
+        return None
+    try:
+        services.measures.keep_with(PrometheusKeeper(_folder.path, _folder.take_place()))
+    except OSError as error:
+        log.warning("this worker counts nothing: %s", error.strerror or error)
+        return None
+    return Listener(_folder, address, services)
+
+
+def _in_memory() -> Path:
+    """Where files are memory, if there is such a place: on a disk a write can block."""
+    shared = Path("/dev/shm")  # noqa: S108
+    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{_FOLDER}*"):
+        # Another user's is not ours to remove, and cannot be; one that is being made has no lock yet.
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS and _lock(folder / _SERVER):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(path: Path) -> TextIOWrapper | None:
+    """Hold ``path``, as long as what is returned is open; ``None`` where another process does.
+
+    :raises OSError: it cannot be opened.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _version() -> str:
+    try:
+        return version("tokenhouse")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _word(value: bool) -> str:  # noqa: FBT001 - It is what is named.
+    return "true" if value else "false"
