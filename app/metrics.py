@@ -211,12 +211,14 @@ class Listener:
         self._next_measure = 0.0
 
     def look(self) -> None:
-        """Listen if no other worker does; then see how things are."""
-        if not self._is_serving and self._folder.lead():
-            self._listen()
-        if self._is_serving and time.monotonic() >= self._next_measure:
+        """See how things are, and listen, if no other worker does."""
+        if not self._folder.lead():
+            return
+        if time.monotonic() >= self._next_measure:
             self._next_measure = time.monotonic() + MEASURE_SECONDS
             self._facts = list(self._measured())
+        if not self._is_serving:
+            self._listen()
 
     def collect(self) -> Sequence[Metric]:
         """How things were at the last look: asking costs no request to anything."""

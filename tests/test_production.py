@@ -246,7 +246,7 @@ def publish(machine: Machine) -> None:
         if (PROJECT_FOLDER / name).is_file():
             (repository / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT_FOLDER / name, repository / name)
-    for path in (repository / "deploy").iterdir():
+    for path in filter(Path.is_file, (repository / "deploy").iterdir()):
         path.write_text(machine.here(path.read_text()))
     machine.shell(
         f"cd {repository}\ngit init --quiet\ngit config user.name test\ngit config user.email test@example.com\n"

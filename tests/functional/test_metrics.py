@@ -166,9 +166,14 @@ def test_counts_never_fall_while_workers_come_and_go(watched: Watched, client: N
     def watch() -> None:
         while not is_over.is_set():
             try:
-                seen.append(watched.value(ISSUED, **METHOD))
+                told = watched.text()
             except requests.RequestException:
-                # The worker that listened was killed; another does within a second or so.
+                told = ""
+            if "tokenhouse_build_info" in told:
+                found = re.search(rf"^{ISSUED}{{.*}} (\S+)$", told, re.MULTILINE)
+                seen.append(float(found[1]) if found else 0.0)
+            else:
+                # The worker that listened was killed, perhaps over this answer; another does within a second or so.
                 is_over.wait(0.05)
 
     watcher = threading.Thread(target=watch)
