@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import check_start, create_app, lines
 from app.background import Background, Job
+from app.doctor import Severity, examine_start, is_production
 from app.keyring import last_good
 from app.logs import send_to_standard_error
 from app.services import Services
@@ -42,6 +43,10 @@ HELD_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, si
 _checked: Settings | None = None
 
 log = logging.getLogger(__name__)
+
+
+class WrongSettings(StartError):
+    """The settings can be read, and yet a server must not run with them."""
 
 
 class RingFault(StartError):
@@ -198,6 +203,9 @@ def _check() -> None:
             services.keys.home.read()
             check_start(app)
             _tell_missing_keys(services)
+            _let_doctor_look(services)
+        except WrongSettings:
+            raise
         except StartError as error:
             raise RingFault(str(error)) from None
         finally:
@@ -209,6 +217,19 @@ def _check() -> None:
         from app import metrics  # noqa: PLC0415 - See _begin_to_count.
 
         metrics.prepare()
+
+
+def _let_doctor_look(services: Services) -> None:
+    """Say what will hurt, once; what hurts at once stops a start in production.
+
+    :raises WrongSettings: it does.
+    """
+    found = [one for one in examine_start(services) if one.severity is not Severity.OK]
+    errors = [one for one in found if one.severity is Severity.ERROR]
+    if errors and is_production(services.settings):
+        raise WrongSettings("\n".join(f"{one.check}: {one.what}. To mend it: {one.how}" for one in errors))
+    for one in found:
+        log.warning("%s: %s. Why it matters: %s. To mend it: %s", one.check, one.what, one.why, one.how)
 
 
 def _tell_missing_keys(services: Services) -> None:

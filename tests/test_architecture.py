@@ -33,7 +33,7 @@ STACK = (
     {"grants", "inspection"},
     {"server", "standing", "feed"},
     {"services"},
-    {"health"},
+    {"health", "doctor"},
     {"metrics"},
     {"endpoints", "cli", "serving"},
 )
@@ -58,7 +58,7 @@ PURE_ROOMS = (
 # The development server, which is run as a program, and what gunicorn serves compose applications.
 COMPOSERS = {"cli/development", "serving"}
 
-SLOW_IMPORTS = {"__init__", "database", "logs", "serving", "settings"}
+SLOW_IMPORTS = {"__init__", "database", "logs", "serving", "settings", "doctor"}
 """They import a driver, a dialect and structlog when these are needed, so that commands are quick."""
 
 FILE_LINES_MAX = 400

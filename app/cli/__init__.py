@@ -1,9 +1,10 @@
 """The commands that are added to ``flask``."""
 
 from app.cli.clients import clients
+from app.cli.doctor import doctor
 from app.cli.explain import explain
 from app.cli.keys import keys
 from app.cli.migrations import db
 from app.cli.tokens import tokens
 
-COMMANDS = (clients, db, explain, keys, tokens)
+COMMANDS = (clients, db, doctor, explain, keys, tokens)

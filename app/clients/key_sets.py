@@ -144,7 +144,7 @@ class ClientKeySets:
         if claimed:
             with ThreadPoolExecutor(len(claimed), "fetch") as pool:
                 list(pool.map(lambda one: self._refresh(*one), claimed))
-        self.failing = self._find_failing()
+        self.failing = self.find_failing()
 
     def _fetched(self, uri: str) -> KeySet:
         fetched = self._fetcher.fetch(uri, _ACCEPT)
@@ -172,7 +172,11 @@ class ClientKeySets:
         with reading_engine(self._engine).connect() as connection:
             return connection.execute(due).all()
 
-    def _find_failing(self) -> Sequence[str]:
+    def find_failing(self) -> Sequence[str]:
+        """Ids of clients whose keys could not be fetched the last time, at most :data:`MOST_FAILING`.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
         failing = (
             select(ClientKeySetRow.client_id)
             .where(ClientKeySetRow.fault.is_not(None), ClientKeySetRow.client_id.in_(self._served()))

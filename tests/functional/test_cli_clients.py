@@ -1170,6 +1170,7 @@ def test_flask_help_says_what_this_is(installation: Installation) -> None:
     assert [line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines()] == [
         "clients",
         "db",
+        "doctor",
         "explain",
         "keys",
         "routes",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from support.server import Installation, RunningServer, free_port
+from support.server import Installation, RunningServer, free_port, running_server, wait_until
 
 from app.settings import PROJECT_FOLDER
 
@@ -247,3 +247,41 @@ def test_secrets_whose_pepper_is_missing_are_counted(tmp_path: Path) -> None:
     server.start("--workers", "1")
     server.stop()
     assert "3 secrets are refused: their pepper 'p1' is not in TOKENHOUSE_SECRET_PEPPERS" in diagnostics(server)
+
+
+def test_a_database_that_is_behind_the_code_stops_the_start(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    installation.prepare()
+    assert installation.flask("db", "downgrade", "0008").returncode == 0
+    status, said = start(installation)
+    assert status == 4
+    told = "database: at migration 0008, and the code needs 0009. To mend it: `flask db upgrade`"
+    assert refusals(said) == [told]
+    doctor = installation.flask("doctor", "--offline")
+    assert doctor.returncode == 1
+    assert "error    database: at migration 0008, and the code needs 0009\n" in doctor.stdout
+
+
+def test_in_development_what_is_wrong_is_only_said(tmp_path: Path) -> None:
+    settings = {"TOKENHOUSE_CONFIG": "development", "TOKENHOUSE_TRUSTED_PROXIES": "0.0.0.0/0"}
+    with running_server(tmp_path, TOKENHOUSE_ISSUER="http://localhost:8080", **settings) as server:
+        server.get_token(server.create_client())
+        assert "trusted proxies: 0.0.0.0/0 is everybody" in server.stderr_path.read_text()
+
+
+def test_what_will_hurt_is_said_once_and_a_reload_with_what_hurts_changes_nothing(tmp_path: Path) -> None:
+    with running_server(tmp_path, "--workers", "2", TOKENHOUSE_TRUSTED_PROXIES="8.0.0.0/8") as server:
+        client = server.create_client()
+        server.get_token(client)
+        assert server.stderr_path.read_text().count("trusted proxies: 8.0.0.0/8 is a large public network") == 1
+        before = server.workers()
+        assert server.flask("db", "downgrade", "0008").returncode == 0
+        server.process.send_signal(signal.SIGHUP)
+        told = "SIGHUP changes nothing: mend this, then send it again: database: at migration 0008"
+        wait_until(lambda: told in server.stderr_path.read_text())
+        assert server.workers() == before
+        assert server.flask("db", "upgrade").returncode == 0
+        server.get_token(client)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not server.workers() & before)
+        server.get_token(client)

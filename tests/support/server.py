@@ -299,7 +299,11 @@ class RunningServer(Installation):
     def event_of(self, response: requests.Response | Answer) -> dict[str, Any]:
         """The audit line of one answer."""
         request_id = response.headers["X-Request-ID"]
-        found = [event for event in self.events() if event.get("request_id") == request_id]
+        found: list[dict[str, Any]] = []
+        deadline = time.monotonic() + 5
+        # On a busy machine the answer may be here before another thread has written the line.
+        while not found and time.monotonic() < deadline:
+            found = [event for event in self.events() if event.get("request_id") == request_id]
         assert len(found) == 1, f"{len(found)} audit lines for {request_id}"
         return found[0]
 

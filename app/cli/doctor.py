@@ -1,0 +1,71 @@
+"""``flask doctor``: what is wrong with this installation. ``app.doctor`` knows; here it is asked and shown."""
+
+import http.client
+import json
+from dataclasses import asdict
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import click
+from flask.cli import with_appcontext
+
+from app.cli.output import SingleCommand, json_option, print_json, print_line
+from app.doctor import Finding, Severity, examine
+from app.services import services
+from app.settings import Settings
+
+SECONDS = 5
+MOST_BYTES = 64 * 1024
+
+
+@click.command("doctor", cls=SingleCommand)
+@click.option("--offline", is_flag=True, help="Do not ask the issuer's URL what verifiers read there.")
+@json_option
+@with_appcontext
+@click.pass_context
+def doctor(context: click.Context, *, offline: bool, as_json: bool) -> None:
+    """Look at settings, keys, database and their neighbours; say what is wrong, why, and how to mend it.
+
+    Ends with status 1 when there are errors. Changes nothing.
+    """
+    found = list(examine(services()))
+    if not offline:
+        found.append(_ask_as_verifiers_do(services().settings))
+    if as_json:
+        print_json([asdict(one) for one in found])
+    else:
+        for one in sorted(found, key=lambda one: list(Severity).index(one.severity)):
+            _print(one)
+    if any(one.severity is Severity.ERROR for one in found):
+        context.exit(1)
+
+
+def _print(found: Finding) -> None:
+    print_line(f"{found.severity:<8} {found.check}: {found.what}")
+    for word, told in (("why", found.why), ("mend", found.how)):
+        if told:
+            print_line(f"{'':<8}   {word}: {told}")
+
+
+def _ask_as_verifiers_do(settings: Settings) -> Finding:
+    """Whether the metadata at the issuer's URL is this installation's."""
+    url = f"{settings.issuer}/.well-known/openid-configuration"
+    why = "verifiers and clients begin there"
+    try:
+        with urlopen(Request(url, headers={"Accept": "application/json"}), timeout=SECONDS) as answer:  # noqa: S310 - Of the settings.
+            document: Any = json.loads(answer.read(MOST_BYTES))
+    except (URLError, OSError, ValueError, http.client.HTTPException) as error:
+        told = getattr(error, "reason", None) or error
+        how = "does the server run, does the proxy let this path through, does the name lead to it from here?"
+        return Finding("metadata", Severity.WARNING, f"{url} cannot be read: {told}", why, how)
+    theirs = document.get("issuer") if isinstance(document, dict) else None
+    if theirs != settings.issuer:
+        return Finding(
+            "metadata",
+            Severity.ERROR,
+            f"{url} says that the issuer is {json.dumps(theirs)}",
+            "verifiers compare it to the letter, and refuse the tokens of this one",
+            "TOKENHOUSE_ISSUER must be the URL by which all reach the server",
+        )
+    return Finding("metadata", Severity.OK, f"{url} is this installation's")

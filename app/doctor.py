@@ -1,0 +1,392 @@
+"""What is wrong with an installation, or will be: each finding with why it matters and how to mend it.
+
+``flask doctor`` asks for all of it. A start asks for what a server can know at once: errors stop it in production.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import func, inspect, select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.database import describe, reading_engine
+from app.errors import ManagementError
+from app.keyring.judgement import faults, warnings
+from app.models import db
+from app.services import Services
+from app.settings import KEYRING_IN_DATABASE, PROJECT_FOLDER, Settings, StartError, is_loopback
+
+DEMO_CLIENT = "demo"
+"""Made by the first `make run`, which prints its secret."""
+CLOCKS_APART_SECONDS = 5
+DIFFERENT_CHARACTERS_MIN = 10
+"""A random value of 32 characters has more; a word that is repeated has fewer."""
+WIDEST_PUBLIC_PREFIX = {4: 16, 6: 32}
+"""A public network of proxies that is larger than these holds others' machines."""
+
+_PEPPERS, _ENCRYPTION_KEYS = "TOKENHOUSE_SECRET_PEPPERS", "TOKENHOUSE_ENCRYPTION_KEYS"
+_OTHERS_READ = 0o077
+_VERSIONS = PROJECT_FOLDER / "migrations" / "versions"
+
+
+class Severity(StrEnum):
+    """What a finding means for a start."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at, and what was found.
+
+    :param check: what was looked at.
+    :param what: what was found, in one line. Holds no secret.
+    :param why: why it matters; empty where all is well.
+    :param how: how to mend it.
+    """
+
+    check: str
+    severity: Severity
+    what: str
+    why: str = ""
+    how: str = ""
+
+
+Found = Iterator[Finding]
+_Check = Callable[[Services], Found]
+
+
+def examine(services: Services) -> Found:
+    """All that can be looked at from here, within an application context."""
+    for check in (*_AT_START, _find_ring_faults, _find_lost_secrets, _find_failing_key_sets):
+        yield from check(services)
+
+
+def examine_start(services: Services) -> Found:
+    """What a start looks at beside the key ring, which has a judge of its own. What is away stops nothing."""
+    for check in _AT_START:
+        for found in check(services):
+            is_away = found.check in {"database", "redis"} and found.what.startswith(_AWAY)
+            yield _as_warning(found) if is_away else found
+
+
+_AWAY = "it does not answer"
+
+
+def _as_warning(found: Finding) -> Finding:
+    return Finding(found.check, Severity.WARNING, found.what, found.why, found.how)
+
+
+def _find_plain_issuer(services: Services) -> Found:
+    issuer = services.settings.issuer
+    if issuer.startswith("https:"):
+        yield Finding("issuer", Severity.OK, issuer)
+        return
+    yield Finding(
+        "issuer",
+        Severity.WARNING,
+        f"{issuer} is plain http, for this machine alone",
+        "secrets and tokens of callers elsewhere would go in the clear, and verifiers refuse such an issuer",
+        "put a proxy with TLS before it (deploy/nginx.conf) and set TOKENHOUSE_ISSUER to its https URL",
+    )
+
+
+def _find_weak_keys(services: Services) -> Found:
+    settings = services.settings
+    groups = {
+        "TOKENHOUSE_SECRET_PEPPERS": settings.secret_peppers,
+        "TOKENHOUSE_ENCRYPTION_KEYS": settings.encryption_keys,
+    }
+    known: dict[str, str] = {}
+    is_well = True
+    make = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+    for variable, keys in groups.items():
+        for key in keys:
+            value, name = key.value.get_secret_value(), f"{key.id!r} of {variable}"
+            if len(set(value)) < DIFFERENT_CHARACTERS_MIN:
+                is_well = False
+                yield Finding(
+                    "keys",
+                    Severity.WARNING,
+                    f"{name} can be guessed: it has few different characters",
+                    "it is all that a stolen database is kept shut with",
+                    f"put a random one first, keep this one second until nothing needs it: {make}",
+                )
+            if value in known:
+                is_well = False
+                yield Finding(
+                    "keys",
+                    Severity.WARNING,
+                    f"{name} has the same value as {known[value]}",
+                    "who learns one has both",
+                    f"give each a random value of its own: {make}",
+                )
+            known.setdefault(value, name)
+    if is_well:
+        yield Finding("keys", Severity.OK, "peppers and encryption keys look random")
+
+
+def _find_other_schema(_services: Services) -> Found:
+    head = max(path.name[:4] for path in _VERSIONS.glob("[0-9]*.py"))
+    try:
+        with reading_engine(db.engine).connect() as connection:
+            has_table = inspect(connection).has_table("alembic_version")
+            there = connection.scalar(text("SELECT version_num FROM alembic_version")) if has_table else None
+    except SQLAlchemyError as error:
+        yield Finding(
+            "database",
+            Severity.ERROR,
+            f"{_AWAY}: {describe(error)}",
+            "without it nobody gets a token",
+            "is TOKENHOUSE_DATABASE_URL right, does it run, has `flask db upgrade` run?",
+        )
+        return
+    if there == head:
+        yield Finding("database", Severity.OK, f"at migration {head}, as the code needs it")
+    elif there is None or (re.fullmatch("[0-9]{4}", there) and there < head):
+        yield Finding(
+            "database",
+            Severity.ERROR,
+            f"at migration {there or 'none'}, and the code needs {head}",
+            "requests would fail where they meet what is missing",
+            "`flask db upgrade`",
+        )
+    else:
+        yield Finding(
+            "database",
+            Severity.WARNING,
+            f"at migration {there}, and the code is of {head}",
+            "a newer release has been here: fine during an update or after it was taken back, and not for long",
+            "update this machine too",
+        )
+
+
+def _find_other_clock(services: Services) -> Found:
+    if db.engine.dialect.name != "postgresql":
+        return
+    try:
+        with reading_engine(db.engine).connect() as connection:
+            theirs = connection.scalar(select(func.clock_timestamp()))
+    except SQLAlchemyError:
+        # The check of the database says so.
+        return
+    apart = abs((services.clock() - theirs).total_seconds()) if theirs else 0
+    if apart <= CLOCKS_APART_SECONDS:
+        yield Finding("clock", Severity.OK, "as the database's")
+        return
+    yield Finding(
+        "clock",
+        Severity.WARNING,
+        f"{apart:.0f} s apart from the database's",
+        "tokens would be refused as not yet valid or as over, and keys change their states at other moments",
+        "let both machines follow NTP",
+    )
+
+
+def _find_demo(services: Services) -> Found:
+    if services.settings.config == "development":
+        return
+    try:
+        row = services.clients.find(DEMO_CLIENT)
+    except (ManagementError, SQLAlchemyError):
+        yield Finding("demo client", Severity.OK, "there is none")
+        return
+    finally:
+        services.clients.end_reading()
+    if row.disabled_at is None:
+        yield Finding(
+            "demo client",
+            Severity.WARNING,
+            f"the client {DEMO_CLIENT!r} gets tokens here",
+            "`make run` makes it and prints its secret on a developer's screen",
+            f"`flask clients delete {DEMO_CLIENT}`, unless it is your own",
+        )
+
+
+def _find_lonely_database(services: Services) -> Found:
+    settings = services.settings
+    if db.engine.dialect.name != "sqlite":
+        return
+    shares = {
+        "TOKENHOUSE_KEYRING=database": settings.keyring == KEYRING_IN_DATABASE,
+        "TOKENHOUSE_REDIS_URL": settings.redis_url,
+    }
+    if told := [name for name, is_set in shares.items() if is_set]:
+        yield Finding(
+            "machines",
+            Severity.WARNING,
+            f"{' and '.join(told)} are for several machines, and SQLite is a file of this one",
+            "each machine would have clients of its own",
+            "TOKENHOUSE_DATABASE_URL=postgresql+psycopg://…",
+        )
+    path = str(db.engine.url.database)
+    try:
+        mode = (PROJECT_FOLDER / path).stat().st_mode
+    except OSError:
+        return
+    if mode & _OTHERS_READ:
+        yield Finding(
+            "database file",
+            Severity.WARNING,
+            f"{path} may be read or written by others (mode {mode & 0o777:04o})",
+            "it holds who may get tokens",
+            f"chmod 0600 {path}",
+        )
+
+
+def _find_forgetful_redis(services: Services) -> Found:
+    url = services.settings.redis_url
+    if url is None:
+        return
+    from redis import Redis  # noqa: PLC0415 - Only who has one pays for the driver.
+    from redis.exceptions import RedisError  # noqa: PLC0415
+
+    from app.stores.replay_redis import open_pool  # noqa: PLC0415
+
+    try:
+        with Redis(connection_pool=open_pool(url.get_secret_value())) as redis:
+            memory: Mapping[str, Any] = redis.info("memory")
+    except RedisError as error:
+        yield Finding(
+            "redis",
+            Severity.ERROR,
+            f"{_AWAY}: {describe(error)}",
+            "while it is away no client that signs assertions gets a token",
+            "is TOKENHOUSE_REDIS_URL right, does it run, may its user run INFO?",
+        )
+        return
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if memory.get("maxmemory") and policy != "noeviction":
+        yield Finding(
+            "redis",
+            Severity.ERROR,
+            f"it evicts what it has no room for (maxmemory-policy {policy})",
+            "an assertion that was used would be accepted again, and nobody would notice",
+            "CONFIG SET maxmemory-policy noeviction, or a Redis of its own",
+        )
+    else:
+        yield Finding("redis", Severity.OK, "it answers, and evicts nothing")
+
+
+def _find_open_metrics(services: Services) -> Found:
+    address = services.settings.metrics_address
+    if address is None or is_loopback(address[0]):
+        return
+    try:
+        here = ipaddress.ip_address(address[0])
+    except ValueError:
+        return
+    if here.is_unspecified or here.is_global:
+        yield Finding(
+            "metrics",
+            Severity.WARNING,
+            f"they are told at {address[0]}, to whoever reaches it",
+            "they say how many tokens there are, and how well the server is",
+            "TOKENHOUSE_METRICS_ADDRESS of an inner network, or a firewall before it",
+        )
+
+
+def _find_wide_proxies(services: Services) -> Found:
+    for network in services.settings.trusted_proxies:
+        if isinstance(network, str):
+            continue
+        if network.prefixlen == 0:
+            yield Finding(
+                "trusted proxies",
+                Severity.ERROR,
+                f"{network} is everybody",
+                "anybody writes any address into the audit log",
+                "name your proxies' own addresses in TOKENHOUSE_TRUSTED_PROXIES",
+            )
+        elif network.is_global and network.prefixlen < WIDEST_PUBLIC_PREFIX[network.version]:
+            yield Finding(
+                "trusted proxies",
+                Severity.WARNING,
+                f"{network} is a large public network",
+                "whoever has a machine there writes any address into the audit log",
+                "name your proxies' own addresses in TOKENHOUSE_TRUSTED_PROXIES",
+            )
+
+
+def _find_ring_faults(services: Services) -> Found:
+    see = "`flask keys check` says what is wrong, docs/keys.md what to do"
+    try:
+        ring = services.keys.home.read()
+        now = services.ring.now()
+        wrong = faults(ring, now, services.keys.rules)
+        imperfect = warnings(ring, now, services.keys.rules)
+    except StartError as error:
+        yield Finding("key ring", Severity.ERROR, str(error), "without it no server starts", see)
+        return
+    for fault in wrong:
+        yield Finding("key ring", Severity.ERROR, fault, "verifiers would refuse good tokens", see)
+    for fault in imperfect:
+        yield Finding("key ring", Severity.WARNING, fault, "the next rotation is not as safe as it can be", see)
+    if not wrong and not imperfect:
+        yield Finding("key ring", Severity.OK, "safe, with a standby")
+
+
+def _find_lost_secrets(services: Services) -> Found:
+    settings, secrets = services.settings, services.client_secrets
+    try:
+        counted = (
+            ("pepper", "TOKENHOUSE_SECRET_PEPPERS", settings.secret_peppers, secrets.count_by_pepper()),
+            (
+                "encryption key",
+                "TOKENHOUSE_ENCRYPTION_KEYS",
+                settings.encryption_keys,
+                secrets.count_by_encryption_key(),
+            ),
+        )
+    except SQLAlchemyError:
+        return
+    finally:
+        services.clients.end_reading()
+    for what, variable, keys, found in counted:
+        for key_id in sorted(found.keys() - {key.id for key in keys}):
+            yield Finding(
+                "secrets",
+                Severity.ERROR,
+                f"{found[key_id]} need the {what} {key_id!r}, which is not in {variable}",
+                "they are refused until it is there again",
+                f"put it back, second, into {variable}",
+            )
+
+
+def _find_failing_key_sets(services: Services) -> Found:
+    try:
+        failing = services.key_sets.find_failing()
+    except SQLAlchemyError:
+        return
+    for client_id in failing:
+        yield Finding(
+            "client keys",
+            Severity.WARNING,
+            f"the published keys of {client_id!r} cannot be fetched",
+            "those of the last time count, and a new one would be refused",
+            f"`flask clients keys {client_id}` says why",
+        )
+
+
+_AT_START: tuple[_Check, ...] = (
+    _find_plain_issuer,
+    _find_weak_keys,
+    _find_other_schema,
+    _find_other_clock,
+    _find_demo,
+    _find_lonely_database,
+    _find_forgetful_redis,
+    _find_open_metrics,
+    _find_wide_proxies,
+)
+
+
+def is_production(settings: Settings) -> bool:
+    """Whether errors stop a start."""
+    return settings.config != "development"

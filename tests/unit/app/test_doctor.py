@@ -1,0 +1,260 @@
+"""Each thing that can be wrong is found, with why it matters and how to mend it; where nothing is, nothing is found."""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SettableClock
+from sqlalchemy import text, update
+from support.assertions import signer
+from support.keys import add_key
+from support.publisher import publishing
+from support.redis import running_redis
+from unit.house import House, open_house
+
+from app.clients.fields import ClientFields
+from app.doctor import Finding, Severity, examine, examine_start
+from app.models import ClientKeySetRow, ClientSecretRow, db
+
+STRONG = "p1:abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+@pytest.fixture
+def house(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
+    with open_house(tmp_path, clock) as made:
+        yield made
+
+
+def found(house: House) -> list[Finding]:
+    with house.app.app_context():
+        return [one for one in examine(house.services) if one.severity is not Severity.OK]
+
+
+def found_in(tmp_path: Path, clock: SettableClock, **settings: str) -> list[tuple[str, str]]:
+    """What is wrong beside the ring, with these settings."""
+    with open_house(tmp_path, clock, **settings) as house:
+        return [(str(one.severity), f"{one.check}: {one.what}") for one in found(house) if one.check != "key ring"]
+
+
+def test_where_nothing_is_wrong_nothing_is_found(any_house: House) -> None:
+    any_house.services.keys.home.read()
+    with any_house.app.app_context():
+        add_key(
+            any_house.services.keys.home,
+            published_at=any_house.clock(),
+            signs_from=any_house.clock() + timedelta(days=9),
+        )
+        path = db.engine.url.database
+        if db.engine.dialect.name == "sqlite":
+            Path(str(path)).chmod(0o600)
+    # The clock of the tests stands still, the database's does not.
+    assert {one.check for one in found(any_house)} <= {"clock"}
+    with any_house.app.app_context():
+        well = {one.check for one in examine(any_house.services) if one.severity is Severity.OK}
+    assert {"issuer", "keys", "database", "demo client", "key ring"} <= well
+
+
+def test_every_finding_says_why_and_how(tmp_path: Path, clock: SettableClock) -> None:
+    settings = {
+        "issuer": "http://localhost:8080",
+        "secret_peppers": f"p1:{'x' * 40}",
+        "encryption_keys": f"k1:{'x' * 40}",
+        "trusted_proxies": "0.0.0.0/0",
+        "metrics_address": "0.0.0.0:9464",
+        "redis_url": "redis://127.0.0.1:1",
+    }
+    with open_house(tmp_path, clock, migrated=False, with_key=False, **settings) as house:
+        told = found(house)
+    assert len(told) >= 8
+    for one in told:
+        assert one.what, one
+        assert one.why, one
+        assert one.how, one
+        assert "x" * 40 not in f"{one}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"issuer": "http://[::1]"}, ("warning", "issuer: http://[::1] is plain http, for this machine alone")),
+        (
+            {"secret_peppers": f"p1:{'ab' * 20}"},
+            ("warning", "keys: 'p1' of TOKENHOUSE_SECRET_PEPPERS can be guessed: it has few different characters"),
+        ),
+        (
+            {"secret_peppers": STRONG, "encryption_keys": STRONG.replace("p1", "k1")},
+            (
+                "warning",
+                "keys: 'k1' of TOKENHOUSE_ENCRYPTION_KEYS has the same value as 'p1' of TOKENHOUSE_SECRET_PEPPERS",
+            ),
+        ),
+        ({"trusted_proxies": "10.0.0.0/8, ::/0"}, ("error", "trusted proxies: ::/0 is everybody")),
+        ({"trusted_proxies": "8.0.0.0/8"}, ("warning", "trusted proxies: 8.0.0.0/8 is a large public network")),
+        ({"metrics_address": "0.0.0.0:1"}, ("warning", "metrics: they are told at 0.0.0.0, to whoever reaches it")),
+        (
+            {"metrics_address": "[2606:4700::1]:1"},
+            ("warning", "metrics: they are told at 2606:4700::1, to whoever reaches it"),
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_will_hurt(
+    tmp_path: Path, clock: SettableClock, settings: dict[str, str], expected: tuple[str, str]
+) -> None:
+    assert expected in found_in(tmp_path, clock, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trusted_proxies": "10.0.0.0/8, unix, fd00::/8, 93.184.216.0/24"},
+        {"metrics_address": "10.1.2.3:9464"},
+        {"metrics_address": "localhost:9464"},
+        {"metrics_address": "metrics.internal:9464"},
+        {"secret_peppers": STRONG, "encryption_keys": f"k1:{STRONG[3:][::-1]}"},
+    ],
+)
+def test_settings_that_will_not(tmp_path: Path, clock: SettableClock, settings: dict[str, str]) -> None:
+    assert not [one for one in found_in(tmp_path, clock, **settings) if "database file" not in one[1]]
+
+
+def test_a_database_that_is_behind_or_ahead(any_house: House) -> None:
+    for there, severity, what in (
+        ("0003", Severity.ERROR, "at migration 0003, and the code needs "),
+        ("9999", Severity.WARNING, "at migration 9999, and the code is of "),
+        ("abcd", Severity.WARNING, "at migration abcd, and the code is of "),
+    ):
+        with any_house.app.app_context(), db.engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = :there"), {"there": there})
+        (told,) = [one for one in found(any_house) if one.check == "database"]
+        assert (told.severity, told.what[: len(what)]) == (severity, what)
+    with any_house.app.app_context(), db.engine.begin() as connection:
+        connection.execute(text("DROP TABLE alembic_version"))
+    (told,) = [one for one in found(any_house) if one.check == "database"]
+    assert (told.severity, told.how) == (Severity.ERROR, "`flask db upgrade`")
+    assert "at migration none" in told.what
+
+
+def test_a_database_that_is_away_is_an_error_and_stops_no_start(house: House, tmp_path: Path) -> None:
+    (tmp_path / "tokenhouse.db").rename(tmp_path / "moved")
+    (told,) = [one for one in found(house) if one.check == "database"]
+    assert told.severity is Severity.ERROR
+    with house.app.app_context():
+        (told,) = [one for one in examine_start(house.services) if one.check == "database"]
+    assert told.severity is Severity.WARNING
+
+
+def test_a_clock_that_is_not_the_databases(any_house: House) -> None:
+    told = [one for one in found(any_house) if one.check == "clock"]
+    with any_house.app.app_context():
+        is_postgresql = db.engine.dialect.name == "postgresql"
+    assert len(told) == is_postgresql
+    assert all("s apart from the database's" in one.what for one in told)
+
+
+def test_a_demo_client_is_found_where_it_gets_tokens(house: House) -> None:
+    house.register("demo")
+    assert [one.what for one in found(house) if one.check == "demo client"] == ["the client 'demo' gets tokens here"]
+    with house.app.app_context():
+        house.store.disable("demo")
+    assert not [one for one in found(house) if one.check == "demo client"]
+
+
+def test_sqlite_with_what_is_for_several_machines_and_a_file_for_all(tmp_path: Path, clock: SettableClock) -> None:
+    settings = {"keyring": "database", "encryption_keys": f"k1:{STRONG[3:]}"}
+    with open_house(tmp_path, clock, with_key=False, **settings) as house:
+        (tmp_path / "tokenhouse.db").chmod(0o644)
+        told = {one.check: one.what for one in found(house)}
+    assert told["machines"].startswith("TOKENHOUSE_KEYRING=database are for several machines, and SQLite is a file")
+    assert told["database file"].endswith("may be read or written by others (mode 0644)")
+
+
+def test_a_redis_that_evicts_and_one_that_is_away(tmp_path: Path, clock: SettableClock) -> None:
+    with running_redis("--maxmemory", "10mb", "--maxmemory-policy", "allkeys-lru") as redis:
+        told = found_in(tmp_path / "a", clock, redis_url=redis.url)
+        assert ("error", "redis: it evicts what it has no room for (maxmemory-policy allkeys-lru)") in told
+        with redis.client() as client:
+            client.config_set("maxmemory-policy", "noeviction")
+        assert not [one for one in found_in(tmp_path / "b", clock, redis_url=redis.url) if one[1].startswith("redis")]
+    with open_house(tmp_path / "c", clock, redis_url=redis.url) as house, house.app.app_context():
+        (away,) = [one for one in examine(house.services) if one.check == "redis"]
+        assert (away.severity, away.what[:21]) == (Severity.ERROR, "it does not answer: C")
+        (away,) = [one for one in examine_start(house.services) if one.check == "redis"]
+        assert away.severity is Severity.WARNING
+
+
+def test_secrets_whose_key_is_missing(house: House) -> None:
+    house.register("c")
+    with house.app.app_context(), db.engine.begin() as connection:
+        connection.execute(update(ClientSecretRow).values(pepper_id="lost"))
+    (told,) = [one for one in found(house) if one.check == "secrets"]
+    assert told.what == "1 need the pepper 'lost', which is not in TOKENHOUSE_SECRET_PEPPERS"
+
+
+def test_a_ring_that_is_unsafe_broken_or_without_a_standby(house: House) -> None:
+    assert [one.what for one in found(house) if one.check == "key ring"] == [
+        "no standby is announced: `flask keys rotate --if-due` announces one"
+    ]
+    add_key(house.services.keys.home, published_at=house.clock(), signs_from=house.clock() + timedelta(seconds=5))
+    assert Severity.ERROR in {one.severity for one in found(house) if one.check == "key ring"}
+    Path(str(house.settings.keyring)).write_text("x")
+    (told,) = [one for one in found(house) if one.check == "key ring"]
+    assert (told.severity, told.why) == (Severity.ERROR, "without it no server starts")
+
+
+def test_a_client_whose_keys_cannot_be_fetched(house: House) -> None:
+    one = signer("ES256")
+    with publishing() as publisher, house.app.app_context():
+        publisher.publish(one.jwk | {"kid": one.kid})
+        auth_fields = {"jwks_uri": publisher.url}
+        fields = ClientFields(client_name="A", token_endpoint_auth_method="private_key_jwt", auth_fields=auth_fields)
+        found_set = house.services.key_sets.fetch(publisher.url)
+        house.store.register(fields, client_id="c", with_secret=False, key_set=found_set)
+        with db.engine.begin() as connection:
+            connection.execute(update(ClientKeySetRow).values(fault="gone"))
+    (told,) = [one for one in found(house) if one.check == "client keys"]
+    assert told.what == "the published keys of 'c' cannot be fetched"
+
+
+def test_the_command_shows_the_worst_last_and_fails_for_errors(house: House) -> None:
+    done = house.run("doctor", "--offline")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ok       ")
+    assert "warning  key ring: no standby is announced" in done.stdout
+    assert "           mend: " in done.stdout
+    with house.app.app_context(), db.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    done = house.run("doctor", "--offline", "--json")
+    assert done.exit_code == 1
+    told: list[dict[str, Any]] = json.loads(done.stdout)
+    assert {"check", "severity", "what", "why", "how"} == set(told[0])
+    assert [one["check"] for one in told if one["severity"] == "error"] == ["database"]
+
+
+def test_the_command_reads_what_verifiers_read(tmp_path: Path, clock: SettableClock) -> None:
+    with publishing() as publisher:
+        issuer = publisher.url.removesuffix("/jwks.json")
+        with open_house(tmp_path, clock, issuer=issuer) as house:
+            for body, severity, what in (
+                ({"issuer": issuer}, "ok", "is this installation's"),
+                ({"issuer": f"{issuer}/"}, "error", f'says that the issuer is "{issuer}/"'),
+                ([], "error", "says that the issuer is null"),
+            ):
+                publisher.answer = _answering(json.dumps(body).encode())
+                told = json.loads(house.run("doctor", "--json").stdout)[-1]
+                assert (told["check"], told["severity"]) == ("metadata", severity)
+                assert told["what"].endswith(what)
+            publisher.answer = _answering(b"x")
+            assert json.loads(house.run("doctor", "--json").stdout)[-1]["severity"] == "warning"
+    with open_house(tmp_path / "b", clock, issuer=issuer) as house:
+        told = json.loads(house.run("doctor", "--json").stdout)[-1]
+    assert (told["severity"], "Connection refused" in told["what"]) == ("warning", True)
+
+
+def _answering(body: bytes) -> Any:
+    from support.publisher import send  # noqa: PLC0415 - Here alone.
+
+    return lambda handler: send(handler, body)
