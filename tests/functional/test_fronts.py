@@ -1,0 +1,285 @@
+"""The fronts of ``deploy/``, each with the real proxy and two servers behind it: who called, and nothing is lost."""
+
+import contextlib
+import getpass
+import grp
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import requests
+from support.publisher import certified
+from support.server import NewClient, RunningServer, free_port, wait_until
+
+from app.settings import PROJECT_FOLDER
+
+DEPLOY = PROJECT_FOLDER / "deploy"
+NAME = "localhost"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NGINX = """
+daemon off;
+user {user};
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{}}
+http {{
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include {folder}/tokenhouse.conf;
+}}
+"""
+
+
+@dataclass
+class Front:
+    """A proxy with TLS, and what is behind it."""
+
+    port: int
+    authority: Path
+    servers: tuple[RunningServer, RunningServer]
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"https://{NAME}:{self.port}"
+
+    def post(self, client: NewClient, session: requests.Session | None = None, **headers: str) -> requests.Response:
+        return (session or requests).post(
+            f"{self.url}/oauth/token",
+            {"grant_type": "client_credentials"},
+            headers={"Authorization": client.basic, **headers},
+            verify=str(self.authority),
+            timeout=30,
+        )
+
+    def answers(self) -> bool:
+        with contextlib.suppress(requests.RequestException):
+            return requests.get(f"{self.url}/livez", verify=str(self.authority), timeout=5).status_code == 200
+        return False
+
+
+def nginx(folder: Path, port: int, backends: tuple[int, int]) -> tuple[list[str], Path]:
+    text = (DEPLOY / "nginx.conf").read_text()
+    text = text.replace("    server 127.0.0.1:8080;\n", "".join(f"    server 127.0.0.1:{one};\n" for one in backends))
+    text = text.replace("listen 443", f"listen 127.0.0.1:{port}").replace("/etc/tokenhouse/tls", str(folder))
+    (folder / "tokenhouse.conf").write_text(text.replace("/var/log/nginx", str(folder)))
+    (folder / "nginx.conf").write_text(
+        NGINX.format(folder=folder, user=f"{getpass.getuser()} {grp.getgrgid(os.getgid()).gr_name}")
+    )
+    return [
+        str(shutil.which("nginx", path=PATH)),
+        "-p",
+        str(folder),
+        "-c",
+        str(folder / "nginx.conf"),
+    ], folder / "tokenhouse.log"
+
+
+def haproxy(folder: Path, port: int, backends: tuple[int, int]) -> tuple[list[str], Path]:
+    text = (DEPLOY / "haproxy.cfg").read_text()
+    both = "".join(f"    server s{one} 127.0.0.1:{one}\n" for one in backends)
+    text = text.replace("    server one 127.0.0.1:8080\n", both).replace("bind :443", f"bind 127.0.0.1:{port}")
+    (folder / "haproxy.cfg").write_text(text.replace("/etc/tokenhouse/tls", str(folder)))
+    pem = (folder / "fullchain.pem").read_text() + (folder / "privkey.pem").read_text()
+    (folder / "haproxy.pem").write_text(pem)
+    return [str(shutil.which("haproxy", path=PATH)), "-db", "-f", str(folder / "haproxy.cfg")], folder / "stdout"
+
+
+def envoy(folder: Path, port: int, backends: tuple[int, int]) -> tuple[list[str], Path]:
+    text = (DEPLOY / "envoy.yaml").read_text()
+    one = "              - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 8080}}}\n"
+    text = text.replace(one, "".join(one.replace("8080", str(number)) for number in backends))
+    text = text.replace("address: 0.0.0.0, port_value: 443", f"address: 127.0.0.1, port_value: {port}")
+    (folder / "envoy.yaml").write_text(text.replace("/etc/tokenhouse/tls", str(folder)))
+    spec = find_spec("envoy")
+    assert spec is not None
+    assert spec.origin is not None
+    (program,) = Path(spec.origin).parent.rglob("envoy")
+    options = ["--config-path", str(folder / "envoy.yaml"), "--log-level", "warning", "--disable-hot-restart"]
+    return [str(program), *options], folder / "stdout"
+
+
+FRONTS: dict[str, Callable[[Path, int, tuple[int, int]], tuple[list[str], Path]]] = {
+    "nginx": nginx,
+    "haproxy": haproxy,
+    "envoy": envoy,
+}
+
+
+@pytest.fixture(params=FRONTS)
+def front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
+    if (find_spec("envoy") if request.param == "envoy" else shutil.which(request.param, path=PATH)) is None:
+        pytest.skip(f"{request.param} is not installed")
+    # nginx is another user as soon as it is root, and must reach what it serves with.
+    folder = tmp_path / "front"
+    folder.mkdir()
+    certified(folder, NAME)
+    (folder / "certificate.pem").rename(folder / "fullchain.pem")
+    (folder / "certificate-key.pem").rename(folder / "privkey.pem")
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(served(tmp_path / "one"))
+        shared = {
+            "TOKENHOUSE_DATABASE_URL": one.environment["TOKENHOUSE_DATABASE_URL"],
+            "TOKENHOUSE_KEYRING": one.environment["TOKENHOUSE_KEYRING"],
+            "TOKENHOUSE_SECRET_PEPPERS": one.environment["TOKENHOUSE_SECRET_PEPPERS"],
+        }
+        two = stack.enter_context(served(tmp_path / "two", **shared))
+        port = free_port()
+        command, log = FRONTS[request.param](folder, port, (one.port, two.port))
+        with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(command, stdout=stdout, stderr=stderr, cwd=folder)
+        try:
+            made = Front(port, folder / "fullchain.pem", (one, two), log, process)
+            wait_until(lambda: process.poll() is not None or made.answers())
+            assert process.poll() is None, (folder / "stderr").read_text()
+            yield made
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@contextlib.contextmanager
+def served(folder: Path, **settings: str) -> Iterator[RunningServer]:
+    folder.mkdir()
+    server = RunningServer(folder, TOKENHOUSE_TRUSTED_PROXIES="127.0.0.1", PORT=str(free_port()), **settings)
+    if not settings:
+        server.prepare()
+    server.start("--workers", "2")
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def test_a_token_comes_through_and_the_log_says_who_called(front: Front) -> None:
+    client = front.servers[0].create_client()
+    spoofed = {"X-Forwarded-For": "203.0.113.66", "Forwarded": "for=203.0.113.66", "X-Request-ID": "spoofed-request-id"}
+    ids = set()
+    for _ in range(6):
+        answer = front.post(client, **spoofed)
+        assert answer.status_code == 200, answer.text
+        assert front.servers[0].verify(answer.json()["access_token"])["sub"] == client.client_id
+        assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
+        ids.add(answer.headers["X-Request-ID"])
+        (event,) = [
+            event
+            for server in front.servers
+            for event in server.events()
+            if event.get("request_id") == answer.headers["X-Request-ID"]
+        ]
+        # The peer of the proxy, and not what it says of itself; Envoy has its own address for a caller on its machine.
+        assert event["source_address"] != "203.0.113.66"
+        assert event["source_address"] == "127.0.0.1" or "envoy" in str(front.process.args)
+    assert len(ids) == 6
+    assert "spoofed-request-id" not in ids
+    counts = [sum(event["event"] == "TokenIssued" for event in server.events()) for server in front.servers]
+    assert sum(counts) == 6
+    wait_until(lambda: all(request_id in front.log.read_text() for request_id in ids))
+
+
+def test_refusals_come_through_as_they_are_and_no_secret_is_logged(front: Front) -> None:
+    client = front.servers[0].create_client()
+    secret = "a-secret-in-the-wrong-place"
+    url = f"{front.url}/oauth/token?client_secret={secret}"
+    body = {"grant_type": "client_credentials"}
+    answer = requests.post(url, body, headers={"Authorization": client.basic}, verify=str(front.authority), timeout=10)
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+    wrong = front.post(NewClient(client.client_id, "x" * 40))
+    assert (wrong.status_code, wrong.json()["error"]) == (401, "invalid_client")
+    assert wrong.headers["WWW-Authenticate"].startswith("Basic ")
+    large = requests.post(f"{front.url}/oauth/token", {"x": "y" * 20_000}, verify=str(front.authority), timeout=10)
+    assert (large.status_code, large.headers["Content-Type"]) == (413, "application/json")
+    assert requests.get(f"{front.url}/.well-known/jwks.json", verify=str(front.authority), timeout=10).ok
+    wait_until(lambda: wrong.headers["X-Request-ID"] in front.log.read_text())
+    assert secret not in front.log.read_text()
+
+
+def test_old_tls_is_refused_and_plain_http_gets_nothing(front: Front) -> None:
+    for version in (ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2):
+        context = ssl.create_default_context(cafile=str(front.authority))
+        with warnings.catch_warnings(action="ignore"):
+            context.minimum_version = ssl.TLSVersion.TLSv1
+            context.maximum_version = version
+        context.set_ciphers("DEFAULT@SECLEVEL=0")
+        with socket.create_connection((NAME, front.port), timeout=10) as plain:
+            if version is ssl.TLSVersion.TLSv1_2:
+                context.wrap_socket(plain, server_hostname=NAME).close()
+            else:
+                with pytest.raises((ssl.SSLError, ConnectionError)):
+                    context.wrap_socket(plain, server_hostname=NAME)
+    with pytest.raises(requests.RequestException):
+        # Some answer 400 in HTTP's words, none with a token.
+        requests.post(front.url.replace("https", "http"), {"grant_type": "x"}, timeout=10).raise_for_status()
+
+
+def test_where_no_server_is_there_callers_are_told_to_come_again(front: Front) -> None:
+    client = front.servers[0].create_client()
+    assert front.post(client).status_code == 200
+    for server in front.servers:
+        server.stop()
+    wait_until(lambda: front.post(client).status_code in {502, 503})
+    answer = front.post(client)
+    assert answer.json()["error"] == "server_error"
+    assert answer.headers["Retry-After"] == "1"
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.headers["Cache-Control"] == "no-store"
+    wait_until(lambda: front.post(client).status_code == 503)
+    front.servers[0].start("--workers", "2")
+    wait_until(lambda: front.post(client).status_code == 200)
+
+
+def test_a_rolling_restart_under_load_fails_no_request(front: Front) -> None:
+    client = front.servers[0].create_client()
+    is_over = threading.Event()
+    faults: list[str] = []
+    counts = [0] * 8
+
+    def ask(number: int) -> None:
+        with requests.Session() as session:
+            while not is_over.is_set():
+                try:
+                    answer = front.post(client, session)
+                except requests.RequestException as error:
+                    faults.append(repr(error))
+                    continue
+                counts[number] += 1
+                if answer.status_code != 200 or "access_token" not in answer.json():
+                    faults.append(f"{answer.status_code} {answer.text[:200]}")
+
+    with ThreadPoolExecutor(len(counts)) as pool:
+        asking = [pool.submit(ask, number) for number in range(len(counts))]
+        try:
+            for server in front.servers:
+                time.sleep(1)
+                before = sum(counts)
+                server.stop()
+                wait_until(lambda before=before: sum(counts) > before + 50)
+                own = _issued(server)
+                server.start("--workers", "2")
+                # Until the front sends it requests again.
+                wait_until(lambda server=server, own=own: _issued(server) > own)
+        finally:
+            is_over.set()
+        for one in asking:
+            one.result()
+    assert faults == []
+    assert min(counts) > 10
+
+
+def _issued(server: RunningServer) -> int:
+    return sum(event["event"] == "TokenIssued" for event in server.events())
