@@ -32,8 +32,8 @@ TIMEOUT_SECONDS = 1.0
 """How long a connection and an answer may take, unless the URL says so. Redis answers within a millisecond."""
 SKEW_SECONDS = 60
 """How far ahead a client's clock may be."""
-OTHERS_SECONDS = 0.1
-"""How long one who finds no epoch waits for others who may have found that before it."""
+OTHERS_LOOKS, OTHERS_SECONDS = 20, 0.05
+"""How often, and how far apart, one who finds no epoch looks for that of others who may have found that before it."""
 
 _PREFIX = "tokenhouse:{replay}:"
 """The braces keep all on one node of a cluster: a transaction spans no two."""
@@ -112,13 +112,14 @@ class RedisReplay:
             self._begin(0)
             return 0
         # The first of all may be about to say so, and another worker may have begun this one.
-        with waiting:
-            self._pause(OTHERS_SECONDS)
-        with self._gate.asking():
-            noted = self._redis.get(_EPOCH)
-        known = self._read_epoch(noted)
-        if known is not None:
-            return known
+        for _ in range(OTHERS_LOOKS):
+            with waiting:
+                self._pause(OTHERS_SECONDS)
+            with self._gate.asking():
+                noted = self._redis.get(_EPOCH)
+            known = self._read_epoch(noted)
+            if known is not None:
+                return known
         why = "it is empty" if noted is None else "it has restarted"
         log.warning("redis may have forgotten what was used (%s): assertions from before now are refused", why)
         self._begin(epoch)

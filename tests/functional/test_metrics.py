@@ -55,7 +55,7 @@ class Watched:
     def answers(self) -> bool:
         try:
             return requests.get(self.url, timeout=5).status_code == 200
-        except requests.ConnectionError:
+        except requests.RequestException:
             return False
 
 
