@@ -64,7 +64,7 @@ _Check = Callable[[Services], Found]
 
 def examine(services: Services) -> Found:
     """All that can be looked at from here, within an application context."""
-    for check in (*_AT_START, _find_ring_faults, _find_lost_secrets, _find_failing_key_sets):
+    for check in (*_AT_START, _find_ring_faults, find_lost_secrets, _find_failing_key_sets):
         yield from check(services)
 
 
@@ -85,7 +85,7 @@ def _as_warning(found: Finding) -> Finding:
 
 def _find_plain_issuer(services: Services) -> Found:
     issuer = services.settings.issuer
-    if issuer.startswith("https:"):
+    if issuer.startswith("https:") or not is_production(services.settings):
         yield Finding("issuer", Severity.OK, issuer)
         return
     yield Finding(
@@ -190,7 +190,7 @@ def _find_other_clock(services: Services) -> Found:
 
 
 def _find_demo(services: Services) -> Found:
-    if services.settings.config == "development":
+    if not is_production(services.settings):
         return
     try:
         row = services.clients.find(DEMO_CLIENT)
@@ -332,17 +332,13 @@ def _find_ring_faults(services: Services) -> Found:
         yield Finding("key ring", Severity.OK, "safe, with a standby")
 
 
-def _find_lost_secrets(services: Services) -> Found:
+def find_lost_secrets(services: Services) -> Found:
+    """Secrets whose pepper or key has left the settings: they are refused, and nobody else would say why."""
     settings, secrets = services.settings, services.client_secrets
     try:
         counted = (
-            ("pepper", "TOKENHOUSE_SECRET_PEPPERS", settings.secret_peppers, secrets.count_by_pepper()),
-            (
-                "encryption key",
-                "TOKENHOUSE_ENCRYPTION_KEYS",
-                settings.encryption_keys,
-                secrets.count_by_encryption_key(),
-            ),
+            ("pepper", _PEPPERS, settings.secret_peppers, secrets.count_by_pepper()),
+            ("encryption key", _ENCRYPTION_KEYS, settings.encryption_keys, secrets.count_by_encryption_key()),
         )
     except SQLAlchemyError:
         return
@@ -353,8 +349,8 @@ def _find_lost_secrets(services: Services) -> Found:
             yield Finding(
                 "secrets",
                 Severity.ERROR,
-                f"{found[key_id]} need the {what} {key_id!r}, which is not in {variable}",
-                "they are refused until it is there again",
+                f"{found[key_id]} secrets are refused: their {what} {key_id!r} is not in {variable}",
+                "who has one gets no token until it is there again",
                 f"put it back, second, into {variable}",
             )
 

@@ -37,6 +37,12 @@ def take_apart(unverified: str, most_characters: int) -> UnverifiedJws | None:
     return UnverifiedJws(_parsed(found[1]), _parsed(found[2]), signed, decode(found[3]) or b"")
 
 
+def header_of(unverified: str, most_characters: int) -> Mapping[str, Any] | None:
+    """The header of ``unverified`` alone; ``None`` where there is none."""
+    part, dot, _ = unverified.partition(".")
+    return _parsed(part) if dot and part.isascii() and len(unverified) <= most_characters else None
+
+
 def decode(part: str) -> bytes | None:
     """What stands in base64url without padding; ``None`` where that is nothing."""
     try:

@@ -20,11 +20,10 @@ from typing import Any
 from flask import Flask
 from gunicorn.glogging import Logger
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
 
 from app import check_start, create_app, lines
 from app.background import Background, Job
-from app.doctor import Severity, examine_start, is_production
+from app.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.keyring import last_good
 from app.logs import send_to_standard_error
 from app.services import Services
@@ -202,7 +201,6 @@ def _check() -> None:
             # As it is now: the last good one would do for a worker, but hides what has to be mended.
             services.keys.home.read()
             check_start(app)
-            _tell_missing_keys(services)
             _let_doctor_look(services)
         except WrongSettings:
             raise
@@ -228,25 +226,11 @@ def _let_doctor_look(services: Services) -> None:
     errors = [one for one in found if one.severity is Severity.ERROR]
     if errors and is_production(services.settings):
         raise WrongSettings("\n".join(f"{one.check}: {one.what}. To mend it: {one.how}" for one in errors))
+    for lost in find_lost_secrets(services):
+        # No reason to serve nobody.
+        log.error("%s", lost.what)
     for one in found:
         log.warning("%s: %s. Why it matters: %s. To mend it: %s", one.check, one.what, one.why, one.how)
-
-
-def _tell_missing_keys(services: Services) -> None:
-    """Secrets whose pepper or key has left the settings are refused, and nobody else would say why."""
-    settings, secrets = services.settings, services.client_secrets
-    try:
-        counted = (
-            ("pepper", "SECRET_PEPPERS", settings.secret_peppers, secrets.count_by_pepper()),
-            ("encryption key", "ENCRYPTION_KEYS", settings.encryption_keys, secrets.count_by_encryption_key()),
-        )
-    except SQLAlchemyError:
-        return
-    for what, variable, keys, found in counted:
-        for key_id in sorted(found.keys() - {key.id for key in keys}):
-            log.error(
-                "%d secrets are refused: their %s %r is not in TOKENHOUSE_%s", found[key_id], what, key_id, variable
-            )
 
 
 def _reload_if_sound(server: Any, reload: Callable[[], None]) -> None:

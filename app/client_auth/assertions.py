@@ -16,13 +16,12 @@ from app.clients.lookup import refusal_of
 from app.contracts import Authentication, TokenRequest
 from app.errors import InvalidClient, ManagementError
 from app.forms import required
-from app.jws import take_apart
+from app.jws import header_of, take_apart
+from app.stores.replay import SKEW_SECONDS
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 MAX_CHARACTERS = 8 * 1024
 """No assertion is nearly as long."""
-SKEW_SECONDS = 60
-"""How far a client's clock may be from ours."""
 REMEMBERED_LONGER_SECONDS = 60
 """That an assertion was used is known a while longer than it is taken: our machines' clocks may differ too."""
 JTI_MAX_CHARACTERS = 255
@@ -90,8 +89,8 @@ class AssertionMethod(ABC):
         parameters = request.parameters
         if "client_assertion" not in parameters and "client_assertion_type" not in parameters:
             return False
-        found = take_apart(parameters.get("client_assertion", ""), MAX_CHARACTERS)
-        return self.is_signed_so(found.header.get("alg") if found and found.header else None)
+        header = header_of(parameters.get("client_assertion", ""), MAX_CHARACTERS)
+        return self.is_signed_so(header.get("alg") if header else None)
 
     def authenticate(self, request: TokenRequest) -> Authentication:
         """Who sent ``request``.

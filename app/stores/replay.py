@@ -84,6 +84,9 @@ class SqlReplay:
         delete_in_pieces(self._engine, UsedAssertionRow.key, UsedAssertionRow.exp < now)
 
 
+SKEW_SECONDS = 60
+"""How far a client's clock may be from ours: what it says of its assertions may be so wrong."""
+
 LAST_SECOND = 253402300799
 """The last of the year 9999. What is remembered longer than that is no assertion."""
 

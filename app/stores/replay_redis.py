@@ -24,14 +24,12 @@ from app.contracts import Clock
 from app.errors import ServiceUnavailable
 from app.gate import Gate
 from app.pausing import waiting
-from app.stores.replay import LAST_SECOND, SqlReplay, key_of
+from app.stores.replay import LAST_SECOND, SKEW_SECONDS, SqlReplay, key_of
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 1.0
 """How long a connection and an answer may take, unless the URL says so. Redis answers within a millisecond."""
-SKEW_SECONDS = 60
-"""How far ahead a client's clock may be."""
 OTHERS_LOOKS, OTHERS_SECONDS = 20, 0.05
 """How often, and how far apart, one who finds no epoch looks for that of others who may have found that before it."""
 

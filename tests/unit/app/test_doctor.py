@@ -120,6 +120,11 @@ def test_settings_that_will_not(tmp_path: Path, clock: SettableClock, settings: 
     assert not [one for one in found_in(tmp_path, clock, **settings) if "database file" not in one[1]]
 
 
+def test_plain_http_is_what_development_is_for(tmp_path: Path, clock: SettableClock) -> None:
+    told = found_in(tmp_path, clock, config="development", issuer="http://localhost:8080")
+    assert not [one for one in told if one[1].startswith("issuer")]
+
+
 def test_a_database_that_is_behind_or_ahead(any_house: House) -> None:
     for there, severity, what in (
         ("0003", Severity.ERROR, "at migration 0003, and the code needs "),
@@ -190,7 +195,7 @@ def test_secrets_whose_key_is_missing(house: House) -> None:
     with house.app.app_context(), db.engine.begin() as connection:
         connection.execute(update(ClientSecretRow).values(pepper_id="lost"))
     (told,) = [one for one in found(house) if one.check == "secrets"]
-    assert told.what == "1 need the pepper 'lost', which is not in TOKENHOUSE_SECRET_PEPPERS"
+    assert told.what == "1 secrets are refused: their pepper 'lost' is not in TOKENHOUSE_SECRET_PEPPERS"
 
 
 def test_a_ring_that_is_unsafe_broken_or_without_a_standby(house: House) -> None:
