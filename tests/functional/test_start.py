@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from support.server import Installation, RunningServer, free_port, running_server, wait_until
@@ -285,3 +288,34 @@ def test_what_will_hurt_is_said_once_and_a_reload_with_what_hurts_changes_nothin
         server.process.send_signal(signal.SIGHUP)
         wait_until(lambda: not server.workers() & before)
         server.get_token(client)
+
+
+AS_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", "config/gunicorn.py", "wsgi:app"])
+"""
+
+
+def test_whoever_connects_while_systemd_holds_the_port_waits(tmp_path: Path) -> None:
+    """As systemd does with ``tokenhouse.socket``: it listens, and hands the socket on as descriptor 3."""
+    installation = Installation(tmp_path)
+    installation.prepare()
+    client = installation.create_client()
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as held, ThreadPoolExecutor(1) as pool:
+        held.set_inheritable(True)
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/oauth/token"
+        for _ in range(2):
+            # Nobody serves yet, and the connection is taken all the same.
+            headers = {"Authorization": client.basic}
+            asked = pool.submit(requests.post, url, {"grant_type": "client_credentials"}, headers=headers, timeout=30)
+            process = subprocess.Popen(
+                [sys.executable, "-c", AS_SYSTEMD, str(held.fileno())],
+                cwd=PROJECT_FOLDER, env=installation.environment, pass_fds=[held.fileno()], stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            try:
+                assert asked.result().status_code == 200
+            finally:
+                process.terminate()
+                process.wait(30)

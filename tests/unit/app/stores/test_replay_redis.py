@@ -1,6 +1,7 @@
 """An id is used once, whoever asks; a Redis that may have forgotten is noticed; one that is away accepts nothing."""
 
 import logging
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from unit.house import House, open_house
 from app.errors import ServiceUnavailable
 from app.gate import DatabaseGate
 from app.models import UsedAssertionRow, db
+from app.settings import PROJECT_FOLDER
 from app.stores.replay import SqlReplay, key_of
 from app.stores.replay_redis import RedisReplay
 
@@ -239,3 +241,17 @@ def test_a_redis_that_refuses_us_says_why(
 def test_without_the_database_it_is_not_known_whether_anything_was_forgotten(house: House, tmp_path: Path) -> None:
     (tmp_path / "tokenhouse.db").rename(tmp_path / "moved")
     assert refused(house).startswith("database_")
+
+
+def test_a_user_with_the_rights_that_the_document_names_is_enough(tmp_path: Path, clock: SettableClock) -> None:
+    document = (PROJECT_FOLDER / "docs" / "client-keys.md").read_text()
+    rights = re.findall(r"needs `([^`]+)`\s+on `([^`]+)`", document)
+    assert len(rights) == 1
+    with running_redis() as redis:
+        with redis.client() as client:
+            client.execute_command("ACL", "SETUSER", "least", "on", ">word", rights[0][1], *rights[0][0].split())
+        url = redis.url.replace("unix://", "unix://least@") + "?password=word"
+        with open_house(tmp_path, clock, redis_url=url) as house:
+            assert [use(house, "1"), use(house, "1")] == [True, False]
+            look(house)
+            assert not house.services.replay.is_away
