@@ -5,7 +5,7 @@ WORKDIR /opt/tokenhouse
 RUN python -m venv .venv
 COPY setup.cfg setup.py constraints.txt README.md LICENSE ./
 COPY app app
-RUN .venv/bin/pip install --constraint constraints.txt --editable .
+RUN .venv/bin/pip install --constraint constraints.txt --editable '.[otel]'
 COPY config config
 COPY migrations migrations
 COPY wsgi.py ./

@@ -87,9 +87,9 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     with app.app_context():
         home_at = partial(open_home, settings=settings, engine=db.engine)
         digester = SecretDigester(settings.secret_peppers)
-        database_gate, connections = gate.DatabaseGate(), KeptConnections(db.engine)
+        database_gate, connections = gate.DatabaseGate(measures.span), KeptConnections(db.engine)
         outbox = Outbox(db.engine, clock)
-        doors = _open_doors(settings, connections, digester, database_gate, clock, outbox)
+        doors = _open_doors(settings, connections, digester, database_gate, clock, outbox, measures)
         revocations = Revocations(db.engine, connections, database_gate, clock)
         client_secrets = ClientSecrets(db.engine, db.session, digester, clock, outbox, doors.readable, _READ_BY)
         clients = ClientStore(db.session, client_secrets, clock)
@@ -138,12 +138,13 @@ def _open_doors(  # noqa: PLR0913, PLR0917 - Parts of the composition.
     database_gate: gate.DatabaseGate,
     clock: Clock,
     outbox: Outbox,
+    measures: Measures,
 ) -> Doors:
     marks = UseMarks(db.engine, clock)
     return Doors(
         secrets=SecretVerifier(connections, digester, clock, marks, database_gate),
         lookup=ClientLookup(connections, marks, database_gate),
-        replay=_open_replay(settings, SqlReplay(db.engine, database_gate, clock), clock),
+        replay=_open_replay(settings, SqlReplay(db.engine, database_gate, clock), clock, measures),
         readable=ReadableSecrets(settings.encryption_keys),
         key_sets=ClientKeySets(db.engine, Fetcher(settings.jwks_uri_networks), clock, outbox),
         clock=clock,
@@ -151,12 +152,12 @@ def _open_doors(  # noqa: PLR0913, PLR0917 - Parts of the composition.
     )
 
 
-def _open_replay(settings: Settings, durable: SqlReplay, clock: Clock) -> ReplayStore:
+def _open_replay(settings: Settings, durable: SqlReplay, clock: Clock, measures: Measures) -> ReplayStore:
     if settings.redis_url is None:
         return durable
     from app.stores.replay_redis import RedisReplay  # noqa: PLC0415 - Only who has one pays for the driver.
 
-    return RedisReplay(settings.redis_url.get_secret_value(), durable, clock)
+    return RedisReplay(settings.redis_url.get_secret_value(), durable, clock, span=measures.span)
 
 
 def _open_server(

@@ -4,6 +4,7 @@
 """
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from app.database import describe, reading_engine
 from app.errors import ManagementError
 from app.keyring.judgement import faults, warnings
 from app.models import db
+from app.otel_variables import find_faults as otel_faults
+from app.otel_variables import is_switched_off
 from app.services import Services
 from app.settings import KEYRING_IN_DATABASE, PROJECT_FOLDER, Settings, StartError, is_loopback
 
@@ -314,6 +317,12 @@ def _find_wide_proxies(services: Services) -> Found:
             )
 
 
+def _find_wrong_traces(services: Services) -> Found:
+    if services.settings.traces and not is_switched_off(os.environ):
+        for fault in otel_faults(os.environ):
+            yield Finding("traces", Severity.ERROR, fault, "no server starts", "docs/traces.md says what may be there")
+
+
 def _find_ring_faults(services: Services) -> Found:
     see = "`flask keys check` says what is wrong, docs/keys.md what to do"
     try:
@@ -380,6 +389,7 @@ _AT_START: tuple[_Check, ...] = (
     _find_forgetful_redis,
     _find_open_metrics,
     _find_wide_proxies,
+    _find_wrong_traces,
 )
 
 

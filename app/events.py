@@ -22,11 +22,13 @@ class RequestFacts:
 
     :param source_address: the TCP peer.
     :param duration_ms: from the complete request to the event.
+    :param trace_id: of its trace, where requests are traced.
     """
 
     request_id: str
     source_address: str | None
     duration_ms: float
+    trace_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,17 +25,23 @@ LOOK_SECONDS = 1.0
 """How often it is tried whether a silent database answers again."""
 
 
+Span = Callable[[str], AbstractContextManager[None] | None]
+"""Of a part of a request, if there is one."""
+
+
 class Gate:
     """Lets requests to what is behind it, or refuses them.
 
     :cvar what: what that is, for the log.
     :cvar failures: how it fails.
+    :param span: what the question to it happens within, where requests are traced.
     """
 
     what: str
     failures: type[Exception]
 
-    def __init__(self) -> None:
+    def __init__(self, span: Span = lambda _: None) -> None:
+        self.span = span
         self._is_shut = False
         self._told: str | None = None
         self._lock = threading.Lock()
@@ -120,7 +127,7 @@ class DatabaseGate(Gate):
 class _Entry:
     """One question."""
 
-    __slots__ = ("_began", "_gate")
+    __slots__ = ("_began", "_gate", "_span")
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -128,8 +135,15 @@ class _Entry:
     def __enter__(self) -> None:
         self._gate.require_open()
         self._began = time.monotonic()
+        if span := self._gate.span(self._gate.what):
+            span.__enter__()
+        self._span = span
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._span:
+            self._span.__exit__(kind, error, trace)
         if error is None:
             self._gate.note_answer()
         elif isinstance(error, self._gate.failures):

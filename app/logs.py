@@ -114,6 +114,7 @@ class AuditLog:
             facts["request_id"] = request.request_id
             facts["source_address"] = request.source_address
             facts["duration_ms"] = round(request.duration_ms, 3)
+            facts["trace_id"] = request.trace_id
         facts.update(zip(names, values_of(event), strict=True))
         facts.pop("request", None)
         return self._rendered(self._clock(), kind.__name__, facts)

@@ -1,10 +1,11 @@
-"""What is counted and timed, on its way to whoever keeps it: nobody in a command, ``metrics`` in a worker.
+"""What is counted, timed and traced, on its way to whoever keeps it: ``metrics`` and ``tracing`` in a worker.
 
 The parts of a token request are timed from outside: what is timed does not know it.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import ParamSpec, Protocol, TypeVar
 
 from app.contracts import AccessToken, AccessTokenSource, Authentication, Authenticator, Client, Decision, TokenRequest
@@ -29,20 +30,43 @@ class Keeper(Protocol):
         ...
 
 
+class Spans(Protocol):
+    """Traces what it is told."""
+
+    def tell(self, event: Event) -> None:
+        """Note ``event`` in the span of the request that caused it."""
+        ...
+
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """A span within that of the request that is being served."""
+        ...
+
+
 class Measures:
-    """Hands on to the keeper, once there is one; a subscriber of the events."""
+    """Hands on to the keeper and to the spans, once there are any; a subscriber of the events."""
 
     def __init__(self) -> None:
         self._keeper: Keeper | None = None
+        self._spans: Spans | None = None
 
     def keep_with(self, keeper: Keeper) -> None:
         """Hand on to ``keeper`` from now on."""
         self._keeper = keeper
 
+    def trace_with(self, spans: Spans) -> None:
+        """Hand on to ``spans`` from now on."""
+        self._spans = spans
+
     def __call__(self, event: Event) -> None:
         """Count ``event``."""
         if self._keeper:
             self._keeper.count(event)
+        if self._spans:
+            self._spans.tell(event)
+
+    def span(self, part: str) -> AbstractContextManager[None] | None:
+        """What ``part`` of a request happens within, where requests are traced."""
+        return self._spans.part(part) if self._spans else None
 
     def timed(self, part: str, act: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
         """``act``, whose time is told as that of ``part``, also when it raises."""
@@ -50,7 +74,10 @@ class Measures:
         def act_in_time(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> _Result:
             began = time.perf_counter()
             try:
-                return act(*arguments, **named)
+                if self._spans is None:
+                    return act(*arguments, **named)
+                with self._spans.part(part):
+                    return act(*arguments, **named)
             finally:
                 if self._keeper:
                     self._keeper.observe(part, time.perf_counter() - began)

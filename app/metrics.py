@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from app.events import (
 from app.health import checks_of
 from app.keyring.ring import KeyState
 from app.measures import PARTS
-from app.services import Services
+from app.services import Services, installed_version
 from app.settings import StartError
 
 log = logging.getLogger(__name__)
@@ -241,7 +240,7 @@ class Listener:
 
     def _measured(self) -> Iterator[Metric]:
         yield InfoMetricFamily(
-            "tokenhouse_build", "What runs here.", {"version": _version(), "python": platform.python_version()}
+            "tokenhouse_build", "What runs here.", {"version": installed_version(), "python": platform.python_version()}
         )
         checks = GaugeMetricFamily(
             "tokenhouse_check_healthy", "1 where /readyz says ok, 0 where it says degraded or failed.", labels=["check"]
@@ -338,13 +337,6 @@ def _lock(path: Path) -> TextIOWrapper | None:
         file.close()
         return None
     return file
-
-
-def _version() -> str:
-    try:
-        return version("tokenhouse")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _word(value: bool) -> str:  # noqa: FBT001 - It is what is named.

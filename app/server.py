@@ -306,4 +306,5 @@ def facts_of(asked: Asked) -> RequestFacts:
         request_id=asked.request_id,
         source_address=asked.source_address,
         duration_ms=(time.perf_counter() - asked.received_at) * 1000,
+        trace_id=asked.environ.get("tokenhouse.trace_id"),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def services() -> Services:
     """The services of the current application."""
     found: Services = current_app.extensions[EXTENSION]
     return found
+
+
+def installed_version() -> str:
+    """Which Tokenhouse this is."""
+    try:
+        return version("tokenhouse")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from flask import Flask
 from gunicorn.glogging import Logger
 from sqlalchemy.engine import make_url
 
-from app import check_start, create_app, lines
+from app import check_start, create_app, lines, otel_variables
 from app.background import Background, Job
 from app.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.keyring import last_good
@@ -102,6 +102,7 @@ def note_served(worker: Any) -> None:
     extensions = getattr(worker.wsgi, "extensions", {})
     if background := extensions.get("background"):
         _begin_to_count(background, extensions["tokenhouse"])
+        _begin_to_trace(worker.wsgi, extensions["tokenhouse"])
         background.start()
     lines.STDOUT.begin(threaded=True)
     lines.STDERR.begin(threaded=True)
@@ -144,6 +145,17 @@ def _begin_to_count(background: Background, services: Services) -> None:
 
     if listener := metrics.begin(services):
         background.add(Job("the listener of metrics", metrics.LOOK_SECONDS, listener.look, at_start=True))
+
+
+def _begin_to_trace(app: Flask, services: Services) -> None:
+    if _is_traced(services.settings):
+        from app import tracing  # noqa: PLC0415 - As above.
+
+        tracing.begin(app, services)
+
+
+def _is_traced(settings: Settings) -> bool:
+    return settings.traces and not otel_variables.is_switched_off(os.environ)
 
 
 def _spawn_reachable(spawn: Callable[[], int]) -> int:
@@ -194,6 +206,9 @@ def _check() -> None:
     """
     global _checked  # noqa: PLW0603 - One for a process: what it leaves to those that it forks.
     settings = load_settings()
+    if _is_traced(settings):
+        otel_variables.check(os.environ)
+        from app import tracing  # noqa: F401, PLC0415 - Once for all workers; see _begin_to_count.
     app = create_app(settings)
     with app.app_context():
         services: Services = app.extensions["tokenhouse"]

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,11 +115,12 @@ def tokenhouse(  # noqa: PLR0913 - What there is to compare.
     alg: str = "RS256",
     on_postgresql: bool = False,
     options: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
     start: Callable[[RunningServer, Sequence[str]], None] = lambda server, options: server.start(*options),
 ) -> Iterator[Subject]:
     """Tokenhouse with its own gunicorn configuration, its audit log in a file."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.ExitStack() as stack:
-        settings = {"TOKENHOUSE_CONFIG": "production", "TOKENHOUSE_SIGNING_ALG": alg}
+        settings = {"TOKENHOUSE_CONFIG": "production", "TOKENHOUSE_SIGNING_ALG": alg, **(settings or {})}
         # As it comes, which is with metrics, unless whoever measures says otherwise; on a port of its own.
         own = f"127.0.0.1:{free_port()}"
         settings["TOKENHOUSE_METRICS_ADDRESS"] = os.environ.get("TOKENHOUSE_METRICS_ADDRESS", own)

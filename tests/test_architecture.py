@@ -15,7 +15,7 @@ APP = PROJECT / "app"
 STACK = (
     {"proxies", "randomness", "pausing", "jws"},
     {"settings", "contracts", "postgresql"},
-    {"errors", "models", "settings_layers"},
+    {"errors", "models", "settings_layers", "otel_variables"},
     {
         "events",
         "lines",
@@ -34,7 +34,7 @@ STACK = (
     {"server", "standing", "feed"},
     {"services"},
     {"health", "doctor"},
-    {"metrics"},
+    {"metrics", "tracing"},
     {"endpoints", "cli", "serving"},
 )
 LEVELS = {room: level for level, rooms in enumerate(STACK) for room in rooms}

@@ -22,7 +22,7 @@ from redis.retry import Retry
 
 from app.contracts import Clock
 from app.errors import ServiceUnavailable
-from app.gate import Gate
+from app.gate import Gate, Span
 from app.pausing import waiting
 from app.stores.replay import LAST_SECOND, SKEW_SECONDS, SqlReplay, key_of
 
@@ -51,14 +51,22 @@ class RedisReplay:
     """Remembers in Redis.
 
     :param durable: the database, for the few that Redis alone could not tell.
+    :param span: what a question to Redis happens within, where requests are traced.
     """
 
-    def __init__(self, url: str, durable: SqlReplay, clock: Clock, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        url: str,
+        durable: SqlReplay,
+        clock: Clock,
+        pause: Callable[[float], None] = time.sleep,
+        span: Span = lambda _: None,
+    ) -> None:
         self._redis = Redis(connection_pool=open_pool(url, redis_connect_func=self._greet))
         self._durable = durable
         self._clock = clock
         self._pause = pause
-        self._gate = RedisGate()
+        self._gate = RedisGate(span)
         self._process = ""
 
     def use(self, issuer: str, jti: str, issued_at: int, until: int) -> bool:

@@ -62,7 +62,7 @@ def run(
 
 def environment_for(folder: Path, **settings: str) -> dict[str, str]:
     """What a production-like server needs in its environment, without anything of the one who runs the tests."""
-    ours = ("TOKENHOUSE_", "FLASK_", "GUNICORN_", "WEB_CONCURRENCY", "HOST", "PORT")
+    ours = ("TOKENHOUSE_", "OTEL_", "FLASK_", "GUNICORN_", "WEB_CONCURRENCY", "HOST", "PORT")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     defaults = {
         "TOKENHOUSE_CONFIG": "testing",

@@ -263,3 +263,14 @@ def _answering(body: bytes) -> Any:
     from support.publisher import send  # noqa: PLC0415 - Here alone.
 
     return lambda handler: send(handler, body)
+
+
+def test_traces_that_cannot_be_sent_are_found(
+    tmp_path: Path, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    told = ("error", "traces: OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf, which is what the extra otel sends")
+    (tmp_path / "on").mkdir()
+    (tmp_path / "off").mkdir()
+    assert told in found_in(tmp_path / "on", clock, secret_peppers=STRONG, traces="true")
+    assert told not in found_in(tmp_path / "off", clock, secret_peppers=STRONG)

@@ -58,6 +58,7 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
         "access_token_lifetime": 3600,
         "default_audience": ISSUER,
         "metrics_address": ("127.0.0.1", 9464),
+        "traces": False,
         "log_format": "json",
         "log_level": "info",
     }
@@ -89,6 +90,7 @@ def test_every_setting_is_a_variable_with_the_prefix() -> None:
         "TOKENHOUSE_ACCESS_TOKEN_LIFETIME",
         "TOKENHOUSE_DEFAULT_AUDIENCE",
         "TOKENHOUSE_METRICS_ADDRESS",
+        "TOKENHOUSE_TRACES",
         "TOKENHOUSE_LOG_FORMAT",
         "TOKENHOUSE_LOG_LEVEL",
     }

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,21 @@ def test_a_user_with_the_rights_that_the_document_names_is_enough(tmp_path: Path
             assert [use(house, "1"), use(house, "1")] == [True, False]
             look(house)
             assert not house.services.replay.is_away
+
+
+def test_a_question_is_a_part_of_the_request_where_requests_are_traced(house: House) -> None:
+    parts: list[str] = []
+
+    class Spans:
+        def tell(self, _event: object) -> None:
+            raise AssertionError("nothing has happened")
+
+        @contextmanager
+        def part(self, name: str) -> Iterator[None]:
+            parts.append(name)
+            yield
+
+    assert use(house, "before")
+    house.services.measures.trace_with(Spans())
+    assert use(house, "after")
+    assert parts == ["redis"]

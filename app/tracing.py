@@ -1,0 +1,271 @@
+"""Requests as spans of OpenTelemetry: what became of each, and how long its parts took, beside what its caller did.
+
+Loaded only where ``TOKENHOUSE_TRACES`` is true. Where spans are sent and which are kept is said by OpenTelemetry's own
+variables (``otel_variables``). A span holds what the audit log may hold: no path that is not ours, no query, no header,
+no exception's words. Of what a caller sends, ``traceparent`` alone is read (W3C Trace Context), never ``tracestate``.
+"""
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from flask import Flask
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http import trace_exporter
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, format_trace_id, get_current_span, use_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from sqlalchemy.engine import make_url
+
+from app.events import Event, RequestFacts
+from app.otel_variables import reads_parents
+from app.services import Services, installed_version
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 2.0
+"""How long the end of a worker waits for its last spans to be sent."""
+
+_PROBES = "ops"
+"""The blueprint whose endpoints are asked again and again by machines, and are of no interest here."""
+_SERVER_FAULTS = 500
+_LONGEST_PARENT = 512
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+_TOLD = (
+    *("outcome", "endpoint", "client_id", "auth_method", "secret_id", "grant_type", "scope", "jti", "kid"),
+    *("expires_in", "error", "reason", "active", "was_live"),
+)
+"""Fields of events that are attributes of the span, by the name ``tokenhouse.<field>``."""
+
+Wsgi = Callable[[Any, Any], Iterable[bytes]]
+
+
+class Served(NamedTuple):
+    """What is asked for here.
+
+    :ivar routes: the paths that are ours.
+    :ivar untraced: those of them that are asked again and again, and of no interest.
+    :ivar scheme: by which callers reach us.
+    """
+
+    routes: frozenset[str]
+    untraced: frozenset[str]
+    scheme: str
+
+
+class RequestSpans:
+    """Makes a span of each request, and of its parts.
+
+    :param systems: what stands behind parts that ask something else: ``db.system.name`` by part.
+    :param reads_parents: whether a request says of which trace it is.
+    """
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        served: Served,
+        systems: Mapping[str, str],
+        *,
+        reads_parents: bool,
+    ) -> None:
+        self._tracer = tracer
+        self._served = served
+        self._systems = systems
+        self._propagator = TraceContextTextMapPropagator() if reads_parents else None
+
+    def around(self, serve: Wsgi) -> Wsgi:
+        """``serve``, each of whose requests is a span."""
+
+        def serve_traced(environ: Any, start_response: Any) -> Iterable[bytes]:
+            path = environ.get("PATH_INFO", "")
+            if path in self._served.untraced:
+                return serve(environ, start_response)
+            span = self._begun(environ, path)
+            environ["tokenhouse.trace_id"] = format_trace_id(span.get_span_context().trace_id)
+
+            def start_traced(status: str, headers: Any, *exc_info: Any) -> Any:
+                _note_status(span, int(status[:3]))
+                return start_response(status, headers, *exc_info)
+
+            with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+                try:
+                    return serve(environ, start_traced)
+                except BaseException as error:
+                    _note_failure(span, error)
+                    raise
+
+        return serve_traced
+
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """A part of the request that is being served."""
+        if not get_current_span().is_recording():
+            return nullcontext()
+        return self._part(name)
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        system = self._systems.get(name)
+        kind = SpanKind.CLIENT if system else SpanKind.INTERNAL
+        span = self._tracer.start_span(name, kind=kind, attributes={"db.system.name": system} if system else None)
+        with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            try:
+                yield
+            except BaseException as error:
+                span.set_attribute("error.type", type(error).__name__)
+                raise
+
+    def tell(self, event: Event) -> None:
+        """Note ``event`` in the span of the request that caused it."""
+        request: RequestFacts | None = getattr(event, "request", None)
+        span = get_current_span()
+        if request is None or not span.is_recording():
+            return
+        attributes: dict[str, Any] = {"tokenhouse.request_id": request.request_id}
+        if request.source_address is not None:
+            attributes["client.address"] = request.source_address
+        for name in _TOLD:
+            if (value := getattr(event, name, None)) is not None:
+                attributes[f"tokenhouse.{name}"] = value
+        span.set_attributes(attributes)
+
+    def _begun(self, environ: Any, path: str) -> Span:
+        name = method = environ["REQUEST_METHOD"]
+        if method not in _METHODS:
+            name, method = "HTTP", "_OTHER"
+        attributes = {"http.request.method": method, "url.scheme": self._served.scheme}
+        if path in self._served.routes:
+            attributes |= {"http.route": path, "url.path": path}
+            name = f"{name} {path}"
+        received_at = environ.get("tokenhouse.received_at")
+        waited = time.perf_counter() - received_at if received_at else 0
+        return self._tracer.start_span(
+            name,
+            context=self._parent(environ.get("HTTP_TRACEPARENT")),
+            kind=SpanKind.SERVER,
+            attributes=attributes,
+            start_time=time.time_ns() - int(waited * 1e9),
+        )
+
+    def _parent(self, traceparent: str | None) -> Context:
+        if self._propagator is None or traceparent is None or len(traceparent) > _LONGEST_PARENT:
+            return Context()
+        return self._propagator.extract({"traceparent": traceparent}, Context())
+
+
+def _note_status(span: Span, status: int) -> None:
+    span.set_attribute("http.response.status_code", status)
+    if status >= _SERVER_FAULTS:
+        span.set_attribute("error.type", str(status))
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def _note_failure(span: Span, error: BaseException) -> None:
+    span.set_attribute("error.type", type(error).__name__)
+    span.set_status(Status(StatusCode.ERROR))
+
+
+class TellingExporter(SpanExporter):
+    """Sends spans by another exporter, and tells when that begins to fail and when it ends: not for each attempt.
+
+    :param said: what that one says in the log, which nobody else hears.
+    """
+
+    def __init__(self, exporter: SpanExporter, said: "Reasons") -> None:
+        self._exporter = exporter
+        self._said = said
+        self._lost = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send ``spans``, or lose them."""
+        result = self._exporter.export(spans)
+        if result is not SpanExportResult.SUCCESS:
+            if not self._lost:
+                log.error("traces cannot be sent, and are lost meanwhile: %s", self._said.last)
+            self._lost += len(spans)
+        elif self._lost:
+            log.warning("traces can be sent again; %d spans were lost", self._lost)
+            self._lost = 0
+        return result
+
+    def shutdown(self) -> None:
+        """Close its connections."""
+        self._exporter.shutdown()
+
+
+class Reasons(logging.Filter):
+    """Keeps what a logger says to itself, and remembers the kind of the last fault: its words may hold a key."""
+
+    last = "no reason is known"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let nothing through."""
+        for fact in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(fact, BaseException):
+                self.last = type(fact).__name__
+            elif isinstance(fact, int):
+                self.last = f"status {fact}"
+        return False
+
+
+class _Ending:
+    """Ends a provider of tracers within a time, which it would not keep itself while the collector is silent."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._asked, self._done = threading.Event(), threading.Event()
+        self._provider = provider
+        # At the end of a process it is too late to start one.
+        threading.Thread(target=self._wait, name="the end of traces", daemon=True).start()
+
+    def end(self) -> None:
+        """Send what there is, if it can be sent."""
+        self._asked.set()
+        self._done.wait(STOP_SECONDS)
+
+    def _wait(self) -> None:
+        self._asked.wait()
+        self._provider.shutdown()
+        self._done.set()
+
+
+def begin(app: Flask, services: Services) -> None:
+    """In a worker: trace what ``app`` is asked from now on. What is wrong with a variable costs nobody a token."""
+    try:
+        provider = _open_provider()
+    except Exception as error:  # noqa: BLE001 - Many parts read variables, and each fails in its own way.
+        # Not its words: they may quote a variable.
+        log.error("there are no traces: a variable OTEL_… is wrong (%s)", type(error).__name__)  # noqa: TRY400
+        return
+    rules = list(app.url_map.iter_rules())
+    spans = RequestSpans(
+        provider.get_tracer("tokenhouse", installed_version()),
+        Served(
+            routes=frozenset(rule.rule for rule in rules),
+            untraced=frozenset(rule.rule for rule in rules if rule.endpoint.startswith(_PROBES)),
+            scheme=urlsplit(services.settings.issuer).scheme,
+        ),
+        {"database": make_url(services.settings.database_url.get_secret_value()).get_backend_name(), "redis": "redis"},
+        reads_parents=reads_parents(os.environ),
+    )
+    services.measures.trace_with(spans)
+    app.wsgi_app = spans.around(app.wsgi_app)  # type: ignore[assignment, method-assign]
+    atexit.register(_Ending(provider).end)
+
+
+def _open_provider() -> TracerProvider:
+    said = Reasons()
+    exporter = trace_exporter.OTLPSpanExporter()
+    logging.getLogger(trace_exporter.__name__).addFilter(said)
+    ours = {SERVICE_NAME: "tokenhouse", SERVICE_VERSION: installed_version()}
+    # What the environment says of the service wins.
+    told = Resource(ours).merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=Resource.create().merge(told), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(TellingExporter(exporter, said)))
+    return provider
