@@ -71,6 +71,7 @@ def test_no_event_has_a_field_for_what_may_not_be_logged() -> None:
         "request_id",
         "source_address",
         "duration_ms",
+        "trace_id",
         "request",
         "client_id",
         "auth_method",
