@@ -21,6 +21,7 @@ WORKDIR /opt/tokenhouse
 USER 10001:10001
 ENV PATH=/opt/tokenhouse/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0 PORT=8080
 EXPOSE 8080 9464
+# Not /readyz: what replaces containers that are unwell would end those that publish the keys while the database is away.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/readyz', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/livez', timeout=4)"]
 CMD ["gunicorn", "--config", "config/gunicorn.py", "wsgi:app"]

@@ -51,6 +51,7 @@ class Front:
     port: int
     authority: Path
     servers: tuple[RunningServer, RunningServer]
+    way_of_the_other: Path
     log: Path
     process: subprocess.Popen[bytes]
 
@@ -133,8 +134,10 @@ def front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
     (folder / "certificate-key.pem").rename(folder / "privkey.pem")
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(served(tmp_path / "one"))
+        # A way of its own to the same database, which can be cut.
+        (tmp_path / "way").symlink_to(one.folder / "tokenhouse.db")
         shared = {
-            "TOKENHOUSE_DATABASE_URL": one.environment["TOKENHOUSE_DATABASE_URL"],
+            "TOKENHOUSE_DATABASE_URL": f"sqlite:///{tmp_path}/way",
             "TOKENHOUSE_KEYRING": one.environment["TOKENHOUSE_KEYRING"],
             "TOKENHOUSE_SECRET_PEPPERS": one.environment["TOKENHOUSE_SECRET_PEPPERS"],
         }
@@ -144,7 +147,7 @@ def front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             process = subprocess.Popen(command, stdout=stdout, stderr=stderr, cwd=folder)
         try:
-            made = Front(port, folder / "fullchain.pem", (one, two), log, process)
+            made = Front(port, folder / "fullchain.pem", (one, two), tmp_path / "way", log, process)
             wait_until(lambda: process.poll() is not None or made.answers())
             assert process.poll() is None, (folder / "stderr").read_text()
             yield made
@@ -241,6 +244,38 @@ def test_where_no_server_is_there_callers_are_told_to_come_again(front: Front) -
     wait_until(lambda: front.post(client).status_code == 503)
     front.servers[0].start("--workers", "2")
     wait_until(lambda: front.post(client).status_code == 200)
+
+
+def test_without_a_database_keys_are_published_and_callers_told_to_come_again(front: Front) -> None:
+    client = front.servers[0].create_client()
+    database = front.servers[0].folder / "tokenhouse.db"
+    database.rename(database.with_suffix(".away"))
+    deadline = time.monotonic() + 8
+    statuses = set()
+    # Longer than any proxy takes to find a server unwell.
+    while time.monotonic() < deadline:
+        answer = front.post(client)
+        assert (answer.status_code, answer.headers["Retry-After"], answer.json()["error"]) == (503, "1", "server_error")
+        for path in ("/.well-known/jwks.json", "/.well-known/oauth-authorization-server"):
+            statuses.add(requests.get(f"{front.url}{path}", verify=str(front.authority), timeout=10).status_code)
+        time.sleep(0.2)
+    assert statuses == {200}
+    database.with_suffix(".away").rename(database)
+    wait_until(lambda: front.post(client).status_code == 200)
+
+
+def test_a_server_that_alone_has_no_database_costs_nobody_a_token(front: Front) -> None:
+    client = front.servers[0].create_client()
+    front.way_of_the_other.unlink()
+    wait_until(lambda: requests.get(f"{front.servers[1].url}/readyz", timeout=10).status_code == 503)
+    statuses = [front.post(client).status_code for _ in range(40)]
+    if "nginx" in str(front.process.args):
+        # It would take that server out for the keys too; callers come again, and meet the other one.
+        assert statuses.count(200) > 10
+        assert set(statuses) == {200, 503}
+    else:
+        assert set(statuses) == {200}
+    assert any(event["event"] == "TokenRefused" for event in front.servers[1].events()), "it was asked too"
 
 
 def test_a_rolling_restart_under_load_fails_no_request(front: Front) -> None:
