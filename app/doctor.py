@@ -224,7 +224,7 @@ def _find_lonely_database(services: Services) -> Found:
         yield Finding(
             "machines",
             Severity.WARNING,
-            f"{' and '.join(told)} are for several machines, and SQLite is a file of this one",
+            f"SQLite is a file of this machine, and there are several by {' and '.join(told)}",
             "each machine would have clients of its own",
             "TOKENHOUSE_DATABASE_URL=postgresql+psycopg://…",
         )

@@ -53,6 +53,17 @@ def test_kustomize_names_every_manifest() -> None:
     }
 
 
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kustomize_builds_what_kubernetes_takes() -> None:
+    done = subprocess.run(["kubectl", "kustomize", KUBERNETES], capture_output=True, text=True, check=True)
+    built = list(yaml.safe_load_all(done.stdout))
+    for document in built:
+        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+        assert document["kind"] == "Namespace" or document["metadata"]["namespace"] == "tokenhouse"
+    assert sorted(document["kind"] for document in built) == sorted(one["kind"] for one in DOCUMENTS.values())
+    assert "image: tokenhouse\n" not in done.stdout, "an image of a registry"
+
+
 @pytest.mark.parametrize("name", PODS)
 def test_every_pod_is_restricted(name: str) -> None:
     """Pod Security Standards, restricted; and no token of Kubernetes, which nothing here needs."""

@@ -172,7 +172,9 @@ def test_sqlite_with_what_is_for_several_machines_and_a_file_for_all(tmp_path: P
     with open_house(tmp_path, clock, with_key=False, **settings) as house:
         (tmp_path / "tokenhouse.db").chmod(0o644)
         told = {one.check: one.what for one in found(house)}
-    assert told["machines"].startswith("TOKENHOUSE_KEYRING=database are for several machines, and SQLite is a file")
+    assert told["machines"] == (
+        "SQLite is a file of this machine, and there are several by TOKENHOUSE_KEYRING=database"
+    )
     assert told["database file"].endswith("may be read or written by others (mode 0644)")
 
 
