@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from app.settings import StartError
 
-EXTRA = "opentelemetry"
-"""What the extra ``otel`` installs, and nothing else."""
+_NEEDED = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
+"""What the extra ``otel`` installs; its API alone comes with other libraries too."""
 
 _OTLP = ("OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_")
 """The variables of all signals, and those of traces."""
@@ -24,6 +24,7 @@ _PORTS = range(1, 65536)
 _SAMPLERS = ("always_on", "always_off", "traceidratio")
 _HEADER = re.compile(r"[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*=[ !#-+\--:<-\[\]-~\t]*")
 _HEADER_VALUE = re.compile(r"[\t -~]*")
+_COUNT = re.compile(r"0*[1-9][0-9]{0,8}")
 _BATCH, _QUEUE = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_MAX_QUEUE_SIZE"
 _BATCH_DEFAULT, _QUEUE_DEFAULT = 512, 2048
 
@@ -52,7 +53,7 @@ def check(environ: Mapping[str, str]) -> None:
 
 def find_faults(environ: Mapping[str, str]) -> Iterator[str]:
     """What is missing or wrong, a line each."""
-    if find_spec(EXTRA) is None:
+    if not _is_installed():
         yield "TOKENHOUSE_TRACES is true and OpenTelemetry is not installed: pip install '.[otel]'"
     for name, is_good, rule in _RULES:
         if (value := environ.get(name)) and not is_good(value):
@@ -60,6 +61,13 @@ def find_faults(environ: Mapping[str, str]) -> Iterator[str]:
     batch, queue = environ.get(_BATCH) or _BATCH_DEFAULT, environ.get(_QUEUE) or _QUEUE_DEFAULT
     if _is_count(str(batch)) and _is_count(str(queue)) and int(batch) > int(queue):
         yield f"{_BATCH} must be at most {_QUEUE} ({_QUEUE_DEFAULT} unless set)"
+
+
+def _is_installed() -> bool:
+    try:
+        return all(find_spec(name) for name in _NEEDED)
+    except ModuleNotFoundError:
+        return False
 
 
 def _is_plain_url(value: str) -> bool:
@@ -79,7 +87,7 @@ def _is_headers(value: str) -> bool:
 
 
 def _is_count(value: str) -> bool:
-    return value.isascii() and value.isdigit() and int(value) > 0
+    return _COUNT.fullmatch(value) is not None
 
 
 def _is_seconds(value: str) -> bool:

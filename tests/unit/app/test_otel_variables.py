@@ -1,6 +1,7 @@
 """OpenTelemetry's variables: each fault is named, no value is quoted, and what passes makes nobody quote it later."""
 
 import logging
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_what_is_right_passes(name: str, value: str) -> None:
         ("OTEL_TRACES_EXPORTER", "console", "must be otlp; TOKENHOUSE_TRACES=false sends none"),
         ("OTEL_TRACES_SAMPLER", "parentbased", SAMPLER_RULE),
         *(("OTEL_TRACES_SAMPLER_ARG", value, SHARE_RULE) for value in ("5", "1.5", "-0.1", "5%", "nan", "½")),
-        *(("OTEL_BSP_SCHEDULE_DELAY", value, COUNT_RULE) for value in ("0", "-1", "1.5", "soon", "²")),
+        *(("OTEL_BSP_SCHEDULE_DELAY", value, COUNT_RULE) for value in ("0", "-1", "1.5", "soon", "²", "9" * 5000)),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "none", COUNT_RULE),
     ],
     ids=str,
@@ -112,10 +113,16 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otel_variables, "find_spec", lambda name: None if name == "opentelemetry" else find_spec(name))
-    assert list(find_faults({})) == [
-        "TOKENHOUSE_TRACES is true and OpenTelemetry is not installed: pip install '.[otel]'"
-    ]
+    told = ["TOKENHOUSE_TRACES is true and OpenTelemetry is not installed: pip install '.[otel]'"]
+    for missing in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
+        monkeypatch.setattr(
+            otel_variables, "find_spec", lambda name, missing=missing: None if name == missing else find_spec(name)
+        )
+        assert list(find_faults({})) == told
+    monkeypatch.setattr(otel_variables, "find_spec", find_spec)
+    monkeypatch.delitem(sys.modules, "opentelemetry.exporter.otlp.proto.http")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto", None)
+    assert list(find_faults({})) == told
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
