@@ -217,5 +217,9 @@ def _explain(error: ValidationError, *, silent: set[str]) -> Iterator[str]:
         # The default audience lacks only where the issuer is wrong or lacks.
         if field in silent or (is_missing and field == "default_audience"):
             continue
-        sentence = _MISSING[field] if is_missing else fault["msg"].removeprefix("Value error, ")
+        sentence = fault["msg"].removeprefix("Value error, ").replace("Input should be ", "must be ", 1)
+        if is_missing:
+            sentence = _MISSING[field]
+        elif fault["type"].startswith("bool_"):
+            sentence = "must be true or false"
         yield f"{PREFIX}{field.upper()} {sentence[0].lower()}{sentence[1:]}" if field else sentence

@@ -217,10 +217,7 @@ def test_an_algorithm_signs(checkout: Path, alg: str) -> None:
 
 @pytest.mark.parametrize("alg", ["HS256", "none", "rs256", "RS512", "Ed25519"])
 def test_no_other_algorithm_signs(checkout: Path, alg: str) -> None:
-    assert (
-        refusal(checkout, SIGNING_ALG=alg)
-        == "TOKENHOUSE_SIGNING_ALG input should be 'RS256', 'PS256', 'ES256' or 'EdDSA'"
-    )
+    assert refusal(checkout, SIGNING_ALG=alg) == "TOKENHOUSE_SIGNING_ALG must be 'RS256', 'PS256', 'ES256' or 'EdDSA'"
 
 
 def test_a_year_is_365_days(checkout: Path) -> None:
@@ -479,8 +476,10 @@ def test_an_absolute_uri_has_a_scheme_and_only_the_characters_of_a_uri(text: str
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("LOG_FORMAT", "TOKENHOUSE_LOG_FORMAT input should be 'console' or 'json'"),
-        ("LOG_LEVEL", "TOKENHOUSE_LOG_LEVEL input should be 'debug', 'info', 'warning' or 'error'"),
+        ("LOG_FORMAT", "TOKENHOUSE_LOG_FORMAT must be 'console' or 'json'"),
+        ("TRACES", "TOKENHOUSE_TRACES must be true or false"),
+        ("PUBLISH_SCOPES", "TOKENHOUSE_PUBLISH_SCOPES must be true or false"),
+        ("LOG_LEVEL", "TOKENHOUSE_LOG_LEVEL must be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
 def test_a_choice_says_what_is_allowed(checkout: Path, name: str, told: str) -> None:
