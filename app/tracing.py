@@ -191,7 +191,7 @@ class TellingExporter(SpanExporter):
                 log.error("traces cannot be sent, and are lost meanwhile: %s", self._said.last)
             self._lost += len(spans)
         elif self._lost:
-            log.warning("traces can be sent again; %d spans were lost", self._lost)
+            log.warning("traces can be sent again; spans lost: %d", self._lost)
             self._lost = 0
         return result
 
