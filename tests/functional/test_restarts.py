@@ -95,9 +95,9 @@ class Callers:
         issued = [event["jti"] for event in self.server.events() if event["event"] == "TokenIssued"]
         assert len(issued) == len(set(issued)) == len(self.tokens)
 
-    def check_lost(self) -> None:
-        """Only to the race of a connection that was kept."""
-        assert [lost for lost in self.lost if not lost.was_kept] == []
+    def check_lost(self, new: int = 0) -> None:
+        """Only to the race of a connection that was kept, and at most ``new`` others."""
+        assert len([lost for lost in self.lost if not lost.was_kept]) <= new, self.lost
         assert len(self.lost) <= CALLERS
 
 
@@ -149,7 +149,8 @@ def test_sigterm_answers_what_was_asked(server: RunningServer) -> None:
         wait_until(lambda: callers.refused > CALLERS)
     server.jwks = lambda: jwks  # type: ignore[method-assign]
     callers.check()
-    callers.check_lost()
+    # One may knock in the very moment in which the door is shut, after the last look at who stands before it.
+    callers.check_lost(new=1)
 
 
 def test_sighup_fails_no_request(server: RunningServer, metrics_port: int) -> None:
