@@ -1,9 +1,11 @@
 """The ring stays whole when its writer is killed, the disk is full, the folder is closed, or two write at once."""
 
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,16 +29,39 @@ class Faulty:
         self.folder = folder
         generate_long_ago(self.installation.services.keys)
 
-    def write(self, *fault: str) -> subprocess.CompletedProcess[str]:
-        environment = {**self.installation.environment, "PYTHONPATH": str(PROJECT_FOLDER)}
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**self.installation.environment, "PYTHONPATH": str(PROJECT_FOLDER)}
+
+    def write(self, fault: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(WRITER), *fault],
-            env=environment,
+            [sys.executable, str(WRITER), fault],
+            env=self.environment,
             capture_output=True,
             text=True,
             check=False,
             timeout=60,
         )
+
+    @contextmanager
+    def killed(self) -> Iterator[Callable[[int], int]]:
+        """A writer for each step at which it is killed; its exit status."""
+        with subprocess.Popen(
+            [sys.executable, str(WRITER), "die-at"],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as writers:
+            stdin, stdout = writers.stdin, writers.stdout
+            assert stdin
+            assert stdout
+
+            def write(step: int) -> int:
+                print(step, file=stdin, flush=True)
+                return int(stdout.readline())
+
+            yield write
 
     def read(self) -> Ring:
         """As a process that has not read it before."""
@@ -55,16 +80,21 @@ def faulty(tmp_path: Path) -> Iterator[Faulty]:
 
 
 def test_a_writer_that_is_killed_at_any_step_leaves_the_old_ring_or_the_new_one(faulty: Faulty) -> None:
-    changed = []
-    for step in range(1, MOST_STEPS):
-        before = faulty.read()
-        done = faulty.write("die-at", str(step))
-        after = faulty.read()
-        assert set(before.keys) <= set(after.keys)
-        changed.append(len(after.keys) - len(before.keys))
-        if done.returncode == 0:
-            break
-        assert (done.returncode, done.stdout) == (-9, ""), done.stderr
+    changed, at_first = [], {path: path.read_bytes() for path in faulty.folder.iterdir()}
+    with faulty.killed() as write:
+        for step in range(1, MOST_STEPS):
+            # From the same ring each time, beside what those before have left half-way.
+            for path, content in at_first.items():
+                path.write_bytes(content)
+            before = faulty.read()
+            status = write(step)
+            after = faulty.read()
+            assert set(before.keys) <= set(after.keys)
+            changed.append(len(after.keys) - len(before.keys))
+            if status == 0:
+                break
+            assert status == -signal.SIGKILL
+    assert status == 0
     # Nothing is changed up to one step, and from there on all is: what is left to do then is to sweep.
     assert set(changed) == {0, 1}
     assert changed == sorted(changed)

@@ -1,9 +1,9 @@
 """Change a key ring, with the settings of the environment, in a process that meets a fault.
 
-``die-at N``: it is killed at its N-th step on disk. ``tiny-disk``: no file may grow. ``not-allowed``: the folder is
-another's.
+``die-at``: for each number N of a line of standard input a process of its own, which is killed at its N-th step on
+disk; prints its exit status. ``tiny-disk``: no file may grow. ``not-allowed``: the folder is another's.
 
-Prints ``done``, ``refused: …`` or nothing, when it is killed.
+Prints ``done`` or ``refused: …``.
 """
 
 import os
@@ -42,6 +42,18 @@ def die_at(step: int, folder: str) -> None:
     sys.addaudithook(note)
 
 
+def die_as_told(services: Services, folder: str) -> None:
+    """Begin anew for each step that is asked for: nothing is loaded twice."""
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            die_at(int(line), folder)
+            services.keys.generate()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
 def be_somebody_else(folder: Path) -> None:
     """Keep the files and lose the folder."""
     if os.geteuid() == 0:
@@ -54,13 +66,14 @@ def be_somebody_else(folder: Path) -> None:
 
 def main() -> None:
     """Add a key."""
-    fault, *rest = sys.argv[1:]
+    (fault,) = sys.argv[1:]
     app = create_app(load_settings(dict(os.environ)))
     services: Services = app.extensions["tokenhouse"]
     folder = Path(os.environ["TOKENHOUSE_KEYRING"]).parent
     if fault == "die-at":
-        die_at(int(rest[0]), str(folder))
-    elif fault == "tiny-disk":
+        die_as_told(services, str(folder))
+        return
+    if fault == "tiny-disk":
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
     else:
         be_somebody_else(folder)
