@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    select,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -100,6 +101,11 @@ class ClientRow(Base):
     secrets: Mapped[list["ClientSecretRow"]] = relationship(
         order_by="ClientSecretRow.created_at", cascade="all, delete-orphan", passive_deletes=True
     )
+
+
+SERVED = ClientRow.disabled_at.is_(None) & ClientRow.deleted_at.is_(None)
+"""A client that may have tokens."""
+SERVED_IDS = select(ClientRow.client_id).where(SERVED)
 
 
 class ClientSecretRow(Base):

@@ -26,7 +26,7 @@ from app.database import reading_engine, writing_engine
 from app.errors import ManagementError
 from app.events import ClientChanged
 from app.fetching import Fetcher, FetchError, check_url, without_query
-from app.models import ClientKeySetRow, ClientRow
+from app.models import SERVED_IDS, ClientKeySetRow, ClientRow
 from app.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -159,13 +159,10 @@ class ClientKeySets:
         said = USUAL if fetched.max_age is None else timedelta(seconds=fetched.max_age)
         return KeySet(uri, jwks, min(max(said, SHORTEST), LONGEST))
 
-    def _served(self) -> Any:
-        return select(ClientRow.client_id).where(ClientRow.disabled_at.is_(None), ClientRow.deleted_at.is_(None))
-
     def _due(self, now: datetime) -> Sequence[Any]:
         due = (
             select(ClientKeySetRow.client_id, ClientKeySetRow.uri)
-            .where(ClientKeySetRow.refresh_at <= now, ClientKeySetRow.client_id.in_(self._served()))
+            .where(ClientKeySetRow.refresh_at <= now, ClientKeySetRow.client_id.in_(SERVED_IDS))
             .order_by(ClientKeySetRow.refresh_at)
             .limit(FETCHED_AT_ONCE)
         )
@@ -179,7 +176,7 @@ class ClientKeySets:
         """
         failing = (
             select(ClientKeySetRow.client_id)
-            .where(ClientKeySetRow.fault.is_not(None), ClientKeySetRow.client_id.in_(self._served()))
+            .where(ClientKeySetRow.fault.is_not(None), ClientKeySetRow.client_id.in_(SERVED_IDS))
             .order_by(ClientKeySetRow.client_id)
             .limit(MOST_FAILING)
         )

@@ -7,7 +7,7 @@ from sqlalchemy import Text, cast, select
 from sqlalchemy.engine import Engine
 
 from app.database import reading_engine
-from app.models import ClientRow
+from app.models import SERVED, ClientRow
 from app.policy import RESERVED_SCOPE_PREFIX
 
 LOOK_SECONDS = 60.0
@@ -40,9 +40,8 @@ class RegisteredScopes:
         began = time.monotonic()
         if not self._published or began < self._not_before:
             return
-        served = ClientRow.deleted_at.is_(None) & ClientRow.disabled_at.is_(None)
         with reading_engine(self._engine).connect() as connection:
-            found = connection.scalars(select(cast(ClientRow.scope, Text)).where(served).distinct()).all()
+            found = connection.scalars(select(cast(ClientRow.scope, Text)).where(SERVED).distinct()).all()
         scopes = sorted({token for text in found for token in json.loads(text)})
         known = tuple(token for token in scopes if not token.startswith(RESERVED_SCOPE_PREFIX))
         if known != self._known:

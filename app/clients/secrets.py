@@ -26,7 +26,7 @@ from app.database import reading_engine, writing_engine
 from app.encryption import DecryptionError
 from app.errors import ManagementError, StillInUse
 from app.events import ClientChanged, SecretExpiring
-from app.models import ClientRow, ClientSecretRow, ClientSecretUseRow
+from app.models import SERVED_IDS, ClientRow, ClientSecretRow, ClientSecretUseRow
 from app.outbox import Outbox, system_user
 
 MOST_SECRETS = 10
@@ -281,9 +281,8 @@ class ClientSecrets:
         :raises SQLAlchemyError: the database does not answer.
         """
         now = self._clock()
-        enabled = select(ClientRow.client_id).where(ClientRow.disabled_at.is_(None), ClientRow.deleted_at.is_(None))
         ends = ClientSecretRow.expires_at <= now + EXPIRY_TOLD_BEFORE
-        counted = select(func.count()).where(works_at(now), ends, ClientSecretRow.client_id.in_(enabled))
+        counted = select(func.count()).where(works_at(now), ends, ClientSecretRow.client_id.in_(SERVED_IDS))
         with reading_engine(self._engine).connect() as connection:
             return connection.scalar(counted) or 0
 
@@ -293,14 +292,13 @@ class ClientSecrets:
         :raises SQLAlchemyError: the database does not answer.
         """
         now = self._clock()
-        enabled = select(ClientRow.client_id).where(ClientRow.disabled_at.is_(None), ClientRow.deleted_at.is_(None))
         not_told = or_(
             ClientSecretRow.expiry_told_at.is_(None), ClientSecretRow.expiry_told_at <= now - _TELL_AGAIN_AFTER
         )
         claim = (
             update(ClientSecretRow)
             .where(works_at(now), ClientSecretRow.expires_at <= now + EXPIRY_TOLD_BEFORE, not_told)
-            .where(ClientSecretRow.client_id.in_(enabled))
+            .where(ClientSecretRow.client_id.in_(SERVED_IDS))
             .values(expiry_told_at=now)
             .returning(
                 ClientSecretRow.client_id,
