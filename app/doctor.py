@@ -19,7 +19,7 @@ from app.errors import ManagementError
 from app.keyring.judgement import faults, warnings
 from app.models import db
 from app.otel_variables import find_faults as otel_faults
-from app.otel_variables import is_switched_off
+from app.otel_variables import is_wanted
 from app.services import Services
 from app.settings import KEYRING_IN_DATABASE, PROJECT_FOLDER, Settings, StartError, is_loopback
 
@@ -318,9 +318,11 @@ def _find_wide_proxies(services: Services) -> Found:
 
 
 def _find_wrong_traces(services: Services) -> Found:
-    if services.settings.traces and not is_switched_off(os.environ):
+    must = services.settings.traces
+    if is_wanted(must, os.environ):
+        severity, why = (Severity.ERROR, "no server starts") if must else (Severity.WARNING, "there are no traces")
         for fault in otel_faults(os.environ):
-            yield Finding("traces", Severity.ERROR, fault, "no server starts", "docs/traces.md says what may be there")
+            yield Finding("traces", severity, fault, why, "docs/traces.md says what may be there")
 
 
 def _find_ring_faults(services: Services) -> Found:

@@ -31,9 +31,14 @@ _BATCH_DEFAULT, _QUEUE_DEFAULT = 512, 2048
 _Check = Callable[[str], bool]
 
 
-def is_switched_off(environ: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry is off in this process, whatever our settings say."""
-    return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+def is_wanted(traces: bool | None, environ: Mapping[str, str]) -> bool:  # noqa: FBT001 - A setting.
+    """Whether requests are to be traced.
+
+    :param traces: what our own setting says; ``None``: where a variable says to which collector.
+    """
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    return any(environ.get(f"{start}ENDPOINT") for start in _OTLP) if traces is None else traces
 
 
 def reads_parents(environ: Mapping[str, str]) -> bool:
@@ -54,7 +59,7 @@ def check(environ: Mapping[str, str]) -> None:
 def find_faults(environ: Mapping[str, str]) -> Iterator[str]:
     """What is missing or wrong, a line each."""
     if not _is_installed():
-        yield "TOKENHOUSE_TRACES is true and OpenTelemetry is not installed: pip install '.[otel]'"
+        yield "traces need OpenTelemetry, which is not installed: pip install '.[otel]'"
     for name, is_good, rule in _RULES:
         if (value := environ.get(name)) and not is_good(value):
             yield f"{name} {rule}"

@@ -155,7 +155,10 @@ def _begin_to_trace(app: Flask, services: Services) -> None:
 
 
 def _is_traced(settings: Settings) -> bool:
-    return settings.traces and not otel_variables.is_switched_off(os.environ)
+    """Whether requests are to be, and can be."""
+    if not otel_variables.is_wanted(settings.traces, os.environ):
+        return False
+    return settings.traces or not any(otel_variables.find_faults(os.environ))
 
 
 def _spawn_reachable(spawn: Callable[[], int]) -> int:
@@ -206,9 +209,7 @@ def _check() -> None:
     """
     global _checked  # noqa: PLW0603 - One for a process: what it leaves to those that it forks.
     settings = load_settings()
-    if _is_traced(settings):
-        otel_variables.check(os.environ)
-        from app import tracing  # noqa: F401, PLC0415 - Once for all workers; see _begin_to_count.
+    _prepare_to_trace(settings)
     app = create_app(settings)
     with app.app_context():
         services: Services = app.extensions["tokenhouse"]
@@ -230,6 +231,17 @@ def _check() -> None:
         from app import metrics  # noqa: PLC0415 - See _begin_to_count.
 
         metrics.prepare()
+
+
+def _prepare_to_trace(settings: Settings) -> None:
+    """Load once what all workers need for it.
+
+    :raises StartError: a setting of ours asks for traces, and they cannot be had.
+    """
+    if settings.traces and _is_traced(settings):
+        otel_variables.check(os.environ)
+    if _is_traced(settings):
+        from app import tracing  # noqa: F401, PLC0415 - See _begin_to_count.
 
 
 def _let_doctor_look(services: Services) -> None:

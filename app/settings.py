@@ -308,8 +308,8 @@ class Settings(BaseModel):
     metrics_address: Annotated[tuple[str, int] | None, BeforeValidator(_parse_address)] = ("127.0.0.1", 9464)
     """Where Prometheus is answered: host and port, never the public ones. Empty: nowhere, and nothing is counted."""
 
-    traces: bool = False
-    """Whether requests are traced by OpenTelemetry, whose own variables say where to."""
+    traces: bool | None = None
+    """Whether requests are traced by OpenTelemetry; unset: where its own variables say to which collector."""
 
     log_format: Literal["console", "json"] = "json"
     """``console`` for people, ``json`` for machines."""

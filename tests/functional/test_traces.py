@@ -27,7 +27,6 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="module")
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     settings = {
-        "TOKENHOUSE_TRACES": "true",
         "TOKENHOUSE_LOG_LEVEL": "debug",
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_EXPORTER_OTLP_HEADERS": "api-key=collectors%20own%20key",
@@ -295,19 +294,34 @@ def pretend_it_is_not_installed(folder: Path) -> str:
     return str(folder / "without")
 
 
-@pytest.mark.parametrize("settings", [{}, {"TOKENHOUSE_TRACES": "true", "OTEL_SDK_DISABLED": "true"}], ids=str)
+COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"TOKENHOUSE_TRACES": "true", "OTEL_SDK_DISABLED": "true"},
+        {"TOKENHOUSE_TRACES": "false", **COLLECTOR},
+        COLLECTOR,
+    ],
+    ids=str,
+)
 def test_nothing_is_loaded_when_it_is_off(tmp_path: Path, settings: dict[str, str]) -> None:
     path = pretend_it_is_not_installed(tmp_path)
     with running_server(tmp_path, "--workers", "1", PYTHONPATH=path, **settings) as server:
         answer = server.post_token(headers={"Authorization": server.create_client().basic, "traceparent": PARENT})
         assert answer.status_code == 200
         assert "trace_id" not in server.event_of(answer)
+        said = server.stderr_path.read_text()
+        is_told = "traces need OpenTelemetry, which is not installed: pip install '.[otel]'" in said
+        assert is_told is (settings == COLLECTOR)
 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({}, "TOKENHOUSE_TRACES is true and OpenTelemetry is not installed: pip install '.[otel]'"),
+        ({}, "traces need OpenTelemetry, which is not installed: pip install '.[otel]'"),
         (
             {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"},
             "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL must be http/protobuf, which is what the extra otel sends",

@@ -276,3 +276,6 @@ def test_traces_that_cannot_be_sent_are_found(
     (tmp_path / "off").mkdir()
     assert told in found_in(tmp_path / "on", clock, secret_peppers=STRONG, traces="true")
     assert told not in found_in(tmp_path / "off", clock, secret_peppers=STRONG)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
+    (tmp_path / "asked").mkdir()
+    assert ("warning", told[1]) in found_in(tmp_path / "asked", clock, secret_peppers=STRONG)

@@ -3,7 +3,6 @@
 import logging
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import requests
@@ -13,7 +12,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.util.re import parse_env_headers
 
 from app import otel_variables
-from app.otel_variables import check, find_faults, is_switched_off, reads_parents
+from app.otel_variables import check, find_faults, is_wanted, reads_parents
 from app.settings import PROJECT_FOLDER, StartError
 
 OTLP = "OTEL_EXPORTER_OTLP_"
@@ -113,7 +112,7 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = ["TOKENHOUSE_TRACES is true and OpenTelemetry is not installed: pip install '.[otel]'"]
+    told = ["traces need OpenTelemetry, which is not installed: pip install '.[otel]'"]
     for missing in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
         monkeypatch.setattr(
             otel_variables, "find_spec", lambda name, missing=missing: None if name == missing else find_spec(name)
@@ -187,7 +186,23 @@ def test_parents_are_read_unless_others_are_named() -> None:
     assert [reads_parents({"OTEL_PROPAGATORS": value}) for value in values] == [True, True, True, False, False]
 
 
-def test_it_can_be_switched_off_for_a_process(tmp_path: Path) -> None:
-    assert is_switched_off({"OTEL_SDK_DISABLED": " True "})
-    assert not is_switched_off({"OTEL_SDK_DISABLED": "0"})
-    assert not is_switched_off({"HOME": str(tmp_path)})
+@pytest.mark.parametrize(
+    ("traces", "environ", "wanted"),
+    [
+        (None, {}, False),
+        (None, {f"{OTLP}ENDPOINT": ""}, False),
+        (None, {f"{OTLP}ENDPOINT": "http://collector:4318"}, True),
+        (None, {f"{OTLP}TRACES_ENDPOINT": "http://collector:4318"}, True),
+        (None, {"OTEL_SERVICE_NAME": "tokens"}, False),
+        (False, {f"{OTLP}ENDPOINT": "http://collector:4318"}, False),
+        (True, {}, True),
+        (True, {"OTEL_SDK_DISABLED": " True "}, False),
+        (True, {"OTEL_SDK_DISABLED": "0"}, True),
+        (None, {f"{OTLP}ENDPOINT": "http://collector:4318", "OTEL_SDK_DISABLED": "true"}, False),
+    ],
+    ids=str,
+)
+def test_who_names_a_collector_or_says_so_wants_traces(
+    *, traces: bool | None, environ: dict[str, str], wanted: bool
+) -> None:
+    assert is_wanted(traces, environ) is wanted

@@ -58,7 +58,7 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
         "access_token_lifetime": 3600,
         "default_audience": ISSUER,
         "metrics_address": ("127.0.0.1", 9464),
-        "traces": False,
+        "traces": None,
         "log_format": "json",
         "log_level": "info",
     }
