@@ -216,6 +216,7 @@ def test_default_toml_shows_the_real_default_of_every_setting() -> None:
         "keyring_passphrase",
         "keyring_propagation",
         "default_audience",
+        "traces",
         "trusted_proxies",
     }
     assert {name for name in shown if "#" in commented[name]} == without_default
