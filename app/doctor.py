@@ -7,7 +7,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -61,6 +61,12 @@ class Finding:
     how: str = ""
 
 
+class Away(Finding):
+    """What does not answer now, and may when it is needed: no reason to end a start."""
+
+    __slots__ = ()
+
+
 Found = Iterator[Finding]
 _Check = Callable[[Services], Found]
 
@@ -75,15 +81,7 @@ def examine_start(services: Services) -> Found:
     """What a start looks at beside the key ring, which has a judge of its own. What is away stops nothing."""
     for check in _AT_START:
         for found in check(services):
-            is_away = found.check in {"database", "redis"} and found.what.startswith(_AWAY)
-            yield _as_warning(found) if is_away else found
-
-
-_AWAY = "it does not answer"
-
-
-def _as_warning(found: Finding) -> Finding:
-    return Finding(found.check, Severity.WARNING, found.what, found.why, found.how)
+            yield replace(found, severity=Severity.WARNING) if isinstance(found, Away) else found
 
 
 def _find_plain_issuer(services: Services) -> Found:
@@ -102,10 +100,7 @@ def _find_plain_issuer(services: Services) -> Found:
 
 def _find_weak_keys(services: Services) -> Found:
     settings = services.settings
-    groups = {
-        "TOKENHOUSE_SECRET_PEPPERS": settings.secret_peppers,
-        "TOKENHOUSE_ENCRYPTION_KEYS": settings.encryption_keys,
-    }
+    groups = {_PEPPERS: settings.secret_peppers, _ENCRYPTION_KEYS: settings.encryption_keys}
     known: dict[str, str] = {}
     is_well = True
     make = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
@@ -142,10 +137,10 @@ def _find_other_schema(_services: Services) -> Found:
             has_table = inspect(connection).has_table("alembic_version")
             there = connection.scalar(text("SELECT version_num FROM alembic_version")) if has_table else None
     except SQLAlchemyError as error:
-        yield Finding(
+        yield Away(
             "database",
             Severity.ERROR,
-            f"{_AWAY}: {describe(error)}",
+            f"it does not answer: {describe(error)}",
             "without it nobody gets a token",
             "is TOKENHOUSE_DATABASE_URL right, does it run, has `flask db upgrade` run?",
         )
@@ -197,8 +192,11 @@ def _find_demo(services: Services) -> Found:
         return
     try:
         row = services.clients.find(DEMO_CLIENT)
-    except (ManagementError, SQLAlchemyError):
+    except ManagementError:
         yield Finding("demo client", Severity.OK, "there is none")
+        return
+    except SQLAlchemyError:
+        # The check of the database says so.
         return
     finally:
         services.clients.end_reading()
@@ -256,10 +254,10 @@ def _find_forgetful_redis(services: Services) -> Found:
         with Redis(connection_pool=open_pool(url.get_secret_value())) as redis:
             memory: Mapping[str, Any] = redis.info("memory")
     except RedisError as error:
-        yield Finding(
+        yield Away(
             "redis",
             Severity.ERROR,
-            f"{_AWAY}: {describe(error)}",
+            f"it does not answer: {describe(error)}",
             "while it is away no client that signs assertions gets a token",
             "is TOKENHOUSE_REDIS_URL right, does it run, may its user run INFO?",
         )

@@ -148,6 +148,7 @@ def test_a_database_that_is_away_is_an_error_and_stops_no_start(house: House, tm
     assert told.severity is Severity.ERROR
     with house.app.app_context():
         (told,) = [one for one in examine_start(house.services) if one.check == "database"]
+        assert "demo client" not in {one.check for one in examine(house.services)}, "nobody can know"
     assert told.severity is Severity.WARNING
 
 
