@@ -238,10 +238,11 @@ def _prepare_to_trace(settings: Settings) -> None:
 
     :raises StartError: a setting of ours asks for traces, and they cannot be had.
     """
-    if settings.traces and _is_traced(settings):
+    if not _is_traced(settings):
+        return
+    if settings.traces:
         otel_variables.check(os.environ)
-    if _is_traced(settings):
-        from app import tracing  # noqa: F401, PLC0415 - See _begin_to_count.
+    from app import tracing  # noqa: F401, PLC0415 - See _begin_to_count.
 
 
 def _let_doctor_look(services: Services) -> None:
