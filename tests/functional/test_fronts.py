@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import requests
 from support.publisher import certified
-from support.server import NewClient, RunningServer, free_port, wait_until
+from support.server import NewClient, RunningServer, free_port, read_answers, wait_until
 
 from app.settings import PROJECT_FOLDER
 
@@ -95,6 +95,8 @@ def haproxy(folder: Path, port: int, backends: tuple[int, int]) -> tuple[list[st
     text = (DEPLOY / "haproxy.cfg").read_text()
     both = "".join(f"    server s{one} 127.0.0.1:{one}\n" for one in backends)
     text = text.replace("    server one 127.0.0.1:8080\n", both).replace("bind :443", f"bind 127.0.0.1:{port}")
+    # As long as the tests wait for it.
+    text = text.replace("timeout http-request 15s", "timeout http-request 3s")
     (folder / "haproxy.cfg").write_text(text.replace("/etc/tokenhouse/tls", str(folder)))
     pem = (folder / "fullchain.pem").read_text() + (folder / "privkey.pem").read_text()
     (folder / "haproxy.pem").write_text(pem)
@@ -228,6 +230,21 @@ def test_old_tls_is_refused_and_plain_http_gets_nothing(front: Front) -> None:
     with pytest.raises(requests.RequestException):
         # Some answer 400 in HTTP's words, none with a token.
         requests.post(front.url.replace("https", "http"), {"grant_type": "x"}, timeout=10).raise_for_status()
+
+
+def test_a_caller_that_does_not_come_to_an_end_is_told_so_by_haproxy(front: Front) -> None:
+    if "haproxy" not in str(front.process.args):
+        pytest.skip("it is the one that waits for the whole request")
+    context = ssl.create_default_context(cafile=str(front.authority))
+    head = b"POST /oauth/token HTTP/1.1\r\nHost: localhost\r\nContent-Length: 29\r\n\r\ngrant_type="
+    with (
+        socket.create_connection((NAME, front.port), timeout=20) as plain,
+        context.wrap_socket(plain, server_hostname=NAME) as caller,
+    ):
+        caller.sendall(head)
+        (answer,) = read_answers(b"".join(iter(lambda: caller.recv(65536), b"")))
+    assert (answer.status_code, answer.json()["error"]) == (408, "invalid_request")
+    assert answer.headers["Content-Type"] == "application/json"
 
 
 def test_where_no_server_is_there_callers_are_told_to_come_again(front: Front) -> None:

@@ -230,13 +230,15 @@ def test_the_last_spans_are_sent_when_the_server_ends(collector: Collector, tmp_
     # A delay of a minute: nothing is sent before.
     settings = {"TOKENHOUSE_TRACES": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     settings |= {"OTEL_BSP_SCHEDULE_DELAY": "60000", "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
+    settings |= {"OTEL_TRACES_SAMPLER": "always_on", "OTEL_SERVICE_NAME": "tokens"}
     with running_server(tmp_path, "--workers", "2", **settings) as server:
         client = server.create_client()
-        sent = [new_parent() for _ in range(10)]
+        # Whatever callers say, such a sampler records.
+        sent = [new_parent("00") for _ in range(10)]
         for _, parent in sent:
             server.post_token(headers={"Authorization": client.basic, "traceparent": parent})
     for trace_id, _ in sent:
-        assert "sign" in collector.of(trace_id)
+        assert collector.of(trace_id)["sign"].resource["service.name"] == "tokens"
 
 
 def test_callers_may_be_left_out_of_it(collector: Collector, tmp_path: Path) -> None:

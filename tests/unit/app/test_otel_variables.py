@@ -9,6 +9,8 @@ import requests
 from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util.re import parse_env_headers
 
 from app import otel_variables
@@ -102,6 +104,13 @@ def test_a_batch_is_no_larger_than_the_queue() -> None:
     assert list(find_faults({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "2049"})) == told
     assert list(find_faults({"OTEL_BSP_MAX_QUEUE_SIZE": "511"})) == told
     assert list(find_faults({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "511", "OTEL_BSP_MAX_QUEUE_SIZE": "511"})) == []
+
+
+def test_what_is_not_set_is_what_opentelemetry_takes() -> None:
+    processor = BatchSpanProcessor(InMemorySpanExporter())
+    kept = processor._batch_processor  # noqa: SLF001 - It is told nowhere else.
+    processor.shutdown()
+    assert (kept._max_export_batch_size, kept._max_queue_size, kept._schedule_delay) == (512, 2048, 5.0)  # noqa: SLF001
 
 
 def test_all_faults_are_told_at_once() -> None:
