@@ -224,6 +224,7 @@ def test_the_secrets_of_compose_are_made_once_and_good(tmp_path: Path) -> None:
     password = first["postgres-password"].strip()
     assert first["database-url"] == f"postgresql+psycopg://tokenhouse:{password}@postgres/tokenhouse\n"
     assert (tmp_path / "secrets" / "postgres-password").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
