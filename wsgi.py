@@ -6,8 +6,8 @@ import sys
 from flask import Flask
 
 from app import create_app
-from app.settings import StartError
-from app.settings_layers import load_settings
+from app.config.loader import load_settings
+from app.config.settings import StartError
 
 START_ERROR = 4
 """The exit status of a command whose settings are wrong."""

@@ -23,6 +23,7 @@ from app.clients.scopes import RegisteredScopes
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore
 from app.clients.verification import SecretVerifier
+from app.config.settings import PROJECT_FOLDER, Settings
 from app.contracts import Clock, Metadata
 from app.endpoints import ENDPOINTS
 from app.events import Events
@@ -43,7 +44,6 @@ from app.policy import Policy
 from app.questions import KeptConnections
 from app.server import TokenServer
 from app.services import Services
-from app.settings import PROJECT_FOLDER, Settings
 from app.standing import Standings
 from app.stores.replay import ReplayStore, SqlReplay
 from app.stores.revocations import Revocations

@@ -18,8 +18,8 @@ from sqlalchemy.engine import URL, Dialect, Engine, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import InstrumentedAttribute, scoped_session
 
+from app.config.settings import PROJECT_FOLDER, Settings
 from app.models import db
-from app.settings import PROJECT_FOLDER, Settings
 
 BUSY_TIMEOUT_MS = 5000
 """How long a writer waits for another on SQLite."""

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.config.settings import KEYRING_IN_DATABASE, PROJECT_FOLDER, Settings, StartError, is_loopback
 from app.database import describe, reading_engine
 from app.errors import ManagementError
 from app.keyring.judgement import faults, warnings
@@ -21,7 +22,6 @@ from app.models import db
 from app.otel_variables import find_faults as otel_faults
 from app.otel_variables import is_wanted
 from app.services import Services
-from app.settings import KEYRING_IN_DATABASE, PROJECT_FOLDER, Settings, StartError, is_loopback
 
 DEMO_CLIENT = "demo"
 """Made by the first `make run`, which prints its secret."""

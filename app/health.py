@@ -1,9 +1,9 @@
 """How this worker is: each part by name, and ``ok``, ``degraded`` (it can, and something is wrong) or ``failed``."""
 
+from app.config.settings import StartError
 from app.errors import ServiceUnavailable
 from app.keyring import last_good
 from app.services import Services
-from app.settings import StartError
 
 
 def checks_of(services: Services) -> dict[str, str]:

@@ -10,11 +10,11 @@ from typing import Any
 
 from orjson import dumps as compact_json
 
+from app.config.settings import StartError
 from app.contracts import AccessToken, Client, Clock, Decision
 from app.errors import ServiceUnavailable
 from app.keyring.ring import SigningKey
 from app.randomness import unique_bytes
-from app.settings import StartError
 
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 section 2.1.
 JTI_RANDOM_BYTES = 16

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from app.config.settings import Settings
 from app.contracts import Clock
 from app.errors import ServiceUnavailable
 from app.events import AuditLinesLost, Event, RequestFacts, TokenIssued
 from app.lines import STDERR, STDOUT, LineWriter
-from app.settings import Settings
 
 if TYPE_CHECKING:
     # Imported where a line is made: it takes a tenth of a second, and most commands have nothing to log.

@@ -26,6 +26,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.config.settings import StartError
 from app.events import (
     Event,
     KeyRingRejected,
@@ -39,7 +40,6 @@ from app.health import checks_of
 from app.keyring.ring import KeyState
 from app.measures import PARTS
 from app.services import Services, installed_version
-from app.settings import StartError
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.config.settings import is_absolute_uri
 from app.contracts import SECRET_PREFIX, Client, Decision
 from app.errors import InvalidScope, InvalidTarget
-from app.settings import is_absolute_uri
 
 SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
 """One scope token: RFC 6749 section 3.3."""

@@ -13,6 +13,7 @@ from app.clients.scopes import RegisteredScopes
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore
 from app.clients.verification import SecretVerifier
+from app.config.settings import Settings
 from app.contracts import Clock, Metadata
 from app.feed import RevocationFeed
 from app.issuer import AccessTokenIssuer
@@ -24,7 +25,6 @@ from app.logs import AuditLog
 from app.measures import Measures
 from app.outbox import Outbox
 from app.server import TokenServer
-from app.settings import Settings
 from app.standing import Standings
 from app.stores.replay import ReplayStore
 from app.stores.revocations import Revocations

@@ -23,12 +23,12 @@ from sqlalchemy.engine import make_url
 
 from app import check_start, create_app, lines, otel_variables
 from app.background import Background, Job
+from app.config.loader import CONFIG_NAME, load_settings
+from app.config.settings import Settings, StartError
 from app.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.keyring import last_good
 from app.logs import send_to_standard_error
 from app.services import Services
-from app.settings import Settings, StartError
-from app.settings_layers import CONFIG_NAME, load_settings
 
 APP_LOAD_ERROR = 4
 """The exit status by which a gunicorn worker says that starting it again would not help: the master ends too."""

@@ -1,6 +1,8 @@
-"""The house: imports form one stack, registries hold imports and one tuple, files and functions stay small.
+"""The layout of ``app/``: imports form one stack, registries are short, files and functions stay small.
 
-Each line of ``STACK`` may import from the lines above it only; rooms of one line do not know each other.
+A *part* is a package or a module at the top of ``app/``. Each line of ``STACK`` may import from the lines above it
+only; parts on one line do not import each other. Every name in this file must exist, so that no entry outlives its
+module.
 """
 
 import ast
@@ -14,22 +16,12 @@ APP = PROJECT / "app"
 
 STACK = (
     {"proxies", "randomness", "pausing", "jws"},
-    {"settings", "contracts", "postgresql"},
-    {"errors", "models", "settings_layers", "otel_variables"},
-    {
-        "events",
-        "lines",
-        "policy",
-        "encryption",
-        "fetching",
-        "database",
-        "worker",
-        "web",
-        "forms",
-    },
+    {"config", "contracts", "postgresql"},
+    {"errors", "models", "otel_variables"},
+    {"events", "lines", "policy", "encryption", "fetching", "database", "worker", "web", "forms"},
     {"logs", "keyring", "gate", "outbox", "background", "questions", "measures"},
     {"clients", "stores"},
-    {"client_auth", "sender_constraints", "issuer"},
+    {"client_auth", "issuer"},
     {"grants", "inspection"},
     {"server", "standing", "feed"},
     {"services"},
@@ -37,10 +29,10 @@ STACK = (
     {"metrics", "tracing"},
     {"endpoints", "cli", "serving"},
 )
-LEVELS = {room: level for level, rooms in enumerate(STACK) for room in rooms}
+LEVELS = {part: level for level, parts in enumerate(STACK) for part in parts}
 
 REGISTRIES = {"client_auth": "METHODS", "grants": "GRANTS", "endpoints": "ENDPOINTS", "cli": "COMMANDS"}
-PURE_ROOMS = (
+PURE_MODULES = (
     "randomness",
     "pausing",
     "policy",
@@ -53,13 +45,16 @@ PURE_ROOMS = (
     "clients/fields",
     "events",
 )
-"""Neither Flask nor the database; the clock is a parameter."""
+"""They know neither Flask nor the database; the clock is a parameter."""
 
-# The development server, which is run as a program, and what gunicorn serves compose applications.
-COMPOSERS = {"cli/development", "serving"}
+CUSTOMIZES_AUTHLIB = "server"
+"""The one module that subclasses Authlib's ``AuthorizationServer``."""
 
-SLOW_IMPORTS = {"__init__", "database", "logs", "serving", "settings", "doctor"}
-"""They import a driver, a dialect and structlog when these are needed, so that commands are quick."""
+COMPOSERS = ("cli/development", "serving")
+"""The programs that call ``create_app``: the development server, and what gunicorn serves."""
+
+LAZY_IMPORTS = ("__init__", "database", "logs", "serving", "config/settings", "doctor")
+"""They import a driver, a dialect or structlog in a function, so that commands start quickly."""
 
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
@@ -71,46 +66,51 @@ def _modules() -> Iterator[tuple[str, Path]]:
 
 
 MODULES = dict(_modules())
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
-def _imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
+def _part_of(name: str) -> str:
+    return name.split("/", maxsplit=1)[0]
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
     """Every imported module by its dotted name, wherever the import stands."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            yield node.module or "", node
-            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names if node.module == "app")
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "app")
 
 
-def _rooms_imported_by(path: Path) -> set[str]:
-    names = {name for name, _ in _imported(ast.parse(path.read_text()))}
-    return {name.split(".")[1] for name in names if name.startswith("app.")} & (LEVELS.keys() | {"__init__"})
+def _parts_imported_by(name: str) -> set[str]:
+    dotted = {module.split(".")[1] for module in _imported(TREES[name]) if module.startswith("app.")}
+    return (dotted & LEVELS.keys()) - {_part_of(name)}
 
 
-def test_every_room_has_its_place_in_the_stack() -> None:
-    rooms = {name.split("/")[0] for name in MODULES} - {"__init__"}
-    assert rooms <= LEVELS.keys(), f"no place for {sorted(rooms - LEVELS.keys())}"
+def test_every_part_has_its_place_in_the_stack_and_every_entry_exists() -> None:
+    parts = {_part_of(name) for name in MODULES} - {"__init__"}
+    assert parts == LEVELS.keys()
+    assert sum(map(len, STACK)) == len(LEVELS), "a part stands on two lines"
+    assert {*PURE_MODULES, *COMPOSERS, *LAZY_IMPORTS, CUSTOMIZES_AUTHLIB} <= MODULES.keys()
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "__init__"])
-def test_a_room_imports_only_from_above(name: str) -> None:
-    room = name.split("/", maxsplit=1)[0]
-    level = LEVELS[room]
-    wrong = {other for other in _rooms_imported_by(MODULES[name]) if other != room and LEVELS[other] >= level}
+def test_a_part_imports_only_from_lines_above_it(name: str) -> None:
+    level = LEVELS[_part_of(name)]
+    wrong = {part for part in _parts_imported_by(name) if LEVELS[part] >= level}
     assert not wrong, f"{name} imports {sorted(wrong)}, which stand beside or below it"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in {"__init__", *COMPOSERS}])
-def test_nobody_imports_from_the_composition(name: str) -> None:
-    names = {name for name, _ in _imported(ast.parse(MODULES[name].read_text()))}
-    assert "app" not in names
+def test_only_composers_import_from_the_composition(name: str) -> None:
+    assert "app" not in set(_imported(TREES[name]))
 
 
-@pytest.mark.parametrize(("room", "registry"), REGISTRIES.items())
-def test_a_registry_holds_imports_and_one_tuple(room: str, registry: str) -> None:
-    docstring, *rest = ast.parse((APP / room / "__init__.py").read_text()).body
+@pytest.mark.parametrize(("package", "registry"), REGISTRIES.items())
+def test_a_registry_holds_imports_and_one_tuple(package: str, registry: str) -> None:
+    docstring, *rest = ast.parse((APP / package / "__init__.py").read_text()).body
     assert isinstance(docstring, ast.Expr)
     *imports, assignment = rest
     assert all(isinstance(node, ast.ImportFrom) for node in imports)
@@ -119,31 +119,28 @@ def test_a_registry_holds_imports_and_one_tuple(room: str, registry: str) -> Non
     assert [ast.unparse(target) for target in assignment.targets] == [registry]
 
 
-@pytest.mark.parametrize("name", PURE_ROOMS)
-def test_a_pure_room_knows_neither_flask_nor_the_database(name: str) -> None:
-    imported = {module.split(".")[0] for module, _ in _imported(ast.parse(MODULES[name].read_text()))}
+@pytest.mark.parametrize("name", PURE_MODULES)
+def test_a_pure_module_knows_neither_flask_nor_the_database(name: str) -> None:
+    imported = {module.split(".")[0] for module in _imported(TREES[name])}
     assert not imported & {"flask", "flask_sqlalchemy", "sqlalchemy", "werkzeug"}
 
 
-def test_only_one_room_bends_authlibs_server() -> None:
-    bending = [name for name, path in MODULES.items() if "AuthorizationServer" in path.read_text()]
-    assert bending == ["server"]
+def test_only_one_module_customizes_authlibs_server() -> None:
+    assert [name for name, path in MODULES.items() if "AuthorizationServer" in path.read_text()] == [CUSTOMIZES_AUTHLIB]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("cli/") and name not in SLOW_IMPORTS])
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("cli/") and name not in LAZY_IMPORTS])
 def test_no_import_hides_in_a_function(name: str) -> None:
-    tree = ast.parse(MODULES[name].read_text())
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    assert not [node for function in functions for _, node in _imported(function)]
+    functions = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert not [module for function in functions for module in _imported(function)]
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_file_is_small_enough_to_feel_at_home_in(name: str) -> None:
-    source = MODULES[name].read_text()
-    assert len(source.splitlines()) <= FILE_LINES_MAX
+def test_files_and_functions_are_short(name: str) -> None:
+    assert len(MODULES[name].read_text().splitlines()) <= FILE_LINES_MAX
     long = [
         node.name
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(TREES[name])
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES_MAX
     ]
@@ -151,5 +148,5 @@ def test_a_file_is_small_enough_to_feel_at_home_in(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_says_what_it_is_for(name: str) -> None:
-    assert ast.get_docstring(ast.parse(MODULES[name].read_text()))
+def test_a_module_says_what_it_is_responsible_for(name: str) -> None:
+    assert ast.get_docstring(TREES[name])

@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.settings import PROJECT_FOLDER, SETTING_NAMES
+from app.config.settings import PROJECT_FOLDER, SETTING_NAMES
 
 DEPLOY = PROJECT_FOLDER / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from support.server import NewClient, RunningServer, free_port, running_server
 
+from app.config.settings import DAY, SETTING_NAMES, YEAR
 from app.gate import DatabaseGate
 from app.keyring.entries import new_key
 from app.keyring.plan import Planner, Rules
 from app.keyring.ring import Ring
 from app.keyring.timeline import draw_text
-from app.settings import DAY, SETTING_NAMES, YEAR
 from app.stores.replay_redis import RedisGate
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -41,11 +41,11 @@ from app.clients.fields import ClientFields, split_scopes
 from app.clients.secrets import NewSecret
 from app.clients.store import ListedClient
 from app.clients.verification import ANY_SECRET_METHOD
+from app.config.settings import format_duration
 from app.errors import ManagementError
 from app.grants import GRANTS
 from app.models import ClientRow
 from app.services import services
-from app.settings import format_duration
 
 NO_GRANT = "none"
 METHOD_NAMES = (ANY_SECRET_METHOD, *(method.name for method in METHODS))

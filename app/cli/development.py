@@ -19,13 +19,13 @@ from gunicorn.app.wsgiapp import WSGIApplication
 from app import create_app
 from app.cli.clients import curl_line
 from app.clients.fields import ClientFields
+from app.config.loader import CONFIG_NAME, development_issuer, is_text, load_settings
+from app.config.settings import PROJECT_FOLDER, SETTING_NAMES, Settings, StartError, parse_issuer
 from app.doctor import DEMO_CLIENT
 from app.errors import ManagementError
 from app.keyring.file import write_private_file
 from app.models import db
 from app.services import services
-from app.settings import PROJECT_FOLDER, SETTING_NAMES, Settings, StartError, parse_issuer
-from app.settings_layers import CONFIG_NAME, development_issuer, is_text, load_settings
 
 DEMO_SCOPES = ("read", "write")
 _ISSUER = "TOKENHOUSE_ISSUER"

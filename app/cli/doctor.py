@@ -11,9 +11,9 @@ import click
 from flask.cli import with_appcontext
 
 from app.cli.output import SingleCommand, json_option, print_json, print_line
+from app.config.settings import Settings
 from app.doctor import Finding, Severity, examine
 from app.services import services
-from app.settings import Settings
 
 SECONDS = 5
 MOST_BYTES = 64 * 1024

@@ -11,6 +11,7 @@ import click
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli.output import KID_FIRST, CommandGroup, json_option, print_json, print_line, print_table, tell, timestamp
+from app.config.settings import DAY, YEAR, StartError, format_duration, parse_keyring
 from app.errors import ManagementError
 from app.events import KeyRingChanged
 from app.keyring.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
@@ -25,7 +26,6 @@ from app.keyring.timeline import draw_svg, draw_text
 from app.keyring.uses import KeyUse
 from app.outbox import system_user
 from app.services import Services, services
-from app.settings import DAY, YEAR, StartError, format_duration, parse_keyring
 
 
 class Moment(click.ParamType[datetime]):

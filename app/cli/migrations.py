@@ -5,8 +5,8 @@ from typing import Any
 import click
 from flask.cli import ScriptInfo
 
+from app.config.settings import PROJECT_FOLDER
 from app.models import db as database
-from app.settings import PROJECT_FOLDER
 
 
 class Migrations(click.Command):

@@ -14,9 +14,9 @@ import click
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.config.settings import StartError, parse_duration
 from app.database import explain
 from app.errors import ManagementError, ServiceUnavailable
-from app.settings import StartError, parse_duration
 
 IDS = {"client_id", "kid", "id", "secret_id"}
 """Columns that people copy from."""

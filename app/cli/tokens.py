@@ -21,6 +21,7 @@ from app.cli.output import (
 )
 from app.clients.fields import split_scopes
 from app.clients.store import as_client
+from app.config.settings import format_duration
 from app.errors import ManagementError, OAuthError, ServiceUnavailable
 from app.events import TokenChanged
 from app.grants.client_credentials import ClientCredentialsGrant
@@ -28,7 +29,6 @@ from app.inspection import Fault, Inspection, inspect_token, moment
 from app.outbox import system_user
 from app.policy import decide
 from app.services import Services, services
-from app.settings import format_duration
 
 _MEANINGS = {
     "iss": "who issued it",

@@ -6,8 +6,8 @@ from app.clients.key_sets import ClientKeySets
 from app.clients.lookup import ClientLookup
 from app.clients.readable import ReadableSecrets
 from app.clients.verification import SecretVerifier
+from app.config.settings import Settings
 from app.contracts import Clock
-from app.settings import Settings
 from app.stores.replay import ReplayStore
 
 

@@ -12,8 +12,8 @@ import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 
+from app.config.settings import IdentifiedKey
 from app.contracts import SECRET_PREFIX, Credentials
-from app.settings import IdentifiedKey
 
 SECRET_RANDOM_BYTES = 32
 IMPORTED_SECRET_MIN_CHARACTERS = 16

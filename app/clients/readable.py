@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from app.config.settings import IdentifiedKey
 from app.encryption import DecryptionError, Encrypter
 from app.errors import ManagementError
-from app.settings import IdentifiedKey
 
 READABLE_SECRET_MIN_CHARACTERS = 32
 """A key for HS256 is no shorter than its hash: RFC 7518 section 3.2."""

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response
 
+from app.config.settings import Settings
 from app.contracts import Metadata
 from app.services import Endpoint, Services
-from app.settings import Settings
 from app.web import Answer, Asked, at_once
 
 JWKS_PATH = "/.well-known/jwks.json"

@@ -11,12 +11,12 @@ from flask import Blueprint, Response
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
+from app.config.settings import Settings
 from app.contracts import Metadata
 from app.events import TokenIntrospected
 from app.forms import required
 from app.server import Answered, Document, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
-from app.settings import Settings
 from app.standing import Standing, may_introspect
 from app.web import Asked, at_once
 

@@ -4,10 +4,10 @@ import logging
 
 from flask import Blueprint, Response
 
+from app.config.settings import Settings
 from app.contracts import Metadata
 from app.health import checks_of, ring_fault
 from app.services import Endpoint, Services
-from app.settings import Settings
 from app.web import Asked, at_once, json_response
 
 log = logging.getLogger(__name__)

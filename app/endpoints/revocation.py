@@ -9,12 +9,12 @@ from http import HTTPStatus
 from authlib.oauth2.rfc6749 import TokenEndpoint
 from flask import Blueprint, Response
 
+from app.config.settings import Settings
 from app.contracts import Metadata
 from app.events import TokenRevoked
 from app.forms import required
 from app.server import Answered, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
-from app.settings import Settings
 from app.web import Asked, at_once
 
 PATH = "/oauth/revoke"

@@ -10,12 +10,12 @@ from http import HTTPStatus
 from authlib.oauth2.rfc6749 import TokenEndpoint
 from flask import Blueprint, Response
 
+from app.config.settings import Settings
 from app.contracts import Metadata
 from app.errors import UnauthorizedClient
 from app.feed import MAX_AGE_SECONDS, MEDIA_TYPE
 from app.server import NO_STORE, Answered, Document, StrictRequest, TokenServer
 from app.services import Endpoint, Services
-from app.settings import Settings
 from app.web import Asked, at_once
 
 PATH = "/oauth/revocations"

@@ -2,9 +2,9 @@
 
 from flask import Blueprint, Response
 
+from app.config.settings import Settings
 from app.contracts import Metadata
 from app.services import Endpoint, Services
-from app.settings import Settings
 from app.web import Asked, at_once
 
 PATH = "/oauth/token"

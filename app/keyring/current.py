@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from app.config.settings import StartError
 from app.contracts import Clock
 from app.errors import ManagementError
 from app.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
@@ -17,7 +18,6 @@ from app.keyring.home import KeyringHome
 from app.keyring.judgement import unsafe_change
 from app.keyring.plan import CLOCK_SKEW_SECONDS, Rules, with_max_age
 from app.keyring.ring import KeyState, Phase, Ring, SigningKey
-from app.settings import StartError
 
 log = logging.getLogger(__name__)
 

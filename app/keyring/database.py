@@ -13,6 +13,7 @@ from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from app.config.settings import StartError
 from app.database import name_of, reading_engine, was_stale, writing_engine
 from app.encryption import DecryptionError, Encrypter
 from app.errors import ManagementError
@@ -21,7 +22,6 @@ from app.keyring.entries import described, parse_entry, parse_pem, to_pem
 from app.keyring.home import Change
 from app.keyring.ring import Ring, SigningKey
 from app.models import KeyRingRow, SigningKeyRow
-from app.settings import StartError
 
 _THE_ONE = 1
 _MIGRATE = "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"

@@ -12,9 +12,9 @@ from typing import Any
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from app.config.settings import StartError
 from app.keyring.algorithms import ALGORITHMS, PrivateKey, check_private_key, to_jwk
 from app.keyring.ring import SigningKey
-from app.settings import StartError
 
 _KID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 _REQUIRED = {"kid", "alg", "private_key", "published_at", "signs_from"}

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from sqlalchemy.engine import Engine
 
+from app.config.settings import KEYRING_IN_ENVIRONMENT, Settings
 from app.encryption import Encrypter
 from app.keyring.database import DatabaseKeyring
 from app.keyring.file import FileKeyring
 from app.keyring.home import KeyringHome
 from app.keyring.static import StaticKeyring
-from app.settings import KEYRING_IN_ENVIRONMENT, Settings
 
 
 def open_home(place: Path | str, settings: Settings, engine: Engine) -> KeyringHome:

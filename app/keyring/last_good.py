@@ -16,9 +16,9 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from app.config.settings import StartError
 from app.keyring.entries import described, parse_entry, parse_pem, to_pem
 from app.keyring.ring import Ring
-from app.settings import StartError
 
 SIZE_BYTES = 1024 * 1024
 """Some four hundred keys."""

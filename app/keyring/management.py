@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import count
 
+from app.config.settings import Settings
 from app.contracts import Clock
 from app.errors import ManagementError
 from app.keyring import plan
@@ -13,7 +14,6 @@ from app.keyring.entries import new_key
 from app.keyring.home import KeyringHome
 from app.keyring.plan import NewKeys, Planner, Rules
 from app.keyring.ring import Ring, SigningKey
-from app.settings import Settings
 
 _CLOCK_TOLERANCE = timedelta(seconds=plan.CLOCK_SKEW_SECONDS)
 

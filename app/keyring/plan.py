@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from app.config.settings import StartError
 from app.errors import ManagementError
 from app.keyring.algorithms import PrivateKey
 from app.keyring.ring import KeyState, Ring, SigningKey
-from app.settings import StartError
 
 FORGET_AFTER = timedelta(days=30)
 """How long a key that is gone or revoked stays in the ring, for people to look at. Its private key goes with it."""

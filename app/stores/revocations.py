@@ -14,12 +14,12 @@ from typing import Any
 from sqlalchemy import BigInteger, String, Text, bindparam, case, cast, func, select
 from sqlalchemy.engine import Connection, Engine
 
+from app.config.settings import LONGEST_LIFETIME_SECONDS
 from app.contracts import DEFAULT_AUDIENCE, Clock
 from app.database import delete_in_pieces, insert_or_update, reading_engine, writing_engine
 from app.gate import DatabaseGate
 from app.models import ClientRow, RevokedTokenRow, UTCDateTime
 from app.questions import KeptConnections, Question
-from app.settings import LONGEST_LIFETIME_SECONDS
 
 LEEWAY = timedelta(minutes=5)
 """How much longer than until its end a token is remembered: a verifier's clock may be behind."""

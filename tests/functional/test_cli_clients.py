@@ -30,10 +30,10 @@ from support import postgres
 from support.server import FLASK, Installation, run
 from unit.house import House, open_house
 
+from app.config.settings import PROJECT_FOLDER, StartError
 from app.contracts import Credentials
 from app.database import writing_engine
 from app.models import ClientRow, db
-from app.settings import PROJECT_FOLDER, StartError
 
 POST = "client_secret_post"
 NOON = "2026-01-31T12:00:00Z"

@@ -17,8 +17,8 @@ from conftest import SettableClock
 from support.server import FLASK, Installation, run
 from unit.house import House, open_house
 
+from app.config.settings import PROJECT_FOLDER
 from app.contracts import Credentials
-from app.settings import PROJECT_FOLDER
 
 NOON = "2026-01-31T12:00:00Z"
 WEEK_LATER = "2026-02-07T12:00:00Z"

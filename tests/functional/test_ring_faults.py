@@ -13,8 +13,8 @@ import pytest
 from support.keys import generate_long_ago
 from support.server import Installation
 
+from app.config.settings import PROJECT_FOLDER
 from app.keyring.ring import Ring
-from app.settings import PROJECT_FOLDER
 
 WRITER = Path(__file__).resolve().parent.parent / "support" / "faulty_writer.py"
 MOST_STEPS = 60

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from app import create_app
+from app.config.loader import load_settings
 from app.errors import ManagementError
 from app.services import Services
-from app.settings_layers import load_settings
 
 STEPS = {"open", "os.rename", "os.remove", "fsync"}
 SOME_USER = 65534

@@ -26,10 +26,10 @@ from support.keys import add_key
 
 from app import create_app
 from app.clients.fields import ClientFields
+from app.config.loader import load_settings
+from app.config.settings import PROJECT_FOLDER, Settings
 from app.models import db
 from app.services import Services
-from app.settings import PROJECT_FOLDER, Settings
-from app.settings_layers import load_settings
 
 START_SECONDS = 30
 FLASK = Path(sys.executable).with_name("flask")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings, StartError
-from app.settings_layers import load_settings
+from app.config.loader import load_settings
+from app.config.settings import Settings, StartError
 
 PEPPER = "p1:" + "x" * 32
 ISSUER = "https://tokens.example.com"

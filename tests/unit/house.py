@@ -22,11 +22,11 @@ from app import create_app
 from app.clients.fields import ClientFields
 from app.clients.store import ClientStore
 from app.clients.verification import SecretVerifier
+from app.config.loader import load_settings
+from app.config.settings import Settings
 from app.models import db
 from app.questions import Question
 from app.services import Services
-from app.settings import Settings
-from app.settings_layers import load_settings
 
 
 @dataclass(frozen=True)

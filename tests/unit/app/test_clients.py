@@ -26,12 +26,12 @@ from app.clients.readable import ReadableSecrets
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore, describe
 from app.clients.verification import SecretVerifier, _kept_client
+from app.config.settings import parse_duration
 from app.contracts import Authentication, Client, Credentials
 from app.errors import InvalidClient, ManagementError, ServiceUnavailable
 from app.gate import DatabaseGate
 from app.models import ClientRow, ClientSecretRow, db
 from app.questions import KeptConnections
-from app.settings import parse_duration
 
 BASIC, POST = "client_secret_basic", "client_secret_post"
 SECRET = "an-imported-secret-of-some-length"

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from app.config.settings import IdentifiedKey
 from app.encryption import DecryptionError, Encrypter
-from app.settings import IdentifiedKey
 
 OLD = IdentifiedKey(id="e1", value=SecretStr("o" * 40))
 NEW = IdentifiedKey(id="e2", value=SecretStr("n" * 40))

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from joserfc import jws
 from joserfc import jwt as joserfc_jwt
 
+from app.config.settings import StartError
 from app.contracts import AccessToken, Client, Decision
 from app.errors import ServiceUnavailable
 from app.issuer import AccessTokenIssuer
 from app.keyring.algorithms import ALGORITHMS
 from app.keyring.ring import Ring, SigningKey
-from app.settings import StartError
 
 ISSUER = "https://tokens.example.com"
 NOON = int(datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp())

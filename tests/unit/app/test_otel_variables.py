@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.util.re import parse_env_headers
 
 from app import otel_variables
+from app.config.settings import PROJECT_FOLDER, StartError
 from app.otel_variables import check, find_faults, is_wanted, reads_parents
-from app.settings import PROJECT_FOLDER, StartError
 
 OTLP = "OTEL_EXPORTER_OTLP_"
 URL_RULE = "must be an http or https URL without user, query and fragment: keys go into OTEL_EXPORTER_OTLP_HEADERS"

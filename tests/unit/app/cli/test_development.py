@@ -15,8 +15,8 @@ from unit.checkout import make_checkout
 from unit.house import House, open_house
 
 from app.cli.development import greeting, prepare, write_environment_file
-from app.settings import StartError
-from app.settings_layers import load_settings
+from app.config.loader import load_settings
+from app.config.settings import StartError
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from support.server import NewClient
 from unit.house import House, open_house
 
 from app.clients.readable import ReadableSecrets
+from app.config.settings import IdentifiedKey
 from app.encryption import DecryptionError
 from app.errors import ManagementError
 from app.models import ClientSecretRow, db
-from app.settings import IdentifiedKey
 
 K1, K2 = f"k1:{'1' * 40}", f"k2:{'2' * 40}"
 METHOD = "client_secret_jwt"

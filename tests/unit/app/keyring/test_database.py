@@ -10,11 +10,11 @@ from conftest import SettableClock
 from sqlalchemy import func, select, text
 from unit.house import House, open_house
 
+from app.config.settings import StartError
 from app.errors import ManagementError
 from app.keyring.entries import to_pem
 from app.keyring.ring import KeyState
 from app.models import KeyRingRow, SigningKeyRow, db
-from app.settings import StartError
 
 OLD, NEW = f"e1:{'o' * 40}", f"e2:{'n' * 40}"
 

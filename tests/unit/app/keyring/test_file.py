@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from joserfc.jwk import RSAKey
 from support.keys import add_key
 
+from app.config.settings import PROJECT_FOLDER, StartError
 from app.errors import ManagementError
 from app.keyring.entries import public_pem
 from app.keyring.file import FileKeyring, write_private_file
-from app.settings import PROJECT_FOLDER, StartError
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 PASSPHRASE = "correct horse"

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from app.config.settings import StartError
 from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
-from app.settings import StartError
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -18,12 +18,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from app.config.settings import DAY, StartError
 from app.errors import ManagementError
 from app.keyring.algorithms import PrivateKey
 from app.keyring.judgement import faults, unsafe_change
 from app.keyring.plan import Planner, Rules, with_max_age
 from app.keyring.ring import KeyState, Ring
-from app.settings import DAY, StartError
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 PRIVATE_KEY = rsa.generate_private_key(65537, 2048)

@@ -7,10 +7,10 @@ import pytest
 from conftest import SettableClock
 from unit.house import open_house
 
+from app.config.settings import StartError
 from app.errors import ManagementError
 from app.keyring.entries import to_pem
 from app.keyring.static import StaticKeyring
-from app.settings import StartError
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from sqlalchemy import func, select
 from support.redis import RedisServer, running_redis
 from unit.house import House, open_house
 
+from app.config.settings import PROJECT_FOLDER
 from app.errors import ServiceUnavailable
 from app.gate import DatabaseGate
 from app.models import UsedAssertionRow, db
-from app.settings import PROJECT_FOLDER
 from app.stores.replay import SqlReplay, key_of
 from app.stores.replay_redis import RedisReplay
 

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.checkout import ENOUGH, ISSUER, PEPPER, load, refusal
 
-from app.settings import PROJECT_FOLDER, SETTING_NAMES, Settings, StartError
-from app.settings_layers import DevelopmentWarning, UnknownSettingWarning, development_issuer, load_settings
+from app.config.loader import DevelopmentWarning, UnknownSettingWarning, development_issuer, load_settings
+from app.config.settings import PROJECT_FOLDER, SETTING_NAMES, Settings, StartError
 
 # Layers
 

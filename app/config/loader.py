@@ -2,7 +2,7 @@
 
 The layers, highest first: the environment, ``NAME_FILE`` (a file that holds the value of ``NAME``), ``.env`` in a
 checkout, ``config/$TOKENHOUSE_CONFIG.toml``, ``config/default.toml``. What a value must look like is left to
-``settings``.
+``config.settings``.
 """
 
 import difflib
@@ -16,7 +16,15 @@ from typing import Any
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from app.settings import CONFIG_PATTERN, EMPTY_MEANS_NONE, PREFIX, PROJECT_FOLDER, SETTING_NAMES, Settings, StartError
+from app.config.settings import (
+    CONFIG_PATTERN,
+    EMPTY_MEANS_NONE,
+    PREFIX,
+    PROJECT_FOLDER,
+    SETTING_NAMES,
+    Settings,
+    StartError,
+)
 
 CONFIG_NAME = f"{PREFIX}CONFIG"
 

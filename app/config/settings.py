@@ -1,6 +1,6 @@
 """Every setting: its type, its unit, its default and its reason.
 
-Where values come from is left to ``settings_layers``; what a value means for the system (is the key ring sound, does
+Where values come from is left to ``config.loader``; what a value means for the system (is the key ring sound, does
 the database answer), to the rooms that use it.
 """
 
@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError
 
 from app.proxies import UNIX, Network, Trusted, parse_trusted
 
-PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent.parent
 """What relative paths in settings mean, from wherever a command runs."""
 
 PREFIX = "TOKENHOUSE_"
@@ -24,8 +24,7 @@ PREFIX = "TOKENHOUSE_"
 MINUTE, HOUR, DAY, YEAR = 60, 3600, 86400, 365 * 86400
 
 LONGEST_LIFETIME_SECONDS = DAY
-"""Of any token, a client's own included."""
-"""Seconds."""
+"""The longest lifetime of any token, in seconds: a client's own lifetime included."""
 
 CONFIG_PATTERN = re.compile(r"[a-z][a-z0-9_-]*")
 _UNITS = {"s": 1, "m": MINUTE, "h": HOUR, "d": DAY, "y": YEAR}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from unit.checkout import ISSUER, PEPPER, load, refusal
 
-from app.settings import (
+from app.config.settings import (
     PROJECT_FOLDER,
     SETTING_NAMES,
     IdentifiedKey,

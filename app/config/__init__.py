@@ -1,0 +1,1 @@
+"""Settings: what may be set (``settings``), and where the values come from (``loader``)."""
