@@ -7,7 +7,7 @@ from flask import Flask
 
 from app import create_app
 from app.config.loader import load_settings
-from app.config.settings import StartError
+from app.errors import StartError
 
 START_ERROR = 4
 """The exit status of a command whose settings are wrong."""

@@ -23,7 +23,8 @@ from app.clients.scopes import RegisteredScopes
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore
 from app.clients.verification import SecretVerifier
-from app.config.settings import PROJECT_FOLDER, Settings
+from app.config.settings import Settings
+from app.config.values import PROJECT_FOLDER
 from app.contracts import Clock, Metadata
 from app.endpoints import ENDPOINTS
 from app.events import Events

@@ -18,7 +18,8 @@ from sqlalchemy.engine import URL, Dialect, Engine, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import InstrumentedAttribute, scoped_session
 
-from app.config.settings import PROJECT_FOLDER, Settings
+from app.config.settings import Settings
+from app.config.values import PROJECT_FOLDER
 from app.models import db
 
 BUSY_TIMEOUT_MS = 5000

@@ -14,9 +14,10 @@ from typing import Any
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.config.settings import KEYRING_IN_DATABASE, PROJECT_FOLDER, Settings, StartError, is_loopback
+from app.config.settings import Settings
+from app.config.values import KEYRING_IN_DATABASE, PROJECT_FOLDER, is_loopback
 from app.database import describe, reading_engine
-from app.errors import ManagementError
+from app.errors import ManagementError, StartError
 from app.keyring.judgement import faults, warnings
 from app.models import db
 from app.otel_variables import find_faults as otel_faults

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from app.config.settings import IdentifiedKey
+from app.config.values import IdentifiedKey
 
 NONCE_BYTES = 12
 KEY_BYTES = 32

@@ -21,6 +21,10 @@ Rendered = tuple[int, dict[str, str], list[tuple[str, str]]]
 """Status, JSON body, headers."""
 
 
+class StartError(Exception):
+    """A fault that stops a start: one line per fault, with its name, what is wrong and what is allowed."""
+
+
 class ManagementError(Exception):
     """A change to clients or keys that is refused: one line that names what is wrong and what is allowed."""
 

@@ -18,8 +18,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.config.settings import is_loopback
-from app.proxies import Network
+from app.config.values import Network, is_loopback
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 10.0

@@ -1,7 +1,6 @@
 """How this worker is: each part by name, and ``ok``, ``degraded`` (it can, and something is wrong) or ``failed``."""
 
-from app.config.settings import StartError
-from app.errors import ServiceUnavailable
+from app.errors import ServiceUnavailable, StartError
 from app.keyring import last_good
 from app.services import Services
 

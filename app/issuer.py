@@ -10,9 +10,8 @@ from typing import Any
 
 from orjson import dumps as compact_json
 
-from app.config.settings import StartError
 from app.contracts import AccessToken, Client, Clock, Decision
-from app.errors import ServiceUnavailable
+from app.errors import ServiceUnavailable, StartError
 from app.keyring.ring import SigningKey
 from app.randomness import unique_bytes
 

@@ -26,7 +26,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.config.settings import StartError
+from app.errors import StartError
 from app.events import (
     Event,
     KeyRingRejected,

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from app.config.settings import StartError
+from app.errors import StartError
 
 _NEEDED = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
 """What the extra ``otel`` installs; its API alone comes with other libraries too."""

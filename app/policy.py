@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.config.settings import is_absolute_uri
+from app.config.values import is_absolute_uri
 from app.contracts import SECRET_PREFIX, Client, Decision
 from app.errors import InvalidScope, InvalidTarget
 

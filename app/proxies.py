@@ -8,36 +8,14 @@ import ipaddress
 import re
 from collections.abc import Iterator, Sequence
 
-UNIX = "unix"
-"""The peer of a unix socket, which has no address."""
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Trusted = tuple[Network | str, ...]
+from app.config.values import UNIX, TrustedProxies
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
 _PAIR = re.compile(r'\s*([A-Za-z]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s",;]*)\s*')
 _MOST_HOPS = 32
 
 
-def parse_trusted(value: object) -> Trusted:
-    """Read a comma-separated list of networks in CIDR (an address is a network of one), and ``unix``.
-
-    :raises ValueError: it is none.
-    """
-    if isinstance(value, tuple):
-        return value
-    trusted: list[Network | str] = []
-    for part in filter(None, (part.strip() for part in str(value).split(","))):
-        try:
-            trusted.append(UNIX if part == UNIX else ipaddress.ip_network(part))
-        except ValueError:
-            raise ValueError(
-                "must be comma-separated networks such as 10.0.0.0/8 or fd00::/8, without host bits, or unix"
-            ) from None
-    return tuple(trusted)
-
-
-def is_trusted(peer: str, trusted: Trusted) -> bool:
+def is_trusted(peer: str, trusted: TrustedProxies) -> bool:
     """Whether ``peer``, an address or :data:`UNIX`, is a proxy of ours."""
     if not trusted:
         return False
@@ -47,7 +25,7 @@ def is_trusted(peer: str, trusted: Trusted) -> bool:
     return any(address in network for network in trusted if not isinstance(network, str))
 
 
-def find_source(peer: str, forwarded_for: str | None, forwarded: str | None, trusted: Trusted) -> str:
+def find_source(peer: str, forwarded_for: str | None, forwarded: str | None, trusted: TrustedProxies) -> str:
     """The address that a request came from.
 
     :param peer: the TCP peer's address, or :data:`UNIX`.
@@ -71,7 +49,7 @@ def take_request_id(given: str | None) -> str | None:
     return given if given is not None and _REQUEST_ID.fullmatch(given) else None
 
 
-def _nearest(peer: str, hops: Sequence[str], trusted: Trusted) -> str:
+def _nearest(peer: str, hops: Sequence[str], trusted: TrustedProxies) -> str:
     nearest = peer
     for hop in reversed(hops[-_MOST_HOPS:]):
         address = _address(hop.strip())

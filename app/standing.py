@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from app.config.settings import StartError
 from app.contracts import ALL_RESOURCES, Client
-from app.errors import ServiceUnavailable
+from app.errors import ServiceUnavailable, StartError
 from app.inspection import Inspection, inspect_token, moment
 from app.keyring.ring import Ring
 from app.stores.revocations import Revocations, RevokedToken

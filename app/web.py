@@ -20,8 +20,9 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
+from app.config.values import UNIX, TrustedProxies
 from app.errors import below_oauth
-from app.proxies import UNIX, Trusted, find_source, is_trusted, take_request_id
+from app.proxies import find_source, is_trusted, take_request_id
 from app.randomness import unique_bytes
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class Asked(Request):
         super().__init__(self.environ, populate_request=False)
         return self.__dict__[name]
 
-    def begin(self, trusted_proxies: Trusted) -> None:
+    def begin(self, trusted_proxies: TrustedProxies) -> None:
         """Find out who asks, and give the request its id."""
         environ = self.environ
         self.received_at = environ.get("tokenhouse.received_at") or time.perf_counter()
@@ -145,7 +146,7 @@ class Application(Flask):
     request_class = Asked
     session_interface = _NoSessions()
 
-    def __init__(self, name: str, trusted_proxies: Trusted = (), **options: Any) -> None:
+    def __init__(self, name: str, trusted_proxies: TrustedProxies = (), **options: Any) -> None:
         self._trusted_proxies = trusted_proxies
         self._short_ways: dict[tuple[str, str], tuple[_View, Sequence[_Step]]] = {}
         super().__init__(name, static_folder=None, **options)

@@ -15,9 +15,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 APP = PROJECT / "app"
 
 STACK = (
-    {"proxies", "randomness", "pausing", "jws"},
-    {"config", "contracts", "postgresql"},
-    {"errors", "models", "otel_variables"},
+    {"randomness", "pausing", "jws", "contracts", "errors"},
+    {"config", "models", "postgresql"},
+    {"proxies", "otel_variables"},
     {"events", "lines", "policy", "encryption", "fetching", "database", "worker", "web", "forms"},
     {"logs", "keyring", "gate", "outbox", "background", "questions", "measures"},
     {"clients", "stores"},
@@ -53,7 +53,7 @@ CUSTOMIZES_AUTHLIB = "server"
 COMPOSERS = ("cli/development", "serving")
 """The programs that call ``create_app``: the development server, and what gunicorn serves."""
 
-LAZY_IMPORTS = ("__init__", "database", "logs", "serving", "config/settings", "doctor")
+LAZY_IMPORTS = ("__init__", "database", "logs", "serving", "config/values", "doctor")
 """They import a driver, a dialect or structlog in a function, so that commands start quickly."""
 
 FILE_LINES_MAX = 400

@@ -12,7 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.config.settings import PROJECT_FOLDER, SETTING_NAMES
+from app.config.settings import SETTING_NAMES
+from app.config.values import PROJECT_FOLDER
 
 DEPLOY = PROJECT_FOLDER / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from support.server import NewClient, RunningServer, free_port, running_server
 
-from app.config.settings import DAY, SETTING_NAMES, YEAR
+from app.config.settings import SETTING_NAMES
+from app.config.values import DAY, YEAR
 from app.gate import DatabaseGate
 from app.keyring.entries import new_key
 from app.keyring.plan import Planner, Rules

@@ -21,7 +21,7 @@ from app.cli.output import (
 )
 from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_of_weak
 from app.clients.secrets import NewSecret
-from app.config.settings import DAY, IdentifiedKey
+from app.config.values import DAY, IdentifiedKey
 from app.errors import ManagementError
 from app.models import ClientSecretRow, ClientSecretUseRow
 from app.services import services

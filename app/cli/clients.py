@@ -41,7 +41,7 @@ from app.clients.fields import ClientFields, split_scopes
 from app.clients.secrets import NewSecret
 from app.clients.store import ListedClient
 from app.clients.verification import ANY_SECRET_METHOD
-from app.config.settings import format_duration
+from app.config.values import format_duration
 from app.errors import ManagementError
 from app.grants import GRANTS
 from app.models import ClientRow

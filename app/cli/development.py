@@ -20,9 +20,10 @@ from app import create_app
 from app.cli.clients import curl_line
 from app.clients.fields import ClientFields
 from app.config.loader import CONFIG_NAME, development_issuer, is_text, load_settings
-from app.config.settings import PROJECT_FOLDER, SETTING_NAMES, Settings, StartError, parse_issuer
+from app.config.settings import SETTING_NAMES, Settings
+from app.config.values import PROJECT_FOLDER, parse_issuer
 from app.doctor import DEMO_CLIENT
-from app.errors import ManagementError
+from app.errors import ManagementError, StartError
 from app.keyring.file import write_private_file
 from app.models import db
 from app.services import services

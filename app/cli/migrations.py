@@ -5,7 +5,7 @@ from typing import Any
 import click
 from flask.cli import ScriptInfo
 
-from app.config.settings import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER
 from app.models import db as database
 
 

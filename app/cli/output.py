@@ -14,9 +14,9 @@ import click
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.config.settings import StartError, parse_duration
+from app.config.values import parse_duration
 from app.database import explain
-from app.errors import ManagementError, ServiceUnavailable
+from app.errors import ManagementError, ServiceUnavailable, StartError
 
 IDS = {"client_id", "kid", "id", "secret_id"}
 """Columns that people copy from."""

@@ -21,7 +21,7 @@ from app.cli.output import (
 )
 from app.clients.fields import split_scopes
 from app.clients.store import as_client
-from app.config.settings import format_duration
+from app.config.values import format_duration
 from app.errors import ManagementError, OAuthError, ServiceUnavailable
 from app.events import TokenChanged
 from app.grants.client_credentials import ClientCredentialsGrant

@@ -12,7 +12,7 @@ import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 
-from app.config.settings import IdentifiedKey
+from app.config.values import IdentifiedKey
 from app.contracts import SECRET_PREFIX, Credentials
 
 SECRET_RANDOM_BYTES = 32

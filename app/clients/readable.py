@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from app.config.settings import IdentifiedKey
+from app.config.values import IdentifiedKey
 from app.encryption import DecryptionError, Encrypter
 from app.errors import ManagementError
 

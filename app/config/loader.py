@@ -16,15 +16,9 @@ from typing import Any
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from app.config.settings import (
-    CONFIG_PATTERN,
-    EMPTY_MEANS_NONE,
-    PREFIX,
-    PROJECT_FOLDER,
-    SETTING_NAMES,
-    Settings,
-    StartError,
-)
+from app.config.settings import CONFIG_PATTERN, EMPTY_MEANS_NONE, PREFIX, SETTING_NAMES, Settings
+from app.config.values import PROJECT_FOLDER
+from app.errors import StartError
 
 CONFIG_NAME = f"{PREFIX}CONFIG"
 

@@ -9,9 +9,8 @@ import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from app.config.settings import StartError
 from app.contracts import Clock
-from app.errors import ManagementError
+from app.errors import ManagementError, StartError
 from app.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.keyring import last_good
 from app.keyring.home import KeyringHome

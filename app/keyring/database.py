@@ -13,10 +13,9 @@ from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.config.settings import StartError
 from app.database import name_of, reading_engine, was_stale, writing_engine
 from app.encryption import DecryptionError, Encrypter
-from app.errors import ManagementError
+from app.errors import ManagementError, StartError
 from app.keyring.algorithms import PrivateKey
 from app.keyring.entries import described, parse_entry, parse_pem, to_pem
 from app.keyring.home import Change

@@ -12,7 +12,7 @@ from typing import Any
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
-from app.config.settings import StartError
+from app.errors import StartError
 from app.keyring.algorithms import ALGORITHMS, PrivateKey, check_private_key, to_jwk
 from app.keyring.ring import SigningKey
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from sqlalchemy.engine import Engine
 
-from app.config.settings import KEYRING_IN_ENVIRONMENT, Settings
+from app.config.settings import Settings
+from app.config.values import KEYRING_IN_ENVIRONMENT
 from app.encryption import Encrypter
 from app.keyring.database import DatabaseKeyring
 from app.keyring.file import FileKeyring

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from app.config.settings import StartError
+from app.errors import StartError
 from app.keyring.plan import CLOCK_SKEW_SECONDS, Rules, shown, signing_or_none
 from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
 

@@ -16,7 +16,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from app.config.settings import StartError
+from app.errors import StartError
 from app.keyring.entries import described, parse_entry, parse_pem, to_pem
 from app.keyring.ring import Ring
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from app.config.settings import StartError
-from app.errors import ManagementError
+from app.errors import ManagementError, StartError
 from app.keyring.algorithms import PrivateKey
 from app.keyring.ring import KeyState, Ring, SigningKey
 

@@ -19,7 +19,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from app.config.settings import StartError
+from app.errors import StartError
 from app.keyring.algorithms import ALGORITHMS, Jwk, PrivateKey, to_jwk
 
 RETIRE_AFTER = timedelta(hours=24, seconds=60)

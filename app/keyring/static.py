@@ -7,8 +7,7 @@ import os
 import tomllib
 from typing import Any
 
-from app.config.settings import StartError
-from app.errors import ManagementError
+from app.errors import ManagementError, StartError
 from app.keyring.algorithms import PrivateKey
 from app.keyring.entries import check_table, parse_entry, parse_pem, written_at
 from app.keyring.home import Change

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import BigInteger, String, Text, bindparam, case, cast, func, select
 from sqlalchemy.engine import Connection, Engine
 
-from app.config.settings import LONGEST_LIFETIME_SECONDS
+from app.config.values import LONGEST_LIFETIME_SECONDS
 from app.contracts import DEFAULT_AUDIENCE, Clock
 from app.database import delete_in_pieces, insert_or_update, reading_engine, writing_engine
 from app.gate import DatabaseGate

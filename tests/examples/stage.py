@@ -21,7 +21,7 @@ from support.assertions import Signer, signer
 from support.server import NewClient, RunningServer, free_port, running_server
 
 from app.clients.fields import ClientFields
-from app.config.settings import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER
 
 EXAMPLES = PROJECT_FOLDER / "examples"
 BROKEN = 0

@@ -30,9 +30,10 @@ from support import postgres
 from support.server import FLASK, Installation, run
 from unit.house import House, open_house
 
-from app.config.settings import PROJECT_FOLDER, StartError
+from app.config.values import PROJECT_FOLDER
 from app.contracts import Credentials
 from app.database import writing_engine
+from app.errors import StartError
 from app.models import ClientRow, db
 
 POST = "client_secret_post"

@@ -17,7 +17,7 @@ from conftest import SettableClock
 from support.server import FLASK, Installation, run
 from unit.house import House, open_house
 
-from app.config.settings import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER
 from app.contracts import Credentials
 
 NOON = "2026-01-31T12:00:00Z"

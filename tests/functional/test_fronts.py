@@ -22,7 +22,7 @@ import requests
 from support.publisher import certified
 from support.server import NewClient, RunningServer, free_port, read_answers, wait_until
 
-from app.config.settings import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER
 
 DEPLOY = PROJECT_FOLDER / "deploy"
 NAME = "localhost"

@@ -17,7 +17,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 from support.server import NewClient, RunningServer, basic, free_port, running_server, wait_until
 
-from app.config.settings import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER
 
 DEPLOY = PROJECT_FOLDER / "deploy"
 

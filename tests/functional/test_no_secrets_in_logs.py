@@ -14,7 +14,7 @@ import pytest
 import requests
 from support.server import NewClient, RunningServer, basic
 
-from app.config.settings import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER
 
 GRANT = "grant_type=client_credentials"
 PASTED = "ths_pasted-secret-0123456789abcdefghij"

@@ -13,7 +13,7 @@ import pytest
 from support.keys import generate_long_ago
 from support.server import Installation
 
-from app.config.settings import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER
 from app.keyring.ring import Ring
 
 WRITER = Path(__file__).resolve().parent.parent / "support" / "faulty_writer.py"

@@ -14,7 +14,7 @@ import pytest
 import requests
 from support.server import NewClient, RunningServer, free_port, wait_until
 
-from app.config.settings import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER
 
 PATIENCE_SECONDS = 30
 MANY = 600

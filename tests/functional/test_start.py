@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from support.server import Installation, RunningServer, free_port, running_server, wait_until
 
-from app.config.settings import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER
 
 SECONDS = 20
 """Far less than it takes to give up by itself; a busy machine imports slowly."""

@@ -27,7 +27,8 @@ from support.keys import add_key
 from app import create_app
 from app.clients.fields import ClientFields
 from app.config.loader import load_settings
-from app.config.settings import PROJECT_FOLDER, Settings
+from app.config.settings import Settings
+from app.config.values import PROJECT_FOLDER
 from app.models import db
 from app.services import Services
 

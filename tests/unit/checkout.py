@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from app.config.loader import load_settings
-from app.config.settings import Settings, StartError
+from app.config.settings import Settings
+from app.errors import StartError
 
 PEPPER = "p1:" + "x" * 32
 ISSUER = "https://tokens.example.com"

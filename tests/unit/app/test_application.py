@@ -9,7 +9,7 @@ from support.keys import add_key
 from unit.house import open_house
 
 from app import check_start, utc_now
-from app.config.settings import StartError
+from app.errors import StartError
 
 
 def test_an_application_is_made_without_touching_database_or_keys(tmp_path: Path, clock: SettableClock) -> None:

@@ -26,7 +26,7 @@ from app.clients.readable import ReadableSecrets
 from app.clients.secrets import ClientSecrets
 from app.clients.store import ClientStore, describe
 from app.clients.verification import SecretVerifier, _kept_client
-from app.config.settings import parse_duration
+from app.config.values import parse_duration
 from app.contracts import Authentication, Client, Credentials
 from app.errors import InvalidClient, ManagementError, ServiceUnavailable
 from app.gate import DatabaseGate

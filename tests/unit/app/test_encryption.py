@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from app.config.settings import IdentifiedKey
+from app.config.values import IdentifiedKey
 from app.encryption import DecryptionError, Encrypter
 
 OLD = IdentifiedKey(id="e1", value=SecretStr("o" * 40))

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from joserfc import jws
 from joserfc import jwt as joserfc_jwt
 
-from app.config.settings import StartError
 from app.contracts import AccessToken, Client, Decision
-from app.errors import ServiceUnavailable
+from app.errors import ServiceUnavailable, StartError
 from app.issuer import AccessTokenIssuer
 from app.keyring.algorithms import ALGORITHMS
 from app.keyring.ring import Ring, SigningKey

@@ -14,7 +14,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.util.re import parse_env_headers
 
 from app import otel_variables
-from app.config.settings import PROJECT_FOLDER, StartError
+from app.config.values import PROJECT_FOLDER
+from app.errors import StartError
 from app.otel_variables import check, find_faults, is_wanted, reads_parents
 
 OTLP = "OTEL_EXPORTER_OTLP_"

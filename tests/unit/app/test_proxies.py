@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.proxies import find_source, is_trusted, parse_trusted, take_request_id
+from app.config.values import parse_trusted_proxies
+from app.proxies import find_source, is_trusted, take_request_id
 
-PROXIES = parse_trusted("10.0.0.0/8, fd00::/8, unix, 192.0.2.7")
+PROXIES = parse_trusted_proxies("10.0.0.0/8, fd00::/8, unix, 192.0.2.7")
 PROXY, OTHER_PROXY = "10.1.2.3", "10.9.9.9"
 CALLER, FORGED = "198.51.100.4", "203.0.113.66"
 
@@ -32,7 +33,7 @@ def test_who_is_a_proxy_of_ours(peer: str, *, trusted: bool) -> None:
 
 
 def test_a_unix_socket_is_trusted_where_that_is_said() -> None:
-    assert not is_trusted("unix", parse_trusted("10.0.0.0/8"))
+    assert not is_trusted("unix", parse_trusted_proxies("10.0.0.0/8"))
 
 
 @pytest.mark.parametrize(
@@ -109,11 +110,11 @@ def test_any_other_request_id_is_not(given_id: str | None) -> None:
 @pytest.mark.parametrize("value", ["10.0.0.1/8", "proxy.example.com", "10.0.0.0/33", "unix:/s", "10.0.0.0/8 fd00::/8"])
 def test_what_is_no_network_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="must be comma-separated networks"):
-        parse_trusted(value)
+        parse_trusted_proxies(value)
 
 
 def test_nothing_is_nobody() -> None:
-    assert parse_trusted("") == parse_trusted(" , ") == ()
+    assert parse_trusted_proxies("") == parse_trusted_proxies(" , ") == ()
 
 
 @pytest.mark.parametrize("repeated", [",", ";", '",', "for=1.2.3.4,", '";";', "\\"])

@@ -16,7 +16,7 @@ from unit.house import House, open_house
 
 from app.cli.development import greeting, prepare, write_environment_file
 from app.config.loader import load_settings
-from app.config.settings import StartError
+from app.errors import StartError
 
 
 @pytest.fixture

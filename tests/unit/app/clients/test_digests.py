@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from app.clients.digests import SecretDigester, checksum, generate_secret, is_vschar
-from app.config.settings import IdentifiedKey
+from app.config.values import IdentifiedKey
 from app.contracts import Credentials
 
 OLD, NEW = IdentifiedKey("old", SecretStr("o" * 32)), IdentifiedKey("new", SecretStr("n" * 32))

@@ -18,7 +18,7 @@ from support.server import NewClient
 from unit.house import House, open_house
 
 from app.clients.readable import ReadableSecrets
-from app.config.settings import IdentifiedKey
+from app.config.values import IdentifiedKey
 from app.encryption import DecryptionError
 from app.errors import ManagementError
 from app.models import ClientSecretRow, db

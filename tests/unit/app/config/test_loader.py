@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from unit.checkout import ENOUGH, ISSUER, PEPPER, load, refusal
 
 from app.config.loader import DevelopmentWarning, UnknownSettingWarning, development_issuer, load_settings
-from app.config.settings import PROJECT_FOLDER, SETTING_NAMES, Settings, StartError
+from app.config.settings import SETTING_NAMES, Settings
+from app.config.values import PROJECT_FOLDER
+from app.errors import StartError
 
 # Layers
 

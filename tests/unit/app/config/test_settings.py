@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from unit.checkout import ISSUER, PEPPER, load, refusal
 
-from app.config.settings import (
+from app.config.settings import SETTING_NAMES, Settings
+from app.config.values import (
     PROJECT_FOLDER,
-    SETTING_NAMES,
     IdentifiedKey,
-    Settings,
     format_duration,
     is_absolute_uri,
     is_loopback,

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from support.keys import add_key
 from unit.house import House, open_house
 
-from app.config.settings import StartError
+from app.errors import StartError
 from app.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.keyring import last_good
 from app.keyring.current import CurrentRing

@@ -10,8 +10,7 @@ from conftest import SettableClock
 from sqlalchemy import func, select, text
 from unit.house import House, open_house
 
-from app.config.settings import StartError
-from app.errors import ManagementError
+from app.errors import ManagementError, StartError
 from app.keyring.entries import to_pem
 from app.keyring.ring import KeyState
 from app.models import KeyRingRow, SigningKeyRow, db

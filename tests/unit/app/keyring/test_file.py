@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from joserfc.jwk import RSAKey
 from support.keys import add_key
 
-from app.config.settings import PROJECT_FOLDER, StartError
-from app.errors import ManagementError
+from app.config.values import PROJECT_FOLDER
+from app.errors import ManagementError, StartError
 from app.keyring.entries import public_pem
 from app.keyring.file import FileKeyring, write_private_file
 

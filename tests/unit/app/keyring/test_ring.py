@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from app.config.settings import StartError
+from app.errors import StartError
 from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -18,8 +18,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.config.settings import DAY, StartError
-from app.errors import ManagementError
+from app.config.values import DAY
+from app.errors import ManagementError, StartError
 from app.keyring.algorithms import PrivateKey
 from app.keyring.judgement import faults, unsafe_change
 from app.keyring.plan import Planner, Rules, with_max_age

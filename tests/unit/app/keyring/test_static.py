@@ -7,8 +7,7 @@ import pytest
 from conftest import SettableClock
 from unit.house import open_house
 
-from app.config.settings import StartError
-from app.errors import ManagementError
+from app.errors import ManagementError, StartError
 from app.keyring.entries import to_pem
 from app.keyring.static import StaticKeyring
 

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from support.redis import RedisServer, running_redis
 from unit.house import House, open_house
 
-from app.config.settings import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER
 from app.errors import ServiceUnavailable
 from app.gate import DatabaseGate
 from app.models import UsedAssertionRow, db
