@@ -11,8 +11,8 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 
+from app.crypto.jws import take_apart
 from app.issuer import TOKEN_TYPE
-from app.jws import take_apart
 from app.keyring.ring import KeyState, Ring, SigningKey
 
 MAX_CHARACTERS = 16 * 1024

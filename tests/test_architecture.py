@@ -15,10 +15,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 APP = PROJECT / "app"
 
 STACK = (
-    {"randomness", "pausing", "jws", "contracts", "errors"},
+    {"randomness", "pausing", "contracts", "errors"},
     {"config", "models", "postgresql"},
-    {"proxies", "otel_variables"},
-    {"events", "lines", "policy", "encryption", "fetching", "database", "worker", "web", "forms"},
+    {"proxies", "otel_variables", "crypto"},
+    {"events", "lines", "policy", "fetching", "database", "worker", "web", "forms"},
     {"logs", "keyring", "gate", "outbox", "background", "questions", "measures"},
     {"clients", "stores"},
     {"client_auth", "issuer"},
@@ -39,8 +39,9 @@ PURE_MODULES = (
     "keyring/ring",
     "issuer",
     "inspection",
-    "jws",
-    "clients/jwks",
+    "crypto/jws",
+    "crypto/algorithms",
+    "crypto/jwk",
     "clients/digests",
     "clients/fields",
     "events",

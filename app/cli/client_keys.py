@@ -29,10 +29,10 @@ from app.client_auth import METHODS
 from app.client_auth.assertions import AUDIENCES
 from app.client_auth.private_key_jwt import PrivateKeyJwt
 from app.clients.fields import ClientFields
-from app.clients.jwks import check_jwks
 from app.clients.key_sets import KeySet
+from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
+from app.crypto.jwk import check_jwks
 from app.errors import ManagementError
-from app.keyring.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
 from app.models import ClientKeySetRow
 from app.services import services
 

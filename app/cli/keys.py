@@ -12,9 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli.output import KID_FIRST, CommandGroup, json_option, print_json, print_line, print_table, tell, timestamp
 from app.config.values import DAY, YEAR, format_duration, parse_keyring
+from app.crypto.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
 from app.errors import ManagementError, StartError
 from app.events import KeyRingChanged
-from app.keyring.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
 from app.keyring.entries import public_pem
 from app.keyring.file import FileKeyring
 from app.keyring.home import KeyringHome

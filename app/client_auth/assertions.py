@@ -14,9 +14,9 @@ from app.client_auth.doors import Doors
 from app.clients.digests import is_vschar
 from app.clients.lookup import refusal_of
 from app.contracts import Authentication, TokenRequest
+from app.crypto.jws import header_of, take_apart
 from app.errors import InvalidClient, ManagementError
 from app.forms import required
-from app.jws import header_of, take_apart
 from app.stores.replay import SKEW_SECONDS
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"

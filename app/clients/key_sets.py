@@ -20,8 +20,8 @@ from sqlalchemy import select, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session
 
-from app.clients.jwks import check_fetched_jwks
 from app.contracts import Clock
+from app.crypto.jwk import check_fetched_jwks
 from app.database import reading_engine, writing_engine
 from app.errors import ManagementError
 from app.events import ClientChanged

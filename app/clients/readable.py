@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.config.values import IdentifiedKey
-from app.encryption import DecryptionError, Encrypter
+from app.crypto.encryption import DecryptionError, Encrypter
 from app.errors import ManagementError
 
 READABLE_SECRET_MIN_CHARACTERS = 32

@@ -22,8 +22,8 @@ from app.clients.marks import MARK_DELAY
 from app.clients.readable import ReadableSecrets
 from app.clients.transactions import find_client, writing
 from app.contracts import Clock, Credentials
+from app.crypto.encryption import DecryptionError
 from app.database import reading_engine, writing_engine
-from app.encryption import DecryptionError
 from app.errors import ManagementError, StillInUse
 from app.events import ClientChanged, SecretExpiring
 from app.models import SERVED_IDS, ClientRow, ClientSecretRow, ClientSecretUseRow

@@ -13,10 +13,10 @@ from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from app.crypto.algorithms import PrivateKey
+from app.crypto.encryption import DecryptionError, Encrypter
 from app.database import name_of, reading_engine, was_stale, writing_engine
-from app.encryption import DecryptionError, Encrypter
 from app.errors import ManagementError, StartError
-from app.keyring.algorithms import PrivateKey
 from app.keyring.entries import described, parse_entry, parse_pem, to_pem
 from app.keyring.home import Change
 from app.keyring.ring import Ring, SigningKey

@@ -12,8 +12,8 @@ from typing import Any
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from app.crypto.algorithms import ALGORITHMS, PrivateKey, check_private_key, to_jwk
 from app.errors import StartError
-from app.keyring.algorithms import ALGORITHMS, PrivateKey, check_private_key, to_jwk
 from app.keyring.ring import SigningKey
 
 _KID = re.compile(r"[A-Za-z0-9._~-]{1,128}")

@@ -18,8 +18,8 @@ from typing import Any
 import tomlkit
 from tomlkit.items import AoT, Table
 
+from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
-from app.keyring.algorithms import PrivateKey
 from app.keyring.entries import check_table, described, parse_entry, parse_pem, to_pem, written_at
 from app.keyring.home import Change
 from app.keyring.ring import Ring

@@ -6,7 +6,7 @@ from sqlalchemy.engine import Engine
 
 from app.config.settings import Settings
 from app.config.values import KEYRING_IN_ENVIRONMENT
-from app.encryption import Encrypter
+from app.crypto.encryption import Encrypter
 from app.keyring.database import DatabaseKeyring
 from app.keyring.file import FileKeyring
 from app.keyring.home import KeyringHome

@@ -7,9 +7,9 @@ from itertools import count
 
 from app.config.settings import Settings
 from app.contracts import Clock
+from app.crypto.algorithms import RSA_MIN_BITS, PrivateKey, size_in_bits
 from app.errors import ManagementError
 from app.keyring import plan
-from app.keyring.algorithms import RSA_MIN_BITS, PrivateKey, size_in_bits
 from app.keyring.entries import new_key
 from app.keyring.home import KeyringHome
 from app.keyring.plan import NewKeys, Planner, Rules

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
-from app.keyring.algorithms import PrivateKey
 from app.keyring.ring import KeyState, Ring, SigningKey
 
 FORGET_AFTER = timedelta(days=30)

@@ -19,8 +19,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from app.crypto.algorithms import ALGORITHMS, Jwk, PrivateKey, to_jwk
 from app.errors import StartError
-from app.keyring.algorithms import ALGORITHMS, Jwk, PrivateKey, to_jwk
 
 RETIRE_AFTER = timedelta(hours=24, seconds=60)
 """How long a key is published after its last signature: the longest a token may live, and verifiers' leeway."""

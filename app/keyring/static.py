@@ -7,8 +7,8 @@ import os
 import tomllib
 from typing import Any
 
+from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
-from app.keyring.algorithms import PrivateKey
 from app.keyring.entries import check_table, parse_entry, parse_pem, written_at
 from app.keyring.home import Change
 from app.keyring.ring import Ring, SigningKey

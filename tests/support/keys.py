@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from app.keyring.algorithms import RSA_MIN_BITS
+from app.crypto.algorithms import RSA_MIN_BITS
 from app.keyring.entries import new_key
 from app.keyring.home import KeyringHome
 from app.keyring.management import Keys

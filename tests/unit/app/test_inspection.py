@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.contracts import Client, Decision
+from app.crypto.algorithms import ALGORITHMS
 from app.inspection import Inspection, inspect_token
 from app.issuer import AccessTokenIssuer
-from app.keyring.algorithms import ALGORITHMS
 from app.keyring.ring import RETIRE_AFTER, Ring, SigningKey
 
 ISSUER = "https://tokens.example.com"

@@ -19,9 +19,9 @@ from joserfc import jws
 from joserfc import jwt as joserfc_jwt
 
 from app.contracts import AccessToken, Client, Decision
+from app.crypto.algorithms import ALGORITHMS
 from app.errors import ServiceUnavailable, StartError
 from app.issuer import AccessTokenIssuer
-from app.keyring.algorithms import ALGORITHMS
 from app.keyring.ring import Ring, SigningKey
 
 ISSUER = "https://tokens.example.com"

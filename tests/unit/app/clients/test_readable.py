@@ -19,7 +19,7 @@ from unit.house import House, open_house
 
 from app.clients.readable import ReadableSecrets
 from app.config.values import IdentifiedKey
-from app.encryption import DecryptionError
+from app.crypto.encryption import DecryptionError
 from app.errors import ManagementError
 from app.models import ClientSecretRow, db
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.config.values import DAY
+from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
-from app.keyring.algorithms import PrivateKey
 from app.keyring.judgement import faults, unsafe_change
 from app.keyring.plan import Planner, Rules, with_max_age
 from app.keyring.ring import KeyState, Ring

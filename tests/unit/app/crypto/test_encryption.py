@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from app.config.values import IdentifiedKey
-from app.encryption import DecryptionError, Encrypter
+from app.crypto.encryption import DecryptionError, Encrypter
 
 OLD = IdentifiedKey(id="e1", value=SecretStr("o" * 40))
 NEW = IdentifiedKey(id="e2", value=SecretStr("n" * 40))

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry
 
+from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS
 from app.errors import ManagementError
-from app.keyring.algorithms import ALGORITHMS, RSA_MIN_BITS
 
 MOST_KEYS = 16
 MOST_PUBLISHED = 100

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OctKey, OKPKey
 from support.assertions import signer
 
-from app.clients.jwks import MOST_KEYS, check_jwks, matching, verifies
+from app.crypto.jwk import MOST_KEYS, check_jwks, matching, verifies
 from app.errors import ManagementError
 
 SHORT = base64.urlsafe_b64encode((2**1023 + 1).to_bytes(128)).rstrip(b"=").decode()

@@ -1,0 +1,1 @@
+"""Cryptography without state: signature algorithms, JWS, JWK, and encryption of what is stored."""
