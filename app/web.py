@@ -5,6 +5,7 @@ The endpoints themselves are left to ``endpoints``; what the worker answers befo
 """
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
@@ -23,7 +24,6 @@ from werkzeug.routing import MapAdapter
 from app.config.values import UNIX, TrustedProxies
 from app.errors import below_oauth
 from app.proxies import find_source, is_trusted, take_request_id
-from app.randomness import unique_bytes
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Asked(Request):
             self.source_address = find_source(
                 self.source_address, headers.get("X-Forwarded-For"), headers.get("Forwarded"), trusted_proxies
             )
-        self.request_id = self.request_id or unique_bytes(REQUEST_ID_RANDOM_BYTES).hex()
+        self.request_id = self.request_id or secrets.token_hex(REQUEST_ID_RANDOM_BYTES)
 
     def finish(self, response: Response) -> None:
         """Say in ``response`` what every answer says."""

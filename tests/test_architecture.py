@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 APP = PROJECT / "app"
 
 STACK = (
-    {"randomness", "pausing", "contracts", "errors"},
+    {"pausing", "contracts", "errors"},
     {"config", "models", "postgresql"},
     {"proxies", "otel_variables", "crypto"},
     {"events", "lines", "policy", "fetching", "database", "worker", "web", "forms"},
@@ -33,7 +33,6 @@ LEVELS = {part: level for level, parts in enumerate(STACK) for part in parts}
 
 REGISTRIES = {"client_auth": "METHODS", "grants": "GRANTS", "endpoints": "ENDPOINTS", "cli": "COMMANDS"}
 PURE_MODULES = (
-    "randomness",
     "pausing",
     "policy",
     "keyring/ring",
