@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from flask import Flask
 
-from app import database, gate, lines, web
+from app import database, gate, lines
 from app.background import Background, Job
 from app.cli import COMMANDS
 from app.client_auth import METHODS
@@ -29,8 +29,9 @@ from app.contracts import Clock, Metadata
 from app.endpoints import ENDPOINTS
 from app.events import Events
 from app.feed import RevocationFeed
-from app.fetching import Fetcher
 from app.grants import GRANTS
+from app.http.application import Application
+from app.http.safe_fetch import Fetcher
 from app.issuer import AccessTokenIssuer
 from app.keyring.current import LOOK_SECONDS, CurrentRing
 from app.keyring.homes import open_home
@@ -78,7 +79,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     start, with :func:`check_start`.
     """
     configure_logging(settings)
-    app = web.Application("tokenhouse", settings.trusted_proxies, root_path=str(PROJECT_FOLDER))
+    app = Application("tokenhouse", settings.trusted_proxies, root_path=str(PROJECT_FOLDER))
     database.install(app, settings)
 
     events = Events()

@@ -34,10 +34,10 @@ from app.errors import (
     render,
 )
 from app.events import Event, Events, RequestFacts, RequestRefused, TokenIssued, TokenRefused
-from app.forms import REPEATABLE, read_authorization, read_form, required
+from app.http.application import Answer, Asked
+from app.http.forms import REPEATABLE, read_authorization, read_form, required
 from app.pausing import waiting
 from app.policy import Policy
-from app.web import Answer, Asked
 
 log = logging.getLogger(__name__)
 

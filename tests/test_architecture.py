@@ -17,8 +17,8 @@ APP = PROJECT / "app"
 STACK = (
     {"pausing", "contracts", "errors"},
     {"config", "models", "postgresql"},
-    {"proxies", "otel_variables", "crypto"},
-    {"events", "lines", "policy", "fetching", "database", "worker", "web", "forms"},
+    {"otel_variables", "crypto", "http"},
+    {"events", "lines", "policy", "database", "worker"},
     {"logs", "keyring", "gate", "outbox", "background", "questions", "measures"},
     {"clients", "stores"},
     {"client_auth", "issuer"},

@@ -16,7 +16,7 @@ from app.clients.lookup import refusal_of
 from app.contracts import Authentication, TokenRequest
 from app.crypto.jws import header_of, take_apart
 from app.errors import InvalidClient, ManagementError
-from app.forms import required
+from app.http.forms import required
 from app.stores.replay import SKEW_SECONDS
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"

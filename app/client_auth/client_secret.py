@@ -15,7 +15,7 @@ from app.clients.digests import is_vschar
 from app.clients.fields import form_decode
 from app.contracts import Authentication, Credentials, TokenRequest
 from app.errors import InvalidClient, InvalidRequest, ManagementError
-from app.forms import required
+from app.http.forms import required
 
 
 class _ClientSecret:

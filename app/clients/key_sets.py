@@ -25,7 +25,7 @@ from app.crypto.jwk import check_fetched_jwks
 from app.database import reading_engine, writing_engine
 from app.errors import ManagementError
 from app.events import ClientChanged
-from app.fetching import Fetcher, FetchError, check_url, without_query
+from app.http.safe_fetch import Fetcher, FetchError, check_url, without_query
 from app.models import SERVED_IDS, ClientKeySetRow, ClientRow
 from app.outbox import Outbox
 

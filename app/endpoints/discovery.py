@@ -14,8 +14,8 @@ from flask import Blueprint, Response
 
 from app.config.settings import Settings
 from app.contracts import Metadata
+from app.http.application import Answer, Asked, at_once
 from app.services import Endpoint, Services
-from app.web import Answer, Asked, at_once
 
 JWKS_PATH = "/.well-known/jwks.json"
 OAUTH_METADATA_PATH = "/.well-known/oauth-authorization-server"

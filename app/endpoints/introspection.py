@@ -14,11 +14,11 @@ from werkzeug.http import parse_accept_header
 from app.config.settings import Settings
 from app.contracts import Metadata
 from app.events import TokenIntrospected
-from app.forms import required
+from app.http.application import Asked, at_once
+from app.http.forms import required
 from app.server import Answered, Document, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
 from app.standing import Standing, may_introspect
-from app.web import Asked, at_once
 
 PATH = "/oauth/introspect"
 MEDIA_TYPE = "application/token-introspection+jwt"

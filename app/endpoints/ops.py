@@ -7,8 +7,8 @@ from flask import Blueprint, Response
 from app.config.settings import Settings
 from app.contracts import Metadata
 from app.health import checks_of, ring_fault
+from app.http.application import Asked, at_once, json_response
 from app.services import Endpoint, Services
-from app.web import Asked, at_once, json_response
 
 log = logging.getLogger(__name__)
 

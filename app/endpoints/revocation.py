@@ -12,10 +12,10 @@ from flask import Blueprint, Response
 from app.config.settings import Settings
 from app.contracts import Metadata
 from app.events import TokenRevoked
-from app.forms import required
+from app.http.application import Asked, at_once
+from app.http.forms import required
 from app.server import Answered, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
-from app.web import Asked, at_once
 
 PATH = "/oauth/revoke"
 

@@ -4,8 +4,8 @@ from flask import Blueprint, Response
 
 from app.config.settings import Settings
 from app.contracts import Metadata
+from app.http.application import Asked, at_once
 from app.services import Endpoint, Services
-from app.web import Asked, at_once
 
 PATH = "/oauth/token"
 

@@ -32,8 +32,8 @@ from werkzeug.test import TestResponse
 from app.client_auth import METHODS
 from app.endpoints.token import PATH
 from app.errors import InvalidRequest
-from app.forms import parse_form
 from app.grants import GRANTS
+from app.http.forms import parse_form
 from app.lines import LineWriter
 from app.logs import AuditLog
 from app.server import MOST_WAITING, WAIT_MARGIN_SECONDS

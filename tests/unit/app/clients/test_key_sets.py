@@ -19,7 +19,7 @@ from unit.house import House, open_house
 from app.clients.fields import ClientFields
 from app.clients.key_sets import COOL_DOWN, FETCHED_AT_ONCE, ClientKeySets
 from app.errors import ManagementError
-from app.fetching import Fetched, Fetcher, FetchError
+from app.http.safe_fetch import Fetched, Fetcher, FetchError
 from app.models import ClientKeySetRow, db
 
 METHOD = "private_key_jwt"

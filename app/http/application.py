@@ -23,7 +23,7 @@ from werkzeug.routing import MapAdapter
 
 from app.config.values import UNIX, TrustedProxies
 from app.errors import below_oauth
-from app.proxies import find_source, is_trusted, take_request_id
+from app.http.forwarded_headers import find_source, is_trusted, take_request_id
 
 log = logging.getLogger(__name__)
 

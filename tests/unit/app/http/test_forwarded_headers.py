@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.config.values import parse_trusted_proxies
-from app.proxies import find_source, is_trusted, take_request_id
+from app.http.forwarded_headers import find_source, is_trusted, take_request_id
 
 PROXIES = parse_trusted_proxies("10.0.0.0/8, fd00::/8, unix, 192.0.2.7")
 PROXY, OTHER_PROXY = "10.1.2.3", "10.9.9.9"

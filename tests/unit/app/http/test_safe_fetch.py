@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.publisher import Publisher, certified, publishing, send
 
-from app import fetching
-from app.fetching import Fetched, Fetcher, FetchError, check_url, is_allowed, without_query
+from app.http import safe_fetch
+from app.http.safe_fetch import Fetched, Fetcher, FetchError, check_url, is_allowed, without_query
 
 ACCEPT = "application/json"
 
@@ -29,9 +29,9 @@ def publisher() -> Iterator[Publisher]:
 
 @pytest.fixture(autouse=True)
 def _trust_is_read_anew() -> Iterator[None]:
-    fetching.system_trust.cache_clear()
+    safe_fetch.system_trust.cache_clear()
     yield
-    fetching.system_trust.cache_clear()
+    safe_fetch.system_trust.cache_clear()
 
 
 def fault(url: str, fetcher: Fetcher | None = None) -> str:
@@ -209,7 +209,7 @@ def test_what_is_compressed_is_refused(publisher: Publisher) -> None:
 def test_who_sends_a_byte_now_and_then_holds_nobody(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    monkeypatch.setattr(fetching, "TOTAL_SECONDS", 0.3)
+    monkeypatch.setattr(safe_fetch, "TOTAL_SECONDS", 0.3)
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + (b"\r\n" if part == "body" else b"X: "))
@@ -224,14 +224,14 @@ def test_who_sends_a_byte_now_and_then_holds_nobody(
 
 
 def test_a_handshake_that_does_not_end_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "TOTAL_SECONDS", 0.3)
-    monkeypatch.setattr(fetching, "CONNECT_SECONDS", 20)
+    monkeypatch.setattr(safe_fetch, "TOTAL_SECONDS", 0.3)
+    monkeypatch.setattr(safe_fetch, "CONNECT_SECONDS", 20)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert fault(f"https://127.0.0.1:{silent.getsockname()[1]}/") == "the answer did not end within 0 s"
 
 
 def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(safe_fetch, "CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert fault(f"http://127.0.0.1:{silent.getsockname()[1]}/") == "nothing came for 0 s"
 
@@ -372,7 +372,7 @@ def test_a_certificate_must_be_trusted_and_of_the_name(tmp_path: Path, monkeypat
     with publishing(tls) as publisher:
         assert fault(publisher.url) == "the certificate is not valid: self-signed certificate"
         monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
-        fetching.system_trust.cache_clear()
+        safe_fetch.system_trust.cache_clear()
         assert Fetcher().fetch(publisher.url, ACCEPT).body == b"{}"
         by_address = publisher.url.replace("localhost", "127.0.0.1")
         assert "the certificate is not valid: IP address mismatch" in fault(by_address)

@@ -14,8 +14,8 @@ from unit.house import House
 from werkzeug.exceptions import HTTPException, RequestedRangeNotSatisfiable, ServiceUnavailable, TooManyRequests
 from werkzeug.test import TestResponse
 
-from app import web
 from app.errors import below_oauth
+from app.http import application
 
 
 def fail(error: HTTPException) -> None:
@@ -23,15 +23,15 @@ def fail(error: HTTPException) -> None:
 
 
 @pytest.fixture
-def app() -> web.Application:
+def app() -> application.Application:
     """An application that fails in every way."""
-    made = web.Application("faulty")
+    made = application.Application("faulty")
     handlers: dict[str, Any] = {
         "broken": lambda: 1 / 0,
         "away": lambda: fail(ServiceUnavailable(retry_after=7)),
         "limited": lambda: fail(TooManyRequests(retry_after=9)),
         "range": lambda: fail(RequestedRangeNotSatisfiable()),
-        "cached": lambda: web.json_response(200, {}),
+        "cached": lambda: application.json_response(200, {}),
         "id": lambda: flask.request.request_id,
     }
     for name, handler in handlers.items():
@@ -89,7 +89,7 @@ def test_an_unexpected_fault_is_logged_with_its_request_id_and_told_to_nobody(
 ) -> None:
     answer = app.test_client().get("/broken?secret=hidden")
     assert answer.json == {"error": "server_error", "error_description": "The server failed to handle the request."}
-    (record,) = [record for record in caplog.records if record.name == "app.web"]
+    (record,) = [record for record in caplog.records if record.name == "app.http.application"]
     assert record.getMessage() == f"a request failed, request_id={answer.headers['X-Request-ID']} endpoint=broken"
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
@@ -98,7 +98,7 @@ def test_an_unexpected_fault_is_logged_with_its_request_id_and_told_to_nobody(
 
 @given(st.text(min_size=1, max_size=40))
 def test_no_path_is_reflected_or_answered_in_another_form(text: str) -> None:
-    made = web.Application("empty")
+    made = application.Application("empty")
     answer = made.test_client().get("/" + text.replace("/", "_"))
     assert_common(answer)
     assert (answer.status_code, answer.json) == (404, below_oauth(404))
@@ -166,16 +166,18 @@ def test_what_is_registered_after_requests_is_called_the_blueprints_first(house:
 
 
 @pytest.fixture
-def quick(app: web.Application) -> web.Application:
+def quick(app: application.Application) -> application.Application:
     """One whose views need nothing of Flask's way."""
     blueprint = flask.Blueprint("quick", __name__)
     views: dict[str, Any] = {
-        "who": lambda asked: web.json_response(200, [asked.source_address, asked.headers.get("X-Asked", "nothing")]),
+        "who": lambda asked: application.json_response(
+            200, [asked.source_address, asked.headers.get("X-Asked", "nothing")]
+        ),
         "fails": lambda _asked: 1 / 0,
         "refuses": lambda _asked: fail(TooManyRequests(retry_after=9)),
     }
     for name, view in views.items():
-        blueprint.add_url_rule(f"/quick/{name}", name, web.at_once(view), methods=["GET", "POST"])
+        blueprint.add_url_rule(f"/quick/{name}", name, application.at_once(view), methods=["GET", "POST"])
 
     @blueprint.after_request
     def mark(response: flask.Response) -> flask.Response:
@@ -189,7 +191,7 @@ def quick(app: web.Application) -> web.Application:
 @pytest.mark.parametrize("name", ["who", "fails", "refuses"])
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "PUT"])
 def test_the_short_way_answers_as_flasks_way_does(
-    quick: web.Application, name: str, method: str, caplog: pytest.LogCaptureFixture
+    quick: application.Application, name: str, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caller = quick.test_client()
     answers = [caller.open(f"/quick/{name}", method=method, headers={"X-Asked": "this"}) for _ in range(3)]
@@ -210,7 +212,7 @@ def test_the_short_way_answers_as_flasks_way_does(
     ]
 
 
-def test_flasks_way_is_gone_once(quick: web.Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flasks_way_is_gone_once(quick: application.Application, monkeypatch: pytest.MonkeyPatch) -> None:
     caller = quick.test_client()
     gone: list[str] = []
     inner = Flask.wsgi_app
@@ -221,12 +223,12 @@ def test_flasks_way_is_gone_once(quick: web.Application, monkeypatch: pytest.Mon
     assert caller.get("/quick/who/").status_code == 404
 
 
-def test_what_is_asked_of_a_request_is_there(quick: web.Application) -> None:
+def test_what_is_asked_of_a_request_is_there(quick: application.Application) -> None:
     quick.add_url_rule(
         "/asked",
         "asked",
-        web.at_once(
-            lambda asked: web.json_response(
+        application.at_once(
+            lambda asked: application.json_response(
                 200, [asked.args["a"], asked.remote_addr, asked.url, asked.headers["X-Asked"], asked.path, asked.method]
             )
         ),
