@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from flask import Flask
 
-from app import database, gate, lines
+from app import lines
 from app.background import Background, Job
 from app.cli import COMMANDS
 from app.client_auth import METHODS
@@ -26,6 +26,9 @@ from app.clients.verification import SecretVerifier
 from app.config.settings import Settings
 from app.config.values import PROJECT_FOLDER
 from app.contracts import Clock, Metadata
+from app.database import circuit_breaker, engine
+from app.database.models import db
+from app.database.prepared_query import KeptConnections
 from app.endpoints import ENDPOINTS
 from app.events import Events
 from app.feed import RevocationFeed
@@ -40,10 +43,8 @@ from app.keyring.management import Keys, rules_for
 from app.keyring.uses import KeyUses
 from app.logs import AuditLog, configure_logging
 from app.measures import Measures, TimedMethod, TimedTokens
-from app.models import db
 from app.outbox import TELL_SECONDS, Outbox
 from app.policy import Policy
-from app.questions import KeptConnections
 from app.server import TokenServer
 from app.services import Services
 from app.standing import Standings
@@ -80,7 +81,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     """
     configure_logging(settings)
     app = Application("tokenhouse", settings.trusted_proxies, root_path=str(PROJECT_FOLDER))
-    database.install(app, settings)
+    engine.install(app, settings)
 
     events = Events()
     audit_log = AuditLog(settings.log_format, clock, is_required=settings.audit_log_required)
@@ -89,7 +90,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     with app.app_context():
         home_at = partial(open_home, settings=settings, engine=db.engine)
         digester = SecretDigester(settings.secret_peppers)
-        database_gate, connections = gate.DatabaseGate(measures.span), KeptConnections(db.engine)
+        database_gate, connections = circuit_breaker.DatabaseGate(measures.span), KeptConnections(db.engine)
         outbox = Outbox(db.engine, clock)
         doors = _open_doors(settings, connections, digester, database_gate, clock, outbox, measures)
         revocations = Revocations(db.engine, connections, database_gate, clock)
@@ -137,7 +138,7 @@ def _open_doors(  # noqa: PLR0913, PLR0917 - Parts of the composition.
     settings: Settings,
     connections: KeptConnections,
     digester: SecretDigester,
-    database_gate: gate.DatabaseGate,
+    database_gate: circuit_breaker.DatabaseGate,
     clock: Clock,
     outbox: Outbox,
     measures: Measures,
@@ -184,7 +185,7 @@ def _background(services: Services, events: Events) -> Background:
         Job("the look at the audit log", LOOK_SECONDS, services.audit_log.look),
         Job("the look whether logs were moved away", LOOK_SECONDS, lines.follow_files),
         Job("the events of commands", TELL_SECONDS, partial(services.outbox.drain, services.audit_log.tell_past)),
-        Job("the look whether the database answers", gate.LOOK_SECONDS, verifier.look),
+        Job("the look whether the database answers", circuit_breaker.LOOK_SECONDS, verifier.look),
         Job("the count of signed tokens", FLUSH_SECONDS, key_uses.flush, at_exit=True),
         Job("the marks of used secrets", FLUSH_SECONDS, verifier.marks.flush, at_exit=True),
         Job(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from flask import Flask
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import describe
+from app.database.engine import describe
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from sqlalchemy import insert
 from subjects import Subject, tokenhouse
 from support.server import NewClient, RunningServer, running_server
 
-from app.models import RevokedTokenRow, db
+from app.database.models import RevokedTokenRow, db
 
 ROUNDS = 3
 SECONDS = 4

@@ -38,7 +38,7 @@ STAGES = (
     ("grant and policy", "app.grants.client_credentials:ClientCredentialsGrant.create_token_response"),
     ("authenticate: the rest", "app.server:TokenServer.authenticate"),
     ("authenticate: digest", "app.clients.digests:SecretDigester.digest_with_all"),
-    ("authenticate: SQL", "app.questions:Question.ask"),
+    ("authenticate: SQL", "app.database.prepared_query:Question.ask"),
     ("authenticate: mark of the use", "app.clients.marks:UseMarks.note"),
     ("claims and JOSE", "app.issuer:AccessTokenIssuer.issue"),
     ("signature", "app.keyring.ring:SigningKey.sign"),

@@ -36,7 +36,7 @@ from support.server import RunningServer, basic, free_port  # noqa: E402
 
 from app.clients.digests import SecretDigester, generate_secret  # noqa: E402
 from app.contracts import Credentials  # noqa: E402
-from app.models import ClientRow, ClientSecretRow, db  # noqa: E402
+from app.database.models import ClientRow, ClientSecretRow, db  # noqa: E402
 
 PEERS = ROOT / "bench" / "peers"
 WORKERS = 2

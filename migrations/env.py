@@ -5,8 +5,8 @@ from alembic.util import CommandError
 from flask import current_app
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import explain, migrating
-from app.models import db
+from app.database.engine import explain, migrating
+from app.database.models import db
 
 
 def run_migrations() -> None:

@@ -16,10 +16,10 @@ APP = PROJECT / "app"
 
 STACK = (
     {"pausing", "contracts", "errors"},
-    {"config", "models", "postgresql"},
-    {"otel_variables", "crypto", "http"},
-    {"events", "lines", "policy", "database", "worker"},
-    {"logs", "keyring", "gate", "outbox", "background", "questions", "measures"},
+    {"config"},
+    {"otel_variables", "crypto", "http", "database"},
+    {"events", "lines", "policy", "worker"},
+    {"logs", "keyring", "outbox", "background", "measures"},
     {"clients", "stores"},
     {"client_auth", "issuer"},
     {"grants", "inspection"},
@@ -53,7 +53,7 @@ CUSTOMIZES_AUTHLIB = "server"
 COMPOSERS = ("cli/development", "serving")
 """The programs that call ``create_app``: the development server, and what gunicorn serves."""
 
-LAZY_IMPORTS = ("__init__", "database", "logs", "serving", "config/values", "doctor")
+LAZY_IMPORTS = ("__init__", "database/engine", "logs", "serving", "config/values", "doctor")
 """They import a driver, a dialect or structlog in a function, so that commands start quickly."""
 
 FILE_LINES_MAX = 400

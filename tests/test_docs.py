@@ -17,7 +17,7 @@ from support.server import NewClient, RunningServer, free_port, running_server
 
 from app.config.settings import SETTING_NAMES
 from app.config.values import DAY, YEAR
-from app.gate import DatabaseGate
+from app.database.circuit_breaker import DatabaseGate
 from app.keyring.entries import new_key
 from app.keyring.plan import Planner, Rules
 from app.keyring.ring import Ring

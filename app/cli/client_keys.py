@@ -32,8 +32,8 @@ from app.clients.fields import ClientFields
 from app.clients.key_sets import KeySet
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
 from app.crypto.jwk import check_jwks
+from app.database.models import ClientKeySetRow
 from app.errors import ManagementError
-from app.models import ClientKeySetRow
 from app.services import services
 
 GENERATED_ALG = "RS256"

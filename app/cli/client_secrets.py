@@ -22,8 +22,8 @@ from app.cli.output import (
 from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_of_weak
 from app.clients.secrets import NewSecret
 from app.config.values import DAY, IdentifiedKey
+from app.database.models import ClientSecretRow, ClientSecretUseRow
 from app.errors import ManagementError
-from app.models import ClientSecretRow, ClientSecretUseRow
 from app.services import services
 
 DEFAULT_OVERLAP_SECONDS = 7 * DAY

@@ -42,9 +42,9 @@ from app.clients.secrets import NewSecret
 from app.clients.store import ListedClient
 from app.clients.verification import ANY_SECRET_METHOD
 from app.config.values import format_duration
+from app.database.models import ClientRow
 from app.errors import ManagementError
 from app.grants import GRANTS
-from app.models import ClientRow
 from app.services import services
 
 NO_GRANT = "none"

@@ -22,10 +22,10 @@ from app.clients.fields import ClientFields
 from app.config.loader import CONFIG_NAME, development_issuer, is_text, load_settings
 from app.config.settings import SETTING_NAMES, Settings
 from app.config.values import PROJECT_FOLDER, parse_issuer
+from app.database.models import db
 from app.doctor import DEMO_CLIENT
 from app.errors import ManagementError, StartError
 from app.keyring.file import write_private_file
-from app.models import db
 from app.services import services
 
 DEMO_SCOPES = ("read", "write")

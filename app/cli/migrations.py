@@ -6,7 +6,7 @@ import click
 from flask.cli import ScriptInfo
 
 from app.config.values import PROJECT_FOLDER
-from app.models import db as database
+from app.database.models import db as database
 
 
 class Migrations(click.Command):

@@ -15,7 +15,7 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.config.values import parse_duration
-from app.database import explain
+from app.database.engine import explain
 from app.errors import ManagementError, ServiceUnavailable, StartError
 
 IDS = {"client_id", "kid", "id", "secret_id"}

@@ -8,7 +8,7 @@ from app.client_auth import METHODS
 from app.clients.digests import IMPORTED_SECRET_SAFE_CHARACTERS
 from app.clients.secrets import state_of
 from app.clients.verification import ANY_SECRET_METHOD
-from app.models import ClientSecretRow
+from app.database.models import ClientSecretRow
 
 SECRET_BEARING_METHODS = {ANY_SECRET_METHOD, *(method.name for method in METHODS if method.secret_bearing)}
 

@@ -12,9 +12,9 @@ from sqlalchemy import String, Text, bindparam, cast, select
 from app.clients.marks import UseMarks
 from app.clients.verification import CLIENT_COLUMNS, frozen
 from app.contracts import Authentication
-from app.gate import DatabaseGate
-from app.models import ClientKeySetRow, ClientRow, ClientSecretRow
-from app.questions import KeptConnections, Question
+from app.database.circuit_breaker import DatabaseGate
+from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
+from app.database.prepared_query import KeptConnections, Question
 
 _ASKED = select(bindparam("client_id", type_=String).label("asked_id")).subquery("asked").c.asked_id
 _FOUND: Any = (

@@ -16,8 +16,8 @@ from sqlalchemy import ColumnElement, String, Update, bindparam, case, delete, f
 from sqlalchemy.engine import Connection, Engine
 
 from app.contracts import Clock
-from app.database import insert_or_update, writing_engine
-from app.models import ClientRow, ClientSecretRow, ClientSecretUseRow, UTCDateTime
+from app.database.engine import insert_or_update, writing_engine
+from app.database.models import ClientRow, ClientSecretRow, ClientSecretUseRow, UTCDateTime
 
 log = logging.getLogger(__name__)
 

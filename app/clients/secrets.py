@@ -23,10 +23,10 @@ from app.clients.readable import ReadableSecrets
 from app.clients.transactions import find_client, writing
 from app.contracts import Clock, Credentials
 from app.crypto.encryption import DecryptionError
-from app.database import reading_engine, writing_engine
+from app.database.engine import reading_engine, writing_engine
+from app.database.models import SERVED_IDS, ClientRow, ClientSecretRow, ClientSecretUseRow
 from app.errors import ManagementError, StillInUse
 from app.events import ClientChanged, SecretExpiring
-from app.models import SERVED_IDS, ClientRow, ClientSecretRow, ClientSecretUseRow
 from app.outbox import Outbox, system_user
 
 MOST_SECRETS = 10

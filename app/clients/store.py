@@ -23,8 +23,8 @@ from app.clients.key_sets import KeySet, keep
 from app.clients.secrets import ClientSecrets, NewSecret, works_at
 from app.clients.transactions import find_client, writing
 from app.contracts import DEFAULT_AUDIENCE, Client, Clock
+from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.errors import ManagementError
-from app.models import ClientKeySetRow, ClientRow, ClientSecretRow
 
 # Registrations stand in line on PostgreSQL, since two ids can collide in a reading that no constraint covers. Any
 # number that nothing else in the database uses. SQLite has one writer anyway.

@@ -8,9 +8,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import scoped_session
 
 from app.clients.digests import is_vschar
-from app.database import begin_writing
+from app.database.engine import begin_writing
+from app.database.models import ClientRow
 from app.errors import ManagementError
-from app.models import ClientRow
 
 
 @contextmanager

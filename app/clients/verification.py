@@ -17,10 +17,10 @@ from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, se
 from app.clients.digests import SecretDigester
 from app.clients.marks import UseMarks
 from app.contracts import Authentication, Client, Clock, Credentials
+from app.database.circuit_breaker import DatabaseGate
+from app.database.models import ClientRow, ClientSecretRow
+from app.database.prepared_query import KeptConnections, Question
 from app.errors import InvalidClient
-from app.gate import DatabaseGate
-from app.models import ClientRow, ClientSecretRow
-from app.questions import KeptConnections, Question
 
 ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
 """Our own value of ``token_endpoint_auth_method``: Basic and body are both accepted."""

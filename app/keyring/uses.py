@@ -13,9 +13,9 @@ from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
 from app.contracts import Clock
-from app.database import insert_or_update, reading_engine, writing_engine
+from app.database.engine import insert_or_update, reading_engine, writing_engine
+from app.database.models import SigningKeyUseRow
 from app.events import Event, TokenIssued
-from app.models import SigningKeyUseRow
 
 
 @dataclass(frozen=True, slots=True)

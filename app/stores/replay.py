@@ -12,9 +12,9 @@ from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
 from app.contracts import Clock
-from app.database import delete_in_pieces, insert_or_update, reading_engine, writing_engine
-from app.gate import DatabaseGate
-from app.models import UsedAssertionRow
+from app.database.circuit_breaker import DatabaseGate
+from app.database.engine import delete_in_pieces, insert_or_update, reading_engine, writing_engine
+from app.database.models import UsedAssertionRow
 
 
 class ReplayStore(Protocol):

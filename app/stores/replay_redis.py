@@ -21,8 +21,8 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from app.contracts import Clock
+from app.database.circuit_breaker import Gate, Span
 from app.errors import ServiceUnavailable
-from app.gate import Gate, Span
 from app.pausing import waiting
 from app.stores.replay import LAST_SECOND, SKEW_SECONDS, SqlReplay, key_of
 

@@ -16,10 +16,10 @@ from sqlalchemy.engine import Connection, Engine
 
 from app.config.values import LONGEST_LIFETIME_SECONDS
 from app.contracts import DEFAULT_AUDIENCE, Clock
-from app.database import delete_in_pieces, insert_or_update, reading_engine, writing_engine
-from app.gate import DatabaseGate
-from app.models import ClientRow, RevokedTokenRow, UTCDateTime
-from app.questions import KeptConnections, Question
+from app.database.circuit_breaker import DatabaseGate
+from app.database.engine import delete_in_pieces, insert_or_update, reading_engine, writing_engine
+from app.database.models import ClientRow, RevokedTokenRow, UTCDateTime
+from app.database.prepared_query import KeptConnections, Question
 
 LEEWAY = timedelta(minutes=5)
 """How much longer than until its end a token is remembered: a verifier's clock may be behind."""

@@ -15,7 +15,7 @@ from support.assertions import Signer, claims_of, form, signer
 from support.publisher import publishing, send
 from support.server import RunningServer, running_server, wait_until
 
-from app.models import ClientKeySetRow, db
+from app.database.models import ClientKeySetRow, db
 
 METHOD = ("--auth-method", "private_key_jwt")
 NO_KEYS = (

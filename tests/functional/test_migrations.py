@@ -5,7 +5,7 @@ from pathlib import Path
 from sqlalchemy import create_engine, func, inspect, select, text
 from support.server import Installation
 
-from app.models import ClientRow, ClientSecretRow, db
+from app.database.models import ClientRow, ClientSecretRow, db
 
 TABLES = [
     "alembic_version",

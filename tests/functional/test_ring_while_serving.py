@@ -16,8 +16,8 @@ from sqlalchemy import text
 from support.keys import generate_long_ago
 from support.server import NewClient, RunningServer, wait_until
 
+from app.database.models import db
 from app.keyring.ring import Ring
-from app.models import db
 
 NOTICED_SECONDS = 2
 BUSY_SECONDS = 5

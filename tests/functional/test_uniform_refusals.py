@@ -8,7 +8,7 @@ import pytest
 import requests
 from support.server import Answer, NewClient, RunningServer
 
-from app.models import ClientRow, db
+from app.database.models import ClientRow, db
 
 GRANT = "client_credentials"
 

@@ -29,7 +29,7 @@ from app.clients.fields import ClientFields
 from app.config.loader import load_settings
 from app.config.settings import Settings
 from app.config.values import PROJECT_FOLDER
-from app.models import db
+from app.database.models import db
 from app.services import Services
 
 START_SECONDS = 30

@@ -24,8 +24,8 @@ from app.clients.store import ClientStore
 from app.clients.verification import SecretVerifier
 from app.config.loader import load_settings
 from app.config.settings import Settings
-from app.models import db
-from app.questions import Question
+from app.database.models import db
+from app.database.prepared_query import Question
 from app.services import Services
 
 

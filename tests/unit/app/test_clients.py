@@ -28,10 +28,10 @@ from app.clients.store import ClientStore, describe
 from app.clients.verification import SecretVerifier, _kept_client
 from app.config.values import parse_duration
 from app.contracts import Authentication, Client, Credentials
+from app.database.circuit_breaker import DatabaseGate
+from app.database.models import ClientRow, ClientSecretRow, db
+from app.database.prepared_query import KeptConnections
 from app.errors import InvalidClient, ManagementError, ServiceUnavailable
-from app.gate import DatabaseGate
-from app.models import ClientRow, ClientSecretRow, db
-from app.questions import KeptConnections
 
 BASIC, POST = "client_secret_basic", "client_secret_post"
 SECRET = "an-imported-secret-of-some-length"

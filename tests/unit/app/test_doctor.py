@@ -16,8 +16,8 @@ from support.redis import running_redis
 from unit.house import House, open_house
 
 from app.clients.fields import ClientFields
+from app.database.models import ClientKeySetRow, ClientSecretRow, db
 from app.doctor import Finding, Severity, examine, examine_start
-from app.models import ClientKeySetRow, ClientSecretRow, db
 
 STRONG = "p1:abcdefghijklmnopqrstuvwxyz0123456789"
 

@@ -497,7 +497,7 @@ def test_a_database_that_is_away_is_worth_a_retry(house: House, ours: FlaskClien
     for path in house.folder.glob("tokenhouse.db*"):
         path.unlink()
     with house.app.app_context():
-        importlib.import_module("app.models").db.engine.dispose()
+        importlib.import_module("app.database.models").db.engine.dispose()
     answer = post(ours)
     assert refused(answer, 503) == ("server_error", "The server cannot handle the request right now.")
     assert answer.headers["Retry-After"] == "1"

@@ -18,9 +18,9 @@ from unit.house import House, open_house
 
 from app.clients.fields import ClientFields
 from app.clients.key_sets import COOL_DOWN, FETCHED_AT_ONCE, ClientKeySets
+from app.database.models import ClientKeySetRow, db
 from app.errors import ManagementError
 from app.http.safe_fetch import Fetched, Fetcher, FetchError
-from app.models import ClientKeySetRow, db
 
 METHOD = "private_key_jwt"
 OLD, NEW, THIRD = signer("ES256"), signer("ES256"), signer("EdDSA")

@@ -21,8 +21,8 @@ from unit.house import House, open_house
 
 from app.clients.marks import MOST_ADDRESSES, UseMarks
 from app.contracts import Credentials
+from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient
-from app.models import ClientSecretRow, db
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 

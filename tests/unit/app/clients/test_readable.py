@@ -20,8 +20,8 @@ from unit.house import House, open_house
 from app.clients.readable import ReadableSecrets
 from app.config.values import IdentifiedKey
 from app.crypto.encryption import DecryptionError
+from app.database.models import ClientSecretRow, db
 from app.errors import ManagementError
-from app.models import ClientSecretRow, db
 
 K1, K2 = f"k1:{'1' * 40}", f"k2:{'2' * 40}"
 METHOD = "client_secret_jwt"

@@ -4,7 +4,7 @@ from sqlalchemy import update
 from unit.house import House, statements
 
 from app.clients.scopes import RegisteredScopes
-from app.models import ClientRow, db
+from app.database.models import ClientRow, db
 
 
 def scopes(house: House, *, published: bool = True) -> RegisteredScopes:

@@ -17,9 +17,9 @@ from app.clients.marks import MARK_DELAY
 from app.clients.readable import ReadableSecrets
 from app.clients.secrets import MOST_SECRETS, ClientSecrets, NewSecret, SecretState, state_of
 from app.contracts import Credentials
+from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient, ManagementError, StillInUse
 from app.events import SecretExpiring
-from app.models import ClientSecretRow, db
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 WEEK = timedelta(days=7)

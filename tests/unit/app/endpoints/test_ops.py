@@ -6,7 +6,7 @@ import pytest
 from conftest import SettableClock
 from unit.house import House, open_house
 
-from app.models import db
+from app.database.models import db
 
 
 def test_alive_is_alive(house: House) -> None:

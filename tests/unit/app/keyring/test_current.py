@@ -14,13 +14,13 @@ from sqlalchemy import text
 from support.keys import add_key
 from unit.house import House, open_house
 
+from app.database.models import db
 from app.errors import StartError
 from app.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.keyring import last_good
 from app.keyring.current import CurrentRing
 from app.keyring.home import KeyringHome
 from app.keyring.ring import Ring
-from app.models import db
 
 ENCRYPTION = f"e1:{'k' * 40}"
 

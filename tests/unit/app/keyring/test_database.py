@@ -10,10 +10,10 @@ from conftest import SettableClock
 from sqlalchemy import func, select, text
 from unit.house import House, open_house
 
+from app.database.models import KeyRingRow, SigningKeyRow, db
 from app.errors import ManagementError, StartError
 from app.keyring.entries import to_pem
 from app.keyring.ring import KeyState
-from app.models import KeyRingRow, SigningKeyRow, db
 
 OLD, NEW = f"e1:{'o' * 40}", f"e2:{'n' * 40}"
 

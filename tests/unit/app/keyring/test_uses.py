@@ -8,9 +8,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from unit.house import House
 
+from app.database.models import db
 from app.events import KeyRingRejected, RequestFacts, TokenIssued
 from app.keyring.uses import KeyUse, KeyUses
-from app.models import db
 
 
 def issued(kid: str) -> TokenIssued:

@@ -9,8 +9,8 @@ from conftest import SettableClock
 from sqlalchemy import func, make_url, select
 from unit.house import House, open_house
 
+from app.database.models import UsedAssertionRow, db
 from app.errors import ServiceUnavailable
-from app.models import UsedAssertionRow, db
 
 
 @pytest.fixture

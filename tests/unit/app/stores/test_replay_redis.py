@@ -16,9 +16,9 @@ from support.redis import RedisServer, running_redis
 from unit.house import House, open_house
 
 from app.config.values import PROJECT_FOLDER
+from app.database.circuit_breaker import DatabaseGate
+from app.database.models import UsedAssertionRow, db
 from app.errors import ServiceUnavailable
-from app.gate import DatabaseGate
-from app.models import UsedAssertionRow, db
 from app.stores.replay import SqlReplay, key_of
 from app.stores.replay_redis import RedisReplay
 

@@ -8,9 +8,9 @@ from conftest import SettableClock
 from sqlalchemy import func, insert, make_url, select
 from unit.house import House, open_house, statements
 
+from app.database.models import RevokedTokenRow, db
 from app.errors import ManagementError, ServiceUnavailable
 from app.inspection import moment
-from app.models import RevokedTokenRow, db
 from app.stores.revocations import LEEWAY, RevokedToken
 
 HOUR = 3600

@@ -14,9 +14,9 @@ from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 from unit.house import House, open_house
 
-from app.database import is_locked, migrating, reading_engine, writing_engine
-from app.models import ClientRow, ClientSecretRow, db
-from app.postgresql import BoundedConnection, DatabaseSilent
+from app.database.engine import is_locked, migrating, reading_engine, writing_engine
+from app.database.models import ClientRow, ClientSecretRow, db
+from app.database.postgresql import BoundedConnection, DatabaseSilent
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

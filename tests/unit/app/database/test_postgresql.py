@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from app.database.postgresql import BoundedConnection, DatabaseSilent
 from app.pausing import listen
-from app.postgresql import BoundedConnection, DatabaseSilent
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_while_a_near_database_is_waited_for_nobody_else_goes_on(
     connection: BoundedConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Long enough for a machine that is busy with other tests.
-    monkeypatch.setattr("app.postgresql.PATIENCE_SECONDS", 20)
+    monkeypatch.setattr("app.database.postgresql.PATIENCE_SECONDS", 20)
     for statement in (b"SELECT 1", b"SELECT 2"):
         connection._usual_seconds = 0.0001  # noqa: SLF001 - As it is after some quick answers.
         assert told_while(connection, statement) == ["answered"]

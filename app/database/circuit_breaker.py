@@ -12,7 +12,7 @@ from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import describe, name_of
+from app.database.engine import describe, name_of
 from app.errors import ServiceUnavailable
 from app.pausing import waiting
 

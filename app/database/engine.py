@@ -20,7 +20,7 @@ from sqlalchemy.orm import InstrumentedAttribute, scoped_session
 
 from app.config.settings import Settings
 from app.config.values import PROJECT_FOLDER
-from app.models import db
+from app.database.models import db
 
 BUSY_TIMEOUT_MS = 5000
 """How long a writer waits for another on SQLite."""
@@ -200,7 +200,7 @@ def _postgresql_options(url: URL) -> dict[str, Any]:
 
 
 def _prepare_postgresql(engine: Engine) -> None:
-    from app.postgresql import BoundedConnection  # noqa: PLC0415 - Who has SQLite does not wait for the driver.
+    from app.database.postgresql import BoundedConnection  # noqa: PLC0415 - Who has SQLite does not wait for the driver.
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]) -> Any:

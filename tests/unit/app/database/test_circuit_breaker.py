@@ -3,9 +3,9 @@
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from app import gate as room
+from app.database import circuit_breaker as room
+from app.database.circuit_breaker import DatabaseGate
 from app.errors import ServiceUnavailable
-from app.gate import DatabaseGate
 
 FAILURE = OperationalError("SELECT 1", {}, Exception("silent"))
 

@@ -16,13 +16,13 @@ from sqlalchemy import Select, event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.database import is_where_it_was, name_of, reading_engine, was_stale
+from app.database.engine import is_where_it_was, name_of, reading_engine, was_stale
 from app.errors import ServiceUnavailable
 from app.pausing import waiting
 
 
 class Gate(Protocol):
-    """The way to the database: :class:`app.gate.DatabaseGate`."""
+    """The way to the database: :class:`app.database.circuit_breaker.DatabaseGate`."""
 
     def entered(self) -> AbstractContextManager[None]:
         """Ask within."""

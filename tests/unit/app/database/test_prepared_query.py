@@ -16,9 +16,9 @@ from sqlalchemy import Select, String, bindparam, event, literal_column, select
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from unit.house import House
 
-from app.database import was_stale
-from app.models import ClientRow, ClientSecretRow, db
-from app.questions import KeptConnections, Question
+from app.database.engine import was_stale
+from app.database.models import ClientRow, ClientSecretRow, db
+from app.database.prepared_query import KeptConnections, Question
 
 SECRETS_OF = (
     select(
