@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 from flask import Flask
 
 from app import lines
+from app.audit.events import Events
+from app.audit.log import AuditLog, configure_logging
+from app.audit.outbox import TELL_SECONDS, Outbox
 from app.background import Background, Job
 from app.cli import COMMANDS
 from app.client_auth import METHODS
@@ -30,7 +33,6 @@ from app.database import circuit_breaker, engine
 from app.database.models import db
 from app.database.prepared_query import KeptConnections
 from app.endpoints import ENDPOINTS
-from app.events import Events
 from app.feed import RevocationFeed
 from app.grants import GRANTS
 from app.http.application import Application
@@ -41,9 +43,7 @@ from app.keyring.homes import open_home
 from app.keyring.judgement import faults
 from app.keyring.management import Keys, rules_for
 from app.keyring.uses import KeyUses
-from app.logs import AuditLog, configure_logging
 from app.measures import Measures, TimedMethod, TimedTokens
-from app.outbox import TELL_SECONDS, Outbox
 from app.policy import Policy
 from app.server import TokenServer
 from app.services import Services

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import ParamSpec, Protocol, TypeVar
 
+from app.audit.events import Event
 from app.contracts import AccessToken, AccessTokenSource, Authentication, Authenticator, Client, Decision, TokenRequest
-from app.events import Event
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")

@@ -26,8 +26,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.errors import StartError
-from app.events import (
+from app.audit.events import (
     Event,
     KeyRingRejected,
     RequestRefused,
@@ -36,6 +35,7 @@ from app.events import (
     TokenRefused,
     TokenRevoked,
 )
+from app.errors import StartError
 from app.health import checks_of
 from app.keyring.ring import KeyState
 from app.measures import PARTS

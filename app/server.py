@@ -23,6 +23,7 @@ from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from flask import Response
 from orjson import dumps as encode_json
 
+from app.audit.events import Event, Events, RequestFacts, RequestRefused, TokenIssued, TokenRefused
 from app.contracts import AccessToken, AccessTokenSource, Authentication, Authenticator, Client, Clock
 from app.errors import (
     InvalidClient,
@@ -33,7 +34,6 @@ from app.errors import (
     UnsupportedGrantType,
     render,
 )
-from app.events import Event, Events, RequestFacts, RequestRefused, TokenIssued, TokenRefused
 from app.http.application import Answer, Asked
 from app.http.forms import REPEATABLE, read_authorization, read_form, required
 from app.pausing import waiting

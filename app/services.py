@@ -8,6 +8,8 @@ from typing import Any
 
 from flask import Blueprint, Flask, current_app
 
+from app.audit.log import AuditLog
+from app.audit.outbox import Outbox
 from app.clients.key_sets import ClientKeySets
 from app.clients.scopes import RegisteredScopes
 from app.clients.secrets import ClientSecrets
@@ -21,9 +23,7 @@ from app.keyring.current import CurrentRing
 from app.keyring.home import KeyringHome
 from app.keyring.management import Keys
 from app.keyring.uses import KeyUses
-from app.logs import AuditLog
 from app.measures import Measures
-from app.outbox import Outbox
 from app.server import TokenServer
 from app.standing import Standings
 from app.stores.replay import ReplayStore

@@ -25,7 +25,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, form
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from sqlalchemy.engine import make_url
 
-from app.events import Event, RequestFacts
+from app.audit.events import Event, RequestFacts
 from app.otel_variables import reads_parents
 from app.services import Services, installed_version
 

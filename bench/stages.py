@@ -44,7 +44,7 @@ STAGES = (
     ("signature", "app.keyring.ring:SigningKey.sign"),
     ("events", "app.server:TokenServer.save_token"),
     ("events", "app.keyring.uses:KeyUses.__call__"),
-    ("audit line: make", "app.logs:AuditLog.__call__"),
+    ("audit line: make", "app.audit.log:AuditLog.__call__"),
     ("audit line: write", "app.lines:LineWriter.put"),
     ("response and JSON", "app.server:TokenServer.handle_response"),
 )

@@ -18,8 +18,9 @@ STACK = (
     {"pausing", "contracts", "errors"},
     {"config"},
     {"otel_variables", "crypto", "http", "database"},
-    {"events", "lines", "policy", "worker"},
-    {"logs", "keyring", "outbox", "background", "measures"},
+    {"lines", "policy", "worker"},
+    {"audit"},
+    {"keyring", "background", "measures"},
     {"clients", "stores"},
     {"client_auth", "issuer"},
     {"grants", "inspection"},
@@ -43,7 +44,7 @@ PURE_MODULES = (
     "crypto/jwk",
     "clients/digests",
     "clients/fields",
-    "events",
+    "audit/events",
 )
 """They know neither Flask nor the database; the clock is a parameter."""
 
@@ -53,7 +54,7 @@ CUSTOMIZES_AUTHLIB = "server"
 COMPOSERS = ("cli/development", "serving")
 """The programs that call ``create_app``: the development server, and what gunicorn serves."""
 
-LAZY_IMPORTS = ("__init__", "database/engine", "logs", "serving", "config/values", "doctor")
+LAZY_IMPORTS = ("__init__", "database/engine", "audit/log", "serving", "config/values", "doctor")
 """They import a driver, a dialect or structlog in a function, so that commands start quickly."""
 
 FILE_LINES_MAX = 400

@@ -10,11 +10,12 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.audit.events import KeyRingChanged
+from app.audit.outbox import system_user
 from app.cli.output import KID_FIRST, CommandGroup, json_option, print_json, print_line, print_table, tell, timestamp
 from app.config.values import DAY, YEAR, format_duration, parse_keyring
 from app.crypto.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
 from app.errors import ManagementError, StartError
-from app.events import KeyRingChanged
 from app.keyring.entries import public_pem
 from app.keyring.file import FileKeyring
 from app.keyring.home import KeyringHome
@@ -24,7 +25,6 @@ from app.keyring.plan import find
 from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
 from app.keyring.timeline import draw_svg, draw_text
 from app.keyring.uses import KeyUse
-from app.outbox import system_user
 from app.services import Services, services
 
 

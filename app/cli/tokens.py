@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from app.audit.events import TokenChanged
+from app.audit.outbox import system_user
 from app.cli.output import (
     CommandGroup,
     json_option,
@@ -23,10 +25,8 @@ from app.clients.fields import split_scopes
 from app.clients.store import as_client
 from app.config.values import format_duration
 from app.errors import ManagementError, OAuthError, ServiceUnavailable
-from app.events import TokenChanged
 from app.grants.client_credentials import ClientCredentialsGrant
 from app.inspection import Fault, Inspection, inspect_token, moment
-from app.outbox import system_user
 from app.policy import decide
 from app.services import Services, services
 

@@ -16,6 +16,8 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session
 
+from app.audit.events import ClientChanged, SecretExpiring
+from app.audit.outbox import Outbox, system_user
 from app.clients.digests import SecretDigester, generate_secret
 from app.clients.fields import check_imported_secret
 from app.clients.marks import MARK_DELAY
@@ -26,8 +28,6 @@ from app.crypto.encryption import DecryptionError
 from app.database.engine import reading_engine, writing_engine
 from app.database.models import SERVED_IDS, ClientRow, ClientSecretRow, ClientSecretUseRow
 from app.errors import ManagementError, StillInUse
-from app.events import ClientChanged, SecretExpiring
-from app.outbox import Outbox, system_user
 
 MOST_SECRETS = 10
 """Secrets of one client that work at once. Each request is compared with all of them."""

@@ -11,9 +11,9 @@ from flask import Blueprint, Response
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
+from app.audit.events import TokenIntrospected
 from app.config.settings import Settings
 from app.contracts import Metadata
-from app.events import TokenIntrospected
 from app.http.application import Asked, at_once
 from app.http.forms import required
 from app.server import Answered, Document, StrictRequest, TokenServer, facts_of

@@ -9,9 +9,9 @@ from http import HTTPStatus
 from authlib.oauth2.rfc6749 import TokenEndpoint
 from flask import Blueprint, Response
 
+from app.audit.events import TokenRevoked
 from app.config.settings import Settings
 from app.contracts import Metadata
-from app.events import TokenRevoked
 from app.http.application import Asked, at_once
 from app.http.forms import required
 from app.server import Answered, StrictRequest, TokenServer, facts_of

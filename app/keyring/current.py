@@ -9,9 +9,9 @@ import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from app.audit.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.contracts import Clock
 from app.errors import ManagementError, StartError
-from app.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.keyring import last_good
 from app.keyring.home import KeyringHome
 from app.keyring.judgement import unsafe_change

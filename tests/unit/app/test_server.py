@@ -29,13 +29,13 @@ from support.keys import add_key
 from unit.house import House, statements
 from werkzeug.test import TestResponse
 
+from app.audit.log import AuditLog
 from app.client_auth import METHODS
 from app.endpoints.token import PATH
 from app.errors import InvalidRequest
 from app.grants import GRANTS
 from app.http.forms import parse_form
 from app.lines import LineWriter
-from app.logs import AuditLog
 from app.server import MOST_WAITING, WAIT_MARGIN_SECONDS
 
 SECRET = "a-secret-of-both-servers-123"

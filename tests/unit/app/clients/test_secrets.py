@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from unit.house import House
 
+from app.audit.events import SecretExpiring
 from app.clients.digests import SecretDigester
 from app.clients.marks import MARK_DELAY
 from app.clients.readable import ReadableSecrets
@@ -19,7 +20,6 @@ from app.clients.secrets import MOST_SECRETS, ClientSecrets, NewSecret, SecretSt
 from app.contracts import Credentials
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient, ManagementError, StillInUse
-from app.events import SecretExpiring
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 WEEK = timedelta(days=7)

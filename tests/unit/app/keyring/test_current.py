@@ -14,9 +14,9 @@ from sqlalchemy import text
 from support.keys import add_key
 from unit.house import House, open_house
 
+from app.audit.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.database.models import db
 from app.errors import StartError
-from app.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.keyring import last_good
 from app.keyring.current import CurrentRing
 from app.keyring.home import KeyringHome

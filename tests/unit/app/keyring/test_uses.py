@@ -8,8 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from unit.house import House
 
+from app.audit.events import KeyRingRejected, RequestFacts, TokenIssued
 from app.database.models import db
-from app.events import KeyRingRejected, RequestFacts, TokenIssued
 from app.keyring.uses import KeyUse, KeyUses
 
 

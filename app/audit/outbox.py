@@ -15,10 +15,10 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.engine import Engine
 
+from app.audit.events import ClientChanged, KeyRingChanged, TokenChanged
 from app.contracts import Clock
 from app.database.engine import reading_engine, writing_engine
 from app.database.models import OutboxRow
-from app.events import ClientChanged, KeyRingChanged, TokenChanged
 
 TELL_SECONDS = 1.0
 AT_ONCE = 100

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from app.events import Event, Events, RequestFacts, TokenIssued, TokenRefused
+from app.audit.events import Event, Events, RequestFacts, TokenIssued, TokenRefused
 
 FACTS = RequestFacts(request_id="r-1", source_address="192.0.2.1", duration_ms=1.5)
 REFUSED = TokenRefused(request=FACTS, client_id=None, error="invalid_client", status=401, reason="unknown_client")

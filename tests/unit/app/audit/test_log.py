@@ -8,10 +8,10 @@ import sys
 import pytest
 from conftest import SettableClock
 
+from app.audit.events import Event, RequestFacts, TokenIssued, TokenRefused
+from app.audit.log import AuditLog, configure_logging
 from app.config.settings import Settings
-from app.events import Event, RequestFacts, TokenIssued, TokenRefused
 from app.lines import LineWriter
-from app.logs import AuditLog, configure_logging
 
 FACTS = RequestFacts(request_id="r-1", source_address="192.0.2.1", duration_ms=1.23456)
 REFUSED = TokenRefused(

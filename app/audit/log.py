@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from app.audit.events import AuditLinesLost, Event, RequestFacts, TokenIssued
 from app.config.settings import Settings
 from app.contracts import Clock
 from app.errors import ServiceUnavailable
-from app.events import AuditLinesLost, Event, RequestFacts, TokenIssued
 from app.lines import STDERR, STDOUT, LineWriter
 
 if TYPE_CHECKING:
