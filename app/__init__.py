@@ -38,11 +38,11 @@ from app.grants import GRANTS
 from app.http.application import Application
 from app.http.safe_fetch import Fetcher
 from app.issuer import AccessTokenIssuer
-from app.keyring.current import LOOK_SECONDS, CurrentRing
-from app.keyring.homes import open_home
-from app.keyring.judgement import faults
-from app.keyring.management import Keys, rules_for
-from app.keyring.uses import KeyUses
+from app.keyring.active import LOOK_SECONDS, CurrentRing
+from app.keyring.backends.registry import open_home
+from app.keyring.service import Keys, rules_for
+from app.keyring.usage_counters import KeyUses
+from app.keyring.validation import faults
 from app.measures import Measures, TimedMethod, TimedTokens
 from app.policy import Policy
 from app.server import TokenServer

@@ -19,7 +19,7 @@ from app.config.values import KEYRING_IN_DATABASE, PROJECT_FOLDER, is_loopback
 from app.database.engine import describe, reading_engine
 from app.database.models import db
 from app.errors import ManagementError, StartError
-from app.keyring.judgement import faults, warnings
+from app.keyring.validation import faults, warnings
 from app.otel_variables import find_faults as otel_faults
 from app.otel_variables import is_wanted
 from app.services import Services

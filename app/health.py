@@ -1,7 +1,7 @@
 """How this worker is: each part by name, and ``ok``, ``degraded`` (it can, and something is wrong) or ``failed``."""
 
 from app.errors import ServiceUnavailable, StartError
-from app.keyring import last_good
+from app.keyring import shared_state
 from app.services import Services
 
 
@@ -38,5 +38,5 @@ def _keyring(services: Services) -> str:
 
 
 def _settings() -> str:
-    shared = last_good.shared()
+    shared = shared_state.shared()
     return "degraded" if shared and shared.reload_failed else "ok"

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 
 from app.crypto.jws import take_apart
 from app.issuer import TOKEN_TYPE
-from app.keyring.ring import KeyState, Ring, SigningKey
+from app.keyring.model import KeyState, Ring, SigningKey
 
 MAX_CHARACTERS = 16 * 1024
 """No token of ours is nearly as long."""

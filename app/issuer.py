@@ -13,7 +13,7 @@ from orjson import dumps as compact_json
 
 from app.contracts import AccessToken, Client, Clock, Decision
 from app.errors import ServiceUnavailable, StartError
-from app.keyring.ring import SigningKey
+from app.keyring.model import SigningKey
 
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 section 2.1.
 JTI_RANDOM_BYTES = 16

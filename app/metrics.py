@@ -37,7 +37,7 @@ from app.audit.events import (
 )
 from app.errors import StartError
 from app.health import checks_of
-from app.keyring.ring import KeyState
+from app.keyring.model import KeyState
 from app.measures import PARTS
 from app.services import Services, installed_version
 

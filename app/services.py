@@ -19,10 +19,10 @@ from app.config.settings import Settings
 from app.contracts import Clock, Metadata
 from app.feed import RevocationFeed
 from app.issuer import AccessTokenIssuer
-from app.keyring.current import CurrentRing
-from app.keyring.home import KeyringHome
-from app.keyring.management import Keys
-from app.keyring.uses import KeyUses
+from app.keyring.active import CurrentRing
+from app.keyring.backends.base import KeyringHome
+from app.keyring.service import Keys
+from app.keyring.usage_counters import KeyUses
 from app.measures import Measures
 from app.server import TokenServer
 from app.standing import Standings

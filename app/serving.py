@@ -2,7 +2,7 @@
 
 A server that runs never ends because of what lies on the disk: settings are read and checked at the start and at
 SIGHUP, in the master alone, and every worker that is born later gets those that were good; the last good key ring lies
-in memory that they share (``keyring.last_good``). Only a first start refuses.
+in memory that they share (``keyring.shared_state``). Only a first start refuses.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from app.config.loader import CONFIG_NAME, load_settings
 from app.config.settings import Settings
 from app.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.errors import StartError
-from app.keyring import last_good
+from app.keyring import shared_state
 from app.services import Services
 
 APP_LOAD_ERROR = 4
@@ -74,7 +74,7 @@ def watch_over(server: Any) -> None:
 
     Ends the process with one line that says what is wrong.
     """
-    last_good.share()
+    shared_state.share()
     try:
         _require_streams()
         _check()
@@ -93,7 +93,7 @@ def watch_over(server: Any) -> None:
 
 def outlive(server: Any) -> None:
     """In a new worker: if it cannot start, the master tries another instead of ending, once any has started."""
-    if (shared := last_good.shared()) and shared.has_served:
+    if (shared := shared_state.shared()) and shared.has_served:
         server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = 1
 
 
@@ -107,7 +107,7 @@ def note_served(worker: Any) -> None:
         background.start()
     lines.STDOUT.begin(threaded=True)
     lines.STDERR.begin(threaded=True)
-    if shared := last_good.shared():
+    if shared := shared_state.shared():
         shared.has_served = True
 
 
@@ -133,7 +133,7 @@ def create_served_app() -> Flask:
         check_start(app)
     except StartError as error:
         sys.stderr.write(f"tokenhouse: {error}\n")
-        shared = last_good.shared()
+        shared = shared_state.shared()
         sys.exit(1 if shared and shared.has_served else APP_LOAD_ERROR)
     return app
 
@@ -264,7 +264,7 @@ def _let_doctor_look(services: Services) -> None:
 
 def _reload_if_sound(server: Any, reload: Callable[[], None]) -> None:
     master = os.getpid()
-    shared = last_good.shared()
+    shared = shared_state.shared()
     assert shared  # noqa: S101 - The master has made it.
     try:
         # First what leaves nothing behind: settings that have passed are kept for workers that are born later.

@@ -11,7 +11,7 @@ from typing import Any
 from app.contracts import ALL_RESOURCES, Client
 from app.errors import ServiceUnavailable, StartError
 from app.inspection import Inspection, inspect_token, moment
-from app.keyring.ring import Ring
+from app.keyring.model import Ring
 from app.stores.revocations import Revocations, RevokedToken
 
 

@@ -36,7 +36,9 @@ REGISTRIES = {"client_auth": "METHODS", "grants": "GRANTS", "endpoints": "ENDPOI
 PURE_MODULES = (
     "pausing",
     "policy",
-    "keyring/ring",
+    "keyring/model",
+    "keyring/rotation_plan",
+    "keyring/validation",
     "issuer",
     "inspection",
     "crypto/jws",

@@ -18,9 +18,9 @@ from support.server import NewClient, RunningServer, free_port, running_server
 from app.config.settings import SETTING_NAMES
 from app.config.values import DAY, YEAR
 from app.database.circuit_breaker import DatabaseGate
-from app.keyring.entries import new_key
-from app.keyring.plan import Planner, Rules
-from app.keyring.ring import Ring
+from app.keyring.model import Ring
+from app.keyring.rotation_plan import Planner, Rules
+from app.keyring.serialization import new_key
 from app.keyring.timeline import draw_text
 from app.stores.replay_redis import RedisGate
 

@@ -25,7 +25,7 @@ from app.config.values import PROJECT_FOLDER, parse_issuer
 from app.database.models import db
 from app.doctor import DEMO_CLIENT
 from app.errors import ManagementError, StartError
-from app.keyring.file import write_private_file
+from app.keyring.backends.file import write_private_file
 from app.services import services
 
 DEMO_SCOPES = ("read", "write")

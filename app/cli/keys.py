@@ -16,15 +16,15 @@ from app.cli.output import KID_FIRST, CommandGroup, json_option, print_json, pri
 from app.config.values import DAY, YEAR, format_duration, parse_keyring
 from app.crypto.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
 from app.errors import ManagementError, StartError
-from app.keyring.entries import public_pem
-from app.keyring.file import FileKeyring
-from app.keyring.home import KeyringHome
-from app.keyring.judgement import faults, unsafe_change, warnings
-from app.keyring.management import rules_for
-from app.keyring.plan import find
-from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
+from app.keyring.backends.base import KeyringHome
+from app.keyring.backends.file import FileKeyring
+from app.keyring.model import RETIRE_AFTER, KeyState, Ring, SigningKey
+from app.keyring.rotation_plan import find
+from app.keyring.serialization import public_pem
+from app.keyring.service import rules_for
 from app.keyring.timeline import draw_svg, draw_text
-from app.keyring.uses import KeyUse
+from app.keyring.usage_counters import KeyUse
+from app.keyring.validation import faults, unsafe_change, warnings
 from app.services import Services, services
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from xml.sax.saxutils import escape
 
-from app.keyring.ring import KeyState, Ring, SigningKey, Span
+from app.keyring.model import KeyState, Ring, SigningKey, Span
 
 LANE_COLUMNS = 60
 _MARKS = {KeyState.ANNOUNCED: "·", KeyState.RETIRING: "r", KeyState.SIGNING: "S", KeyState.REVOKED: "x"}

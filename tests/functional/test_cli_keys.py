@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from support.server import Installation
 from unit.house import House, open_house
 
-from app.keyring.judgement import unsafe_change
+from app.keyring.validation import unsafe_change
 
 NOON = "2026-01-31T12:00:00Z"
 LIST_HEADER = "kid\talg\tstate\tsince\tuntil\tnext\ttokens_signed\tlast_signed_at"

@@ -14,7 +14,7 @@ from support.keys import generate_long_ago
 from support.server import Installation
 
 from app.config.values import PROJECT_FOLDER
-from app.keyring.ring import Ring
+from app.keyring.model import Ring
 
 WRITER = Path(__file__).resolve().parent.parent / "support" / "faulty_writer.py"
 MOST_STEPS = 60

@@ -17,7 +17,7 @@ from support.keys import generate_long_ago
 from support.server import NewClient, RunningServer, wait_until
 
 from app.database.models import db
-from app.keyring.ring import Ring
+from app.keyring.model import Ring
 
 NOTICED_SECONDS = 2
 BUSY_SECONDS = 5

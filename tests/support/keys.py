@@ -4,10 +4,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from app.crypto.algorithms import RSA_MIN_BITS
-from app.keyring.entries import new_key
-from app.keyring.home import KeyringHome
-from app.keyring.management import Keys
-from app.keyring.ring import Ring, SigningKey
+from app.keyring.backends.base import KeyringHome
+from app.keyring.model import Ring, SigningKey
+from app.keyring.serialization import new_key
+from app.keyring.service import Keys
 
 
 def add_key(

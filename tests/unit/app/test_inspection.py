@@ -16,7 +16,7 @@ from app.contracts import Client, Decision
 from app.crypto.algorithms import ALGORITHMS
 from app.inspection import Inspection, inspect_token
 from app.issuer import AccessTokenIssuer
-from app.keyring.ring import RETIRE_AFTER, Ring, SigningKey
+from app.keyring.model import RETIRE_AFTER, Ring, SigningKey
 
 ISSUER = "https://tokens.example.com"
 CLIENT = Client("an-id", "A", "client_secret", (), (), (), None)

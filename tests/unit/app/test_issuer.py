@@ -22,7 +22,7 @@ from app.contracts import AccessToken, Client, Decision
 from app.crypto.algorithms import ALGORITHMS
 from app.errors import ServiceUnavailable, StartError
 from app.issuer import AccessTokenIssuer
-from app.keyring.ring import Ring, SigningKey
+from app.keyring.model import Ring, SigningKey
 
 ISSUER = "https://tokens.example.com"
 NOON = int(datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp())

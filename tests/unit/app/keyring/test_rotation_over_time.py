@@ -21,9 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from app.config.values import DAY
 from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
-from app.keyring.judgement import faults, unsafe_change
-from app.keyring.plan import Planner, Rules, with_max_age
-from app.keyring.ring import KeyState, Ring
+from app.keyring.model import KeyState, Ring
+from app.keyring.rotation_plan import Planner, Rules, with_max_age
+from app.keyring.validation import faults, unsafe_change
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 PRIVATE_KEY = rsa.generate_private_key(65537, 2048)

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 from app.errors import StartError
-from app.keyring.plan import CLOCK_SKEW_SECONDS, Rules, shown, signing_or_none
-from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
+from app.keyring.model import RETIRE_AFTER, KeyState, Ring, SigningKey
+from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS, Rules, shown, signing_or_none
 
 
 def faults(ring: Ring, now: datetime, rules: Rules) -> list[str]:

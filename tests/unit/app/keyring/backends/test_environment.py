@@ -8,8 +8,8 @@ from conftest import SettableClock
 from unit.house import open_house
 
 from app.errors import ManagementError, StartError
-from app.keyring.entries import to_pem
-from app.keyring.static import StaticKeyring
+from app.keyring.backends.environment import StaticKeyring
+from app.keyring.serialization import to_pem
 
 
 @pytest.fixture

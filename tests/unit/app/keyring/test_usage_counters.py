@@ -10,7 +10,7 @@ from unit.house import House
 
 from app.audit.events import KeyRingRejected, RequestFacts, TokenIssued
 from app.database.models import db
-from app.keyring.uses import KeyUse, KeyUses
+from app.keyring.usage_counters import KeyUse, KeyUses
 
 
 def issued(kid: str) -> TokenIssued:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 
 from app.crypto.algorithms import ALGORITHMS, PrivateKey, check_private_key, to_jwk
 from app.errors import StartError
-from app.keyring.ring import SigningKey
+from app.keyring.model import SigningKey
 
 _KID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 _REQUIRED = {"kid", "alg", "private_key", "published_at", "signs_from"}

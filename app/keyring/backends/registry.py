@@ -7,10 +7,10 @@ from sqlalchemy.engine import Engine
 from app.config.settings import Settings
 from app.config.values import KEYRING_IN_ENVIRONMENT
 from app.crypto.encryption import Encrypter
-from app.keyring.database import DatabaseKeyring
-from app.keyring.file import FileKeyring
-from app.keyring.home import KeyringHome
-from app.keyring.static import StaticKeyring
+from app.keyring.backends.base import KeyringHome
+from app.keyring.backends.database import DatabaseKeyring
+from app.keyring.backends.environment import StaticKeyring
+from app.keyring.backends.file import FileKeyring
 
 
 def open_home(place: Path | str, settings: Settings, engine: Engine) -> KeyringHome:

@@ -9,13 +9,13 @@ from app.config.settings import Settings
 from app.contracts import Clock
 from app.crypto.algorithms import RSA_MIN_BITS, PrivateKey, size_in_bits
 from app.errors import ManagementError
-from app.keyring import plan
-from app.keyring.entries import new_key
-from app.keyring.home import KeyringHome
-from app.keyring.plan import NewKeys, Planner, Rules
-from app.keyring.ring import Ring, SigningKey
+from app.keyring import rotation_plan
+from app.keyring.backends.base import KeyringHome
+from app.keyring.model import Ring, SigningKey
+from app.keyring.rotation_plan import NewKeys, Planner, Rules
+from app.keyring.serialization import new_key
 
-_CLOCK_TOLERANCE = timedelta(seconds=plan.CLOCK_SKEW_SECONDS)
+_CLOCK_TOLERANCE = timedelta(seconds=rotation_plan.CLOCK_SKEW_SECONDS)
 
 Step = Callable[[Planner, Ring], Ring]
 
@@ -28,7 +28,7 @@ def rules_for(settings: Settings, home: KeyringHome) -> Rules:
         rotation_interval_seconds=settings.key_rotation_interval,
         jwks_max_age_seconds=settings.jwks_max_age,
         propagation_seconds=home.propagation_seconds if propagation is None else propagation,
-        skew_seconds=plan.CLOCK_SKEW_SECONDS if home.is_shared else 0,
+        skew_seconds=rotation_plan.CLOCK_SKEW_SECONDS if home.is_shared else 0,
     )
 
 
@@ -55,7 +55,7 @@ class Keys:
             return after
 
         ring = self._change(step, alg, bits)
-        return ring, plan.find(ring, made[0])
+        return ring, rotation_plan.find(ring, made[0])
 
     def rotate(self, at: datetime | None = None, *, unsafe: bool = False) -> Ring:
         """Let the standby sign as early as is safe, or at a time; or as early as can be."""

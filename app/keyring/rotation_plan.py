@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
-from app.keyring.ring import KeyState, Ring, SigningKey
+from app.keyring.model import KeyState, Ring, SigningKey
 
 FORGET_AFTER = timedelta(days=30)
 """How long a key that is gone or revoked stays in the ring, for people to look at. Its private key goes with it."""

@@ -17,10 +17,10 @@ from unit.house import House, open_house
 from app.audit.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.database.models import db
 from app.errors import StartError
-from app.keyring import last_good
-from app.keyring.current import CurrentRing
-from app.keyring.home import KeyringHome
-from app.keyring.ring import Ring
+from app.keyring import shared_state
+from app.keyring.active import CurrentRing
+from app.keyring.backends.base import KeyringHome
+from app.keyring.model import Ring
 
 ENCRYPTION = f"e1:{'k' * 40}"
 
@@ -58,10 +58,10 @@ def in_file(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
 
 
 @pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> last_good.LastGood:
+def memory(monkeypatch: pytest.MonkeyPatch) -> shared_state.LastGood:
     """What gunicorn's master shares with its workers."""
-    shared = last_good.LastGood()
-    monkeypatch.setattr(last_good, "_shared", shared)
+    shared = shared_state.LastGood()
+    monkeypatch.setattr(shared_state, "_shared", shared)
     return shared
 
 
@@ -137,7 +137,7 @@ def test_each_change_of_state_is_told_with_its_moment(house: House) -> None:
     assert len(worker.heard) == 1
 
 
-def test_of_several_workers_one_tells(house: House, memory: last_good.LastGood) -> None:
+def test_of_several_workers_one_tells(house: House, memory: shared_state.LastGood) -> None:
     workers = [Worker(house) for _ in range(3)]
     for worker in workers:
         worker.current.refresh()
@@ -156,7 +156,7 @@ def test_of_several_workers_one_tells(house: House, memory: last_good.LastGood) 
 
 
 def test_processes_claim_once_and_again_after_a_while(
-    memory: last_good.LastGood, monkeypatch: pytest.MonkeyPatch
+    memory: shared_state.LastGood, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fork = multiprocessing.get_context("fork")
     first = fork.Value("i", 0)
@@ -175,7 +175,7 @@ def test_processes_claim_once_and_again_after_a_while(
     assert first.value == 1
     assert not memory.claim("one thing")
     assert [memory.claim(f"other {n}") for n in range(300)] == [True] * 300
-    monkeypatch.setattr(last_good, "CLAIMED_SECONDS", 0.0)
+    monkeypatch.setattr(shared_state, "CLAIMED_SECONDS", 0.0)
     assert memory.claim("other 299")
 
 
@@ -183,7 +183,7 @@ def test_processes_claim_once_and_again_after_a_while(
 
 
 def test_a_clock_that_jumps_back_changes_nothing_and_is_told(
-    house: House, memory: last_good.LastGood, caplog: pytest.LogCaptureFixture
+    house: House, memory: shared_state.LastGood, caplog: pytest.LogCaptureFixture
 ) -> None:
     house.clock.advance(days=90)
     worker = Worker(house)
@@ -365,7 +365,7 @@ def test_a_link_that_is_swapped_is_a_change(tmp_path: Path, clock: SettableClock
 # The last good one, for a worker that starts meanwhile
 
 
-def test_a_new_worker_starts_with_the_last_good_ring(house: House, memory: last_good.LastGood) -> None:
+def test_a_new_worker_starts_with_the_last_good_ring(house: House, memory: shared_state.LastGood) -> None:
     old = Worker(house)
     signing = old.signs_with()
     break_ring(house)
@@ -382,7 +382,7 @@ def test_a_worker_of_another_server_finds_no_ring_there(house: House) -> None:
         Worker(house).current()
 
 
-def test_the_memory_follows_every_change(house: House, memory: last_good.LastGood) -> None:
+def test_the_memory_follows_every_change(house: House, memory: shared_state.LastGood) -> None:
     worker = Worker(house)
     worker.current()
     house.clock.advance(days=8)
@@ -395,7 +395,7 @@ def test_the_memory_follows_every_change(house: House, memory: last_good.LastGoo
         assert kept.private_key.private_numbers() == key.private_key.private_numbers()  # type: ignore[union-attr]
 
 
-def test_empty_memory_and_half_a_write_are_nothing(house: House, memory: last_good.LastGood) -> None:
+def test_empty_memory_and_half_a_write_are_nothing(house: House, memory: shared_state.LastGood) -> None:
     assert memory.recall("RS256") is None
     memory.keep(house.services.keys.home.read())
     assert memory.recall("RS256")
@@ -409,9 +409,9 @@ def test_empty_memory_and_half_a_write_are_nothing(house: House, memory: last_go
 
 
 def test_a_ring_that_does_not_fit_is_not_remembered(
-    house: House, memory: last_good.LastGood, monkeypatch: pytest.MonkeyPatch
+    house: House, memory: shared_state.LastGood, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(last_good, "SIZE_BYTES", 100)
+    monkeypatch.setattr(shared_state, "SIZE_BYTES", 100)
     memory.keep(house.services.keys.home.read())
     monkeypatch.undo()
     assert memory.recall("RS256") is None
@@ -447,14 +447,14 @@ def test_a_ring_that_cannot_be_written_is_used_as_it_is(
 ) -> None:
     with open_house(in_file.folder, in_file.clock, with_key=False, jwks_max_age="1h") as longer:
         home: KeyringHome = longer.services.ring.home
-        logging.getLogger("app.keyring.current").addHandler(caplog.handler)
+        logging.getLogger("app.keyring.active").addHandler(caplog.handler)
 
         def refuse(*_: object) -> None:
             raise OSError(30, "Read-only file system")
 
-        monkeypatch.setattr("app.keyring.file.write_private_file", refuse)
+        monkeypatch.setattr("app.keyring.backends.file.write_private_file", refuse)
         longer.services.ring.note_max_age()
-        logging.getLogger("app.keyring.current").removeHandler(caplog.handler)
+        logging.getLogger("app.keyring.active").removeHandler(caplog.handler)
         (record,) = caplog.records
         assert record.getMessage() == (
             f"the cache time of the JWKS could not be noted: {home.name} cannot be written, and is as it was: "

@@ -20,9 +20,9 @@ from tomlkit.items import AoT, Table
 
 from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
-from app.keyring.entries import check_table, described, parse_entry, parse_pem, to_pem, written_at
-from app.keyring.home import Change
-from app.keyring.ring import Ring
+from app.keyring.backends.base import Change
+from app.keyring.model import Ring
+from app.keyring.serialization import check_table, described, parse_entry, parse_pem, to_pem, written_at
 
 LOCAL_PROPAGATION_SECONDS = 2
 SHARED_PROPAGATION_SECONDS = 300

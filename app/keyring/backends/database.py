@@ -18,9 +18,9 @@ from app.crypto.encryption import DecryptionError, Encrypter
 from app.database.engine import name_of, reading_engine, was_stale, writing_engine
 from app.database.models import KeyRingRow, SigningKeyRow
 from app.errors import ManagementError, StartError
-from app.keyring.entries import described, parse_entry, parse_pem, to_pem
-from app.keyring.home import Change
-from app.keyring.ring import Ring, SigningKey
+from app.keyring.backends.base import Change
+from app.keyring.model import Ring, SigningKey
+from app.keyring.serialization import described, parse_entry, parse_pem, to_pem
 
 _THE_ONE = 1
 _MIGRATE = "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from app.audit.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.contracts import Clock
 from app.errors import ManagementError, StartError
-from app.keyring import last_good
-from app.keyring.home import KeyringHome
-from app.keyring.judgement import unsafe_change
-from app.keyring.plan import CLOCK_SKEW_SECONDS, Rules, with_max_age
-from app.keyring.ring import KeyState, Phase, Ring, SigningKey
+from app.keyring import shared_state
+from app.keyring.backends.base import KeyringHome
+from app.keyring.model import KeyState, Phase, Ring, SigningKey
+from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS, Rules, with_max_age
+from app.keyring.validation import unsafe_change
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class CurrentRing:
             log.info("the key ring is good again")
         self._reach(ring.written_at or EARLIEST)
         before, self._ring, self.fault = self._ring, ring, None
-        if shared := last_good.shared():
+        if shared := shared_state.shared():
             shared.keep(ring)
         if before is not None and _steps(ring) != _steps(before):
             published = tuple(key.kid for key in self.published_keys())
@@ -175,17 +175,17 @@ class CurrentRing:
 
     def _tell(self, event: Event, what: str | None = None) -> None:
         """Tell ``event`` unless another worker of this server has just told ``what``, which is all of it otherwise."""
-        shared = last_good.shared()
+        shared = shared_state.shared()
         if shared is None or shared.claim(what or str(event)):
             self._events.emit(event)
 
     def _reach(self, time: datetime) -> None:
         """Remember the latest moment of this worker and, in shared memory, of its siblings."""
-        shared = last_good.shared()
+        shared = shared_state.shared()
         self._reached = max(self._reached, shared.reach(time) if shared else time)
 
     def _recall(self) -> Ring | None:
-        shared = last_good.shared()
+        shared = shared_state.shared()
         return shared.recall(self.home.signing_alg) if shared else None
 
     def _reject(self, fault: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from app.errors import StartError
-from app.keyring.ring import RETIRE_AFTER, KeyState, Ring, SigningKey
+from app.keyring.model import RETIRE_AFTER, KeyState, Ring, SigningKey
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

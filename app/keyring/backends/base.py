@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from app.keyring.ring import Ring
+from app.keyring.model import Ring
 
 Change = Callable[[Ring], Ring]
 """Makes the next ring of the present one, which may be empty."""

@@ -12,8 +12,8 @@ from unit.house import House, open_house
 
 from app.database.models import KeyRingRow, SigningKeyRow, db
 from app.errors import ManagementError, StartError
-from app.keyring.entries import to_pem
-from app.keyring.ring import KeyState
+from app.keyring.model import KeyState
+from app.keyring.serialization import to_pem
 
 OLD, NEW = f"e1:{'o' * 40}", f"e2:{'n' * 40}"
 

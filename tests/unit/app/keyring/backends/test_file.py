@@ -21,8 +21,8 @@ from support.keys import add_key
 
 from app.config.values import PROJECT_FOLDER
 from app.errors import ManagementError, StartError
-from app.keyring.entries import public_pem
-from app.keyring.file import FileKeyring, write_private_file
+from app.keyring.backends.file import FileKeyring, write_private_file
+from app.keyring.serialization import public_pem
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 PASSPHRASE = "correct horse"
@@ -539,7 +539,7 @@ def test_keys_that_are_generated_at_the_same_time_are_all_kept(tmp_path: Path) -
         "import sys; from datetime import UTC, datetime; from pathlib import Path\n"
         "sys.path.append('tests')\n"
         "from support.keys import add_key\n"
-        "from app.keyring.file import FileKeyring\n"
+        "from app.keyring.backends.file import FileKeyring\n"
         "sys.stdin.read()\n"
         "now = datetime.now(UTC)\n"
         "print(add_key(FileKeyring(Path(sys.argv[1])), published_at=now, signs_from=now).kid)\n"

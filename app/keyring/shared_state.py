@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.errors import StartError
-from app.keyring.entries import described, parse_entry, parse_pem, to_pem
-from app.keyring.ring import Ring
+from app.keyring.model import Ring
+from app.keyring.serialization import described, parse_entry, parse_pem, to_pem
 
 SIZE_BYTES = 1024 * 1024
 """Some four hundred keys."""

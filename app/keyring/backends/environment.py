@@ -9,9 +9,9 @@ from typing import Any
 
 from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
-from app.keyring.entries import check_table, parse_entry, parse_pem, written_at
-from app.keyring.home import Change
-from app.keyring.ring import Ring, SigningKey
+from app.keyring.backends.base import Change
+from app.keyring.model import Ring, SigningKey
+from app.keyring.serialization import check_table, parse_entry, parse_pem, written_at
 
 
 class StaticKeyring:

@@ -1,0 +1,1 @@
+"""The backends that can keep a key ring."""
