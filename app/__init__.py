@@ -15,17 +15,17 @@ from app.background import Background, Job
 from app.cli import COMMANDS
 from app.client_auth import METHODS
 from app.client_auth.doors import Doors, rules_of
-from app.clients.digests import SecretDigester
-from app.clients.key_sets import LOOK_SECONDS as LOOK_AT_KEYS_SECONDS
-from app.clients.key_sets import ClientKeySets
+from app.clients.authentication import SecretVerifier
+from app.clients.encrypted_secrets import ReadableSecrets
+from app.clients.jwks_cache import LOOK_SECONDS as LOOK_AT_KEYS_SECONDS
+from app.clients.jwks_cache import ClientKeySets
+from app.clients.last_used import FLUSH_SECONDS, UseMarks
 from app.clients.lookup import ClientLookup
-from app.clients.marks import FLUSH_SECONDS, UseMarks
-from app.clients.readable import ReadableSecrets
-from app.clients.scopes import LOOK_SECONDS as LOOK_AT_SCOPES_SECONDS
-from app.clients.scopes import RegisteredScopes
+from app.clients.registered_scopes import LOOK_SECONDS as LOOK_AT_SCOPES_SECONDS
+from app.clients.registered_scopes import RegisteredScopes
+from app.clients.repository import ClientStore
+from app.clients.secret_digests import SecretDigester
 from app.clients.secrets import ClientSecrets
-from app.clients.store import ClientStore
-from app.clients.verification import SecretVerifier
 from app.config.settings import Settings
 from app.config.values import PROJECT_FOLDER
 from app.contracts import Clock, Metadata

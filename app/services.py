@@ -10,11 +10,11 @@ from flask import Blueprint, Flask, current_app
 
 from app.audit.log import AuditLog
 from app.audit.outbox import Outbox
-from app.clients.key_sets import ClientKeySets
-from app.clients.scopes import RegisteredScopes
+from app.clients.authentication import SecretVerifier
+from app.clients.jwks_cache import ClientKeySets
+from app.clients.registered_scopes import RegisteredScopes
+from app.clients.repository import ClientStore
 from app.clients.secrets import ClientSecrets
-from app.clients.store import ClientStore
-from app.clients.verification import SecretVerifier
 from app.config.settings import Settings
 from app.contracts import Clock, Metadata
 from app.feed import RevocationFeed

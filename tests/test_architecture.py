@@ -44,7 +44,7 @@ PURE_MODULES = (
     "crypto/jws",
     "crypto/algorithms",
     "crypto/jwk",
-    "clients/digests",
+    "clients/secret_digests",
     "clients/fields",
     "audit/events",
 )

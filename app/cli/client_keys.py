@@ -29,7 +29,7 @@ from app.client_auth import METHODS
 from app.client_auth.assertions import AUDIENCES
 from app.client_auth.private_key_jwt import PrivateKeyJwt
 from app.clients.fields import ClientFields
-from app.clients.key_sets import KeySet
+from app.clients.jwks_cache import KeySet
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
 from app.crypto.jwk import check_jwks
 from app.database.models import ClientKeySetRow

@@ -37,10 +37,10 @@ from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_o
 from app.client_auth import METHODS
 from app.client_auth.client_secret import ClientSecretPost
 from app.client_auth.client_secret_jwt import ClientSecretJwt
+from app.clients.authentication import ANY_SECRET_METHOD
 from app.clients.fields import ClientFields, split_scopes
+from app.clients.repository import ListedClient
 from app.clients.secrets import NewSecret
-from app.clients.store import ListedClient
-from app.clients.verification import ANY_SECRET_METHOD
 from app.config.values import format_duration
 from app.database.models import ClientRow
 from app.errors import ManagementError

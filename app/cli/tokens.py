@@ -22,7 +22,7 @@ from app.cli.output import (
     timestamp,
 )
 from app.clients.fields import split_scopes
-from app.clients.store import as_client
+from app.clients.repository import as_client
 from app.config.values import format_duration
 from app.errors import ManagementError, OAuthError, ServiceUnavailable
 from app.grants.client_credentials import ClientCredentialsGrant

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.client_auth.doors import Doors
-from app.clients.digests import is_vschar
 from app.clients.lookup import refusal_of
+from app.clients.secret_digests import is_vschar
 from app.contracts import Authentication, TokenRequest
 from app.crypto.jws import header_of, take_apart
 from app.errors import InvalidClient, ManagementError

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.client_auth.doors import Doors
-from app.clients.digests import is_vschar
 from app.clients.fields import form_decode
+from app.clients.secret_digests import is_vschar
 from app.contracts import Authentication, Credentials, TokenRequest
 from app.errors import InvalidClient, InvalidRequest, ManagementError
 from app.http.forms import required

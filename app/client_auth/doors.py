@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from app.clients.key_sets import ClientKeySets
+from app.clients.authentication import SecretVerifier
+from app.clients.encrypted_secrets import ReadableSecrets
+from app.clients.jwks_cache import ClientKeySets
 from app.clients.lookup import ClientLookup
-from app.clients.readable import ReadableSecrets
-from app.clients.verification import SecretVerifier
 from app.config.settings import Settings
 from app.contracts import Clock
 from app.stores.replay import ReplayStore

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from app.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
-from app.clients.key_sets import check_jwks_uri
+from app.clients.jwks_cache import check_jwks_uri
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
 from app.crypto.jwk import SIGNING_ALGS, Jwk, check_jwks, matching, verifies
 from app.errors import ManagementError

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_plus
 
-from app.clients.digests import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_SECRET_MIN_CHARACTERS, is_vschar
+from app.clients.secret_digests import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_SECRET_MIN_CHARACTERS, is_vschar
 from app.config.values import LONGEST_LIFETIME_SECONDS, format_duration, is_absolute_uri
 from app.contracts import ALL_RESOURCES
 from app.database.models import CLIENT_ID_MAX_CHARACTERS

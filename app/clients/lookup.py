@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import String, Text, bindparam, cast, select
 
-from app.clients.marks import UseMarks
-from app.clients.verification import CLIENT_COLUMNS, frozen
+from app.clients.authentication import CLIENT_COLUMNS, frozen
+from app.clients.last_used import UseMarks
 from app.contracts import Authentication
 from app.database.circuit_breaker import DatabaseGate
 from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow

@@ -18,10 +18,10 @@ from sqlalchemy.orm import scoped_session
 
 from app.audit.events import ClientChanged, SecretExpiring
 from app.audit.outbox import Outbox, system_user
-from app.clients.digests import SecretDigester, generate_secret
+from app.clients.encrypted_secrets import ReadableSecrets
 from app.clients.fields import check_imported_secret
-from app.clients.marks import MARK_DELAY
-from app.clients.readable import ReadableSecrets
+from app.clients.last_used import MARK_DELAY
+from app.clients.secret_digests import SecretDigester, generate_secret
 from app.clients.transactions import find_client, writing
 from app.contracts import Clock, Credentials
 from app.crypto.encryption import DecryptionError

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import scoped_session
 
-from app.clients.digests import is_vschar
+from app.clients.secret_digests import is_vschar
 from app.database.engine import begin_writing
 from app.database.models import ClientRow
 from app.errors import ManagementError

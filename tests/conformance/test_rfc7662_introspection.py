@@ -25,7 +25,7 @@ from conformance.expected import (
 )
 from support.server import Installation, NewClient, RunningServer, basic
 
-from app.clients.store import as_client
+from app.clients.repository import as_client
 from app.contracts import Decision
 from app.issuer import AccessTokenIssuer
 

@@ -19,9 +19,9 @@ from support.keys import add_key
 from support.server import NewClient, environment_for
 
 from app import create_app
+from app.clients.authentication import SecretVerifier
 from app.clients.fields import ClientFields
-from app.clients.store import ClientStore
-from app.clients.verification import SecretVerifier
+from app.clients.repository import ClientStore
 from app.config.loader import load_settings
 from app.config.settings import Settings
 from app.database.models import db

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from unit.house import House
 
 from app.audit.events import SecretExpiring
-from app.clients.digests import SecretDigester
-from app.clients.marks import MARK_DELAY
-from app.clients.readable import ReadableSecrets
+from app.clients.encrypted_secrets import ReadableSecrets
+from app.clients.last_used import MARK_DELAY
+from app.clients.secret_digests import SecretDigester
 from app.clients.secrets import MOST_SECRETS, ClientSecrets, NewSecret, SecretState, state_of
 from app.contracts import Credentials
 from app.database.models import ClientSecretRow, db

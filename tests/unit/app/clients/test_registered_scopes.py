@@ -3,7 +3,7 @@
 from sqlalchemy import update
 from unit.house import House, statements
 
-from app.clients.scopes import RegisteredScopes
+from app.clients.registered_scopes import RegisteredScopes
 from app.database.models import ClientRow, db
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, exists, func, select, text
 from sqlalchemy.orm import scoped_session, selectinload
 
-from app.clients.digests import is_vschar
 from app.clients.fields import ClientFields, check_client_id, check_imported_secret, form_decode
-from app.clients.key_sets import KeySet, keep
+from app.clients.jwks_cache import KeySet, keep
+from app.clients.secret_digests import is_vschar
 from app.clients.secrets import ClientSecrets, NewSecret, works_at
 from app.clients.transactions import find_client, writing
 from app.contracts import DEFAULT_AUDIENCE, Client, Clock

@@ -17,7 +17,7 @@ from support.publisher import Publisher, publishing, send
 from unit.house import House, open_house
 
 from app.clients.fields import ClientFields
-from app.clients.key_sets import COOL_DOWN, FETCHED_AT_ONCE, ClientKeySets
+from app.clients.jwks_cache import COOL_DOWN, FETCHED_AT_ONCE, ClientKeySets
 from app.database.models import ClientKeySetRow, db
 from app.errors import ManagementError
 from app.http.safe_fetch import Fetched, Fetcher, FetchError

@@ -19,13 +19,13 @@ from support.postgres import new_database
 from support.server import NewClient
 from unit.house import House, open_house, statements
 
-from app.clients.digests import SecretDigester, generate_secret
+from app.clients.authentication import SecretVerifier, _kept_client
+from app.clients.encrypted_secrets import ReadableSecrets
 from app.clients.fields import ClientFields
-from app.clients.marks import UseMarks
-from app.clients.readable import ReadableSecrets
+from app.clients.last_used import UseMarks
+from app.clients.repository import ClientStore, describe
+from app.clients.secret_digests import SecretDigester, generate_secret
 from app.clients.secrets import ClientSecrets
-from app.clients.store import ClientStore, describe
-from app.clients.verification import SecretVerifier, _kept_client
 from app.config.values import parse_duration
 from app.contracts import Authentication, Client, Credentials
 from app.database.circuit_breaker import DatabaseGate
@@ -295,7 +295,7 @@ def test_both_readings_are_digested_and_compared_whatever_they_are(
             compared.append((len(one), len(other)))
             return compare(one, other)
 
-        monkeypatch.setattr("app.clients.verification.hmac.compare_digest", noted)
+        monkeypatch.setattr("app.clients.authentication.hmac.compare_digest", noted)
         marks = UseMarks(db.engine, house.clock)
         verifier = SecretVerifier(KeptConnections(db.engine), digester, house.clock, marks, DatabaseGate())
         try:

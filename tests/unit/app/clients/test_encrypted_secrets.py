@@ -17,7 +17,7 @@ from support.assertions import form
 from support.server import NewClient
 from unit.house import House, open_house
 
-from app.clients.readable import ReadableSecrets
+from app.clients.encrypted_secrets import ReadableSecrets
 from app.config.values import IdentifiedKey
 from app.crypto.encryption import DecryptionError
 from app.database.models import ClientSecretRow, db

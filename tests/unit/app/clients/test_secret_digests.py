@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from app.clients.digests import SecretDigester, checksum, generate_secret, is_vschar
+from app.clients.secret_digests import SecretDigester, checksum, generate_secret, is_vschar
 from app.config.values import IdentifiedKey
 from app.contracts import Credentials
 

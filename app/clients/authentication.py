@@ -14,8 +14,8 @@ from typing import Any
 
 from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, select, union
 
-from app.clients.digests import SecretDigester
-from app.clients.marks import UseMarks
+from app.clients.last_used import UseMarks
+from app.clients.secret_digests import SecretDigester
 from app.contracts import Authentication, Client, Clock, Credentials
 from app.database.circuit_breaker import DatabaseGate
 from app.database.models import ClientRow, ClientSecretRow

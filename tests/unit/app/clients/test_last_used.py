@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from support.server import NewClient
 from unit.house import House, open_house
 
-from app.clients.marks import MOST_ADDRESSES, UseMarks
+from app.clients.last_used import MOST_ADDRESSES, UseMarks
 from app.contracts import Credentials
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient
@@ -247,7 +247,7 @@ def test_the_older_schema_has_no_marks_and_a_newer_one_gets_them(tmp_path: Path,
 def test_a_flood_of_marks_is_bounded_and_told(
     house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.clients.marks.MOST_MARKS", 500)
+    monkeypatch.setattr("app.clients.last_used.MOST_MARKS", 500)
     house.register("a")
     secret = secret_of(house, "a")
     marks = worker(house)
