@@ -33,11 +33,9 @@ from app.database import circuit_breaker, engine
 from app.database.models import db
 from app.database.prepared_query import KeptConnections
 from app.endpoints import ENDPOINTS
-from app.feed import RevocationFeed
 from app.grants import GRANTS
 from app.http.application import Application
 from app.http.safe_fetch import Fetcher
-from app.issuer import AccessTokenIssuer
 from app.keyring.active import LOOK_SECONDS, CurrentRing
 from app.keyring.backends.registry import open_home
 from app.keyring.service import Keys, rules_for
@@ -47,9 +45,11 @@ from app.measures import Measures, TimedMethod, TimedTokens
 from app.policy import Policy
 from app.server import TokenServer
 from app.services import Services
-from app.standing import Standings
 from app.stores.replay import ReplayStore, SqlReplay
-from app.stores.revocations import Revocations
+from app.tokens.issuer import AccessTokenIssuer
+from app.tokens.revocation_feed import RevocationFeed
+from app.tokens.revocations import Revocations
+from app.tokens.status import Standings
 
 log = logging.getLogger(__name__)
 

@@ -17,17 +17,17 @@ from app.clients.repository import ClientStore
 from app.clients.secrets import ClientSecrets
 from app.config.settings import Settings
 from app.contracts import Clock, Metadata
-from app.feed import RevocationFeed
-from app.issuer import AccessTokenIssuer
 from app.keyring.active import CurrentRing
 from app.keyring.backends.base import KeyringHome
 from app.keyring.service import Keys
 from app.keyring.usage_counters import KeyUses
 from app.measures import Measures
 from app.server import TokenServer
-from app.standing import Standings
 from app.stores.replay import ReplayStore
-from app.stores.revocations import Revocations
+from app.tokens.issuer import AccessTokenIssuer
+from app.tokens.revocation_feed import RevocationFeed
+from app.tokens.revocations import Revocations
+from app.tokens.status import Standings
 
 EXTENSION = "tokenhouse"
 

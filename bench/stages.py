@@ -40,7 +40,7 @@ STAGES = (
     ("authenticate: digest", "app.clients.secret_digests:SecretDigester.digest_with_all"),
     ("authenticate: SQL", "app.database.prepared_query:Question.ask"),
     ("authenticate: mark of the use", "app.clients.last_used:UseMarks.note"),
-    ("claims and JOSE", "app.issuer:AccessTokenIssuer.issue"),
+    ("claims and JOSE", "app.tokens.issuer:AccessTokenIssuer.issue"),
     ("signature", "app.keyring.model:SigningKey.sign"),
     ("events", "app.server:TokenServer.save_token"),
     ("events", "app.keyring.usage_counters:KeyUses.__call__"),

@@ -26,9 +26,9 @@ from app.clients.repository import as_client
 from app.config.values import format_duration
 from app.errors import ManagementError, OAuthError, ServiceUnavailable
 from app.grants.client_credentials import ClientCredentialsGrant
-from app.inspection import Fault, Inspection, inspect_token, moment
 from app.policy import decide
 from app.services import Services, services
+from app.tokens.validation import Fault, Inspection, inspect_token, moment
 
 _MEANINGS = {
     "iss": "who issued it",

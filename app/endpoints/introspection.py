@@ -18,7 +18,7 @@ from app.http.application import Asked, at_once
 from app.http.forms import required
 from app.server import Answered, Document, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
-from app.standing import Standing, may_introspect
+from app.tokens.status import Standing, may_introspect
 
 PATH = "/oauth/introspect"
 MEDIA_TYPE = "application/token-introspection+jwt"

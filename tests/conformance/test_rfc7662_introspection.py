@@ -27,7 +27,7 @@ from support.server import Installation, NewClient, RunningServer, basic
 
 from app.clients.repository import as_client
 from app.contracts import Decision
-from app.issuer import AccessTokenIssuer
+from app.tokens.issuer import AccessTokenIssuer
 
 PATH = "/oauth/introspect"
 API, OTHER_API = "https://api.example", "https://other.example"

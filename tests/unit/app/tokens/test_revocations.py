@@ -10,8 +10,8 @@ from unit.house import House, open_house, statements
 
 from app.database.models import RevokedTokenRow, db
 from app.errors import ManagementError, ServiceUnavailable
-from app.inspection import moment
-from app.stores.revocations import LEEWAY, RevokedToken
+from app.tokens.revocations import LEEWAY, RevokedToken
+from app.tokens.validation import moment
 
 HOUR = 3600
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from app.contracts import Client, Decision
 from app.crypto.algorithms import ALGORITHMS
-from app.inspection import Inspection, inspect_token
-from app.issuer import AccessTokenIssuer
 from app.keyring.model import RETIRE_AFTER, Ring, SigningKey
+from app.tokens.issuer import AccessTokenIssuer
+from app.tokens.validation import Inspection, inspect_token
 
 ISSUER = "https://tokens.example.com"
 CLIENT = Client("an-id", "A", "client_secret", (), (), (), None)

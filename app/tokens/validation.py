@@ -12,8 +12,8 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 
 from app.crypto.jws import take_apart
-from app.issuer import TOKEN_TYPE
 from app.keyring.model import KeyState, Ring, SigningKey
+from app.tokens.issuer import TOKEN_TYPE
 
 MAX_CHARACTERS = 16 * 1024
 """No token of ours is nearly as long."""

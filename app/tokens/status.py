@@ -10,9 +10,9 @@ from typing import Any
 
 from app.contracts import ALL_RESOURCES, Client
 from app.errors import ServiceUnavailable, StartError
-from app.inspection import Inspection, inspect_token, moment
 from app.keyring.model import Ring
-from app.stores.revocations import Revocations, RevokedToken
+from app.tokens.revocations import Revocations, RevokedToken
+from app.tokens.validation import Inspection, inspect_token, moment
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from unit.house import House, statements
 
-from app import feed as feed_module
-from app.feed import FeedDocument
-from app.stores.revocations import LEEWAY, RevokedToken
+from app.tokens import revocation_feed as feed_module
+from app.tokens.revocation_feed import FeedDocument
+from app.tokens.revocations import LEEWAY, RevokedToken
 
 A, B = "https://a.example", "https://b.example"
 

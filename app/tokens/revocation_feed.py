@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.contracts import ALL_RESOURCES, DEFAULT_AUDIENCE, Clock
-from app.issuer import AccessTokenIssuer
-from app.stores.revocations import Revocations
+from app.tokens.issuer import AccessTokenIssuer
+from app.tokens.revocations import Revocations
 
 TYP = "revocations+jwt"
 MEDIA_TYPE = f"application/{TYP}"
