@@ -8,17 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.clients.scopes import parse_scope
 from app.config.values import is_absolute_uri
 from app.contracts import SECRET_PREFIX, Client, Decision
 from app.errors import InvalidScope, InvalidTarget
-
-SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
-"""One scope token: RFC 6749 section 3.3."""
-
-RESERVED_SCOPE_PREFIX = "tokenhouse:"
-"""Scopes of this server's own management; no client gets one by asking for it."""
-
-_SCOPE = re.compile(rf"{SCOPE_TOKEN.pattern}(?: {SCOPE_TOKEN.pattern})*")
 
 # A refusal names what was refused, but an answer stays small whatever was asked for.
 _NAMED_IN_A_REFUSAL = 10
@@ -40,16 +33,6 @@ class Policy:
 
     access_token_lifetime: int
     default_audience: str
-
-
-def parse_scope(scope: str) -> tuple[str, ...]:
-    """Split ``scope`` into its tokens, in order, each once.
-
-    :raises InvalidScope: it is not scope tokens separated by exactly one space.
-    """
-    if not _SCOPE.fullmatch(scope):
-        raise InvalidScope("malformed_scope")
-    return tuple(dict.fromkeys(scope.split(" ")))
 
 
 def decide(

@@ -18,10 +18,11 @@ STACK = (
     {"pausing", "contracts", "errors"},
     {"config"},
     {"otel_variables", "crypto", "http", "database"},
-    {"lines", "policy", "worker"},
+    {"lines", "worker"},
     {"audit"},
     {"keyring", "background", "measures"},
     {"clients", "stores"},
+    {"policy"},
     {"client_auth", "tokens"},
     {"grants"},
     {"server"},
@@ -46,6 +47,7 @@ PURE_MODULES = (
     "crypto/jwk",
     "clients/secret_digests",
     "clients/fields",
+    "clients/scopes",
     "audit/events",
 )
 """They know neither Flask nor the database; the clock is a parameter."""

@@ -6,9 +6,9 @@ import time
 from sqlalchemy import Text, cast, select
 from sqlalchemy.engine import Engine
 
+from app.clients.scopes import RESERVED_SCOPE_PREFIX
 from app.database.engine import reading_engine
 from app.database.models import SERVED, ClientRow
-from app.policy import RESERVED_SCOPE_PREFIX
 
 LOOK_SECONDS = 60.0
 
