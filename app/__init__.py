@@ -13,8 +13,6 @@ from app.audit.log import AuditLog, configure_logging
 from app.audit.outbox import TELL_SECONDS, Outbox
 from app.background import Background, Job
 from app.cli import COMMANDS
-from app.client_auth import METHODS
-from app.client_auth.doors import Doors, rules_of
 from app.clients.authentication import SecretVerifier
 from app.clients.encrypted_secrets import ReadableSecrets
 from app.clients.jwks_cache import LOOK_SECONDS as LOOK_AT_KEYS_SECONDS
@@ -33,7 +31,6 @@ from app.database import circuit_breaker, engine
 from app.database.models import db
 from app.database.prepared_query import KeptConnections
 from app.endpoints import ENDPOINTS
-from app.grants import GRANTS
 from app.http.application import Application
 from app.http.safe_fetch import Fetcher
 from app.keyring.active import LOOK_SECONDS, CurrentRing
@@ -42,10 +39,13 @@ from app.keyring.service import Keys, rules_for
 from app.keyring.usage_counters import KeyUses
 from app.keyring.validation import faults
 from app.measures import Measures, TimedMethod, TimedTokens
-from app.policy import Policy
-from app.server import TokenServer
+from app.oauth.authorization_server import TokenServer
+from app.oauth.client_auth import METHODS
+from app.oauth.client_auth.dependencies import Doors, rules_of
+from app.oauth.grants import GRANTS
+from app.oauth.policy import Policy
+from app.oauth.replay_store import ReplayStore, SqlReplay
 from app.services import Services
-from app.stores.replay import ReplayStore, SqlReplay
 from app.tokens.issuer import AccessTokenIssuer
 from app.tokens.revocation_feed import RevocationFeed
 from app.tokens.revocations import Revocations
@@ -158,7 +158,7 @@ def _open_doors(  # noqa: PLR0913, PLR0917 - Parts of the composition.
 def _open_replay(settings: Settings, durable: SqlReplay, clock: Clock, measures: Measures) -> ReplayStore:
     if settings.redis_url is None:
         return durable
-    from app.stores.replay_redis import RedisReplay  # noqa: PLC0415 - Only who has one pays for the driver.
+    from app.oauth.replay_store_redis import RedisReplay  # noqa: PLC0415 - Only who has one pays for the driver.
 
     return RedisReplay(settings.redis_url.get_secret_value(), durable, clock, span=measures.span)
 

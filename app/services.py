@@ -22,8 +22,8 @@ from app.keyring.backends.base import KeyringHome
 from app.keyring.service import Keys
 from app.keyring.usage_counters import KeyUses
 from app.measures import Measures
-from app.server import TokenServer
-from app.stores.replay import ReplayStore
+from app.oauth.authorization_server import TokenServer
+from app.oauth.replay_store import ReplayStore
 from app.tokens.issuer import AccessTokenIssuer
 from app.tokens.revocation_feed import RevocationFeed
 from app.tokens.revocations import Revocations

@@ -21,11 +21,9 @@ STACK = (
     {"lines", "worker"},
     {"audit"},
     {"keyring", "background", "measures"},
-    {"clients", "stores"},
-    {"policy"},
-    {"client_auth", "tokens"},
-    {"grants"},
-    {"server"},
+    {"clients"},
+    {"tokens"},
+    {"oauth"},
     {"services"},
     {"health", "doctor"},
     {"metrics", "tracing"},
@@ -33,10 +31,10 @@ STACK = (
 )
 LEVELS = {part: level for level, parts in enumerate(STACK) for part in parts}
 
-REGISTRIES = {"client_auth": "METHODS", "grants": "GRANTS", "endpoints": "ENDPOINTS", "cli": "COMMANDS"}
+REGISTRIES = {"oauth/client_auth": "METHODS", "oauth/grants": "GRANTS", "endpoints": "ENDPOINTS", "cli": "COMMANDS"}
 PURE_MODULES = (
     "pausing",
-    "policy",
+    "oauth/policy",
     "keyring/model",
     "keyring/rotation_plan",
     "keyring/validation",
@@ -52,7 +50,7 @@ PURE_MODULES = (
 )
 """They know neither Flask nor the database; the clock is a parameter."""
 
-CUSTOMIZES_AUTHLIB = "server"
+CUSTOMIZES_AUTHLIB = "oauth/authorization_server"
 """The one module that subclasses Authlib's ``AuthorizationServer``."""
 
 COMPOSERS = ("cli/development", "serving")

@@ -22,7 +22,7 @@ from app.keyring.model import Ring
 from app.keyring.rotation_plan import Planner, Rules
 from app.keyring.serialization import new_key
 from app.keyring.timeline import draw_text
-from app.stores.replay_redis import RedisGate
+from app.oauth.replay_store_redis import RedisGate
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text()

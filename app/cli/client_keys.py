@@ -25,15 +25,15 @@ from app.cli.output import (
     tell,
     timestamp,
 )
-from app.client_auth import METHODS
-from app.client_auth.assertions import AUDIENCES
-from app.client_auth.private_key_jwt import PrivateKeyJwt
 from app.clients.fields import ClientFields
 from app.clients.jwks_cache import KeySet
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
 from app.crypto.jwk import check_jwks
 from app.database.models import ClientKeySetRow
 from app.errors import ManagementError
+from app.oauth.client_auth import METHODS
+from app.oauth.client_auth.assertions import AUDIENCES
+from app.oauth.client_auth.private_key_jwt import PrivateKeyJwt
 from app.services import services
 
 GENERATED_ALG = "RS256"

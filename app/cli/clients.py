@@ -34,9 +34,6 @@ from app.cli.output import (
     timestamp,
 )
 from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_of_weak
-from app.client_auth import METHODS
-from app.client_auth.client_secret import ClientSecretPost
-from app.client_auth.client_secret_jwt import ClientSecretJwt
 from app.clients.authentication import ANY_SECRET_METHOD
 from app.clients.fields import ClientFields, split_scopes
 from app.clients.repository import ListedClient
@@ -44,7 +41,10 @@ from app.clients.secrets import NewSecret
 from app.config.values import format_duration
 from app.database.models import ClientRow
 from app.errors import ManagementError
-from app.grants import GRANTS
+from app.oauth.client_auth import METHODS
+from app.oauth.client_auth.client_secret import ClientSecretPost
+from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
+from app.oauth.grants import GRANTS
 from app.services import services
 
 NO_GRANT = "none"

@@ -25,8 +25,8 @@ from app.clients.fields import split_scopes
 from app.clients.repository import as_client
 from app.config.values import format_duration
 from app.errors import ManagementError, OAuthError, ServiceUnavailable
-from app.grants.client_credentials import ClientCredentialsGrant
-from app.policy import decide
+from app.oauth.grants.client_credentials import ClientCredentialsGrant
+from app.oauth.policy import decide
 from app.services import Services, services
 from app.tokens.validation import Fault, Inspection, inspect_token, moment
 

@@ -16,7 +16,7 @@ from app.config.settings import Settings
 from app.contracts import Metadata
 from app.http.application import Asked, at_once
 from app.http.forms import required
-from app.server import Answered, Document, StrictRequest, TokenServer, facts_of
+from app.oauth.authorization_server import Answered, Document, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
 from app.tokens.status import Standing, may_introspect
 

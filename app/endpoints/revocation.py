@@ -14,7 +14,7 @@ from app.config.settings import Settings
 from app.contracts import Metadata
 from app.http.application import Asked, at_once
 from app.http.forms import required
-from app.server import Answered, StrictRequest, TokenServer, facts_of
+from app.oauth.authorization_server import Answered, StrictRequest, TokenServer, facts_of
 from app.services import Endpoint, Services
 
 PATH = "/oauth/revoke"

@@ -14,7 +14,7 @@ from app.config.settings import Settings
 from app.contracts import Metadata
 from app.errors import UnauthorizedClient
 from app.http.application import Asked, at_once
-from app.server import NO_STORE, Answered, Document, StrictRequest, TokenServer
+from app.oauth.authorization_server import NO_STORE, Answered, Document, StrictRequest, TokenServer
 from app.services import Endpoint, Services
 from app.tokens.revocation_feed import MAX_AGE_SECONDS, MEDIA_TYPE
 

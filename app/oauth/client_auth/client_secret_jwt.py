@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
+from app.oauth.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
 
 ALG = "HS256"
 SECRETS_TRIED = 16

@@ -36,8 +36,8 @@ from app.errors import (
 )
 from app.http.application import Answer, Asked
 from app.http.forms import REPEATABLE, read_authorization, read_form, required
+from app.oauth.policy import Policy
 from app.pausing import waiting
-from app.policy import Policy
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from authlib.oauth2.rfc6749 import grants
 
 from app.contracts import AccessToken, AccessTokenSource, Authentication, TokenRequest
 from app.errors import UnauthorizedClient
-from app.policy import Policy, decide
+from app.oauth.policy import Policy, decide
 
 
 class GrantRequest(TokenRequest, Protocol):

@@ -23,8 +23,8 @@ from redis.retry import Retry
 from app.contracts import Clock
 from app.database.circuit_breaker import Gate, Span
 from app.errors import ServiceUnavailable
+from app.oauth.replay_store import LAST_SECOND, SKEW_SECONDS, SqlReplay, key_of
 from app.pausing import waiting
-from app.stores.replay import LAST_SECOND, SKEW_SECONDS, SqlReplay, key_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class RedisReplay:
         self._process = ""
 
     def use(self, issuer: str, jti: str, issued_at: int, until: int) -> bool:
-        """See :meth:`app.stores.replay.ReplayStore.use`."""
+        """See :meth:`app.oauth.replay_store.ReplayStore.use`."""
         now = self._now()
         key, ours = _PREFIX + key_of(issuer, jti), secrets.token_bytes(16)
         with self._gate.asking(), self._redis.pipeline() as transaction:

@@ -10,12 +10,12 @@ from binascii import a2b_base64
 from collections.abc import Mapping
 from typing import Any
 
-from app.client_auth.doors import Doors
 from app.clients.fields import form_decode
 from app.clients.secret_digests import is_vschar
 from app.contracts import Authentication, Credentials, TokenRequest
 from app.errors import InvalidClient, InvalidRequest, ManagementError
 from app.http.forms import required
+from app.oauth.client_auth.dependencies import Doors
 
 
 class _ClientSecret:

@@ -8,7 +8,7 @@ from app.clients.jwks_cache import ClientKeySets
 from app.clients.lookup import ClientLookup
 from app.config.settings import Settings
 from app.contracts import Clock
-from app.stores.replay import ReplayStore
+from app.oauth.replay_store import ReplayStore
 
 
 @dataclass(frozen=True, slots=True)

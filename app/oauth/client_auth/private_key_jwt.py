@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from app.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
 from app.clients.jwks_cache import check_jwks_uri
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
 from app.crypto.jwk import SIGNING_ALGS, Jwk, check_jwks, matching, verifies
 from app.errors import ManagementError
+from app.oauth.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
 
 KEYS_WITHOUT_KID = 2
 """So many of a client's keys, the latest, are tried where an assertion names none: an old one and a new one."""

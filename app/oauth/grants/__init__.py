@@ -1,5 +1,5 @@
 """The grants of the token endpoint; the metadata advertises them in this order."""
 
-from app.grants.client_credentials import ClientCredentialsGrant
+from app.oauth.grants.client_credentials import ClientCredentialsGrant
 
 GRANTS = (ClientCredentialsGrant,)

@@ -19,8 +19,8 @@ from app.config.values import PROJECT_FOLDER
 from app.database.circuit_breaker import DatabaseGate
 from app.database.models import UsedAssertionRow, db
 from app.errors import ServiceUnavailable
-from app.stores.replay import SqlReplay, key_of
-from app.stores.replay_redis import RedisReplay
+from app.oauth.replay_store import SqlReplay, key_of
+from app.oauth.replay_store_redis import RedisReplay
 
 
 @pytest.fixture

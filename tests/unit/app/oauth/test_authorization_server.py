@@ -30,13 +30,13 @@ from unit.house import House, statements
 from werkzeug.test import TestResponse
 
 from app.audit.log import AuditLog
-from app.client_auth import METHODS
 from app.endpoints.token import PATH
 from app.errors import InvalidRequest
-from app.grants import GRANTS
 from app.http.forms import parse_form
 from app.lines import LineWriter
-from app.server import MOST_WAITING, WAIT_MARGIN_SECONDS
+from app.oauth.authorization_server import MOST_WAITING, WAIT_MARGIN_SECONDS
+from app.oauth.client_auth import METHODS
+from app.oauth.grants import GRANTS
 
 SECRET = "a-secret-of-both-servers-123"
 GRANT = {"grant_type": "client_credentials"}

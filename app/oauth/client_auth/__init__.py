@@ -1,0 +1,7 @@
+"""The ways for a client to prove who it is; the metadata advertises them in this order."""
+
+from app.oauth.client_auth.client_secret import ClientSecretBasic, ClientSecretPost
+from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
+from app.oauth.client_auth.private_key_jwt import PrivateKeyJwt
+
+METHODS = (ClientSecretBasic, ClientSecretPost, ClientSecretJwt, PrivateKeyJwt)

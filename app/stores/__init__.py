@@ -1,1 +1,0 @@
-"""What must be remembered for a while: tokens that were revoked before they expired, assertions that were used."""
