@@ -169,11 +169,3 @@ class ClientAuthMethod(Authenticator, Protocol):
         :raises ManagementError: something is missing, wrong, or does not belong there.
         """
         ...
-
-
-class AccessTokenSource(Protocol):
-    """What signs access tokens."""
-
-    def issue(self, client: Client, decision: Decision) -> AccessToken:
-        """Sign a token for ``client`` that says what ``decision`` allows."""
-        ...

@@ -192,7 +192,7 @@ def _find_demo(services: Services) -> Found:
     if not is_production(services.settings):
         return
     try:
-        row = services.clients.find(DEMO_CLIENT)
+        row = services.clients.repository.find(DEMO_CLIENT)
     except ManagementError:
         yield Finding("demo client", Severity.OK, "there is none")
         return
@@ -200,7 +200,7 @@ def _find_demo(services: Services) -> Found:
         # The check of the database says so.
         return
     finally:
-        services.clients.end_reading()
+        services.clients.repository.end_reading()
     if row.disabled_at is None:
         yield Finding(
             "demo client",
@@ -327,10 +327,10 @@ def _find_wrong_traces(services: Services) -> Found:
 def _find_ring_faults(services: Services) -> Found:
     see = "`flask keys check` says what is wrong, docs/keys.md what to do"
     try:
-        ring = services.keys.home.read()
-        now = services.ring.now()
-        wrong = faults(ring, now, services.keys.rules)
-        imperfect = warnings(ring, now, services.keys.rules)
+        ring = services.keys.manager.home.read()
+        now = services.keys.active.now()
+        wrong = faults(ring, now, services.keys.manager.rules)
+        imperfect = warnings(ring, now, services.keys.manager.rules)
     except StartError as error:
         yield Finding("key ring", Severity.ERROR, str(error), "without it no server starts", see)
         return
@@ -344,7 +344,7 @@ def _find_ring_faults(services: Services) -> Found:
 
 def find_lost_secrets(services: Services) -> Found:
     """Secrets whose pepper or key has left the settings: they are refused, and nobody else would say why."""
-    settings, secrets = services.settings, services.client_secrets
+    settings, secrets = services.settings, services.clients.secrets
     try:
         counted = (
             ("pepper", _PEPPERS, settings.secret_peppers, secrets.count_by_pepper()),
@@ -353,7 +353,7 @@ def find_lost_secrets(services: Services) -> Found:
     except SQLAlchemyError:
         return
     finally:
-        services.clients.end_reading()
+        services.clients.repository.end_reading()
     for what, variable, keys, found in counted:
         for key_id in sorted(found.keys() - {key.id for key in keys}):
             yield Finding(
@@ -367,7 +367,7 @@ def find_lost_secrets(services: Services) -> Found:
 
 def _find_failing_key_sets(services: Services) -> Found:
     try:
-        failing = services.key_sets.find_failing()
+        failing = services.clients.jwks_cache.find_failing()
     except SQLAlchemyError:
         return
     for client_id in failing:

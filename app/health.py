@@ -10,13 +10,13 @@ def checks_of(services: Services) -> dict[str, str]:
     checks = {"database": _database(services), "keyring": _keyring(services), "settings": _settings()}
     checks["audit_log"] = "degraded" if services.audit_log.is_stalled else "ok"
     if services.settings.redis_url:
-        checks["redis"] = "degraded" if services.replay.is_away else "ok"
-    return checks | {f"client_keys:{client_id}": "degraded" for client_id in services.key_sets.failing}
+        checks["redis"] = "degraded" if services.oauth.replay_store.is_away else "ok"
+    return checks | {f"client_keys:{client_id}": "degraded" for client_id in services.clients.jwks_cache.failing}
 
 
 def _database(services: Services) -> str:
     try:
-        services.verifier.answers()
+        services.clients.authenticator.answers()
     except ServiceUnavailable:
         return "failed"
     return "ok"
@@ -25,7 +25,7 @@ def _database(services: Services) -> str:
 def ring_fault(services: Services) -> str | None:
     """Why no key signs, if none does."""
     try:
-        services.ring.signing_key()
+        services.keys.active.signing_key()
     except StartError as error:
         return str(error)
     return None
@@ -34,7 +34,7 @@ def ring_fault(services: Services) -> str | None:
 def _keyring(services: Services) -> str:
     if ring_fault(services):
         return "failed"
-    return "degraded" if services.ring.fault or services.ring.is_clock_behind else "ok"
+    return "degraded" if services.keys.active.fault or services.keys.active.is_clock_behind else "ok"
 
 
 def _settings() -> str:

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from typing import ParamSpec, Protocol, TypeVar
 
 from app.audit.events import Event
-from app.contracts import AccessToken, AccessTokenSource, Authentication, Authenticator, Client, Decision, TokenRequest
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -83,32 +82,3 @@ class Measures:
                     self._keeper.observe(part, time.perf_counter() - began)
 
         return act_in_time
-
-
-class TimedTokens:
-    """A source of tokens, timed as ``sign``."""
-
-    def __init__(self, tokens: AccessTokenSource, measures: Measures) -> None:
-        self._issue = measures.timed("sign", tokens.issue)
-
-    def issue(self, client: Client, decision: Decision) -> AccessToken:
-        """See :meth:`app.contracts.AccessTokenSource.issue`."""
-        return self._issue(client, decision)
-
-
-class TimedMethod:
-    """An authentication method, timed as ``authenticate``."""
-
-    def __init__(self, method: Authenticator, measures: Measures) -> None:
-        self.name = method.name
-        self.parameters = method.parameters
-        self._is_presented = method.is_presented
-        self._authenticate = measures.timed("authenticate", method.authenticate)
-
-    def is_presented(self, request: TokenRequest) -> bool:
-        """See :meth:`app.contracts.Authenticator.is_presented`."""
-        return self._is_presented(request)
-
-    def authenticate(self, request: TokenRequest) -> Authentication:
-        """See :meth:`app.contracts.Authenticator.authenticate`."""
-        return self._authenticate(request)

@@ -38,7 +38,7 @@ from app.audit.events import (
 from app.errors import StartError
 from app.health import checks_of
 from app.keyring.model import KeyState
-from app.measures import PARTS
+from app.measures import PARTS, Measures
 from app.services import Services, installed_version
 
 log = logging.getLogger(__name__)
@@ -253,19 +253,19 @@ class Listener:
         yield GaugeMetricFamily(
             "tokenhouse_client_key_sets_failing",
             "Clients whose published keys cannot be fetched, at most 20.",
-            len(self._services.key_sets.failing),
+            len(self._services.clients.jwks_cache.failing),
         )
         with suppress(SQLAlchemyError):
             yield GaugeMetricFamily(
                 "tokenhouse_client_secrets_expiring",
                 "Secrets that work and end within 30 days.",
-                self._services.client_secrets.count_expiring(),
+                self._services.clients.secrets.count_expiring(),
             )
         with suppress(StartError):
             yield from self._keys()
 
     def _keys(self) -> Iterator[Metric]:
-        ring, now = self._services.ring(), self._services.ring.now()
+        ring, now = self._services.keys.active(), self._services.keys.active.now()
         states = [ring.state_of(key, now) for key in ring.keys]
         keys = GaugeMetricFamily("tokenhouse_signing_keys", "Keys of the ring by state.", labels=["state"])
         for state in KeyState:
@@ -298,13 +298,13 @@ def remove() -> None:
         _folder.remove()
 
 
-def begin(services: Services) -> Listener | None:
+def begin(services: Services, measures: Measures) -> Listener | None:
     """In a worker: count from now on; who listens, or ``None`` where there are no metrics."""
     address = services.settings.metrics_address
     if address is None or _folder is None:
         return None
     try:
-        services.measures.keep_with(PrometheusKeeper(_folder.path, _folder.take_place()))
+        measures.keep_with(PrometheusKeeper(_folder.path, _folder.take_place()))
     except OSError as error:
         log.warning("this worker counts nothing: %s", error.strerror or error)
         return None

@@ -29,6 +29,7 @@ from app.config.settings import Settings
 from app.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.errors import StartError
 from app.keyring import shared_state
+from app.measures import Measures
 from app.services import Services
 
 APP_LOAD_ERROR = 4
@@ -102,8 +103,8 @@ def note_served(worker: Any) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
     extensions = getattr(worker.wsgi, "extensions", {})
     if background := extensions.get("background"):
-        _begin_to_count(background, extensions["tokenhouse"])
-        _begin_to_trace(worker.wsgi, extensions["tokenhouse"])
+        _begin_to_count(background, extensions["tokenhouse"], extensions["instrumentation"])
+        _begin_to_trace(worker.wsgi, extensions["tokenhouse"].settings, extensions["instrumentation"])
         background.start()
     lines.STDOUT.begin(threaded=True)
     lines.STDERR.begin(threaded=True)
@@ -138,21 +139,21 @@ def create_served_app() -> Flask:
     return app
 
 
-def _begin_to_count(background: Background, services: Services) -> None:
+def _begin_to_count(background: Background, services: Services, measures: Measures) -> None:
     # Where nothing is counted, nobody pays for what counts; else the master has imported it, for all workers.
     if services.settings.metrics_address is None:
         return
     from app import metrics  # noqa: PLC0415
 
-    if listener := metrics.begin(services):
+    if listener := metrics.begin(services, measures):
         background.add(Job("the listener of metrics", metrics.LOOK_SECONDS, listener.look, at_start=True))
 
 
-def _begin_to_trace(app: Flask, services: Services) -> None:
-    if _is_traced(services.settings):
+def _begin_to_trace(app: Flask, settings: Settings, measures: Measures) -> None:
+    if _is_traced(settings):
         from app import tracing  # noqa: PLC0415 - As above.
 
-        tracing.begin(app, services)
+        tracing.begin(app, settings, measures)
 
 
 def _is_traced(settings: Settings) -> bool:
@@ -216,7 +217,7 @@ def _check() -> None:
         services: Services = app.extensions["tokenhouse"]
         try:
             # As it is now: the last good one would do for a worker, but hides what has to be mended.
-            services.keys.home.read()
+            services.keys.manager.home.read()
             check_start(app)
             _let_doctor_look(services)
         except WrongSettings:

@@ -26,16 +26,17 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from sqlalchemy.engine import make_url
 
 from app.audit.events import Event, RequestFacts
+from app.config.settings import Settings
+from app.measures import Measures
+from app.ops_endpoint import PROBES
 from app.otel_variables import reads_parents
-from app.services import Services, installed_version
+from app.services import installed_version
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 2.0
 """How long the end of a worker waits for its last spans to be sent."""
 
-_PROBES = "ops"
-"""The blueprint whose endpoints are asked again and again by machines, and are of no interest here."""
 _SERVER_FAULTS = 500
 _LONGEST_PARENT = 512
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
@@ -235,7 +236,7 @@ class _Ending:
         self._done.set()
 
 
-def begin(app: Flask, services: Services) -> None:
+def begin(app: Flask, settings: Settings, measures: Measures) -> None:
     """In a worker: trace what ``app`` is asked from now on. What is wrong with a variable costs nobody a token."""
     try:
         provider = _open_provider()
@@ -248,13 +249,13 @@ def begin(app: Flask, services: Services) -> None:
         provider.get_tracer("tokenhouse", installed_version()),
         Served(
             routes=frozenset(rule.rule for rule in rules),
-            untraced=frozenset(rule.rule for rule in rules if rule.endpoint.startswith(_PROBES)),
-            scheme=urlsplit(services.settings.issuer).scheme,
+            untraced=frozenset(rule.rule for rule in rules if rule.endpoint.startswith(PROBES)),
+            scheme=urlsplit(settings.issuer).scheme,
         ),
-        {"database": make_url(services.settings.database_url.get_secret_value()).get_backend_name(), "redis": "redis"},
+        {"database": make_url(settings.database_url.get_secret_value()).get_backend_name(), "redis": "redis"},
         reads_parents=reads_parents(os.environ),
     )
-    services.measures.trace_with(spans)
+    measures.trace_with(spans)
     app.wsgi_app = spans.around(app.wsgi_app)  # type: ignore[assignment, method-assign]
     atexit.register(_Ending(provider).end)
 

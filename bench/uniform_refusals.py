@@ -40,8 +40,8 @@ def credentials(server: RunningServer) -> dict[str, str]:
     }
     expired = server.create_client(client_id="client-expiring____", secret_expires_after=timedelta(microseconds=1))
     with server.context():
-        server.services.clients.disable(made["disabled"].client_id)
-        server.services.clients.delete(made["deleted"].client_id)
+        server.services.clients.repository.disable(made["disabled"].client_id)
+        server.services.clients.repository.delete(made["deleted"].client_id)
     return {
         "unknown client": basic("client-unknown_____", made["wrong"].secret),
         "wrong secret": basic(made["wrong"].client_id, made["disabled"].secret),
@@ -62,10 +62,10 @@ def assertions(server: RunningServer, alg: str) -> dict[str, Callable[[], str]]:
         for kind in ("wrong", "audience", "disabled", "deleted"):
             described = ClientFields(client_name="A", token_endpoint_auth_method=method, auth_fields=fields)
             client_id = f"{alg.lower()}-{kind:_<12}"
-            _, made = server.services.clients.register(described, client_id=client_id, with_secret=is_mac)
+            _, made = server.services.clients.repository.register(described, client_id=client_id, with_secret=is_mac)
             secrets[kind] = made.secret if made else ""
-        server.services.clients.disable(f"{alg.lower()}-disabled____")
-        server.services.clients.delete(f"{alg.lower()}-deleted_____")
+        server.services.clients.repository.disable(f"{alg.lower()}-disabled____")
+        server.services.clients.repository.delete(f"{alg.lower()}-deleted_____")
 
     def maker(kind: str, *, is_right: bool = True, audience: str = ISSUER) -> Callable[[], str]:
         def make() -> str:

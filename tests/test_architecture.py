@@ -26,12 +26,18 @@ STACK = (
     {"oauth"},
     {"services"},
     {"health", "doctor"},
+    {"ops_endpoint"},
     {"metrics", "tracing"},
-    {"endpoints", "cli", "serving"},
+    {"cli", "serving"},
 )
 LEVELS = {part: level for level, parts in enumerate(STACK) for part in parts}
 
-REGISTRIES = {"oauth/client_auth": "METHODS", "oauth/grants": "GRANTS", "endpoints": "ENDPOINTS", "cli": "COMMANDS"}
+REGISTRIES = {
+    "oauth/client_auth": "METHODS",
+    "oauth/grants": "GRANTS",
+    "oauth/endpoints": "ENDPOINTS",
+    "cli": "COMMANDS",
+}
 PURE_MODULES = (
     "pausing",
     "oauth/policy",
@@ -56,7 +62,7 @@ CUSTOMIZES_AUTHLIB = "oauth/authorization_server"
 COMPOSERS = ("cli/development", "serving")
 """The programs that call ``create_app``: the development server, and what gunicorn serves."""
 
-LAZY_IMPORTS = ("__init__", "database/engine", "audit/log", "serving", "config/values", "doctor")
+LAZY_IMPORTS = ("oauth/build", "database/engine", "audit/log", "serving", "config/values", "doctor")
 """They import a driver, a dialect or structlog in a function, so that commands start quickly."""
 
 FILE_LINES_MAX = 400

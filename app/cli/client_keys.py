@@ -102,7 +102,7 @@ def published_keys(auth_fields: Mapping[str, Any]) -> KeySet | None:
 
     :raises ManagementError: they cannot be; why.
     """
-    return services().key_sets.fetch(auth_fields["jwks_uri"]) if "jwks_uri" in auth_fields else None
+    return services().clients.jwks_cache.fetch(auth_fields["jwks_uri"]) if "jwks_uri" in auth_fields else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +174,14 @@ def _jwk_of(pem: str, source: str) -> dict[str, Any]:
 @json_option
 def show_keys(client_id: str, *, fetch: bool, as_json: bool) -> None:
     """Show the public keys of a client."""
-    row = services().clients.find(client_id)
+    row = services().clients.repository.find(client_id)
     if fetch:
         if "jwks_uri" not in (row.auth_fields or {}):
             raise ManagementError(f"{client_id} publishes no keys: there is nothing to fetch")
-        services().clients.end_reading()
+        services().clients.repository.end_reading()
         found = published_keys(row.auth_fields or {})
-        row = services().clients.update(client_id, key_set=found)
-    published = services().clients.key_set_of(row)
+        row = services().clients.repository.update(client_id, key_set=found)
+    published = services().clients.repository.key_set_of(row)
     keys = published.jwks["keys"] if published else _keys_in(row.auth_fields, client_id)
     state = _state_of(published) if published else {}
     if as_json:
@@ -209,7 +209,7 @@ def _state_of(published: ClientKeySetRow) -> dict[str, Any]:
 def add_keys(client_id: str, file: str) -> None:
     """Add the public keys in FILE (- for standard input); those that the client has go on working."""
     new = read_key_set(file)["keys"]
-    row = services().clients.update(client_id, lambda before: _with_keys(before, lambda old: old + new))
+    row = services().clients.repository.update(client_id, lambda before: _with_keys(before, lambda old: old + new))
     told = ", ".join(key["kid"] for key in new)
     tell(f"{row.client_id} may sign with {told} too. `flask clients keys-remove` ends an old one.")
 
@@ -229,7 +229,7 @@ def remove_key(client_id: str, kid: str) -> None:
             raise ManagementError(f"{kid!r} is the last key: `flask clients disable {client_id}` shuts the client out")
         return left
 
-    services().clients.update(client_id, lambda before: _with_keys(before, without))
+    services().clients.repository.update(client_id, lambda before: _with_keys(before, without))
     tell(f"{client_id} may not sign with {kid} any more.")
 
 

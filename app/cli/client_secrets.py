@@ -42,19 +42,19 @@ def show_secrets(client_id: str | None, *, by_pepper: bool, by_encryption_key: b
         raise ManagementError("--by-pepper and --by-encryption-key count different secrets: give one of them")
     here = services()
     if by_pepper:
-        counted = here.client_secrets.count_by_pepper(client_id)
+        counted = here.clients.secrets.count_by_pepper(client_id)
         _show_counted("pepper", here.settings.secret_peppers, counted, as_json=as_json)
         return
     if by_encryption_key:
-        counted = here.client_secrets.count_by_encryption_key(client_id)
+        counted = here.clients.secrets.count_by_encryption_key(client_id)
         _show_counted("encryption_key", here.settings.encryption_keys, counted, as_json=as_json)
         return
     if client_id is None:
         raise ManagementError("say whose secrets: `flask clients secrets ID`, or --by-pepper")
-    uses = here.client_secrets.uses(client_id)
+    uses = here.clients.secrets.uses(client_id)
     rows = [
         describe_secret(secret, here.clock()) | {"used_from": list(map(_describe_use, uses.get(secret.secret_id, [])))}
-        for secret in here.clients.find(client_id).secrets
+        for secret in here.clients.repository.find(client_id).secrets
     ]
     if as_json:
         print_json(rows)
@@ -100,11 +100,11 @@ def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
         raise ManagementError("--quiet goes with --finish")
     if secret_expires == 0:
         raise ManagementError("--secret-expires must be 1s or more")
-    method = services().clients.find(client_id).token_endpoint_auth_method
+    method = services().clients.repository.find(client_id).token_endpoint_auth_method
     if method not in SECRET_BEARING_METHODS:
         raise ManagementError(f"{client_id!r} authenticates by {method}, which has no secrets")
     imported = read_secret(secret_file) if secret_file else None
-    rotating = services().client_secrets.rotating(
+    rotating = services().clients.secrets.rotating(
         client_id,
         overlap=timedelta(seconds=DEFAULT_OVERLAP_SECONDS if overlap is None else overlap),
         secret=imported,
@@ -124,7 +124,7 @@ def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
 @with_appcontext
 def revoke_secret(client_id: str, secret_id: str, *, as_json: bool) -> None:
     """End one secret now."""
-    row, left = services().client_secrets.revoke(client_id, secret_id)
+    row, left = services().clients.secrets.revoke(client_id, secret_id)
     tell(f"{secret_id} (…{row.last_four}) is worth nothing from now on.")
     if not left:
         tell(f"Warning: {client_id} has no secret that works: `flask clients rotate-secret` makes one.")
@@ -153,7 +153,7 @@ def _show_counted(what: str, keys: Sequence[IdentifiedKey], counted: Mapping[str
 
 
 def _finish(client_id: str, silence: timedelta, *, as_json: bool) -> None:
-    retired = services().client_secrets.finish(client_id, silence)
+    retired = services().clients.secrets.finish(client_id, silence)
     now = services().clock()
     if as_json:
         print_json([describe_secret(secret, now) for secret in retired])
@@ -161,7 +161,9 @@ def _finish(client_id: str, silence: timedelta, *, as_json: bool) -> None:
         tell(f"{secret.secret_id} (…{secret.last_four}) is worth nothing from now on.")
     if not retired:
         tell(f"{client_id} has no older secret that works: there is nothing to finish.")
-    elif not any(left.last_used_at for left in services().clients.find(client_id).secrets if not left.revoked_at):
+    elif not any(
+        left.last_used_at for left in services().clients.repository.find(client_id).secrets if not left.revoked_at
+    ):
         tell("Warning: the secret that is left has never been used.")
 
 

@@ -125,7 +125,7 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
         auth_fields = given.pop("auth_fields", {}) | ({"jwks": pair.public} if pair else {})
         fields = ClientFields(client_name=name, auth_fields=check_auth_fields(method, auth_fields), **given)
         published = published_keys(fields.auth_fields)
-        registering = services().clients.registering(
+        registering = services().clients.repository.registering(
             fields,
             client_id=options["client_id"],
             with_secret=method in SECRET_BEARING_METHODS,
@@ -161,7 +161,7 @@ def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *,
     for name in ("unused_for", "secrets_older_than", "expiring_in"):
         filters[name] = seconds(filters[name])
     filters |= {"labels": _labels(labels), "disabled": None if state is None else state == "disabled"}
-    store = services().clients
+    store = services().clients.repository
     if as_json:
         print_json_list(_describe(row) for row in store.stream(limit, **filters))
         return
@@ -181,7 +181,7 @@ def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *,
 @json_option
 def show_client(client_id: str, *, as_json: bool) -> None:
     """Show one client with its secrets (never the secrets themselves)."""
-    row = services().clients.find(client_id)
+    row = services().clients.repository.find(client_id)
     if as_json:
         print_json(_describe(row))
         return
@@ -208,11 +208,11 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
         method = changes.get("token_endpoint_auth_method", before.token_endpoint_auth_method)
         return changed_auth_fields(before, method, given)
 
-    row = services().clients.update(client_id, decide, published_keys(given), **changes)
+    row = services().clients.repository.update(client_id, decide, published_keys(given), **changes)
     if as_json:
         print_json(_describe(row))
     tell(f"{row.client_id} was changed. Tokens that it has keep what they say until they expire.")
-    if row.token_endpoint_auth_method in SECRET_BEARING_METHODS and not services().client_secrets.can_prove(row):
+    if row.token_endpoint_auth_method in SECRET_BEARING_METHODS and not services().clients.secrets.can_prove(row):
         tell(
             f"Warning: it has no secret that works with {row.token_endpoint_auth_method}: "
             f"`flask clients rotate-secret {row.client_id}` makes one."
@@ -225,7 +225,7 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
 @click.argument("client_id", metavar="ID")
 def disable_client(client_id: str) -> None:
     """Refuse a client from now on."""
-    row = services().clients.disable(client_id)
+    row = services().clients.repository.disable(client_id)
     tell(
         f"{row.client_id} gets no more tokens, and those that it has are dead: introspection says so at once. "
         "Verifiers that work offline accept them until they expire, or until they read the revocation feed."
@@ -236,7 +236,7 @@ def disable_client(client_id: str) -> None:
 @click.argument("client_id", metavar="ID")
 def enable_client(client_id: str) -> None:
     """Serve a disabled client again."""
-    tell(f"{services().clients.enable(client_id).client_id} gets tokens again. Those that it had stay dead.")
+    tell(f"{services().clients.repository.enable(client_id).client_id} gets tokens again. Those that it had stay dead.")
 
 
 @clients.command("delete")
@@ -244,13 +244,13 @@ def enable_client(client_id: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete_client(client_id: str, *, yes: bool) -> None:
     """Delete a client and its secrets. Its id can never be used again."""
-    name = services().clients.find(client_id).client_name
-    services().clients.end_reading()
+    name = services().clients.repository.find(client_id).client_name
+    services().clients.repository.end_reading()
     if not yes:
         if not sys.stdin.isatty():
             raise ManagementError(f"deleting {client_id!r} cannot be undone: say --yes")
         click.confirm(f"Delete {client_id} ({name}) for good?", abort=True, err=True)
-    services().clients.delete(client_id)
+    services().clients.repository.delete(client_id)
     tell(f"{client_id} was deleted.")
 
 
@@ -358,7 +358,7 @@ def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, 
         tell("\nThe secret is shown this once: docs/client-keys.md shows how to sign with it.")
     elif secret and shown:
         tell("\nThe secret is shown this once. Try it:\n")
-        endpoint = services().metadata["token_endpoint"]
+        endpoint = services().oauth.metadata["token_endpoint"]
         tell(f"  {curl_line(endpoint, row.client_id, secret.secret, method)}")
 
 

@@ -94,8 +94,8 @@ def prepare(settings: Settings) -> None:
     """Bring the database up to date, and make a signing key if there is none."""
     upgrade()
     here = services()
-    if here.keys.home.is_empty():
-        here.keys.generate()
+    if here.keys.manager.home.is_empty():
+        here.keys.manager.generate()
         print(f"Made a signing key and its standby in {settings.keyring}.")  # noqa: T201 - Talk to a person.
     db.engine.dispose()
 
@@ -126,10 +126,10 @@ class DevelopmentServer(WSGIApplication):
 def greeting(settings: Settings) -> str:
     """Make the demo client where it belongs, and say what to do next."""
     here = services()
-    endpoint = here.metadata["token_endpoint"]
-    if settings.config == "development" and not here.clients.list_all():
+    endpoint = here.oauth.metadata["token_endpoint"]
+    if settings.config == "development" and not here.clients.repository.list_all():
         try:
-            _, secret = here.clients.register(
+            _, secret = here.clients.repository.register(
                 ClientFields(client_name="Demo", scope=DEMO_SCOPES, description="Made by the first `make run`."),
                 client_id=DEMO_CLIENT,
             )

@@ -54,7 +54,7 @@ def keys() -> None:
 def list_keys(*, as_json: bool) -> None:
     """Show all keys, with their states and times."""
     here = services()
-    ring = None if here.keys.home.is_empty() else here.keys.home.read()
+    ring = None if here.keys.manager.home.is_empty() else here.keys.manager.home.read()
     uses = _uses_where_known(here)
     rows = [_describe(ring, key, here.clock()) | _describe_use(uses, key) for key in ring.keys] if ring else []
     if as_json:
@@ -72,7 +72,7 @@ def generate_key(alg: str | None, bits: str | None, *, as_json: bool) -> None:
     """Make a key. The first signs at once and gets a standby; a further one waits until every verifier knows it."""
     here = services()
     before = _kids(here)
-    ring, key = here.keys.generate(alg, int(bits) if bits else None)
+    ring, key = here.keys.manager.generate(alg, int(bits) if bits else None)
     _leave_trace(here, "generated", [other.kid for other in ring.keys if other.kid not in before])
     _tell_start(here, key)
     if as_json:
@@ -91,18 +91,18 @@ def rotate_keys(*, if_due: bool, at: datetime | None, unsafe: bool, yes: bool, a
     if if_due and (at or unsafe):
         raise ManagementError("--if-due does what is due and safe: it goes with neither --at nor --unsafe")
     here = services()
-    if unsafe and (until := here.keys.unknown_until(at)):
+    if unsafe and (until := here.keys.manager.unknown_until(at)):
         harm = (
             f"until {timestamp(until)} a verifier may have a JWKS without the key that signs, and refuse its tokens, "
             "which are all fresh ones"
         )
         _ask(harm, yes=yes)
-    ring = here.keys.rotate_if_due() if if_due else here.keys.rotate(at, unsafe=unsafe)
+    ring = here.keys.manager.rotate_if_due() if if_due else here.keys.manager.rotate(at, unsafe=unsafe)
     now = here.clock()
     if ring is None:
         # Cron mails what is said.
         if as_json:
-            print_json(_describe_all(here.keys.home.read(), now))
+            print_json(_describe_all(here.keys.manager.home.read(), now))
         return
     if ring.standbys(now):
         tell(f"{ring.standbys(now)[0].kid} signs from {timestamp(ring.standbys(now)[0].signs_from)} on.")
@@ -122,14 +122,14 @@ def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
     """Take a key out of use: an emergency. The standby signs at once; live tokens of the key are worth nothing."""
     here = services()
     now = here.clock()
-    ring = here.keys.home.read()
+    ring = here.keys.manager.home.read()
     key = find(ring, kid)
     if ring.state_of(key, now) is KeyState.REVOKED:
         tell(f"{kid} was revoked at {timestamp(key.revoked_at)} already.")
     else:
         harm = _harm_of_revoking(ring, key, now, _longest_token(here))
         _ask(f"revoking {kid} cannot be undone and {harm}", yes=yes)
-        ring = here.keys.revoke(kid)
+        ring = here.keys.manager.revoke(kid)
         _leave_trace(here, "revoked", [kid])
         _tell_revocation(here, ring, kid, harm)
     if as_json:
@@ -141,7 +141,7 @@ def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
 def prune_keys(*, as_json: bool) -> None:
     """Remove keys that have been gone or revoked for 30 days, with their files. Each change does so too."""
     here = services()
-    removed = here.keys.prune()
+    removed = here.keys.manager.prune()
     if removed:
         _leave_trace(here, "pruned", removed)
     if as_json:
@@ -164,7 +164,7 @@ def retire_algorithm(alg: str, *, yes: bool, as_json: bool) -> None:
         if not sys.stdin.isatty():
             raise ManagementError(f"{question}: say --yes when it is so")
         click.confirm(f"{question.capitalize()}. Is it so?", abort=True, err=True)
-    ring = here.keys.retire(alg)
+    ring = here.keys.manager.retire(alg)
     _leave_trace(here, "retired", [key.kid for key in ring.keys if key.alg == alg and key.signs_until])
     until = max(key.signs_until for key in ring.keys if key.alg == alg and key.signs_until)
     tell(
@@ -184,7 +184,7 @@ def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
     The ring is the one of the settings, or FILE, and then the step from the present one to it is verified too.
     """
     here = services()
-    home = _file_home(here, file.absolute()) if file else here.keys.home
+    home = _file_home(here, file.absolute()) if file else here.keys.manager.home
     ring, now = home.read(), here.clock()
     if not as_json:
         print_line(draw_text(ring, now, now + timedelta(seconds=YEAR)))
@@ -196,8 +196,8 @@ def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
     rules = rules_for(here.settings, home)
     warned = warnings(ring, now, rules)
     found = faults(ring, now, rules)
-    if file and not here.keys.home.is_empty():
-        step = unsafe_change(here.keys.home.read(), ring, now, here.keys.rules)
+    if file and not here.keys.manager.home.is_empty():
+        step = unsafe_change(here.keys.manager.home.read(), ring, now, here.keys.manager.rules)
         found = list(dict.fromkeys([*found, *step]))
     if as_json:
         told = {"is_safe": not found, "faults": found, "warnings": warned, "keys": _describe_all(ring, now)}
@@ -214,7 +214,7 @@ def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
 @json_option
 def export_key(kid: str, *, as_json: bool) -> None:
     """Print a key's public half as PEM, or as a JWK with --json."""
-    key = find(services().keys.home.read(), kid)
+    key = find(services().keys.manager.home.read(), kid)
     if as_json:
         print_json(key.public_jwk)
     else:
@@ -232,12 +232,12 @@ def move_ring(destination: str, *, as_json: bool) -> None:
     except ValueError as error:
         raise ManagementError(f"DESTINATION {error}") from None
     if place == here.settings.keyring:
-        raise ManagementError(f"{here.keys.home.name} is there already")
-    ring = here.keys.move_to(here.home_at(place))
+        raise ManagementError(f"{here.keys.manager.home.name} is there already")
+    ring = here.keys.manager.move_to(here.keys.open_backend(place))
     _leave_trace(here, "moved", [key.kid for key in ring.keys])
     tell(
-        f"{len(ring.keys)} keys were copied from {here.keys.home.name}. Set TOKENHOUSE_KEYRING={destination} on every "
-        "server and restart it; change no key meanwhile. Then remove the old ring."
+        f"{len(ring.keys)} keys were copied from {here.keys.manager.home.name}. Set TOKENHOUSE_KEYRING={destination} "
+        "on every server and restart it; change no key meanwhile. Then remove the old ring."
     )
     if as_json:
         print_json(_describe_all(ring, here.clock()))
@@ -253,7 +253,7 @@ def _ask(harm: str, *, yes: bool) -> None:
 
 
 def _kids(here: Services) -> set[str]:
-    return set() if here.keys.home.is_empty() else {key.kid for key in here.keys.home.read().keys}
+    return set() if here.keys.manager.home.is_empty() else {key.kid for key in here.keys.manager.home.read().keys}
 
 
 def _leave_trace(here: Services, change: str, kids: Sequence[str]) -> None:
@@ -265,7 +265,7 @@ def _leave_trace(here: Services, change: str, kids: Sequence[str]) -> None:
 def _file_home(here: Services, path: Path) -> KeyringHome:
     if not path.exists():
         raise ManagementError(f"there is no file {path}")
-    home = here.home_at(path)
+    home = here.keys.open_backend(path)
     assert isinstance(home, FileKeyring)  # noqa: S101 - A path was given.
     return home
 
@@ -283,10 +283,10 @@ def _tell_start(here: Services, key: SigningKey) -> None:
 def _longest_token(here: Services) -> timedelta:
     """The longest that a token of now may live; the most that is allowed where the clients cannot be asked."""
     try:
-        longest = max(here.settings.access_token_lifetime, here.clients.longest_lifetime() or 0)
+        longest = max(here.settings.access_token_lifetime, here.clients.repository.longest_lifetime() or 0)
     except SQLAlchemyError:
         longest = DAY
-    here.clients.end_reading()
+    here.clients.repository.end_reading()
     return timedelta(seconds=longest)
 
 
@@ -302,7 +302,7 @@ def _harm_of_revoking(ring: Ring, key: SigningKey, now: datetime, longest_token:
 
 def _tell_revocation(here: Services, ring: Ring, kid: str, harm: str) -> None:
     now = here.clock()
-    wait = here.keys.rules.propagation_seconds
+    wait = here.keys.manager.rules.propagation_seconds
     tell(f"{kid} leaves the JWKS of each worker when it sees this, within {wait} s; it {harm}.")
     try:
         signing = ring.signing_key(now)
@@ -310,7 +310,7 @@ def _tell_revocation(here: Services, ring: Ring, kid: str, harm: str) -> None:
         tell(f"Warning: {error}.")
         return
     tell(f"{signing.kid} signs.")
-    known = here.keys.rules.known_from(ring, signing)
+    known = here.keys.manager.rules.known_from(ring, signing)
     if known > now:
         tell(
             f"Warning: no standby had been announced for long enough. Until {timestamp(known)} a verifier may have a "
@@ -319,7 +319,7 @@ def _tell_revocation(here: Services, ring: Ring, kid: str, harm: str) -> None:
 
 
 def _tell_warnings(here: Services, ring: Ring) -> None:
-    for warning in warnings(ring, here.clock(), here.keys.rules):
+    for warning in warnings(ring, here.clock(), here.keys.manager.rules):
         tell(f"Warning: {warning}.")
 
 
@@ -348,7 +348,7 @@ def _describe(ring: Ring, key: SigningKey, now: datetime) -> dict[str, Any]:
 def _uses_where_known(here: Services) -> Mapping[str, KeyUse] | None:
     """How many tokens keys have signed; ``None`` without a database, which a ring in a file does not need."""
     try:
-        return here.key_uses.read()
+        return here.keys.usage.read()
     except SQLAlchemyError:
         return None
 

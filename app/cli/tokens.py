@@ -69,7 +69,7 @@ def tokens() -> None:
 def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as_json: bool) -> None:
     """Make a token for the client ID, as the token endpoint would, without its secret. The audit log tells of it."""
     here = services()
-    row = here.clients.find(client_id)
+    row = here.clients.repository.find(client_id)
     client = as_client(row)
     if row.disabled_at:
         raise ManagementError(f"{client_id} is disabled: `flask clients enable {client_id}` serves it again")
@@ -77,9 +77,9 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
         raise ManagementError(f"{client_id} may not use {ClientCredentialsGrant.GRANT_TYPE}: it gets no tokens")
     try:
         scope = " ".join(split_scopes(scopes)) or None
-        decision = decide(client, scope=scope, resources=resources, policy=here.server.policy)
-        here.server.wait_out(client)
-        token = here.tokens.issue(client, decision)
+        decision = decide(client, scope=scope, resources=resources, policy=here.oauth.server.policy)
+        here.oauth.server.wait_out(client)
+        token = here.oauth.issuer.issue(client, decision)
     except OAuthError as error:
         raise ManagementError(f"{error.error}: {error.description}") from None
     scope = " ".join(decision.scope) or None
@@ -105,10 +105,10 @@ def revoke(file: str | None, client_id: str | None) -> None:
     if (file is None) == (client_id is None):
         raise ManagementError("name a file (- for standard input) or --client ID, and not both")
     if client_id is not None:
-        until = here.clients.revoke_tokens(client_id).tokens_not_before
+        until = here.clients.repository.revoke_tokens(client_id).tokens_not_before
         tell(f"All tokens that {client_id} got until {timestamp(until)} are dead; {_WHO_KNOWS}")
         return
-    standing = here.standings.of_token(_token_in(read_secret(str(file), "token in")))
+    standing = here.oauth.statuses.of_token(_token_in(read_secret(str(file), "token in")))
     if standing.claims is None:
         raise ManagementError(f"there is nothing to revoke: {standing.reason} (`flask tokens inspect` says more)")
     if standing.reason:
@@ -116,7 +116,7 @@ def revoke(file: str | None, client_id: str | None) -> None:
         return
     token = standing.as_revoked()
     event = TokenChanged(by=system_user(), change="revoked", client_id=token.client_id, jti=token.jti)
-    here.revocations.revoke(token, within=lambda connection: here.outbox.put(connection, event))
+    here.oauth.revocations.revoke(token, within=lambda connection: here.outbox.put(connection, event))
     tell(f"The token {token.jti} of {token.client_id} is dead; {_WHO_KNOWS}")
 
 
@@ -131,8 +131,8 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
     is 1 for a token that would be refused.
     """
     here = services()
-    now = here.ring.now()
-    inspection = inspect_token(_token_in(read_secret(file, "token in")), here.settings.issuer, here.ring(), now)
+    now = here.keys.active.now()
+    inspection = inspect_token(_token_in(read_secret(file, "token in")), here.settings.issuer, here.keys.active(), now)
     fate = _fate(here, inspection)
     faults = inspection.faults if fate in {None, _UNKNOWN} else (Fault(str(fate), _DEAD[str(fate)]),)
     if as_json:
@@ -180,7 +180,7 @@ def _fate(here: Services, inspection: Inspection) -> str | None:
     if not inspection.is_good:
         return None
     try:
-        return here.standings.of_inspected(inspection).reason
+        return here.oauth.statuses.of_inspected(inspection).reason
     except ServiceUnavailable:
         return _UNKNOWN
 

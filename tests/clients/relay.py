@@ -178,7 +178,7 @@ class House:
             auth_fields=auth_fields,
         )
         with self.server.context():
-            row, _ = self.server.services.clients.register(fields, with_secret=False)
+            row, _ = self.server.services.clients.repository.register(fields, with_secret=False)
             return str(row.client_id)
 
     def register_awkward_for_raw(self) -> NewClient:

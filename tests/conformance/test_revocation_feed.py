@@ -118,7 +118,7 @@ def test_who_cannot_prove_itself_in_a_header_posts_a_form(served: RunningServer,
             introspects=(API,),
             auth_fields={"jwks": {"keys": [one.jwk | {"kid": one.kid}]}},
         )
-        row, _ = served.services.clients.register(fields, with_secret=False)
+        row, _ = served.services.clients.repository.register(fields, with_secret=False)
         client_id = row.client_id
     url = f"{served.url}/oauth/revocations"
     whole = form(one.sign(claims_of(client_id, served.url)))

@@ -60,7 +60,7 @@ def keyed(server: RunningServer) -> Party:
             token_endpoint_auth_method="private_key_jwt",
             auth_fields={"jwks": {"keys": [KEY.jwk | {"kid": KEY.kid}]}},
         )
-        row, _ = server.services.clients.register(fields, with_secret=False)
+        row, _ = server.services.clients.repository.register(fields, with_secret=False)
         algorithm = get_default_algorithms()["ES256"]
         return Party(row.client_id, "ES256", lambda signed: algorithm.sign(signed, KEY.key.private_key))
 

@@ -130,18 +130,18 @@ def test_a_secret_is_rotated_with_an_overlap_and_ends(server: RunningServer) -> 
     mine = make(server)
     first = assert_in(server, server.post_token(form(assertion(mine))), mine)
     with server.context():
-        new, _ = server.services.client_secrets.rotate(mine.client_id, overlap=timedelta(days=1))
+        new, _ = server.services.clients.secrets.rotate(mine.client_id, overlap=timedelta(days=1))
     renewed = NewClient(mine.client_id, new.secret)
     response = server.post_token(form(assertion(mine)))
     assert assert_in(server, response, mine) == first
     assert "Tokenhouse-Secret-Expires" in response.headers
     assert assert_in(server, server.post_token(form(assertion(renewed))), mine) == new.secret_id
     with server.context():
-        server.services.client_secrets.revoke(mine.client_id, first)
+        server.services.clients.secrets.revoke(mine.client_id, first)
     assert reason(server, server.post_token(form(assertion(mine)))) == "revoked_secret"
     assert_in(server, server.post_token(form(assertion(renewed))), mine)
     with server.context():
-        server.services.client_secrets.rotate(mine.client_id, overlap=timedelta())
+        server.services.clients.secrets.rotate(mine.client_id, overlap=timedelta())
     assert reason(server, server.post_token(form(assertion(renewed)))) == "expired_secret"
 
 

@@ -44,7 +44,7 @@ def make(server: RunningServer, *signers: Signer, **fields: Any) -> Keyed:
     if audience:
         auth_fields["assertion_audience"] = audience
     with server.context():
-        row, _ = server.services.clients.register(
+        row, _ = server.services.clients.repository.register(
             ClientFields(
                 client_name="A keyed one", token_endpoint_auth_method=METHOD, auth_fields=auth_fields, **fields
             ),
@@ -292,7 +292,7 @@ def test_an_unknown_client_and_others_are_refused_alike(server: RunningServer, c
     by_secret = server.create_client()
     ended = make(server, signer())
     with server.context():
-        server.services.clients.disable(ended.client_id)
+        server.services.clients.repository.disable(ended.client_id)
     cases = {
         "unknown_client": signer().sign(claims_of("nobody-at-all")),
         "disabled_client": ended.assertion(),

@@ -165,8 +165,8 @@ def test_2_2_an_expired_token_is_inactive(server: RunningServer, house: Househol
     def issued(ago: timedelta) -> str:
         with server.context():
             here = server.services
-            client = as_client(here.clients.find(house.caller.client_id))
-            issuer = AccessTokenIssuer(here.settings.issuer, here.ring.signing_key, lambda: here.clock() - ago)
+            client = as_client(here.clients.repository.find(house.caller.client_id))
+            issuer = AccessTokenIssuer(here.settings.issuer, here.keys.active.signing_key, lambda: here.clock() - ago)
             return issuer.issue(client, Decision(("read",), (API,), 3600)).encoded
 
     assert told(server, house.gateway, issued(timedelta(minutes=59)))["active"]

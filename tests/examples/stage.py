@@ -184,7 +184,7 @@ class Stage:
             fields |= {"token_endpoint_auth_method": "private_key_jwt", "auth_fields": _registered(one)}
             with self.server.context():
                 described = ClientFields(client_name="Keyed", scope=("things:read",), **fields)
-                row, _ = self.server.services.clients.register(described, with_secret=False)
+                row, _ = self.server.services.clients.repository.register(described, with_secret=False)
                 return NewClient(row.client_id, _pem(one))
         return self.server.create_client(scope=("things:read",), **fields)
 
@@ -194,11 +194,11 @@ class Stage:
             one = signer()
             with self.server.context():
                 change = {"auth_fields": _registered(one)}
-                self.server.services.clients.update(client.client_id, lambda _: change)
+                self.server.services.clients.repository.update(client.client_id, lambda _: change)
             new = _pem(one)
         else:
             with self.server.context():
-                made, _ = self.server.services.client_secrets.rotate(client.client_id, overlap=timedelta())
+                made, _ = self.server.services.clients.secrets.rotate(client.client_id, overlap=timedelta())
             new = made.secret
         self._secret_of(client).write_text(new)
 

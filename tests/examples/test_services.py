@@ -43,7 +43,7 @@ def test_callers_without_a_good_token_are_refused(service: Service) -> None:
     kid = jwt.get_unverified_header(good)["kid"]
     typed = {"kid": kid, "typ": "at+jwt"}
     with service.stage.server.context():
-        ours = service.stage.server.services.ring.signing_key().private_key
+        ours = service.stage.server.services.keys.active.signing_key().private_key
 
     def signed(changes: dict[str, object], **fields: str) -> str:
         kept = {name: value for name, value in (decoded | changes).items() if value is not None}

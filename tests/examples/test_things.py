@@ -163,7 +163,7 @@ def test_a_secret_that_was_rotated_is_taken(tool: Tool) -> None:
     assert tool.run("login")[0] == 0
     secret = Path(tool.stage.environment(tool.client)["CLIENT_SECRET_FILE"])
     with tool.stage.server.context():
-        new, _ = tool.stage.server.services.client_secrets.rotate(tool.client.client_id, overlap=timedelta())
+        new, _ = tool.stage.server.services.clients.secrets.rotate(tool.client.client_id, overlap=timedelta())
     (tool.home / "config" / "things" / "token").unlink()
     status, _, err = tool.run("list-resources")
     assert (status, err.startswith("invalid_client: "), err.endswith("; then: things.py login\n")) == (1, True, True)

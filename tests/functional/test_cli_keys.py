@@ -278,7 +278,7 @@ def test_what_must_be_all_the_same_says_what_it_breaks_and_asks(house: House) ->
         "which are all fresh ones: say --yes"
     )
     assert ring.read_bytes() == before
-    old = house.services.keys.home.read()
+    old = house.services.keys.manager.home.read()
     done = house.run("keys", "rotate", "--unsafe", "--yes", "--json")
     assert {key["kid"]: key["signs_from"] for key in data(done)}[standby] == "2026-01-31T12:00:03Z"
     assert "unsafe = true" in ring.read_text()
@@ -289,7 +289,7 @@ def test_what_must_be_all_the_same_says_what_it_breaks_and_asks(house: House) ->
     assert warning in done.stderr
     # Workers take it, and `check` warns.
     now = house.clock()
-    assert unsafe_change(old, house.services.keys.home.read(), now, house.services.keys.rules) == []
+    assert unsafe_change(old, house.services.keys.manager.home.read(), now, house.services.keys.manager.rules) == []
     checked = house.run("keys", "check")
     assert (checked.exit_code, warning in checked.stderr) == (0, True)
     house.clock.advance(seconds=3)
@@ -358,7 +358,7 @@ def test_revoke_puts_the_standby_in_its_place_at_once(house: House) -> None:
     after = states(house)
     assert (after.pop(first), after.pop(standby)) == ("revoked", "signing")
     assert list(after.values()) == ["announced"]
-    published = [key.kid for key in house.services.keys.home.read().published_keys(house.clock())]
+    published = [key.kid for key in house.services.keys.manager.home.read().published_keys(house.clock())]
     assert first not in published
 
 
@@ -385,7 +385,7 @@ def test_revoking_a_retiring_key_says_what_is_left_of_its_tokens(house: House) -
 
 def test_the_harm_is_what_the_longest_lifetime_allows(tmp_path: Path, clock: SettableClock) -> None:
     with open_house(tmp_path, clock, access_token_lifetime="10m") as house:
-        (key,) = house.services.keys.home.read().keys
+        (key,) = house.services.keys.manager.home.read().keys
         assert "breaks up to 600 s of live tokens" in refusal(house.run("keys", "revoke", key.kid))
         house.register("a", access_token_lifetime=300)
         assert "breaks up to 600 s of live tokens" in refusal(house.run("keys", "revoke", key.kid))
@@ -525,7 +525,7 @@ def test_check_draws_a_picture(house: House) -> None:
     picture = house.folder / "timeline.svg"
     assert house.run("keys", "check", "--svg", str(picture)).exit_code == 0
     titles = re.findall("<title>(.*)</title>", picture.read_text())
-    first, standby = house.services.keys.home.read().keys
+    first, standby = house.services.keys.manager.home.read().keys
     assert titles[1:] == [
         f"{first.kid}: signing from 2026-01-31 12:00 to 2026-05-01 12:00 UTC",
         f"{first.kid}: retiring from 2026-05-01 12:00 to 2026-05-02 12:01 UTC",
@@ -555,7 +555,7 @@ def test_a_safe_way_from_one_algorithm_to_another(tmp_path: Path, clock: Settabl
             "keep TOKENHOUSE_SIGNING_ALG=RS256 until then"
         )
         clock.advance(days=7)
-        assert house.services.keys.home.read().signing_key(clock()).kid == new["kid"]
+        assert house.services.keys.manager.home.read().signing_key(clock()).kid == new["kid"]
         assert house.run("keys", "check").exit_code == 0
         assert house.run("keys", "rotate", "--if-due").exit_code == 0
         question = f"Every server must run with TOKENHOUSE_SIGNING_ALG={alg} before RS256 is retired"
@@ -571,7 +571,7 @@ def test_a_safe_way_from_one_algorithm_to_another(tmp_path: Path, clock: Settabl
         assert states(house)[old] == "retiring"
         clock.advance(seconds=1)
         assert states(house)[old] == "gone"
-        assert {key.alg for key in house.services.keys.home.read().published_keys(clock())} == {alg}
+        assert {key.alg for key in house.services.keys.manager.home.read().published_keys(clock())} == {alg}
 
 
 @pytest.mark.parametrize(
@@ -607,7 +607,7 @@ def test_a_clock_that_was_set_back_is_noticed(house: House) -> None:
         )
     assert (house.folder / "keyring.toml").read_bytes() == before
     assert {path.name for path in house.folder.glob("*.pem")} == {
-        f"{key.kid}.pem" for key in house.services.keys.home.read().keys
+        f"{key.kid}.pem" for key in house.services.keys.manager.home.read().keys
     }
 
 
@@ -648,7 +648,7 @@ def test_a_public_key_is_exported_as_pem(house: House) -> None:
     kid = data(house.run("keys", "generate", "--json"))["kid"]
     done = house.run("keys", "export", "--", kid)
     assert (done.exit_code, done.stderr) == (0, "")
-    key = house.services.keys.home.read().keys[0]
+    key = house.services.keys.manager.home.read().keys[0]
     assert load_pem_public_key(done.stdout.encode()) == key.private_key.public_key()
     assert done.stdout.startswith("-----BEGIN PUBLIC KEY-----\n")
     assert done.stdout.endswith("-----END PUBLIC KEY-----\n")

@@ -346,5 +346,8 @@ def test_a_secret_that_was_shown_counts_though_its_reader_leaves(tmp_path: Path)
         with installation.context():
             credentials = [Credentials("c", secret)]
             assert (
-                installation.services.verifier.verify_secret(credentials, "client_secret_basic").client.client_id == "c"
+                installation.services.clients.authenticator.verify_secret(
+                    credentials, "client_secret_basic"
+                ).client.client_id
+                == "c"
             )

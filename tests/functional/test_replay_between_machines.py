@@ -40,7 +40,7 @@ def two_servers(folder: Path, database_url: str, **variables: str) -> Iterator[t
 
 def register(server: RunningServer) -> None:
     with server.context():
-        server.services.clients.register(
+        server.services.clients.repository.register(
             ClientFields(
                 client_name="Keyed",
                 token_endpoint_auth_method="private_key_jwt",

@@ -27,7 +27,7 @@ class Faulty:
         self.installation = Installation(folder)
         self.ring_path = folder / "keyring.toml"
         self.folder = folder
-        generate_long_ago(self.installation.services.keys)
+        generate_long_ago(self.installation.services.keys.manager)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -65,7 +65,7 @@ class Faulty:
 
     def read(self) -> Ring:
         """As a process that has not read it before."""
-        return self.installation.services.home_at(self.ring_path).read()
+        return self.installation.services.keys.open_backend(self.ring_path).read()
 
     def files(self) -> set[str]:
         return {path.name for path in self.folder.iterdir()}
@@ -134,7 +134,7 @@ def test_of_two_rotations_at_the_same_moment_one_is_told_that_it_was_done(faulty
 
 def test_a_clock_that_was_set_back_is_told_by_the_command(faulty: Faulty) -> None:
     """The ring was written an hour from now."""
-    generate_long_ago(faulty.installation.services.keys, ago=timedelta(hours=-1))
+    generate_long_ago(faulty.installation.services.keys.manager, ago=timedelta(hours=-1))
     before = faulty.ring_path.read_bytes()
     done = faulty.installation.flask("keys", "rotate")
     assert (done.returncode, done.stdout) == (1, "")

@@ -32,7 +32,7 @@ class Serving:
         self.server = server
         with server.context():
             upgrade()
-            self.ring: Ring = generate_long_ago(server.services.keys)
+            self.ring: Ring = generate_long_ago(server.services.keys.manager)
         self.first, self.standby = (key.kid for key in self.ring.keys)
         server.start("--workers", str(WORKERS))
         self.client: NewClient = server.create_client()

@@ -370,7 +370,7 @@ def asked_for(told: Told) -> dict[str, str]:
 def test_the_audit_line_names_a_client_that_was_disabled_or_deleted(server: RunningServer, state: str) -> None:
     client = server.create_client()
     with server.context():
-        getattr(server.services.clients, state.removesuffix("d"))(client.client_id)
+        getattr(server.services.clients.repository, state.removesuffix("d"))(client.client_id)
     event = server.event_of(server.post_token(headers={"Authorization": client.basic}))
     assert (event["client_id"], event["reason"]) == (client.client_id, f"{state}_client")
 

@@ -32,14 +32,14 @@ def expired(server: RunningServer) -> NewClient:
 def disabled(server: RunningServer) -> NewClient:
     client = server.create_client()
     with server.context():
-        server.services.clients.disable(client.client_id)
+        server.services.clients.repository.disable(client.client_id)
     return client
 
 
 def deleted(server: RunningServer) -> NewClient:
     client = server.create_client()
     with server.context():
-        server.services.clients.delete(client.client_id)
+        server.services.clients.repository.delete(client.client_id)
     return client
 
 

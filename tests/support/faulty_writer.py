@@ -48,7 +48,7 @@ def die_as_told(services: Services, folder: str) -> None:
         child = os.fork()
         if not child:
             die_at(int(line), folder)
-            services.keys.generate()
+            services.keys.manager.generate()
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
@@ -78,7 +78,7 @@ def main() -> None:
     else:
         be_somebody_else(folder)
     try:
-        services.keys.generate()
+        services.keys.manager.generate()
     except ManagementError as error:
         print(f"refused: {error}")
     else:

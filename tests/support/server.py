@@ -164,13 +164,13 @@ class Installation:
         with self.context():
             upgrade()
             now = self.services.clock()
-            add_key(self.services.keys.home, published_at=now, signs_from=now)
+            add_key(self.services.keys.manager.home, published_at=now, signs_from=now)
 
     def create_client(self, name: str = "A service", *, client_id: str | None = None, **fields: Any) -> NewClient:
         """Register a client; ``secret``, ``secret_expires_after`` and the fields of ``ClientFields`` may be given."""
         options = {name: fields.pop(name) for name in ("secret", "secret_expires_after") if name in fields}
         with self.context():
-            row, secret = self.services.clients.register(
+            row, secret = self.services.clients.repository.register(
                 ClientFields(client_name=name, **fields), client_id=client_id, **options
             )
             assert secret is not None

@@ -47,12 +47,12 @@ class House:
     @property
     def store(self) -> ClientStore:
         """The door to clients. Needs an application context for all but verifying."""
-        return self.services.clients
+        return self.services.clients.repository
 
     @property
     def verifier(self) -> SecretVerifier:
         """Who is let in."""
-        return self.services.verifier
+        return self.services.clients.authenticator
 
     def register(
         self,
@@ -104,7 +104,7 @@ def open_house(
             if migrated:
                 upgrade()
             if with_key:
-                add_key(house.services.keys.home, published_at=clock(), signs_from=clock())
+                add_key(house.services.keys.manager.home, published_at=clock(), signs_from=clock())
         try:
             yield house
         finally:

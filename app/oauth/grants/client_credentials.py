@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from authlib.oauth2.rfc6749 import grants
 
-from app.contracts import AccessToken, AccessTokenSource, Authentication, TokenRequest
+from app.contracts import AccessToken, Authentication, Client, Decision, TokenRequest
 from app.errors import UnauthorizedClient
 from app.oauth.policy import Policy, decide
 
@@ -25,7 +25,10 @@ class GrantServer(Protocol):
     """What a grant needs of the authorization server."""
 
     policy: Policy
-    tokens: AccessTokenSource
+
+    def issue(self, client: Client, decision: Decision) -> AccessToken:
+        """Sign a token for ``client``."""
+        ...
 
     def authenticate(self, request: GrantRequest) -> Authentication:
         """Who sent ``request``."""
@@ -72,7 +75,7 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
             policy=self.server.policy,
             never_named=request.presented_secrets,
         )
-        request.access_token = self.server.tokens.issue(client, decision)
+        request.access_token = self.server.issue(client, decision)
         answer: dict[str, Any] = {
             "access_token": request.access_token.encoded,
             "token_type": "Bearer",

@@ -31,7 +31,7 @@ def test_a_server_needs_a_key_that_may_sign(tmp_path: Path, clock: SettableClock
 def test_a_server_needs_a_key_whose_time_has_come(tmp_path: Path, clock: SettableClock) -> None:
     with open_house(tmp_path, clock, with_key=False) as house:
         later = clock() + timedelta(days=1)
-        add_key(house.services.keys.home, published_at=clock(), signs_from=later)
+        add_key(house.services.keys.manager.home, published_at=clock(), signs_from=later)
         with pytest.raises(StartError, match=r"^the key ring has no key that may sign now: the first may sign from "):
             check_start(house.app)
 

@@ -40,10 +40,10 @@ def found_in(tmp_path: Path, clock: SettableClock, **settings: str) -> list[tupl
 
 
 def test_where_nothing_is_wrong_nothing_is_found(any_house: House) -> None:
-    any_house.services.keys.home.read()
+    any_house.services.keys.manager.home.read()
     with any_house.app.app_context():
         add_key(
-            any_house.services.keys.home,
+            any_house.services.keys.manager.home,
             published_at=any_house.clock(),
             signs_from=any_house.clock() + timedelta(days=9),
         )
@@ -205,7 +205,9 @@ def test_a_ring_that_is_unsafe_broken_or_without_a_standby(house: House) -> None
     assert [one.what for one in found(house) if one.check == "key ring"] == [
         "no standby is announced: `flask keys rotate --if-due` announces one"
     ]
-    add_key(house.services.keys.home, published_at=house.clock(), signs_from=house.clock() + timedelta(seconds=5))
+    add_key(
+        house.services.keys.manager.home, published_at=house.clock(), signs_from=house.clock() + timedelta(seconds=5)
+    )
     assert Severity.ERROR in {one.severity for one in found(house) if one.check == "key ring"}
     Path(str(house.settings.keyring)).write_text("x")
     (told,) = [one for one in found(house) if one.check == "key ring"]
@@ -218,7 +220,7 @@ def test_a_client_whose_keys_cannot_be_fetched(house: House) -> None:
         publisher.publish(one.jwk | {"kid": one.kid})
         auth_fields = {"jwks_uri": publisher.url}
         fields = ClientFields(client_name="A", token_endpoint_auth_method="private_key_jwt", auth_fields=auth_fields)
-        found_set = house.services.key_sets.fetch(publisher.url)
+        found_set = house.services.clients.jwks_cache.fetch(publisher.url)
         house.store.register(fields, client_id="c", with_secret=False, key_set=found_set)
         with db.engine.begin() as connection:
             connection.execute(update(ClientKeySetRow).values(fault="gone"))

@@ -193,8 +193,9 @@ def test_a_variable_that_nothing_can_be_made_of_costs_no_token(
 ) -> None:
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "ths_key")
     served = house.app.wsgi_app
-    tracing.begin(house.app, house.services)
+    instrumentation = house.app.extensions["instrumentation"]
+    tracing.begin(house.app, house.settings, instrumentation)
     assert house.app.wsgi_app == served
-    assert house.services.measures.span("database") is None
+    assert instrumentation.span("database") is None
     (record,) = [record for record in caplog.records if record.name == "app.tracing"]
     assert record.getMessage() == "there are no traces: a variable OTEL_… is wrong (ValueError)"

@@ -141,8 +141,8 @@ def test_who_has_no_key_gets_no_such_client_and_is_not_told_of_the_method(tmp_pa
         done = house.run("clients", "create", "C", "--auth-method", METHOD)
         assert done.exit_code == 1
         assert "TOKENHOUSE_ENCRYPTION_KEYS is not set" in done.stderr
-        assert METHOD not in house.services.metadata["token_endpoint_auth_methods_supported"]
-        assert "HS256" not in house.services.metadata["token_endpoint_auth_signing_alg_values_supported"]
+        assert METHOD not in house.services.oauth.metadata["token_endpoint_auth_methods_supported"]
+        assert "HS256" not in house.services.oauth.metadata["token_endpoint_auth_signing_alg_values_supported"]
         assert house.run("clients", "list", "--json").stdout.strip() == "[]"
 
 
@@ -183,12 +183,12 @@ def test_of_many_ended_secrets_those_that_work_are_tried(tmp_path: Path, clock: 
         client = house.register("c", secret=SECRET, token_endpoint_auth_method=METHOD)
         with house.app.app_context():
             for number in range(40):
-                house.services.client_secrets.rotate("c", overlap=house.clock() - house.clock())
+                house.services.clients.secrets.rotate("c", overlap=house.clock() - house.clock())
                 clock.advance(seconds=1)
                 if number % 2:
-                    newest = house.services.clients.find("c").secrets[-1]
-                    house.services.client_secrets.revoke("c", newest.secret_id)
-            last, _ = house.services.client_secrets.rotate("c", overlap=house.clock() - house.clock())
+                    newest = house.services.clients.repository.find("c").secrets[-1]
+                    house.services.clients.secrets.revoke("c", newest.secret_id)
+            last, _ = house.services.clients.secrets.rotate("c", overlap=house.clock() - house.clock())
         assert ask(house, NewClient("c", last.secret)) == 200
         assert ask(house, client) == 401
 
@@ -199,5 +199,5 @@ def test_no_secret_is_shown_again(tmp_path: Path, clock: SettableClock) -> None:
         for words in (("show", "c"), ("show", "c", "--json"), ("secrets", "c"), ("list", "--json")):
             assert SECRET not in house.run("clients", *words).output
         with house.app.app_context(), pytest.raises(ManagementError) as caught:
-            house.services.client_secrets.rotate("c", overlap=clock() - clock(), secret="y" * 20)
+            house.services.clients.secrets.rotate("c", overlap=clock() - clock(), secret="y" * 20)
         assert "y" * 20 not in str(caught.value)

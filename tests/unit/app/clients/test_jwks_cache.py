@@ -47,7 +47,7 @@ def house(any_house: House) -> Iterator[House]:
 def make(house: House, uri: str, client_id: str = "c", **more: Any) -> str:
     with house.app.app_context():
         fields = ClientFields(client_name="A", token_endpoint_auth_method=METHOD, auth_fields={"jwks_uri": uri, **more})
-        found = house.services.key_sets.fetch(uri)
+        found = house.services.clients.jwks_cache.fetch(uri)
         house.store.register(fields, client_id=client_id, with_secret=False, key_set=found)
     return client_id
 
@@ -61,7 +61,7 @@ def ask(house: House, one: Signer, client_id: str = "c", **header: Any) -> int:
 
 def look(house: House) -> None:
     with house.app.app_context():
-        house.services.key_sets.look()
+        house.services.clients.jwks_cache.look()
 
 
 def kept(house: House, client_id: str = "c") -> ClientKeySetRow:
@@ -281,7 +281,7 @@ def test_one_that_is_slow_or_gone_holds_up_no_other(house: House, publisher: Pub
     look(house)
     assert {ask(house, THIRD, f"c{number}") for number in range(FETCHED_AT_ONCE + 2)} == {200}
     assert ask(house, NEW, "gone") == 200
-    assert house.services.key_sets.failing == ["gone"]
+    assert house.services.clients.jwks_cache.failing == ["gone"]
 
 
 def test_a_change_of_keys_leaves_a_trace_and_a_mere_fetch_does_not(
@@ -332,7 +332,7 @@ def test_a_fetch_that_ends_after_the_client_has_moved_changes_nothing(
             found = super().fetch(url, accept)
             publisher.publish(jwk(NEW))
             with house.app.app_context():
-                new = house.services.key_sets.fetch(elsewhere)
+                new = house.services.clients.jwks_cache.fetch(elsewhere)
                 house.store.update("c", lambda _: {"auth_fields": {"jwks_uri": elsewhere}}, new)
             if not is_found:
                 raise FetchError("gone")
@@ -353,7 +353,7 @@ def test_nobody_can_be_made_whose_keys_were_not_fetched(house: House, publisher:
         )
         with pytest.raises(ManagementError, match="must be fetched before"):
             house.store.register(fields, client_id="c", with_secret=False)
-        other = house.services.key_sets.fetch(publisher.url + "?other")
+        other = house.services.clients.jwks_cache.fetch(publisher.url + "?other")
         with pytest.raises(ManagementError, match="must be fetched before"):
             house.store.register(fields, client_id="c", with_secret=False, key_set=other)
 
@@ -361,9 +361,9 @@ def test_nobody_can_be_made_whose_keys_were_not_fetched(house: House, publisher:
 def test_a_name_that_leads_into_our_network_is_refused_at_once(tmp_path: Path, clock: SettableClock) -> None:
     with open_house(tmp_path, clock) as house, house.app.app_context():
         with pytest.raises(ManagementError) as caught:
-            house.services.key_sets.fetch("https://[::ffff:169.254.169.254]/latest")
+            house.services.clients.jwks_cache.fetch("https://[::ffff:169.254.169.254]/latest")
         assert "leads to ::ffff:169.254.169.254, which is no public address" in str(caught.value)
     with open_house(tmp_path / "b", clock, jwks_uri_networks="127.0.0.0/8") as house, house.app.app_context():
         with pytest.raises(ManagementError) as caught:
-            house.services.key_sets.fetch("https://[::ffff:127.0.0.1]:1/")
+            house.services.clients.jwks_cache.fetch("https://[::ffff:127.0.0.1]:1/")
         assert "Connection refused" in str(caught.value)

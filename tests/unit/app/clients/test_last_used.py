@@ -47,7 +47,7 @@ def last_used(house: House, client_id: str) -> tuple[datetime | None, datetime |
 
 def addresses(house: House, client_id: str) -> list[tuple[str, datetime, datetime]]:
     with house.app.app_context():
-        (uses,) = house.services.client_secrets.uses(client_id).values()
+        (uses,) = house.services.clients.secrets.uses(client_id).values()
         return [(use.source_address, use.first_used_at, use.last_used_at) for use in uses]
 
 
@@ -120,7 +120,7 @@ def test_a_thousand_uses_in_a_minute_are_one_write(any_house: House) -> None:
 def test_the_secret_that_was_used_is_marked_and_no_other(any_house: House) -> None:
     first = any_house.register("a")
     with any_house.app.app_context():
-        any_house.services.client_secrets.rotate("a", overlap=timedelta(days=1))
+        any_house.services.clients.secrets.rotate("a", overlap=timedelta(days=1))
     any_house.clock.advance(hours=1)
     authenticate(any_house, first)
     marks_of(any_house).flush()
@@ -283,7 +283,7 @@ def test_a_secret_that_is_gone_is_no_trouble(any_house: House) -> None:
     marks_of(any_house).flush()
     with any_house.app.app_context():
         assert any_house.store.find("a").last_used_at == NOON
-        assert any_house.services.client_secrets.uses("a") == {}
+        assert any_house.services.clients.secrets.uses("a") == {}
 
 
 def test_a_use_without_a_secret_marks_the_client(any_house: House) -> None:
@@ -318,7 +318,7 @@ def test_a_successful_authentication_moves_a_digest_to_the_first_pepper(
         assert pepper == "p1"
     with house_with_peppers(tmp_path, clock, database_url, f"{new},{old}") as house:
         with house.app.app_context():
-            assert house.services.client_secrets.count_by_pepper() == {"p2": 0, "p1": 1}
+            assert house.services.clients.secrets.count_by_pepper() == {"p2": 0, "p1": 1}
         with writes(house) as written:
             authenticate(house, client)
         assert written == []
@@ -328,7 +328,7 @@ def test_a_successful_authentication_moves_a_digest_to_the_first_pepper(
         assert pepper == "p2"
         assert moved != digest
         with house.app.app_context():
-            assert house.services.client_secrets.count_by_pepper() == {"p2": 1, "p1": 0}
+            assert house.services.clients.secrets.count_by_pepper() == {"p2": 1, "p1": 0}
         authenticate(house, client)
     with house_with_peppers(tmp_path, clock, database_url, new) as house:
         authenticate(house, client)

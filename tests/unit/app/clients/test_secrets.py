@@ -40,7 +40,7 @@ def rotate(
     house: House, client_id: str = "a", overlap: timedelta = WEEK, expires_after: timedelta | None = None
 ) -> NewSecret:
     with house.app.app_context():
-        return house.services.client_secrets.rotate(client_id, overlap=overlap, expires_after=expires_after)[0]
+        return house.services.clients.secrets.rotate(client_id, overlap=overlap, expires_after=expires_after)[0]
 
 
 def use(house: House, client_id: str, secret: str) -> None:
@@ -57,7 +57,7 @@ def working(house: House, client_id: str = "a") -> list[str]:
 
 def finish(house: House, silent_for: timedelta, client_id: str = "a") -> list[str]:
     with house.app.app_context():
-        return [row.secret_id for row in house.services.client_secrets.finish(client_id, silent_for)]
+        return [row.secret_id for row in house.services.clients.secrets.finish(client_id, silent_for)]
 
 
 def test_both_secrets_work_until_the_overlap_is_over(any_house: House) -> None:
@@ -93,7 +93,7 @@ def test_the_overlapping_ones_are_told(any_house: House) -> None:
     first = rotate(any_house, overlap=timedelta(days=1))
     any_house.clock.advance(hours=1)
     with any_house.app.app_context():
-        _, older = any_house.services.client_secrets.rotate("a", overlap=timedelta(hours=2))
+        _, older = any_house.services.clients.secrets.rotate("a", overlap=timedelta(hours=2))
         assert {row.expires_at for row in older} == {NOON + timedelta(hours=3)}
         assert first.secret_id in {row.secret_id for row in older}
         assert len(older) == 2
@@ -110,10 +110,10 @@ def test_a_new_secret_may_end_itself(any_house: House) -> None:
 def test_an_imported_secret_is_taken_over(any_house: House) -> None:
     any_house.register("a")
     with any_house.app.app_context():
-        new, _ = any_house.services.client_secrets.rotate("a", overlap=WEEK, secret=IMPORTED)
+        new, _ = any_house.services.clients.secrets.rotate("a", overlap=WEEK, secret=IMPORTED)
         assert new.secret == IMPORTED
         with pytest.raises(ManagementError, match="16"):
-            any_house.services.client_secrets.rotate("a", overlap=WEEK, secret="short")
+            any_house.services.clients.secrets.rotate("a", overlap=WEEK, secret="short")
     assert is_let_in(any_house, "a", IMPORTED)
     assert len(working(any_house)) == 2
 
@@ -167,7 +167,7 @@ def test_a_revoked_secret_ends_at_once_and_the_other_lives_on(any_house: House) 
     old = any_house.register("a")
     new = rotate(any_house)
     with any_house.app.app_context():
-        row, left = any_house.services.client_secrets.revoke("a", new.secret_id)
+        row, left = any_house.services.clients.secrets.revoke("a", new.secret_id)
         assert (row.revoked_at, left) == (NOON, 1)
     assert is_let_in(any_house, "a", old.secret)
     assert not is_let_in(any_house, "a", new.secret)
@@ -177,9 +177,9 @@ def test_revoking_twice_keeps_the_first_time(any_house: House) -> None:
     any_house.register("a")
     (secret_id,) = working(any_house)
     with any_house.app.app_context():
-        any_house.services.client_secrets.revoke("a", secret_id)
+        any_house.services.clients.secrets.revoke("a", secret_id)
         any_house.clock.advance(hours=1)
-        row, left = any_house.services.client_secrets.revoke("a", secret_id)
+        row, left = any_house.services.clients.secrets.revoke("a", secret_id)
         assert (row.revoked_at, left) == (NOON, 0)
 
 
@@ -190,7 +190,7 @@ def test_a_secret_of_somebody_else_is_not_there(any_house: House, secret_id: str
     (of_b,) = working(any_house, "b")
     wanted = of_b if secret_id == "s-of-b" else secret_id
     with any_house.app.app_context(), pytest.raises(ManagementError, match="'a' has no secret"):
-        any_house.services.client_secrets.revoke("a", wanted)
+        any_house.services.clients.secrets.revoke("a", wanted)
     assert len(working(any_house, "b")) == 1
 
 
@@ -307,7 +307,7 @@ def test_a_secret_that_no_longer_works_is_in_no_report(any_house: House) -> None
 
 
 def told(house: House) -> list[SecretExpiring]:
-    return list(house.services.client_secrets.claim_expiring())
+    return list(house.services.clients.secrets.claim_expiring())
 
 
 def test_the_end_of_a_secret_is_told_once_a_day_in_its_last_thirty(any_house: House) -> None:
@@ -356,7 +356,7 @@ def test_nothing_is_told_of_clients_that_are_switched_off_or_secrets_that_are_ov
         any_house.store.disable("disabled")
         any_house.store.delete("deleted")
         (secret,) = any_house.store.find("revoked").secrets
-        any_house.services.client_secrets.revoke("revoked", secret.secret_id)
+        any_house.services.clients.secrets.revoke("revoked", secret.secret_id)
     any_house.clock.advance(days=1)
     assert told(any_house) == []
 

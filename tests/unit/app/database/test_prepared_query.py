@@ -237,6 +237,6 @@ def test_all_who_ask_share_the_connection_of_their_thread(house: House) -> None:
         db.engine.dispose()
         event.listen(db.engine, "connect", lambda *found: made.append(found))
         for _ in range(3):
-            house.services.verifier.answers()
-            house.services.revocations.reason_against(client.client_id, "j", house.clock())
+            house.services.clients.authenticator.answers()
+            house.services.oauth.revocations.reason_against(client.client_id, "j", house.clock())
     assert len(made) == 1

@@ -31,7 +31,10 @@ class Worker:
     def __init__(self, house: House) -> None:
         self.heard: list[Event] = []
         self.current = CurrentRing(
-            house.services.home_at(house.settings.keyring), house.services.keys.rules, self, house.clock
+            house.services.keys.open_backend(house.settings.keyring),
+            house.services.keys.manager.rules,
+            self,
+            house.clock,
         )
 
     def emit(self, event: Event) -> None:
@@ -46,14 +49,14 @@ def house(request: pytest.FixtureRequest, tmp_path: Path, clock: SettableClock) 
     """With a ring in each kind of home that changes."""
     more = {"keyring": "database", "encryption_keys": ENCRYPTION} if request.param == "database" else {}
     with open_house(tmp_path, clock, with_key=False, **more) as made:
-        made.services.keys.generate()
+        made.services.keys.manager.generate()
         yield made
 
 
 @pytest.fixture
 def in_file(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
     with open_house(tmp_path, clock, with_key=False) as made:
-        made.services.keys.generate()
+        made.services.keys.manager.generate()
         yield made
 
 
@@ -93,7 +96,7 @@ def test_a_change_is_taken_at_the_next_look_and_told(house: House) -> None:
     first = worker.signs_with()
     house.clock.advance(days=8)
     standby = worker.current().standbys(house.clock())[0].kid
-    house.services.keys.rotate()
+    house.services.keys.manager.rotate()
     worker.current.refresh()
     house.clock.advance(minutes=7)
     assert worker.signs_with() == standby != first
@@ -108,7 +111,7 @@ def test_a_change_is_taken_at_the_next_look_and_told(house: House) -> None:
 def test_no_request_looks_at_the_file(in_file: House) -> None:
     worker = Worker(in_file)
     first = worker.signs_with()
-    in_file.services.keys.revoke(first)
+    in_file.services.keys.manager.revoke(first)
     assert worker.signs_with() == first
     worker.current.refresh()
     assert worker.signs_with() != first
@@ -141,14 +144,14 @@ def test_of_several_workers_one_tells(house: House, memory: shared_state.LastGoo
     workers = [Worker(house) for _ in range(3)]
     for worker in workers:
         worker.current.refresh()
-    house.services.keys.revoke(workers[0].signs_with())
+    house.services.keys.manager.revoke(workers[0].signs_with())
     for worker in workers:
         worker.current.refresh()
     told = [type(event) for event in workers[0].heard]
     assert told == [KeyRingLoaded, KeyStateChanged, KeyStateChanged, KeyStateChanged]
     assert [worker.heard for worker in workers[1:]] == [[], []]
     # Another change of the same kind is told again, by whoever comes first.
-    house.services.keys.revoke(workers[0].signs_with())
+    house.services.keys.manager.revoke(workers[0].signs_with())
     for worker in reversed(workers):
         worker.current.refresh()
     assert [len(worker.heard) for worker in workers] == [4, 0, 4]
@@ -231,7 +234,7 @@ def test_a_ring_from_the_future_is_not_taken(in_file: House) -> None:
     worker = Worker(in_file)
     before = worker.current()
     in_file.clock.advance(days=10)
-    in_file.services.keys.rotate()
+    in_file.services.keys.manager.rotate()
     in_file.clock.advance(days=-10)
     worker.current.refresh()
     assert worker.current() == before
@@ -308,7 +311,7 @@ def test_an_edit_that_claims_an_old_publication_is_not_believed(in_file: House) 
     worker = Worker(in_file)
     first = worker.signs_with()
     add_key(
-        in_file.services.keys.home,
+        in_file.services.keys.manager.home,
         published_at=in_file.clock() - timedelta(days=30),
         signs_from=in_file.clock() + timedelta(minutes=1),
     )
@@ -322,7 +325,7 @@ def test_an_edit_that_drops_a_key_with_live_tokens_is_not_taken(in_file: House) 
     worker = Worker(in_file)
     first = worker.current().signing_key(in_file.clock())
     in_file.clock.advance(days=90)
-    in_file.services.keys.home.change(lambda ring: Ring(ring.keys[1:], ring.signing_alg, ring.written_at))
+    in_file.services.keys.manager.home.change(lambda ring: Ring(ring.keys[1:], ring.signing_alg, ring.written_at))
     worker.current.refresh()
     assert worker.current.fault == (
         f"{first.kid} would leave the JWKS while tokens of it are alive: the earliest safe time is 2026-05-02T12:01:00Z"
@@ -336,10 +339,10 @@ def test_a_link_that_is_swapped_is_a_change(tmp_path: Path, clock: SettableClock
     """As Kubernetes does it: a link to a link to a folder."""
     (tmp_path / "a").mkdir()
     with open_house(tmp_path / "a", clock, with_key=False) as maker:
-        maker.services.keys.generate()
+        maker.services.keys.manager.generate()
         content = {path.name: path.read_bytes() for path in maker.folder.glob("*[lm]")}
         clock.advance(days=8)
-        maker.services.keys.rotate()
+        maker.services.keys.manager.rotate()
         later = {path.name: path.read_bytes() for path in maker.folder.glob("*[lm]")}
     mount = tmp_path / "mount"
     for name, files in (("..1", content), ("..2", later)):
@@ -351,7 +354,7 @@ def test_a_link_that_is_swapped_is_a_change(tmp_path: Path, clock: SettableClock
     (mount / "keyring.toml").symlink_to("..data/keyring.toml")
     clock.advance(days=-8)
     with open_house(tmp_path, clock, with_key=False, keyring=str(mount / "keyring.toml")) as house:
-        assert house.services.keys.rules.propagation_seconds == 300
+        assert house.services.keys.manager.rules.propagation_seconds == 300
         worker = Worker(house)
         assert len(worker.current().keys) == 2
         clock.advance(days=8, hours=1)
@@ -386,7 +389,7 @@ def test_the_memory_follows_every_change(house: House, memory: shared_state.Last
     worker = Worker(house)
     worker.current()
     house.clock.advance(days=8)
-    ring = house.services.keys.rotate()
+    ring = house.services.keys.manager.rotate()
     worker.current.refresh()
     recalled = memory.recall("RS256")
     assert recalled == ring
@@ -397,12 +400,12 @@ def test_the_memory_follows_every_change(house: House, memory: shared_state.Last
 
 def test_empty_memory_and_half_a_write_are_nothing(house: House, memory: shared_state.LastGood) -> None:
     assert memory.recall("RS256") is None
-    memory.keep(house.services.keys.home.read())
+    memory.keep(house.services.keys.manager.home.read())
     assert memory.recall("RS256")
     whole: Any = memory._memory  # noqa: SLF001 - Another worker's write, half-way.
     whole[200] ^= 1
     assert memory.recall("RS256") is None
-    memory.keep(house.services.keys.home.read())
+    memory.keep(house.services.keys.manager.home.read())
     assert memory.recall("RS256")
     whole[:8] = (2**40).to_bytes(8)
     assert memory.recall("RS256") is None
@@ -412,7 +415,7 @@ def test_a_ring_that_does_not_fit_is_not_remembered(
     house: House, memory: shared_state.LastGood, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_state, "SIZE_BYTES", 100)
-    memory.keep(house.services.keys.home.read())
+    memory.keep(house.services.keys.manager.home.read())
     monkeypatch.undo()
     assert memory.recall("RS256") is None
 
@@ -423,10 +426,10 @@ def test_a_ring_that_does_not_fit_is_not_remembered(
 def test_the_longest_cache_time_is_noted_and_never_falls(tmp_path: Path, clock: SettableClock) -> None:
     def noted(max_age: str) -> set[int]:
         with open_house(tmp_path, clock, with_key=False, jwks_max_age=max_age) as house:
-            if house.services.keys.home.is_empty():
-                house.services.keys.generate()
-            house.services.ring.note_max_age()
-            return {key.jwks_max_age for key in house.services.keys.home.read().keys}
+            if house.services.keys.manager.home.is_empty():
+                house.services.keys.manager.generate()
+            house.services.keys.active.note_max_age()
+            return {key.jwks_max_age for key in house.services.keys.manager.home.read().keys}
 
     assert noted("5m") == {300}
     assert noted("1h") == {3600}
@@ -435,10 +438,10 @@ def test_the_longest_cache_time_is_noted_and_never_falls(tmp_path: Path, clock: 
 
 def test_a_longer_cache_time_puts_off_a_turn_that_would_be_too_early(tmp_path: Path, clock: SettableClock) -> None:
     with open_house(tmp_path, clock, with_key=False, key_announce="10m", key_rotation_interval="10m") as house:
-        house.services.keys.generate()
+        house.services.keys.manager.generate()
     with open_house(tmp_path, clock, with_key=False, jwks_max_age="1h") as house:
-        house.services.ring.note_max_age()
-        (standby,) = house.services.keys.home.read().standbys(clock())
+        house.services.keys.active.note_max_age()
+        (standby,) = house.services.keys.manager.home.read().standbys(clock())
         assert standby.signs_from == clock() + timedelta(seconds=3603)
 
 
@@ -446,14 +449,14 @@ def test_a_ring_that_cannot_be_written_is_used_as_it_is(
     in_file: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_house(in_file.folder, in_file.clock, with_key=False, jwks_max_age="1h") as longer:
-        home: KeyringHome = longer.services.ring.home
+        home: KeyringHome = longer.services.keys.active.home
         logging.getLogger("app.keyring.active").addHandler(caplog.handler)
 
         def refuse(*_: object) -> None:
             raise OSError(30, "Read-only file system")
 
         monkeypatch.setattr("app.keyring.backends.file.write_private_file", refuse)
-        longer.services.ring.note_max_age()
+        longer.services.keys.active.note_max_age()
         logging.getLogger("app.keyring.active").removeHandler(caplog.handler)
         (record,) = caplog.records
         assert record.getMessage() == (
@@ -472,7 +475,7 @@ def test_ready_is_degraded_while_the_ring_is_broken_and_tokens_go_on(house: Hous
     assert caller.post("/oauth/token", data=form).status_code == 200
     content = ring_file(house).read_bytes() if ring_file(house).exists() else b""
     break_ring(house)
-    house.services.ring.refresh()
+    house.services.keys.active.refresh()
     ready = caller.get("/readyz")
     assert (ready.status_code, ready.get_json()) == (
         200,
@@ -484,5 +487,5 @@ def test_ready_is_degraded_while_the_ring_is_broken_and_tokens_go_on(house: Hous
     assert caller.post("/oauth/token", data=form).status_code == 200
     assert len(json.loads(caller.get("/.well-known/jwks.json").data)["keys"]) == 2
     mend_ring(house, content)
-    house.services.ring.refresh()
+    house.services.keys.active.refresh()
     assert caller.get("/readyz").get_json()["status"] == "ok"

@@ -86,6 +86,6 @@ def test_a_token_counts_for_the_key_that_signed_it(house: House) -> None:
     form = {"grant_type": "client_credentials", "client_id": "a", "client_secret": client.secret}
     for _ in range(3):
         assert house.app.test_client().post("/oauth/token", data=form).status_code == 200
-    house.services.key_uses.flush()
-    (key,) = house.services.ring().keys
-    assert {kid: use.tokens for kid, use in house.services.key_uses.read().items()} == {key.kid: 3}
+    house.services.keys.usage.flush()
+    (key,) = house.services.keys.active().keys
+    assert {kid: use.tokens for kid, use in house.services.keys.usage.read().items()} == {key.kid: 3}

@@ -30,12 +30,12 @@ from unit.house import House, statements
 from werkzeug.test import TestResponse
 
 from app.audit.log import AuditLog
-from app.endpoints.token import PATH
 from app.errors import InvalidRequest
 from app.http.forms import parse_form
 from app.lines import LineWriter
 from app.oauth.authorization_server import MOST_WAITING, WAIT_MARGIN_SECONDS
 from app.oauth.client_auth import METHODS
+from app.oauth.endpoints.token import PATH
 from app.oauth.grants import GRANTS
 
 SECRET = "a-secret-of-both-servers-123"
@@ -248,9 +248,9 @@ def test_13_joserfc_signs_with_a_random_key_of_a_set(house: House, ours: FlaskCl
     key_set = joserfc.jwk.KeySet(keys)
     tokens = [jws.serialize_compact({"alg": "HS256"}, b"x", key_set) for _ in range(60)]
     assert len({jwt.get_unverified_header(token)["kid"] for token in tokens}) > 1
-    add_key(house.services.keys.home, published_at=house.clock(), signs_from=house.clock().replace(year=2027))
+    add_key(house.services.keys.manager.home, published_at=house.clock(), signs_from=house.clock().replace(year=2027))
     kids = {jwt.get_unverified_header(granted(post(ours))["access_token"])["kid"] for _ in range(20)}
-    assert kids == {house.services.ring().signing_key(house.clock()).kid}
+    assert kids == {house.services.keys.active().signing_key(house.clock()).kid}
 
 
 def test_14_stocks_generator_of_rfc_9068_reads_its_key_for_each_token_and_aims_at_the_client() -> None:
@@ -283,7 +283,7 @@ def test_14_stocks_generator_of_rfc_9068_reads_its_key_for_each_token_and_aims_a
 
 def test_14_ours_names_its_key_and_aims_at_the_default_audience(house: House, ours: FlaskClient) -> None:
     encoded = granted(post(ours))["access_token"]
-    assert jwt.get_unverified_header(encoded)["kid"] == house.services.ring().signing_key(house.clock()).kid
+    assert jwt.get_unverified_header(encoded)["kid"] == house.services.keys.active().signing_key(house.clock()).kid
     assert jwt.decode(encoded, options={"verify_signature": False})["aud"] == house.settings.issuer
 
 
@@ -487,7 +487,7 @@ def test_a_fault_of_ours_is_told_without_its_cause(
     def broken(*_arguments: Any, **_options: Any) -> Any:
         raise RuntimeError("hidden cause")
 
-    monkeypatch.setattr(house.services.server.tokens, "issue", broken)
+    monkeypatch.setattr(house.services.oauth.server, "issue", broken)
     answer = post(ours)
     assert refused(answer, 500) == ("server_error", "The server failed to handle the request.")
     assert answer.headers["Cache-Control"] == "no-store"
@@ -505,7 +505,7 @@ def test_a_database_that_is_away_is_worth_a_retry(house: House, ours: FlaskClien
 
 def test_every_answer_is_one_event(house: House, ours: FlaskClient) -> None:
     told = io.StringIO()
-    house.services.server._events.subscribe(AuditLog("json", house.clock, LineWriter(lambda: told)))  # noqa: SLF001 - As create_app does.
+    house.services.oauth.server._events.subscribe(AuditLog("json", house.clock, LineWriter(lambda: told)))  # noqa: SLF001 - As create_app does.
     exchanges: list[tuple[dict[str, Any], str, str | None]] = [
         ({}, "issued", "known"),
         ({"headers": basic("nobody:x")}, "unknown_client", None),
@@ -563,7 +563,7 @@ def pauses(house: House, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         waited.append(seconds)
         house.clock.advance(seconds=seconds)
 
-    monkeypatch.setattr(house.services.server, "_pause", pause)
+    monkeypatch.setattr(house.services.oauth.server, "_pause", pause)
     return waited
 
 
@@ -579,7 +579,7 @@ def test_a_token_waits_out_the_second_in_which_its_clients_were_taken_back(
     assert (
         jwt.decode(token, options={"verify_signature": False, "verify_exp": False})["iat"] == int(until.timestamp()) + 1
     )
-    assert house.services.revocations.reason_against("known", "j", house.clock()) is None
+    assert house.services.oauth.revocations.reason_against("known", "j", house.clock()) is None
     post(ours)
     assert len(pauses) == 1
 
@@ -598,7 +598,7 @@ def test_few_wait_at_once_and_others_come_again(
             statuses[0] = post(house.app.test_client()).status_code
         house.clock.advance(seconds=1)
 
-    monkeypatch.setattr(house.services.server, "_pause", pause)
+    monkeypatch.setattr(house.services.oauth.server, "_pause", pause)
     assert post(ours).status_code == 200
     assert len(statuses) == MOST_WAITING
     assert post(ours).status_code == 200
@@ -613,7 +613,7 @@ def test_a_second_that_never_ends_is_worth_a_retry(
     answer = post(ours)
     assert (answer.status_code, answer.headers["Retry-After"], pauses) == (503, "1", [])
     house.clock.advance(seconds=60)
-    monkeypatch.setattr(house.services.server, "_pause", lambda _seconds: None)
+    monkeypatch.setattr(house.services.oauth.server, "_pause", lambda _seconds: None)
     assert post(ours).status_code == 503
 
 

@@ -21,7 +21,7 @@ def house(any_house: House) -> House:
 def use(house: House, issuer: str, jti: str, seconds: int = 60) -> bool:
     now = int(house.clock().timestamp())
     with house.app.app_context():
-        return house.services.replay.use(issuer, jti, now, now + seconds)
+        return house.services.oauth.replay_store.use(issuer, jti, now, now + seconds)
 
 
 def remembered(house: House) -> int:
@@ -53,14 +53,14 @@ def test_what_is_refused_by_itself_is_forgotten_and_nothing_else(house: House) -
     for number in range(4):
         assert use(house, "a", str(number), 60 if number % 2 else 600)
     house.clock.advance(seconds=60)
-    house.services.replay.forget_expired()
+    house.services.oauth.replay_store.forget_expired()
     assert remembered(house) == 4
     house.clock.advance(seconds=1)
-    house.services.replay.forget_expired()
+    house.services.oauth.replay_store.forget_expired()
     assert remembered(house) == 2
     assert not use(house, "a", "0")
     house.clock.now += timedelta(days=1)
-    house.services.replay.forget_expired()
+    house.services.oauth.replay_store.forget_expired()
     assert remembered(house) == 0
 
 

@@ -39,12 +39,12 @@ def use(house: House, jti: str, *, issuer: str = "a", issued: int = 0, seconds: 
     """Use ``jti`` of an assertion that was issued ``issued`` seconds from now."""
     now = int(house.clock().timestamp())
     with house.app.app_context():
-        return house.services.replay.use(issuer, jti, now + issued, now + seconds)
+        return house.services.oauth.replay_store.use(issuer, jti, now + issued, now + seconds)
 
 
 def look(house: House) -> None:
     with house.app.app_context():
-        house.services.replay.look()
+        house.services.oauth.replay_store.look()
 
 
 def refused(house: House) -> str:
@@ -202,11 +202,11 @@ def test_one_that_is_away_accepts_nothing_and_comes_back(
     assert use(house, "1")
     redis.stop()
     assert refused(house) == "redis_ConnectionError"
-    assert house.services.replay.is_away
+    assert house.services.oauth.replay_store.is_away
     look(house)
     redis.start()
     look(house)
-    assert not house.services.replay.is_away
+    assert not house.services.oauth.replay_store.is_away
     house.clock.advance(seconds=1)
     assert use(house, "2")
     told = [record.levelname for record in caplog.records if record.levelno > logging.INFO]
@@ -255,7 +255,7 @@ def test_a_user_with_the_rights_that_the_document_names_is_enough(tmp_path: Path
         with open_house(tmp_path, clock, redis_url=url) as house:
             assert [use(house, "1"), use(house, "1")] == [True, False]
             look(house)
-            assert not house.services.replay.is_away
+            assert not house.services.oauth.replay_store.is_away
 
 
 def test_a_question_is_a_part_of_the_request_where_requests_are_traced(house: House) -> None:
@@ -271,6 +271,6 @@ def test_a_question_is_a_part_of_the_request_where_requests_are_traced(house: Ho
             yield
 
     assert use(house, "before")
-    house.services.measures.trace_with(Spans())
+    house.app.extensions["instrumentation"].trace_with(Spans())
     assert use(house, "after")
     assert parts == ["redis"]

@@ -22,7 +22,7 @@ def house(any_house: House) -> House:
 
 def document(house: House, *resources: str, client_id: str = "reader") -> FeedDocument:
     with house.app.app_context():
-        return house.services.feed.document_for(client_id, resources)
+        return house.services.oauth.revocation_feed.document_for(client_id, resources)
 
 
 def payload(house: House, *resources: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def named(house: House, *resources: str) -> tuple[set[str], set[str]]:
 def revoke(house: House, jti: str, *audiences: str, seconds: int = 3600) -> None:
     with house.app.app_context():
         token = RevokedToken(jti, "c", audiences, int(house.clock().timestamp()) + seconds)
-        house.services.revocations.revoke(token)
+        house.services.oauth.revocations.revoke(token)
 
 
 def test_a_document_says_exactly_this(house: House) -> None:

@@ -32,7 +32,7 @@ def remembered(house: House) -> set[str]:
 
 def reason(house: House, client_id: str, jti: str = "a-jti", issued: timedelta = timedelta(0)) -> str | None:
     with house.app.app_context():
-        return house.services.revocations.reason_against(
+        return house.services.oauth.revocations.reason_against(
             client_id, jti, moment(int((house.clock() + issued).timestamp()))
         )
 
@@ -42,7 +42,7 @@ def test_a_token_lives_until_it_is_taken_back_and_twice_is_once(house: House) ->
     assert reason(house, client.client_id) is None
     with house.app.app_context():
         for _ in range(2):
-            house.services.revocations.revoke(token_of(house, client.client_id))
+            house.services.oauth.revocations.revoke(token_of(house, client.client_id))
     assert reason(house, client.client_id) == "revoked_token"
     assert reason(house, client.client_id, "another-jti") is None
     assert remembered(house) == {"a-jti"}
@@ -52,15 +52,15 @@ def test_what_has_expired_is_forgotten_by_itself(house: House) -> None:
     client = house.register()
     with house.app.app_context():
         for jti, seconds in (("short", 60), ("long", HOUR)):
-            house.services.revocations.revoke(token_of(house, client.client_id, jti, seconds))
+            house.services.oauth.revocations.revoke(token_of(house, client.client_id, jti, seconds))
     house.clock.now += timedelta(seconds=60) + LEEWAY - timedelta(seconds=1)
-    house.services.revocations.forget_expired()
+    house.services.oauth.revocations.forget_expired()
     assert remembered(house) == {"short", "long"}
     house.clock.now += timedelta(seconds=1)
-    house.services.revocations.forget_expired()
+    house.services.oauth.revocations.forget_expired()
     assert remembered(house) == {"long"}
     house.clock.now += timedelta(days=1)
-    house.services.revocations.forget_expired()
+    house.services.oauth.revocations.forget_expired()
     assert remembered(house) == set()
 
 
@@ -73,7 +73,7 @@ def test_very_many_are_forgotten_in_pieces(house: House) -> None:
     with house.app.app_context(), db.engine.begin() as connection:
         connection.execute(insert(RevokedTokenRow), rows)
     with house.app.app_context():
-        house.services.revocations.forget_expired()
+        house.services.oauth.revocations.forget_expired()
         with db.engine.connect() as connection:
             assert connection.scalar(select(func.count()).select_from(RevokedTokenRow)) == 0
 
@@ -128,11 +128,11 @@ def _refuses_all(house: House) -> None:
     Path(str(make_url(house.settings.database_url.get_secret_value()).database)).rename(house.folder / "moved")
     with house.app.app_context():
         for ask in (
-            lambda: house.services.revocations.reason_against(client.client_id, "j", house.clock()),
-            lambda: house.services.revocations.revoke(token_of(house, client.client_id)),
-            house.services.revocations.version,
-            house.services.revocations.live,
-            house.services.revocations.clients,
+            lambda: house.services.oauth.revocations.reason_against(client.client_id, "j", house.clock()),
+            lambda: house.services.oauth.revocations.revoke(token_of(house, client.client_id)),
+            house.services.oauth.revocations.version,
+            house.services.oauth.revocations.live,
+            house.services.oauth.revocations.clients,
         ):
             with pytest.raises(ServiceUnavailable) as caught:
                 ask()

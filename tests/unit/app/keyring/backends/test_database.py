@@ -33,7 +33,7 @@ def rows(house: House) -> list[SigningKeyRow]:
 
 
 def test_an_empty_ring_says_what_to_do(shared: House) -> None:
-    home = shared.services.keys.home
+    home = shared.services.keys.manager.home
     assert home.is_empty()
     assert home.version() is None
     with pytest.raises(StartError, match="the key ring in the database has no keys: `flask keys generate` makes one"):
@@ -41,8 +41,8 @@ def test_an_empty_ring_says_what_to_do(shared: House) -> None:
 
 
 def test_what_is_written_is_read_by_another(shared: House, tmp_path: Path) -> None:
-    ring, key = shared.services.keys.generate()
-    other = shared.services.home_at("database")
+    ring, key = shared.services.keys.manager.generate()
+    other = shared.services.keys.open_backend("database")
     assert other.read() == ring
     assert [to_pem(key.private_key, None) for key in other.read().keys] == [
         to_pem(key.private_key, None) for key in ring.keys
@@ -53,7 +53,7 @@ def test_what_is_written_is_read_by_another(shared: House, tmp_path: Path) -> No
 
 
 def test_no_row_holds_a_private_key_in_clear(shared: House) -> None:
-    ring, _ = shared.services.keys.generate()
+    ring, _ = shared.services.keys.manager.generate()
     for row, key in zip(rows(shared), ring.keys, strict=True):
         pem = to_pem(key.private_key, None)
         assert row.encryption_key_id == "e1"
@@ -63,26 +63,26 @@ def test_no_row_holds_a_private_key_in_clear(shared: House) -> None:
 
 
 def test_a_version_is_another_after_each_change_and_only_then(shared: House) -> None:
-    home = shared.services.keys.home
+    home = shared.services.keys.manager.home
     seen = [home.version()]
-    shared.services.keys.generate()
+    shared.services.keys.manager.generate()
     seen.append(home.version())
-    shared.services.keys.rotate()
+    shared.services.keys.manager.rotate()
     seen.append(home.version())
     assert seen == [None, 1, 2]
-    assert shared.services.keys.rotate_if_due() is None
+    assert shared.services.keys.manager.rotate_if_due() is None
     assert home.version() == 2
 
 
 def test_a_row_of_another_key_is_not_taken(shared: House) -> None:
     """Who can write rows cannot put one key's private half under another's name."""
-    shared.services.keys.generate()
+    shared.services.keys.manager.generate()
     with shared.app.app_context():
         first, second = db.session.scalars(select(SigningKeyRow))
         first.private_key, second.private_key = second.private_key, first.private_key
         db.session.commit()
     with pytest.raises(StartError, match="the key 'e1' of TOKENHOUSE_ENCRYPTION_KEYS does not decrypt it"):
-        shared.services.keys.home.read()
+        shared.services.keys.manager.home.read()
 
 
 def test_encryption_keys_rotate_with_the_next_change(tmp_path: Path, clock: SettableClock, database_url: str) -> None:
@@ -92,22 +92,22 @@ def test_encryption_keys_rotate_with_the_next_change(tmp_path: Path, clock: Sett
         )
 
     with reopened(OLD) as house:  # type: ignore[attr-defined]
-        ring, _ = house.services.keys.generate()
+        ring, _ = house.services.keys.manager.generate()
     with reopened(f"{NEW},{OLD}") as house:  # type: ignore[attr-defined]
-        assert house.services.keys.home.read() == ring
-        house.services.keys.rotate()
+        assert house.services.keys.manager.home.read() == ring
+        house.services.keys.manager.rotate()
         assert {row.encryption_key_id for row in rows(house)} == {"e2"}
     with reopened(NEW) as house:  # type: ignore[attr-defined]
-        assert {key.kid for key in ring.keys} < {key.kid for key in house.services.keys.home.read().keys}
+        assert {key.kid for key in ring.keys} < {key.kid for key in house.services.keys.manager.home.read().keys}
     with reopened(OLD) as house:  # type: ignore[attr-defined]
         with pytest.raises(StartError, match="the key 'e2' is not in TOKENHOUSE_ENCRYPTION_KEYS"):
-            house.services.keys.home.read()
+            house.services.keys.manager.home.read()
         with pytest.raises(StartError, match="the key 'e2' is not in TOKENHOUSE_ENCRYPTION_KEYS"):
-            house.services.keys.rotate()
+            house.services.keys.manager.rotate()
 
 
 def test_of_two_rotations_at_once_the_second_is_told_that_it_is_done(shared: House) -> None:
-    shared.services.keys.generate()
+    shared.services.keys.manager.generate()
     shared.clock.advance(days=8)
     ready = threading.Barrier(4)
 
@@ -115,7 +115,7 @@ def test_of_two_rotations_at_once_the_second_is_told_that_it_is_done(shared: Hou
         ready.wait()
         with shared.app.app_context():
             try:
-                shared.services.keys.rotate()
+                shared.services.keys.manager.rotate()
             except ManagementError as error:
                 return str(error)
         return "rotated"
@@ -124,7 +124,7 @@ def test_of_two_rotations_at_once_the_second_is_told_that_it_is_done(shared: Hou
         told = sorted(pool.map(rotate, range(4)))
     assert told.count("rotated") == 1
     assert all("nothing was changed" in line for line in told if line != "rotated")
-    ring = shared.services.keys.home.read()
+    ring = shared.services.keys.manager.home.read()
     assert len(ring.keys) == 3
     assert ring.state_of(ring.keys[0], shared.clock()) is KeyState.SIGNING
 
@@ -135,11 +135,11 @@ def test_first_keys_made_at_once_are_one_pair_and_more_that_wait(shared: House) 
     def generate(_: int) -> None:
         ready.wait()
         with shared.app.app_context():
-            shared.services.keys.generate()
+            shared.services.keys.manager.generate()
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(generate, range(3)))
-    ring = shared.services.keys.home.read()
+    ring = shared.services.keys.manager.home.read()
     states = [ring.state_of(key, shared.clock()) for key in ring.keys]
     assert states.count(KeyState.SIGNING) == 1
     assert states.count(KeyState.ANNOUNCED) == 3
@@ -148,53 +148,53 @@ def test_first_keys_made_at_once_are_one_pair_and_more_that_wait(shared: House) 
 
 
 def test_a_change_that_fails_leaves_everything(shared: House) -> None:
-    ring, _ = shared.services.keys.generate()
+    ring, _ = shared.services.keys.manager.generate()
 
     def fail(_: object) -> None:
         raise ManagementError("no")
 
     with pytest.raises(ManagementError, match="no"):
-        shared.services.keys.home.change(fail)  # type: ignore[arg-type]
-    assert shared.services.keys.home.read() == ring
+        shared.services.keys.manager.home.change(fail)  # type: ignore[arg-type]
+    assert shared.services.keys.manager.home.read() == ring
 
 
 def test_a_database_without_tables_is_one_line_and_names_no_host(shared: House) -> None:
     with shared.app.app_context():
         db.drop_all()
-    home = shared.services.keys.home
+    home = shared.services.keys.manager.home
     for ask in (home.version, home.read, home.is_empty):
         with pytest.raises(StartError) as caught:
             ask()
         assert str(caught.value).startswith("the key ring in the database cannot be read (")
         assert str(caught.value).endswith("): is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?")
     with pytest.raises(ManagementError, match="the key ring in the database cannot be written, and is as it was: "):
-        shared.services.keys.generate()
+        shared.services.keys.manager.generate()
 
 
 def test_times_in_rows_are_checked_like_those_of_a_file(shared: House) -> None:
-    shared.services.keys.generate()
+    shared.services.keys.manager.generate()
     with shared.app.app_context():
         db.session.execute(text("UPDATE signing_keys SET alg = 'HS256'"))
         db.session.commit()
     with pytest.raises(StartError, match="alg must be RS256, PS256, ES256, EdDSA"):
-        shared.services.keys.home.read()
+        shared.services.keys.manager.home.read()
 
 
 def test_a_shared_ring_allows_for_other_machines(shared: House) -> None:
     """Five seconds to be heard of, a minute for clocks, one for rounding."""
-    rules = shared.services.keys.rules
+    rules = shared.services.keys.manager.rules
     assert (rules.propagation_seconds, rules.skew_seconds) == (5, 60)
 
 
 def test_what_is_unsafe_stays_so(shared: House) -> None:
-    shared.services.keys.generate()
-    rotated = shared.services.keys.rotate(unsafe=True)
+    shared.services.keys.manager.generate()
+    rotated = shared.services.keys.manager.rotate(unsafe=True)
     assert [key.is_unsafe for key in rotated.keys] == [False, True, False]
-    assert shared.services.keys.home.read() == rotated
+    assert shared.services.keys.manager.home.read() == rotated
 
 
 def test_a_revoked_key_leaves_with_the_ring_that_says_so(shared: House) -> None:
-    _, first = shared.services.keys.generate()
-    ring = shared.services.keys.revoke(first.kid)
+    _, first = shared.services.keys.manager.generate()
+    ring = shared.services.keys.manager.revoke(first.kid)
     assert first.kid not in {key.kid for key in ring.published_keys(shared.clock())}
     assert ring.signing_key(shared.clock()).kid != first.kid

@@ -18,7 +18,7 @@ def written(tmp_path: Path, clock: SettableClock) -> Callable[..., str]:
 
     def write(passphrase: str | None = None) -> str:
         with open_house(tmp_path, clock, migrated=False, with_key=False) as house:
-            ring, _ = house.services.keys.generate()
+            ring, _ = house.services.keys.manager.generate()
         entries = [
             f'[[keys]]\nkid = "{key.kid}"\nalg = "RS256"\n'
             f"published_at = {key.published_at:%Y-%m-%dT%H:%M:%SZ}\nsigns_from = {key.signs_from:%Y-%m-%dT%H:%M:%SZ}\n"
@@ -35,12 +35,12 @@ def test_it_signs_with_what_the_variable_holds(
 ) -> None:
     monkeypatch.setenv("MY_KEYS", written())
     with open_house(tmp_path, clock, with_key=False, keyring="env:MY_KEYS") as house:
-        assert len(house.services.ring().keys) == 2
+        assert len(house.services.keys.active().keys) == 2
         client = house.register("a")
         form = {"grant_type": "client_credentials", "client_id": "a", "client_secret": client.secret}
         assert house.app.test_client().post("/oauth/token", data=form).status_code == 200
         with pytest.raises(ManagementError, match=r"the key ring in \$MY_KEYS is static: change the variable"):
-            house.services.keys.rotate()
+            house.services.keys.manager.rotate()
 
 
 def test_its_keys_may_be_encrypted(written: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,5 +91,5 @@ def test_what_is_wrong_is_one_line_that_quotes_nothing(
 
 def test_it_allows_for_a_deployment(tmp_path: Path, clock: SettableClock) -> None:
     with open_house(tmp_path, clock, migrated=False, with_key=False, keyring="env:MY_KEYS") as house:
-        rules = house.services.keys.rules
+        rules = house.services.keys.manager.rules
         assert (rules.propagation_seconds, rules.skew_seconds) == (300, 60)

@@ -5,12 +5,12 @@ from flask import Blueprint, Response
 from app.config.settings import Settings
 from app.contracts import Metadata
 from app.http.application import Asked, at_once
-from app.services import Endpoint, Services
+from app.oauth.services import Endpoint, OAuthServices
 
 PATH = "/oauth/token"
 
 
-def _create_blueprint(services: Services) -> Blueprint:
+def _create_blueprint(services: OAuthServices) -> Blueprint:
     blueprint = Blueprint("token", __name__)
 
     @blueprint.post(PATH, provide_automatic_options=False)

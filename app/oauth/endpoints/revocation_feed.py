@@ -15,7 +15,7 @@ from app.contracts import Metadata
 from app.errors import UnauthorizedClient
 from app.http.application import Asked, at_once
 from app.oauth.authorization_server import NO_STORE, Answered, Document, StrictRequest, TokenServer
-from app.services import Endpoint, Services
+from app.oauth.services import Endpoint, OAuthServices
 from app.tokens.revocation_feed import MAX_AGE_SECONDS, MEDIA_TYPE
 
 PATH = "/oauth/revocations"
@@ -29,9 +29,9 @@ class RevocationFeedEndpoint(TokenEndpoint):
 
     server: TokenServer
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: OAuthServices) -> None:
         super().__init__(services.server)
-        self._feed = services.feed
+        self._feed = services.revocation_feed
 
     def create_endpoint_response(self, request: StrictRequest) -> Answered:  # type: ignore[override]
         """Answer ``request``.
@@ -65,7 +65,7 @@ def _has(asked: Asked, etag: str) -> bool:
     return asked.if_none_match.contains_weak(etag)
 
 
-def _create_blueprint(services: Services) -> Blueprint:
+def _create_blueprint(services: OAuthServices) -> Blueprint:
     blueprint = Blueprint("revocation_feed", __name__)
     services.server.register_endpoint(RevocationFeedEndpoint(services))
 

@@ -4,17 +4,20 @@ import logging
 
 from flask import Blueprint, Response
 
-from app.config.settings import Settings
-from app.contracts import Metadata
 from app.health import checks_of, ring_fault
 from app.http.application import Asked, at_once, json_response
-from app.services import Endpoint, Services
+from app.services import Services
 
 log = logging.getLogger(__name__)
 
 
-def _create_blueprint(services: Services) -> Blueprint:
-    blueprint = Blueprint("ops", __name__)
+PROBES = "health"
+"""The name of the blueprint."""
+
+
+def create_blueprint(services: Services) -> Blueprint:
+    """Make the routes."""
+    blueprint = Blueprint(PROBES, __name__)
 
     @blueprint.get("/livez")
     @at_once
@@ -30,10 +33,3 @@ def _create_blueprint(services: Services) -> Blueprint:
         return json_response(503 if worst == "failed" else 200, {"status": worst, "checks": checks})
 
     return blueprint
-
-
-def _metadata(settings: Settings) -> Metadata:  # noqa: ARG001 - Nothing of this is for clients.
-    return {}
-
-
-OPS = Endpoint(_create_blueprint, _metadata)

@@ -17,7 +17,7 @@ from app.contracts import Metadata
 from app.http.application import Asked, at_once
 from app.http.forms import required
 from app.oauth.authorization_server import Answered, Document, StrictRequest, TokenServer, facts_of
-from app.services import Endpoint, Services
+from app.oauth.services import Endpoint, OAuthServices
 from app.tokens.status import Standing, may_introspect
 
 PATH = "/oauth/introspect"
@@ -36,7 +36,7 @@ class Introspection(TokenEndpoint):
 
     server: TokenServer
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: OAuthServices) -> None:
         super().__init__(services.server)
         self._services = services
 
@@ -47,7 +47,7 @@ class Introspection(TokenEndpoint):
         :raises InvalidRequest: it asks about nothing.
         """
         caller = self.server.authenticate(request).client
-        standing = self._services.standings.of_token(required(request.parameters, "token"))
+        standing = self._services.statuses.of_token(required(request.parameters, "token"))
         reason = standing.reason if may_introspect(caller, standing) else standing.reason or "not_for_this_caller"
         jti = standing.claims["jti"] if standing.claims else None
         told: dict[str, Any] = {"active": False} if reason else _describe(standing)
@@ -71,7 +71,7 @@ class Introspection(TokenEndpoint):
             "iat": int(self._services.clock().timestamp()),
             "token_introspection": told,
         }
-        return Document(self._services.tokens.sign(claims, TYP).encode(), MEDIA_TYPE)
+        return Document(self._services.issuer.sign(claims, TYP).encode(), MEDIA_TYPE)
 
 
 def _describe(standing: Standing) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _wants_it_signed(asked: Asked) -> bool:
     return signed > plain or (signed == plain > 0 and named[0][0] == MEDIA_TYPE)
 
 
-def _create_blueprint(services: Services) -> Blueprint:
+def _create_blueprint(services: OAuthServices) -> Blueprint:
     blueprint = Blueprint("introspection", __name__)
     services.server.register_endpoint(Introspection(services))
 

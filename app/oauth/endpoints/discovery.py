@@ -15,7 +15,7 @@ from flask import Blueprint, Response
 from app.config.settings import Settings
 from app.contracts import Metadata
 from app.http.application import Answer, Asked, at_once
-from app.services import Endpoint, Services
+from app.oauth.services import Endpoint, OAuthServices
 
 JWKS_PATH = "/.well-known/jwks.json"
 OAUTH_METADATA_PATH = "/.well-known/oauth-authorization-server"
@@ -35,11 +35,11 @@ _CONDITIONS = {
 """RFC 9110 sections 13 and 14."""
 
 
-def _create_blueprint(services: Services) -> Blueprint:
+def _create_blueprint(services: OAuthServices) -> Blueprint:
     blueprint = Blueprint("discovery", __name__)
     blueprint.after_request(_let_browsers_read)
     max_age = services.settings.jwks_max_age
-    read_jwks = _reader(services.ring.published_keys, lambda keys: {"keys": [key.public_jwk for key in keys]})
+    read_jwks = _reader(services.active_keys.published_keys, lambda keys: {"keys": [key.public_jwk for key in keys]})
     read_metadata = _reader(services.registered_scopes, lambda scopes: _with_scopes(services.metadata, scopes))
 
     @blueprint.get(JWKS_PATH)

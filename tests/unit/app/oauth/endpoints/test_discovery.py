@@ -64,14 +64,14 @@ def test_a_document_that_is_known_is_not_sent_again(house: House, path: str) -> 
 
 def test_the_jwks_holds_the_published_keys_and_public_members_only(house: House) -> None:
     keys = house.app.test_client().get(JWKS).get_json()["keys"]
-    (own,) = house.services.ring().keys
+    (own,) = house.services.keys.active().keys
     assert keys == [own.public_jwk]
     assert list(keys[0]) == ["kty", "kid", "use", "alg", "n", "e"]
 
 
 def test_the_jwks_changes_with_the_clock_alone(house: House) -> None:
     later = house.clock() + timedelta(days=30)
-    following = add_key(house.services.keys.home, published_at=later, signs_from=later + timedelta(days=7))
+    following = add_key(house.services.keys.manager.home, published_at=later, signs_from=later + timedelta(days=7))
     caller = house.app.test_client()
     first = caller.get(JWKS)
     house.clock.now = later
@@ -134,7 +134,7 @@ def test_the_scopes_of_clients_are_listed_at_both_paths_as_of_the_last_look(hous
     tag = caller.get(METADATA[0]).headers["ETag"]
     house.register(scope=("write", "read"))
     assert caller.get(METADATA[0]).headers["ETag"] == tag
-    house.services.registered_scopes.look()
+    house.services.oauth.registered_scopes.look()
     for path in METADATA:
         answer = caller.get(path)
         assert answer.json["scopes_supported"] == ["read", "write"]
@@ -144,6 +144,6 @@ def test_the_scopes_of_clients_are_listed_at_both_paths_as_of_the_last_look(hous
 def test_a_setting_keeps_scopes_to_ourselves(tmp_path: Path, clock: SettableClock) -> None:
     with open_house(tmp_path, clock, publish_scopes="false") as house:
         house.register(scope=("read",))
-        house.services.registered_scopes.look()
+        house.services.oauth.registered_scopes.look()
         for path in METADATA:
             assert "scopes_supported" not in house.app.test_client().get(path).json

@@ -15,7 +15,7 @@ from app.contracts import Metadata
 from app.http.application import Asked, at_once
 from app.http.forms import required
 from app.oauth.authorization_server import Answered, StrictRequest, TokenServer, facts_of
-from app.services import Endpoint, Services
+from app.oauth.services import Endpoint, OAuthServices
 
 PATH = "/oauth/revoke"
 
@@ -28,7 +28,7 @@ class Revocation(TokenEndpoint):
 
     server: TokenServer
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: OAuthServices) -> None:
         super().__init__(services.server)
         self._services = services
 
@@ -40,7 +40,7 @@ class Revocation(TokenEndpoint):
         :raises ServiceUnavailable: nothing was taken back, and the caller is to try again (section 2.2.1).
         """
         caller = self.server.authenticate(request).client
-        standing = self._services.standings.of_token(required(request.parameters, "token"))
+        standing = self._services.statuses.of_token(required(request.parameters, "token"))
         reason, jti = standing.reason, None
         if standing.claims is not None:
             jti = standing.claims["jti"]
@@ -60,7 +60,7 @@ class Revocation(TokenEndpoint):
         return HTTPStatus.OK, {}, []
 
 
-def _create_blueprint(services: Services) -> Blueprint:
+def _create_blueprint(services: OAuthServices) -> Blueprint:
     blueprint = Blueprint("revocation", __name__)
     services.server.register_endpoint(Revocation(services))
 

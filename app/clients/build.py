@@ -1,0 +1,64 @@
+"""Builds what knows the clients of an application: called once, by ``create_app``."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from app.audit.outbox import Outbox
+from app.clients.authentication import SecretVerifier
+from app.clients.encrypted_secrets import ReadableSecrets
+from app.clients.jwks_cache import ClientKeySets
+from app.clients.last_used import UseMarks
+from app.clients.lookup import ClientLookup
+from app.clients.registered_scopes import RegisteredScopes
+from app.clients.repository import ClientStore
+from app.clients.secret_digests import SecretDigester
+from app.clients.secrets import ClientSecrets
+from app.config.settings import Settings
+from app.contracts import Clock
+from app.database.build import Database
+from app.http.safe_fetch import Fetcher
+
+
+@dataclass(frozen=True, slots=True)
+class ClientServices:
+    """The parts that know clients.
+
+    :param repository: management of clients; needs an application context.
+    :param secrets: management of their secrets; needs an application context.
+    :param authenticator: the request path of clients with a secret.
+    :param lookup: the request path of all other clients.
+    """
+
+    repository: ClientStore
+    secrets: ClientSecrets
+    authenticator: SecretVerifier
+    lookup: ClientLookup
+    encrypted_secrets: ReadableSecrets
+    jwks_cache: ClientKeySets
+    last_used: UseMarks
+    registered_scopes: RegisteredScopes
+
+
+def build(
+    settings: Settings, database: Database, outbox: Outbox, clock: Clock, *, methods_with_mac: Collection[str]
+) -> ClientServices:
+    """Build the client services.
+
+    :param methods_with_mac: the authentication methods that verify a MAC: secrets of their clients are kept encrypted,
+        not as digests.
+    """
+    digester = SecretDigester(settings.secret_peppers)
+    encrypted = ReadableSecrets(settings.encryption_keys)
+    last_used = UseMarks(database.engine, clock)
+    connections, circuit_breaker = database.connections, database.circuit_breaker
+    secrets = ClientSecrets(database.engine, database.session, digester, clock, outbox, encrypted, methods_with_mac)
+    return ClientServices(
+        repository=ClientStore(database.session, secrets, clock),
+        secrets=secrets,
+        authenticator=SecretVerifier(connections, digester, clock, last_used, circuit_breaker),
+        lookup=ClientLookup(connections, last_used, circuit_breaker),
+        encrypted_secrets=encrypted,
+        jwks_cache=ClientKeySets(database.engine, Fetcher(settings.jwks_uri_networks), clock, outbox),
+        last_used=last_used,
+        registered_scopes=RegisteredScopes(database.engine, published=settings.publish_scopes),
+    )

@@ -1,0 +1,40 @@
+"""Builds the database of an application: called once, by ``create_app``."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import scoped_session
+
+from app.config.settings import Settings
+from app.database import engine as engines
+from app.database.circuit_breaker import DatabaseGate, Span
+from app.database.models import db
+from app.database.prepared_query import KeptConnections
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """The ways to the database.
+
+    :param engine: for background jobs, which name their transactions.
+    :param session: for management; needs an application context.
+    :param connections: for the queries of every request.
+    :param circuit_breaker: fails requests fast while the database does not respond.
+    """
+
+    engine: Engine
+    session: scoped_session[Any]
+    connections: KeptConnections
+    circuit_breaker: DatabaseGate
+
+
+def build(app: Flask, settings: Settings, *, span: Span) -> Database:
+    """Configure the engine of ``app``. Nothing connects yet.
+
+    :param span: the trace span of a query.
+    """
+    engines.install(app, settings)
+    with app.app_context():
+        return Database(db.engine, db.session, KeptConnections(db.engine), DatabaseGate(span))

@@ -1,0 +1,9 @@
+"""The endpoints that are served."""
+
+from app.oauth.endpoints.discovery import DISCOVERY
+from app.oauth.endpoints.introspection import INTROSPECTION
+from app.oauth.endpoints.revocation import REVOCATION
+from app.oauth.endpoints.revocation_feed import REVOCATION_FEED
+from app.oauth.endpoints.token import TOKEN
+
+ENDPOINTS = (TOKEN, INTROSPECTION, REVOCATION, REVOCATION_FEED, DISCOVERY)

@@ -1,0 +1,31 @@
+"""The authorization server metadata: RFC 8414 section 2, from the registries and the settings alone."""
+
+from app.config.settings import Settings
+from app.contracts import Metadata
+from app.oauth.client_auth import METHODS
+from app.oauth.endpoints import ENDPOINTS
+from app.oauth.grants import GRANTS
+
+
+def describe_server(settings: Settings) -> Metadata:
+    """Return the metadata document.
+
+    The members that only OpenID Connect Discovery requires are there because many verifiers read nothing else. No
+    authorization endpoint exists, so no response type returns anything: ``none`` says so, since RFC 8414 section 3.2
+    forbids an empty list.
+    """
+    metadata: Metadata = {"issuer": settings.issuer}
+    for endpoint in ENDPOINTS:
+        metadata |= endpoint.metadata(settings)
+    usable = [method for method in METHODS if settings.encryption_keys or not method.reads_secrets]
+    methods = [method.name for method in usable]
+    algs = list(dict.fromkeys(alg for method in usable for alg in method.signing_algs))
+    authenticated = [endpoint.authenticates for endpoint in ENDPOINTS if endpoint.authenticates]
+    return metadata | {
+        "grant_types_supported": [grant.GRANT_TYPE for grant in GRANTS],
+        **{f"{name}_auth_methods_supported": methods for name in authenticated},
+        **{f"{name}_auth_signing_alg_values_supported": algs for name in authenticated},
+        "response_types_supported": ["none"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": list(dict.fromkeys((settings.signing_alg, "RS256"))),
+    }
