@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask
 
-from app import lines, ops_endpoint
+from app import lines
 from app.audit.events import Events
 from app.audit.log import AuditLog, configure_logging
 from app.audit.outbox import TELL_SECONDS, Outbox
@@ -28,10 +28,11 @@ from app.http.application import Application
 from app.keyring.active import LOOK_SECONDS
 from app.keyring.build import build as build_keys
 from app.keyring.validation import faults
-from app.measures import Measures
 from app.oauth.build import build as build_oauth
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints import ENDPOINTS
+from app.observability import health_endpoint
+from app.observability.instrumentation import Measures
 from app.services import Services
 
 log = logging.getLogger(__name__)
@@ -138,4 +139,4 @@ def _mount(app: Flask, services: Services) -> None:
 
 def _blueprints(services: Services) -> Iterator[Blueprint]:
     yield from (endpoint.create_blueprint(services.oauth) for endpoint in ENDPOINTS)
-    yield ops_endpoint.create_blueprint(services)
+    yield health_endpoint.create_blueprint(services)

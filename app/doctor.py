@@ -20,8 +20,8 @@ from app.database.engine import describe, reading_engine
 from app.database.models import db
 from app.errors import ManagementError, StartError
 from app.keyring.validation import faults, warnings
-from app.otel_variables import find_faults as otel_faults
-from app.otel_variables import is_wanted
+from app.observability.otel_variables import find_faults as otel_faults
+from app.observability.otel_variables import is_wanted
 from app.services import Services
 
 DEMO_CLIENT = "demo"

@@ -21,7 +21,7 @@ from flask import Flask
 from gunicorn.glogging import Logger
 from sqlalchemy.engine import make_url
 
-from app import check_start, create_app, lines, otel_variables
+from app import check_start, create_app, lines
 from app.audit.log import send_to_standard_error
 from app.background import Background, Job
 from app.config.loader import CONFIG_NAME, load_settings
@@ -29,7 +29,8 @@ from app.config.settings import Settings
 from app.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.errors import StartError
 from app.keyring import shared_state
-from app.measures import Measures
+from app.observability import otel_variables
+from app.observability.instrumentation import Measures
 from app.services import Services
 
 APP_LOAD_ERROR = 4
@@ -114,7 +115,7 @@ def note_served(worker: Any) -> None:
 
 def clear_up(_server: Any) -> None:
     """In the master, at its end: leave nothing behind."""
-    if metrics := sys.modules.get("app.metrics"):
+    if metrics := sys.modules.get("app.observability.metrics"):
         metrics.remove()
 
 
@@ -143,7 +144,7 @@ def _begin_to_count(background: Background, services: Services, measures: Measur
     # Where nothing is counted, nobody pays for what counts; else the master has imported it, for all workers.
     if services.settings.metrics_address is None:
         return
-    from app import metrics  # noqa: PLC0415
+    from app.observability import metrics  # noqa: PLC0415
 
     if listener := metrics.begin(services, measures):
         background.add(Job("the listener of metrics", metrics.LOOK_SECONDS, listener.look, at_start=True))
@@ -151,7 +152,7 @@ def _begin_to_count(background: Background, services: Services, measures: Measur
 
 def _begin_to_trace(app: Flask, settings: Settings, measures: Measures) -> None:
     if _is_traced(settings):
-        from app import tracing  # noqa: PLC0415 - As above.
+        from app.observability import tracing  # noqa: PLC0415 - As above.
 
         tracing.begin(app, settings, measures)
 
@@ -230,7 +231,7 @@ def _check() -> None:
             app.extensions["sqlalchemy"].engine.dispose()
     _checked = settings
     if settings.metrics_address is not None:
-        from app import metrics  # noqa: PLC0415 - See _begin_to_count.
+        from app.observability import metrics  # noqa: PLC0415 - See _begin_to_count.
 
         metrics.prepare()
 
@@ -244,7 +245,7 @@ def _prepare_to_trace(settings: Settings) -> None:
         return
     if settings.traces:
         otel_variables.check(os.environ)
-    from app import tracing  # noqa: F401, PLC0415 - See _begin_to_count.
+    from app.observability import tracing  # noqa: F401, PLC0415 - See _begin_to_count.
 
 
 def _let_doctor_look(services: Services) -> None:

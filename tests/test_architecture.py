@@ -17,17 +17,16 @@ APP = PROJECT / "app"
 STACK = (
     {"pausing", "contracts", "errors"},
     {"config"},
-    {"otel_variables", "crypto", "http", "database"},
+    {"crypto", "http", "database"},
     {"lines", "worker"},
     {"audit"},
-    {"keyring", "background", "measures"},
+    {"keyring", "background"},
     {"clients"},
     {"tokens"},
     {"oauth"},
     {"services"},
-    {"health", "doctor"},
-    {"ops_endpoint"},
-    {"metrics", "tracing"},
+    {"observability"},
+    {"doctor"},
     {"cli", "serving"},
 )
 LEVELS = {part: level for level, parts in enumerate(STACK) for part in parts}

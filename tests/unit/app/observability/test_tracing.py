@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from unit.house import House
 
-from app import tracing
-from app.tracing import Reasons, RequestSpans, Served, TellingExporter
+from app.observability import tracing
+from app.observability.tracing import Reasons, RequestSpans, Served, TellingExporter
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = re.compile(r"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*|[ \t]*)")
@@ -197,5 +197,5 @@ def test_a_variable_that_nothing_can_be_made_of_costs_no_token(
     tracing.begin(house.app, house.settings, instrumentation)
     assert house.app.wsgi_app == served
     assert instrumentation.span("database") is None
-    (record,) = [record for record in caplog.records if record.name == "app.tracing"]
+    (record,) = [record for record in caplog.records if record.name == "app.observability.tracing"]
     assert record.getMessage() == "there are no traces: a variable OTEL_… is wrong (ValueError)"

@@ -36,9 +36,9 @@ from app.audit.events import (
     TokenRevoked,
 )
 from app.errors import StartError
-from app.health import checks_of
 from app.keyring.model import KeyState
-from app.measures import PARTS, Measures
+from app.observability.health import checks_of
+from app.observability.instrumentation import PARTS, Measures
 from app.services import Services, installed_version
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class ServersFolder:
 
 
 class PrometheusKeeper:
-    """Counts in the files of ``place``; a :class:`app.measures.Keeper`."""
+    """Counts in the files of ``place``; a :class:`app.observability.instrumentation.Keeper`."""
 
     def __init__(self, folder: Path, place: str) -> None:
         os.environ[_DIRECTORY_OF_FILES] = str(folder)

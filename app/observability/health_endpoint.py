@@ -4,8 +4,8 @@ import logging
 
 from flask import Blueprint, Response
 
-from app.health import checks_of, ring_fault
 from app.http.application import Asked, at_once, json_response
+from app.observability.health import checks_of, ring_fault
 from app.services import Services
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util.re import parse_env_headers
 
-from app import otel_variables
 from app.config.values import PROJECT_FOLDER
 from app.errors import StartError
-from app.otel_variables import check, find_faults, is_wanted, reads_parents
+from app.observability import otel_variables
+from app.observability.otel_variables import check, find_faults, is_wanted, reads_parents
 
 OTLP = "OTEL_EXPORTER_OTLP_"
 URL_RULE = "must be an http or https URL without user, query and fragment: keys go into OTEL_EXPORTER_OTLP_HEADERS"

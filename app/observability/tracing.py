@@ -27,9 +27,9 @@ from sqlalchemy.engine import make_url
 
 from app.audit.events import Event, RequestFacts
 from app.config.settings import Settings
-from app.measures import Measures
-from app.ops_endpoint import PROBES
-from app.otel_variables import reads_parents
+from app.observability.health_endpoint import PROBES
+from app.observability.instrumentation import Measures
+from app.observability.otel_variables import reads_parents
 from app.services import installed_version
 
 log = logging.getLogger(__name__)
