@@ -16,7 +16,7 @@ START_ERROR = 4
 def _create() -> Flask:
     """Create the application; a server needs a key that may sign, while commands are there to make one."""
     if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
-        from app.serving import create_served_app  # noqa: PLC0415 - A command has no use for gunicorn.
+        from app.operations.gunicorn_hooks import create_served_app  # noqa: PLC0415 - A command has no use for gunicorn.
 
         return create_served_app()
     try:

@@ -12,7 +12,6 @@ from app import lines
 from app.audit.events import Events
 from app.audit.log import AuditLog, configure_logging
 from app.audit.outbox import TELL_SECONDS, Outbox
-from app.background import Background, Job
 from app.cli import COMMANDS
 from app.clients.build import build as build_clients
 from app.clients.jwks_cache import LOOK_SECONDS as LOOK_AT_KEYS_SECONDS
@@ -33,6 +32,7 @@ from app.oauth.client_auth import METHODS
 from app.oauth.endpoints import ENDPOINTS
 from app.observability import health_endpoint
 from app.observability.instrumentation import Measures
+from app.operations.background_jobs import Background, Job
 from app.services import Services
 
 log = logging.getLogger(__name__)

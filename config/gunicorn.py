@@ -58,16 +58,16 @@ preload_app = False
 control_socket_disable = True
 # The audit log tells more, and no secret.
 accesslog = None
-logger_class = "app.serving.GunicornLogger"
+logger_class = "app.operations.gunicorn_hooks.GunicornLogger"
 errorlog = "-"
 
 
-# What the hooks do is in app/serving.py; no room can be imported before gunicorn knows the folder.
+# What the hooks do is in app/operations/gunicorn_hooks.py; no room can be imported before gunicorn knows the folder.
 
 
 def on_starting(server: Any) -> None:
     """Stop with one line, before there is a worker, when the settings or the keys are wrong."""
-    from app.serving import watch_over  # noqa: PLC0415
+    from app.operations.gunicorn_hooks import watch_over  # noqa: PLC0415
 
     if server.cfg.is_ssl and worker_class != "gthread":
         sys.exit("tokenhouse: certfile and keyfile: TLS ends in a proxy before Tokenhouse, see README.md")
@@ -78,14 +78,14 @@ def on_starting(server: Any) -> None:
 
 def post_fork(server: Any, _worker: Any) -> None:
     """Keep the master from ending with a worker that cannot start."""
-    from app.serving import outlive  # noqa: PLC0415
+    from app.operations.gunicorn_hooks import outlive  # noqa: PLC0415
 
     outlive(server)
 
 
 def post_worker_init(worker: Any) -> None:
     """Note that workers can start, and let this one begin."""
-    from app.serving import note_served  # noqa: PLC0415
+    from app.operations.gunicorn_hooks import note_served  # noqa: PLC0415
 
     note_served(worker)
 
@@ -99,13 +99,13 @@ def pre_exec(_server: Any) -> None:
 
 def worker_exit(_server: Any, worker: Any) -> None:
     """Do not try again at once."""
-    from app.serving import pause_after_failure  # noqa: PLC0415
+    from app.operations.gunicorn_hooks import pause_after_failure  # noqa: PLC0415
 
     pause_after_failure(worker)
 
 
 def on_exit(server: Any) -> None:
     """Leave nothing behind."""
-    from app.serving import clear_up  # noqa: PLC0415
+    from app.operations.gunicorn_hooks import clear_up  # noqa: PLC0415
 
     clear_up(server)

@@ -20,14 +20,14 @@ STACK = (
     {"crypto", "http", "database"},
     {"lines", "worker"},
     {"audit"},
-    {"keyring", "background"},
+    {"keyring"},
     {"clients"},
     {"tokens"},
     {"oauth"},
     {"services"},
     {"observability"},
-    {"doctor"},
-    {"cli", "serving"},
+    {"operations"},
+    {"cli"},
 )
 LEVELS = {part: level for level, parts in enumerate(STACK) for part in parts}
 
@@ -58,10 +58,17 @@ PURE_MODULES = (
 CUSTOMIZES_AUTHLIB = "oauth/authorization_server"
 """The one module that subclasses Authlib's ``AuthorizationServer``."""
 
-COMPOSERS = ("cli/development", "serving")
+COMPOSERS = ("cli/development", "operations/gunicorn_hooks")
 """The programs that call ``create_app``: the development server, and what gunicorn serves."""
 
-LAZY_IMPORTS = ("oauth/build", "database/engine", "audit/log", "serving", "config/values", "doctor")
+LAZY_IMPORTS = (
+    "oauth/build",
+    "database/engine",
+    "audit/log",
+    "operations/gunicorn_hooks",
+    "config/values",
+    "operations/doctor",
+)
 """They import a driver, a dialect or structlog in a function, so that commands start quickly."""
 
 FILE_LINES_MAX = 400

@@ -23,9 +23,9 @@ from app.config.loader import CONFIG_NAME, development_issuer, is_text, load_set
 from app.config.settings import SETTING_NAMES, Settings
 from app.config.values import PROJECT_FOLDER, parse_issuer
 from app.database.models import db
-from app.doctor import DEMO_CLIENT
 from app.errors import ManagementError, StartError
 from app.keyring.backends.file import write_private_file
+from app.operations.doctor import DEMO_CLIENT
 from app.services import services
 
 DEMO_SCOPES = ("read", "write")

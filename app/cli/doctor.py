@@ -1,4 +1,4 @@
-"""``flask doctor``: what is wrong with this installation. ``app.doctor`` knows; here it is asked and shown."""
+"""``flask doctor``: print what ``app.operations.doctor`` finds wrong with this installation."""
 
 import http.client
 import json
@@ -12,7 +12,7 @@ from flask.cli import with_appcontext
 
 from app.cli.output import SingleCommand, json_option, print_json, print_line
 from app.config.settings import Settings
-from app.doctor import Finding, Severity, examine
+from app.operations.doctor import Finding, Severity, examine
 from app.services import services
 
 SECONDS = 5

@@ -23,14 +23,14 @@ from sqlalchemy.engine import make_url
 
 from app import check_start, create_app, lines
 from app.audit.log import send_to_standard_error
-from app.background import Background, Job
 from app.config.loader import CONFIG_NAME, load_settings
 from app.config.settings import Settings
-from app.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.errors import StartError
 from app.keyring import shared_state
 from app.observability import otel_variables
 from app.observability.instrumentation import Measures
+from app.operations.background_jobs import Background, Job
+from app.operations.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.services import Services
 
 APP_LOAD_ERROR = 4

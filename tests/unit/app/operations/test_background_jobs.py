@@ -9,7 +9,7 @@ import pytest
 from flask import Flask
 from sqlalchemy.exc import OperationalError
 
-from app.background import Background, Job
+from app.operations.background_jobs import Background, Job
 
 WAIT_SECONDS = 10
 

@@ -17,7 +17,7 @@ from unit.house import House, open_house
 
 from app.clients.fields import ClientFields
 from app.database.models import ClientKeySetRow, ClientSecretRow, db
-from app.doctor import Finding, Severity, examine, examine_start
+from app.operations.doctor import Finding, Severity, examine, examine_start
 
 STRONG = "p1:abcdefghijklmnopqrstuvwxyz0123456789"
 

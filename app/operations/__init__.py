@@ -1,0 +1,1 @@
+"""Running a server: gunicorn's hooks, background jobs and the doctor."""
