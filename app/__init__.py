@@ -20,7 +20,6 @@ from app.clients.registered_scopes import LOOK_SECONDS as LOOK_AT_SCOPES_SECONDS
 from app.clients.secrets import ClientSecrets
 from app.config.settings import Settings
 from app.config.values import PROJECT_FOLDER
-from app.contracts import Clock
 from app.database import circuit_breaker
 from app.database.build import build as build_database
 from app.http.application import Application
@@ -34,6 +33,7 @@ from app.observability import health_endpoint
 from app.observability.instrumentation import Measures
 from app.operations.background_jobs import Background, Job
 from app.services import Services
+from app.types import Clock
 
 log = logging.getLogger(__name__)
 

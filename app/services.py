@@ -9,9 +9,9 @@ from app.audit.log import AuditLog
 from app.audit.outbox import Outbox
 from app.clients.build import ClientServices
 from app.config.settings import Settings
-from app.contracts import Clock
 from app.keyring.build import KeyServices
 from app.oauth.services import OAuthServices
+from app.types import Clock
 
 EXTENSION = "tokenhouse"
 """The name of :class:`Services` in ``Flask.extensions``."""

@@ -35,8 +35,8 @@ from support import postgres  # noqa: E402 - Found by the line above.
 from support.server import RunningServer, basic, free_port  # noqa: E402
 
 from app.clients.secret_digests import SecretDigester, generate_secret  # noqa: E402
-from app.contracts import Credentials  # noqa: E402
 from app.database.models import ClientRow, ClientSecretRow, db  # noqa: E402
+from app.types import Credentials  # noqa: E402
 
 PEERS = ROOT / "bench" / "peers"
 WORKERS = 2

@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 APP = PROJECT / "app"
 
 STACK = (
-    {"pausing", "contracts", "errors"},
+    {"pausing", "types", "errors"},
     {"config"},
     {"crypto", "http", "database"},
     {"lines", "worker"},

@@ -17,9 +17,9 @@ import orjson
 
 from app.audit.events import AuditLinesLost, Event, RequestFacts, TokenIssued
 from app.config.settings import Settings
-from app.contracts import Clock
 from app.errors import ServiceUnavailable
 from app.lines import STDERR, STDOUT, LineWriter
+from app.types import Clock
 
 if TYPE_CHECKING:
     # Imported where a line is made: it takes a tenth of a second, and most commands have nothing to log.

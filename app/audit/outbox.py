@@ -16,9 +16,9 @@ from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.engine import Engine
 
 from app.audit.events import ClientChanged, KeyRingChanged, TokenChanged
-from app.contracts import Clock
 from app.database.engine import reading_engine, writing_engine
 from app.database.models import OutboxRow
+from app.types import Clock
 
 TELL_SECONDS = 1.0
 AT_ONCE = 100

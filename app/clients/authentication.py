@@ -16,11 +16,11 @@ from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, se
 
 from app.clients.last_used import UseMarks
 from app.clients.secret_digests import SecretDigester
-from app.contracts import Authentication, Client, Clock, Credentials
 from app.database.circuit_breaker import DatabaseGate
 from app.database.models import ClientRow, ClientSecretRow
 from app.database.prepared_query import KeptConnections, Question
 from app.errors import InvalidClient
+from app.types import Authentication, Client, Clock, Credentials
 
 ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
 """Our own value of ``token_endpoint_auth_method``: Basic and body are both accepted."""

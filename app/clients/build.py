@@ -14,9 +14,9 @@ from app.clients.repository import ClientStore
 from app.clients.secret_digests import SecretDigester
 from app.clients.secrets import ClientSecrets
 from app.config.settings import Settings
-from app.contracts import Clock
 from app.database.build import Database
 from app.http.safe_fetch import Fetcher
+from app.types import Clock
 
 
 @dataclass(frozen=True, slots=True)

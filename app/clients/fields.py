@@ -12,9 +12,9 @@ from urllib.parse import unquote_plus
 from app.clients.scopes import RESERVED_SCOPE_PREFIX, parse_scope
 from app.clients.secret_digests import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_SECRET_MIN_CHARACTERS, is_vschar
 from app.config.values import LONGEST_LIFETIME_SECONDS, format_duration, is_absolute_uri
-from app.contracts import ALL_RESOURCES
 from app.database.models import CLIENT_ID_MAX_CHARACTERS
 from app.errors import InvalidScope, ManagementError
+from app.types import ALL_RESOURCES
 
 TEXT_MAX_CHARACTERS = 1000
 LIST_MAX_ENTRIES = 1000

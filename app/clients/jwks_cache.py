@@ -22,12 +22,12 @@ from sqlalchemy.orm import scoped_session
 
 from app.audit.events import ClientChanged
 from app.audit.outbox import Outbox
-from app.contracts import Clock
 from app.crypto.jwk import check_fetched_jwks
 from app.database.engine import reading_engine, writing_engine
 from app.database.models import SERVED_IDS, ClientKeySetRow, ClientRow
 from app.errors import ManagementError
 from app.http.safe_fetch import Fetcher, FetchError, check_url, without_query
+from app.types import Clock
 
 log = logging.getLogger(__name__)
 

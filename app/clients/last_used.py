@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, String, Update, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.engine import Connection, Engine
 
-from app.contracts import Clock
 from app.database.engine import insert_or_update, writing_engine
 from app.database.models import ClientRow, ClientSecretRow, ClientSecretUseRow, UTCDateTime
+from app.types import Clock
 
 log = logging.getLogger(__name__)
 

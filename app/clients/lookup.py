@@ -11,10 +11,10 @@ from sqlalchemy import String, Text, bindparam, cast, select
 
 from app.clients.authentication import CLIENT_COLUMNS, frozen
 from app.clients.last_used import UseMarks
-from app.contracts import Authentication
 from app.database.circuit_breaker import DatabaseGate
 from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.database.prepared_query import KeptConnections, Question
+from app.types import Authentication
 
 _ASKED = select(bindparam("client_id", type_=String).label("asked_id")).subquery("asked").c.asked_id
 _FOUND: Any = (

@@ -22,9 +22,9 @@ from app.clients.jwks_cache import KeySet, keep
 from app.clients.secret_digests import is_vschar
 from app.clients.secrets import ClientSecrets, NewSecret, works_at
 from app.clients.transactions import find_client, writing
-from app.contracts import DEFAULT_AUDIENCE, Client, Clock
 from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.errors import ManagementError
+from app.types import DEFAULT_AUDIENCE, Client, Clock
 
 # Registrations stand in line on PostgreSQL, since two ids can collide in a reading that no constraint covers. Any
 # number that nothing else in the database uses. SQLite has one writer anyway.

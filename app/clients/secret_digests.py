@@ -13,7 +13,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 
 from app.config.values import IdentifiedKey
-from app.contracts import SECRET_PREFIX, Credentials
+from app.types import SECRET_PREFIX, Credentials
 
 SECRET_RANDOM_BYTES = 32
 IMPORTED_SECRET_MIN_CHARACTERS = 16

@@ -23,11 +23,11 @@ from app.clients.fields import check_imported_secret
 from app.clients.last_used import MARK_DELAY
 from app.clients.secret_digests import SecretDigester, generate_secret
 from app.clients.transactions import find_client, writing
-from app.contracts import Clock, Credentials
 from app.crypto.encryption import DecryptionError
 from app.database.engine import reading_engine, writing_engine
 from app.database.models import SERVED_IDS, ClientRow, ClientSecretRow, ClientSecretUseRow
 from app.errors import ManagementError, StillInUse
+from app.types import Clock, Credentials
 
 MOST_SECRETS = 10
 """Secrets of one client that work at once. Each request is compared with all of them."""

@@ -10,13 +10,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from app.audit.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
-from app.contracts import Clock
 from app.errors import ManagementError, StartError
 from app.keyring import shared_state
 from app.keyring.backends.base import KeyringHome
 from app.keyring.model import KeyState, Phase, Ring, SigningKey
 from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS, Rules, with_max_age
 from app.keyring.validation import unsafe_change
+from app.types import Clock
 
 log = logging.getLogger(__name__)
 

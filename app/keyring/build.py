@@ -9,12 +9,12 @@ from sqlalchemy.engine import Engine
 
 from app.audit.events import Events
 from app.config.settings import Settings
-from app.contracts import Clock
 from app.keyring.active import CurrentRing
 from app.keyring.backends.base import KeyringHome
 from app.keyring.backends.registry import open_home
 from app.keyring.service import Keys, rules_for
 from app.keyring.usage_counters import KeyUses
+from app.types import Clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from itertools import count
 
 from app.config.settings import Settings
-from app.contracts import Clock
 from app.crypto.algorithms import RSA_MIN_BITS, PrivateKey, size_in_bits
 from app.errors import ManagementError
 from app.keyring import rotation_plan
@@ -14,6 +13,7 @@ from app.keyring.backends.base import KeyringHome
 from app.keyring.model import Ring, SigningKey
 from app.keyring.rotation_plan import NewKeys, Planner, Rules
 from app.keyring.serialization import new_key
+from app.types import Clock
 
 _CLOCK_TOLERANCE = timedelta(seconds=rotation_plan.CLOCK_SKEW_SECONDS)
 

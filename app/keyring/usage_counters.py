@@ -13,9 +13,9 @@ from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
 from app.audit.events import Event, TokenIssued
-from app.contracts import Clock
 from app.database.engine import insert_or_update, reading_engine, writing_engine
 from app.database.models import SigningKeyUseRow
+from app.types import Clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from flask import Response
 from orjson import dumps as encode_json
 
 from app.audit.events import Event, Events, RequestFacts, RequestRefused, TokenIssued, TokenRefused
-from app.contracts import AccessToken, Authentication, Authenticator, Client, Clock, Decision
 from app.errors import (
     InvalidClient,
     InvalidRequest,
@@ -39,6 +38,7 @@ from app.http.forms import REPEATABLE, read_authorization, read_form, required
 from app.oauth.policy import Policy
 from app.pausing import waiting
 from app.tokens.issuer import AccessTokenIssuer
+from app.types import AccessToken, Authentication, Authenticator, Client, Clock, Decision
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ Answered = tuple[int, Mapping[str, Any] | Document, list[tuple[str, str]]]
 
 
 class StrictRequest(OAuth2Request):
-    """A request as the rest of the house sees it: :class:`app.contracts.TokenRequest`.
+    """A request as the rest of the house sees it: :class:`app.types.TokenRequest`.
 
     ``authentication`` and ``access_token`` are filled in on the way, for the events.
     """

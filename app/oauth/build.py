@@ -3,7 +3,6 @@
 from app.audit.events import Events
 from app.clients.build import ClientServices
 from app.config.settings import Settings
-from app.contracts import Clock
 from app.database.build import Database
 from app.database.circuit_breaker import Span
 from app.keyring.active import CurrentRing
@@ -19,6 +18,7 @@ from app.tokens.issuer import AccessTokenIssuer
 from app.tokens.revocation_feed import RevocationFeed
 from app.tokens.revocations import Revocations
 from app.tokens.status import Standings
+from app.types import Clock
 
 
 def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this one.

@@ -1,10 +1,10 @@
 """The authorization server metadata: RFC 8414 section 2, from the registries and the settings alone."""
 
 from app.config.settings import Settings
-from app.contracts import Metadata
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints import ENDPOINTS
 from app.oauth.grants import GRANTS
+from app.types import Metadata
 
 
 def describe_server(settings: Settings) -> Metadata:

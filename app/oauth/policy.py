@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from app.clients.scopes import parse_scope
 from app.config.values import is_absolute_uri
-from app.contracts import SECRET_PREFIX, Client, Decision
 from app.errors import InvalidScope, InvalidTarget
+from app.types import SECRET_PREFIX, Client, Decision
 
 # A refusal names what was refused, but an answer stays small whatever was asked for.
 _NAMED_IN_A_REFUSAL = 10

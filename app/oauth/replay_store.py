@@ -11,10 +11,10 @@ from typing import Protocol
 from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
-from app.contracts import Clock
 from app.database.circuit_breaker import DatabaseGate
 from app.database.engine import delete_in_pieces, insert_or_update, reading_engine, writing_engine
 from app.database.models import UsedAssertionRow
+from app.types import Clock
 
 
 class ReplayStore(Protocol):

@@ -20,11 +20,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from app.contracts import Clock
 from app.database.circuit_breaker import Gate, Span
 from app.errors import ServiceUnavailable
 from app.oauth.replay_store import LAST_SECOND, SKEW_SECONDS, SqlReplay, key_of
 from app.pausing import waiting
+from app.types import Clock
 
 log = logging.getLogger(__name__)
 

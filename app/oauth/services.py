@@ -8,7 +8,6 @@ from flask import Blueprint
 
 from app.clients.registered_scopes import RegisteredScopes
 from app.config.settings import Settings
-from app.contracts import Clock, Metadata
 from app.keyring.active import CurrentRing
 from app.oauth.authorization_server import TokenServer
 from app.oauth.replay_store import ReplayStore
@@ -16,6 +15,7 @@ from app.tokens.issuer import AccessTokenIssuer
 from app.tokens.revocation_feed import RevocationFeed
 from app.tokens.revocations import Revocations
 from app.tokens.status import Standings
+from app.types import Clock, Metadata
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 from orjson import dumps as compact_json
 
-from app.contracts import AccessToken, Client, Clock, Decision
 from app.errors import ServiceUnavailable, StartError
 from app.keyring.model import SigningKey
+from app.types import AccessToken, Client, Clock, Decision
 
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 section 2.1.
 JTI_RANDOM_BYTES = 16

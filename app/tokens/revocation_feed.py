@@ -10,9 +10,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from app.contracts import ALL_RESOURCES, DEFAULT_AUDIENCE, Clock
 from app.tokens.issuer import AccessTokenIssuer
 from app.tokens.revocations import Revocations
+from app.types import ALL_RESOURCES, DEFAULT_AUDIENCE, Clock
 
 TYP = "revocations+jwt"
 MEDIA_TYPE = f"application/{TYP}"

@@ -15,11 +15,11 @@ from sqlalchemy import BigInteger, String, Text, bindparam, case, cast, func, se
 from sqlalchemy.engine import Connection, Engine
 
 from app.config.values import LONGEST_LIFETIME_SECONDS
-from app.contracts import DEFAULT_AUDIENCE, Clock
 from app.database.circuit_breaker import DatabaseGate
 from app.database.engine import delete_in_pieces, insert_or_update, reading_engine, writing_engine
 from app.database.models import ClientRow, RevokedTokenRow, UTCDateTime
 from app.database.prepared_query import KeptConnections, Question
+from app.types import DEFAULT_AUDIENCE, Clock
 
 LEEWAY = timedelta(minutes=5)
 """How much longer than until its end a token is remembered: a verifier's clock may be behind."""

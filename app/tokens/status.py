@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from app.contracts import ALL_RESOURCES, Client
 from app.errors import ServiceUnavailable, StartError
 from app.keyring.model import Ring
 from app.tokens.revocations import Revocations, RevokedToken
 from app.tokens.validation import Inspection, inspect_token, moment
+from app.types import ALL_RESOURCES, Client
 
 
 @dataclass(frozen=True, slots=True)

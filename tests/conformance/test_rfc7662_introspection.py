@@ -26,8 +26,8 @@ from conformance.expected import (
 from support.server import Installation, NewClient, RunningServer, basic
 
 from app.clients.repository import as_client
-from app.contracts import Decision
 from app.tokens.issuer import AccessTokenIssuer
+from app.types import Decision
 
 PATH = "/oauth/introspect"
 API, OTHER_API = "https://api.example", "https://other.example"

@@ -31,10 +31,10 @@ from support.server import FLASK, Installation, run
 from unit.house import House, open_house
 
 from app.config.values import PROJECT_FOLDER
-from app.contracts import Credentials
 from app.database.engine import writing_engine
 from app.database.models import ClientRow, db
 from app.errors import StartError
+from app.types import Credentials
 
 POST = "client_secret_post"
 NOON = "2026-01-31T12:00:00Z"

@@ -18,7 +18,7 @@ from support.server import FLASK, Installation, run
 from unit.house import House, open_house
 
 from app.config.values import PROJECT_FOLDER
-from app.contracts import Credentials
+from app.types import Credentials
 
 NOON = "2026-01-31T12:00:00Z"
 WEEK_LATER = "2026-02-07T12:00:00Z"

@@ -12,12 +12,12 @@ from typing import Any
 
 from app.clients.lookup import refusal_of
 from app.clients.secret_digests import is_vschar
-from app.contracts import Authentication, TokenRequest
 from app.crypto.jws import header_of, take_apart
 from app.errors import InvalidClient, ManagementError
 from app.http.forms import required
 from app.oauth.client_auth.dependencies import Doors
 from app.oauth.replay_store import SKEW_SECONDS
+from app.types import Authentication, TokenRequest
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 MAX_CHARACTERS = 8 * 1024

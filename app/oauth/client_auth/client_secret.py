@@ -12,10 +12,10 @@ from typing import Any
 
 from app.clients.fields import form_decode
 from app.clients.secret_digests import is_vschar
-from app.contracts import Authentication, Credentials, TokenRequest
 from app.errors import InvalidClient, InvalidRequest, ManagementError
 from app.http.forms import required
 from app.oauth.client_auth.dependencies import Doors
+from app.types import Authentication, Credentials, TokenRequest
 
 
 class _ClientSecret:

@@ -7,8 +7,8 @@ from app.clients.encrypted_secrets import ReadableSecrets
 from app.clients.jwks_cache import ClientKeySets
 from app.clients.lookup import ClientLookup
 from app.config.settings import Settings
-from app.contracts import Clock
 from app.oauth.replay_store import ReplayStore
+from app.types import Clock
 
 
 @dataclass(frozen=True, slots=True)

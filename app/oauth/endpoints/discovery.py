@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from flask import Blueprint, Response
 
 from app.config.settings import Settings
-from app.contracts import Metadata
 from app.http.application import Answer, Asked, at_once
 from app.oauth.services import Endpoint, OAuthServices
+from app.types import Metadata
 
 JWKS_PATH = "/.well-known/jwks.json"
 OAUTH_METADATA_PATH = "/.well-known/oauth-authorization-server"

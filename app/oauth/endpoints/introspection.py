@@ -13,12 +13,12 @@ from werkzeug.http import parse_accept_header
 
 from app.audit.events import TokenIntrospected
 from app.config.settings import Settings
-from app.contracts import Metadata
 from app.http.application import Asked, at_once
 from app.http.forms import required
 from app.oauth.authorization_server import Answered, Document, StrictRequest, TokenServer, facts_of
 from app.oauth.services import Endpoint, OAuthServices
 from app.tokens.status import Standing, may_introspect
+from app.types import Metadata
 
 PATH = "/oauth/introspect"
 MEDIA_TYPE = "application/token-introspection+jwt"

@@ -11,11 +11,11 @@ from flask import Blueprint, Response
 
 from app.audit.events import TokenRevoked
 from app.config.settings import Settings
-from app.contracts import Metadata
 from app.http.application import Asked, at_once
 from app.http.forms import required
 from app.oauth.authorization_server import Answered, StrictRequest, TokenServer, facts_of
 from app.oauth.services import Endpoint, OAuthServices
+from app.types import Metadata
 
 PATH = "/oauth/revoke"
 

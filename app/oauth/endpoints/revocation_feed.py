@@ -11,12 +11,12 @@ from authlib.oauth2.rfc6749 import TokenEndpoint
 from flask import Blueprint, Response
 
 from app.config.settings import Settings
-from app.contracts import Metadata
 from app.errors import UnauthorizedClient
 from app.http.application import Asked, at_once
 from app.oauth.authorization_server import NO_STORE, Answered, Document, StrictRequest, TokenServer
 from app.oauth.services import Endpoint, OAuthServices
 from app.tokens.revocation_feed import MAX_AGE_SECONDS, MEDIA_TYPE
+from app.types import Metadata
 
 PATH = "/oauth/revocations"
 

@@ -3,9 +3,9 @@
 from flask import Blueprint, Response
 
 from app.config.settings import Settings
-from app.contracts import Metadata
 from app.http.application import Asked, at_once
 from app.oauth.services import Endpoint, OAuthServices
+from app.types import Metadata
 
 PATH = "/oauth/token"
 

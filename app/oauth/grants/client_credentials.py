@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from authlib.oauth2.rfc6749 import grants
 
-from app.contracts import AccessToken, Authentication, Client, Decision, TokenRequest
 from app.errors import UnauthorizedClient
 from app.oauth.policy import Policy, decide
+from app.types import AccessToken, Authentication, Client, Decision, TokenRequest
 
 
 class GrantRequest(TokenRequest, Protocol):

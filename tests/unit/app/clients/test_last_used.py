@@ -20,9 +20,9 @@ from support.server import NewClient
 from unit.house import House, open_house
 
 from app.clients.last_used import MOST_ADDRESSES, UseMarks
-from app.contracts import Credentials
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient
+from app.types import Credentials
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 

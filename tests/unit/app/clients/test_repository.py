@@ -27,11 +27,11 @@ from app.clients.repository import ClientStore, describe
 from app.clients.secret_digests import SecretDigester, generate_secret
 from app.clients.secrets import ClientSecrets
 from app.config.values import parse_duration
-from app.contracts import Authentication, Client, Credentials
 from app.database.circuit_breaker import DatabaseGate
 from app.database.models import ClientRow, ClientSecretRow, db
 from app.database.prepared_query import KeptConnections
 from app.errors import InvalidClient, ManagementError, ServiceUnavailable
+from app.types import Authentication, Client, Credentials
 
 BASIC, POST = "client_secret_basic", "client_secret_post"
 SECRET = "an-imported-secret-of-some-length"

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from app.clients.secret_digests import SecretDigester, checksum, generate_secret, is_vschar
 from app.config.values import IdentifiedKey
-from app.contracts import Credentials
+from app.types import Credentials
 
 OLD, NEW = IdentifiedKey("old", SecretStr("o" * 32)), IdentifiedKey("new", SecretStr("n" * 32))
 

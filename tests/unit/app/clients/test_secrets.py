@@ -17,9 +17,9 @@ from app.clients.encrypted_secrets import ReadableSecrets
 from app.clients.last_used import MARK_DELAY
 from app.clients.secret_digests import SecretDigester
 from app.clients.secrets import MOST_SECRETS, ClientSecrets, NewSecret, SecretState, state_of
-from app.contracts import Credentials
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient, ManagementError, StillInUse
+from app.types import Credentials
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 WEEK = timedelta(days=7)

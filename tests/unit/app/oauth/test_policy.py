@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.clients.scopes import parse_scope
-from app.contracts import Client, Decision
 from app.errors import InvalidScope, InvalidTarget
 from app.oauth.policy import Policy, decide
+from app.types import Client, Decision
 
 POLICY = Policy(access_token_lifetime=3600, default_audience="https://tokens.example.com")
 # RFC 6749 section 3.3: scope-token = 1*( %x21 / %x23-5B / %x5D-7E )

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from joserfc import jws
 from joserfc import jwt as joserfc_jwt
 
-from app.contracts import AccessToken, Client, Decision
 from app.crypto.algorithms import ALGORITHMS
 from app.errors import ServiceUnavailable, StartError
 from app.keyring.model import Ring, SigningKey
 from app.tokens.issuer import AccessTokenIssuer
+from app.types import AccessToken, Client, Decision
 
 ISSUER = "https://tokens.example.com"
 NOON = int(datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp())

@@ -12,11 +12,11 @@ from conftest import SettableClock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.contracts import Client, Decision
 from app.crypto.algorithms import ALGORITHMS
 from app.keyring.model import RETIRE_AFTER, Ring, SigningKey
 from app.tokens.issuer import AccessTokenIssuer
 from app.tokens.validation import Inspection, inspect_token
+from app.types import Client, Decision
 
 ISSUER = "https://tokens.example.com"
 CLIENT = Client("an-id", "A", "client_secret", (), (), (), None)

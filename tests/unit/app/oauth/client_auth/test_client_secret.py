@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.house import House, statements
 
-from app.contracts import Authentication, Client, Credentials
 from app.errors import InvalidClient, InvalidRequest, OAuthError
 from app.oauth.client_auth import METHODS
 from app.oauth.client_auth.client_secret import ClientSecretBasic, ClientSecretPost
+from app.types import Authentication, Client, Credentials
 
 SECRET = "an-imported-secret-of-some-length"
 CLIENT = Client("c", "C", "client_secret", ("client_credentials",), (), (), None)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from app.clients.secrets import NewSecret
-from app.contracts import AccessToken, Authentication, Client, Credentials, Decision
+from app.types import AccessToken, Authentication, Client, Credentials, Decision
 
 CLIENT = Client("an-id", "A service", "client_secret", ("client_credentials",), ("read",), (), None)
 
