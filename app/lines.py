@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TextIO
 
-from app.pausing import waiting
+from app.blocking import blocking
 
 MOST_BYTES = 8 * 1024 * 1024
 """What may wait in one process and stream: some twenty thousand lines."""
@@ -244,7 +244,7 @@ class LineWriter:
         """Wait until all up to ``number`` is written; tell whether it is."""
         if self._done >= number:
             return True
-        with waiting, self._changed:
+        with blocking, self._changed:
             self._watchers += 1
             try:
                 return self._changed.wait_for(lambda: self._done >= number, seconds) or self._sink is None

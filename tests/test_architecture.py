@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 APP = PROJECT / "app"
 
 STACK = (
-    {"pausing", "types", "errors"},
+    {"blocking", "types", "errors"},
     {"config"},
     {"crypto", "http", "database"},
     {"lines", "worker"},
@@ -38,7 +38,7 @@ REGISTRIES = {
     "cli": "COMMANDS",
 }
 PURE_MODULES = (
-    "pausing",
+    "blocking",
     "oauth/policy",
     "keyring/model",
     "keyring/rotation_plan",

@@ -12,9 +12,9 @@ from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.blocking import blocking
 from app.database.engine import describe, name_of
 from app.errors import ServiceUnavailable
-from app.pausing import waiting
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Gate:
         :raises ServiceUnavailable: it is silent, or does not answer.
         """
         try:
-            with self.entered(), waiting:
+            with self.entered(), blocking:
                 yield
         except self.failures as error:
             raise ServiceUnavailable(f"{self.what}_{name_of(error)}") from error

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg.waiting import Ready, Wait
 
-from app.pausing import waiting
+from app.blocking import blocking
 
 ANSWER_SECONDS = 4.0
 """How long we wait for PostgreSQL to say anything: a frozen server ends no statement, a lost network says nothing."""
@@ -53,7 +53,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             while True:
                 ready = self._ready(state, patience)
                 if not ready:
-                    with waiting:
+                    with blocking:
                         ready = self._ready(state, began + self.answer_seconds - time.monotonic())
                 if not ready:
                     self.pgconn.finish()

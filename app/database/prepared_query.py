@@ -16,9 +16,9 @@ from sqlalchemy import Select, event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from app.blocking import blocking
 from app.database.engine import is_where_it_was, name_of, reading_engine, was_stale
 from app.errors import ServiceUnavailable
-from app.pausing import waiting
 
 
 class Gate(Protocol):
@@ -70,7 +70,7 @@ class KeptConnections:
                 return kept
             self.forget(kept)
             kept.give_back()
-        with waiting:
+        with blocking:
             kept = self._mine.kept = _Kept(self.reading.connect())
         self._all.add(kept)
         return kept
@@ -143,7 +143,7 @@ class Question:
 
     def ask_anew(self, parameters: Mapping[str, str]) -> Sequence[Any]:
         """The same by SQLAlchemy's way, on no kept connection: when one is cut, the pool drops all of its age."""
-        with waiting, self._connections.reading.connect() as connection:
+        with blocking, self._connections.reading.connect() as connection:
             return connection.execute(self._statement, dict(parameters)).all()
 
     def arranged(self, parameters: Mapping[str, str]) -> Mapping[str, str] | tuple[str, ...]:

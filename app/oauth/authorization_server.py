@@ -24,6 +24,7 @@ from flask import Response
 from orjson import dumps as encode_json
 
 from app.audit.events import Event, Events, RequestFacts, RequestRefused, TokenIssued, TokenRefused
+from app.blocking import blocking
 from app.errors import (
     InvalidClient,
     InvalidRequest,
@@ -36,7 +37,6 @@ from app.errors import (
 from app.http.application import Answer, Asked
 from app.http.forms import REPEATABLE, read_authorization, read_form, required
 from app.oauth.policy import Policy
-from app.pausing import waiting
 from app.tokens.issuer import AccessTokenIssuer
 from app.types import AccessToken, Authentication, Authenticator, Client, Clock, Decision
 
@@ -188,7 +188,7 @@ class TokenServer(AuthorizationServer):
         left = (revoked_at + ONE_SECOND - self._clock()).total_seconds()
         if 0 < left <= LONGEST_WAIT_SECONDS and self._places.acquire(blocking=False):
             try:
-                with waiting:
+                with blocking:
                     self._pause(left + WAIT_MARGIN_SECONDS)
             finally:
                 self._places.release()

@@ -20,10 +20,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from app.blocking import blocking
 from app.database.circuit_breaker import Gate, Span
 from app.errors import ServiceUnavailable
 from app.oauth.replay_store import LAST_SECOND, SKEW_SECONDS, SqlReplay, key_of
-from app.pausing import waiting
 from app.types import Clock
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class RedisReplay:
             return 0
         # The first of all may be about to say so, and another worker may have begun this one.
         for _ in range(OTHERS_LOOKS):
-            with waiting:
+            with blocking:
                 self._pause(OTHERS_SECONDS)
             with self._gate.asking():
                 noted = self._redis.get(_EPOCH)

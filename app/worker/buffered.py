@@ -26,7 +26,7 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.base import Worker
 
-from app.pausing import waiting
+from app.blocking import blocking
 from app.worker.answers import Answer, refusal
 from app.worker.connection import READ, WRITE, Connection, TooSlow, addresses, choose_leaving, status_of
 from app.worker.floor import Floor, Turns
@@ -203,7 +203,7 @@ class BufferedWorker(Worker):
 
     def _welcome(self, fd: int) -> None:
         if not self.alive or self.peers.have_fewer_than(len(self.connections)):
-            with waiting:
+            with blocking:
                 time.sleep(self.YIELD_SECONDS)
         while self._accept_one(fd) and not self.peers.have_fewer_than(len(self.connections)):
             # All that is due to this worker: busy connections would come in between each two.

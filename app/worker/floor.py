@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
-from app.pausing import listen
+from app.blocking import on_blocking
 
 
 class Floor:
@@ -35,7 +35,7 @@ class Floor:
 
     def enter(self, number: int) -> None:
         """Listen, in the thread ``number``, to whether it waits."""
-        listen(partial(self.give_up, number), partial(self.take, number))
+        on_blocking(partial(self.give_up, number), partial(self.take, number))
 
     def free(self, busy_since: Sequence[float], limit: float) -> None:
         """Take the floor from a thread that has served since before ``limit``: it waits, and has not said so.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from app.pausing import waiting
+from app.blocking import blocking
 from app.worker.buffered import BufferedWorker
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
     if path == "/raise":
         raise RuntimeError("not for the wire")
     if path == "/sleep":
-        with waiting:
+        with blocking:
             time.sleep(float(query))
     if path == "/hang":
         time.sleep(float(query))

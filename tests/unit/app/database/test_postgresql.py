@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from app.blocking import on_blocking
 from app.database.postgresql import BoundedConnection, DatabaseSilent
-from app.pausing import listen
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def told_while(connection: BoundedConnection, *statements: bytes) -> list[str]:
     told: list[str] = []
 
     def ask() -> None:
-        listen(lambda: told.append("leaves"), lambda: told.append("is back"))
+        on_blocking(lambda: told.append("leaves"), lambda: told.append("is back"))
         for statement in statements:
             connection.execute(statement).fetchall()
             told.append("answered")

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from app.pausing import waiting
+from app.blocking import blocking
 from app.worker.floor import Floor, Turns
 
 
@@ -127,7 +127,7 @@ def test_a_thread_that_has_entered_gives_it_up_while_it_waits() -> None:
     def work(number: int) -> None:
         floor.enter(number)
         floor.lead(number)
-        with waiting:
+        with blocking:
             seen.append(floor.holder)
         seen.append(floor.holder)
         floor.give_up(number)
