@@ -5,12 +5,13 @@ WORKDIR /opt/tokenhouse
 RUN python -m venv .venv
 COPY setup.cfg setup.py constraints.txt README.md LICENSE ./
 COPY app app
+COPY buffered_worker buffered_worker
 RUN .venv/bin/pip install --constraint constraints.txt --editable '.[otel]'
 COPY config config
 COPY migrations migrations
 COPY wsgi.py ./
 # Once for all: the file system is read-only when it runs.
-RUN .venv/bin/python -m compileall -q app config migrations wsgi.py
+RUN .venv/bin/python -m compileall -q app buffered_worker config migrations wsgi.py
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin tokenhouse

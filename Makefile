@@ -66,7 +66,7 @@ format: $(VENV)/.installed-for-tests ## Format the code.
 .PHONY: clean
 clean: ## Remove what was installed and built. Keeps instance/ and .env: keys, clients and peppers are yours.
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov $(NODE_CLIENTS)/node_modules $(PEERS)/node_modules
-	find app config migrations tests bench wsgi.py -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true
+	find app buffered_worker config migrations tests bench wsgi.py -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true
 
 # Made anew when what they were made from changes, so the second time is quick.
 $(VENV)/bin/python:
@@ -77,7 +77,7 @@ $(VENV)/.installed: $(VENV)/bin/python setup.cfg setup.py constraints.txt
 	@echo "Installing into $(VENV) …"
 	@$(PIP) --editable .
 # Once for all: the user that runs a server must not write here, and would compile at each start and command.
-	@$(BIN)/python -m compileall -q app config migrations wsgi.py
+	@$(BIN)/python -m compileall -q app buffered_worker config migrations wsgi.py
 	@touch $@
 
 $(VENV)/.installed-for-tests: $(VENV)/.installed

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask
 
-from app import lines
 from app.audit.events import Events
 from app.audit.log import AuditLog, configure_logging
 from app.audit.outbox import TELL_SECONDS, Outbox
+from app.audit.streams import follow_files
 from app.cli import COMMANDS
 from app.clients.build import build as build_clients
 from app.clients.jwks_cache import LOOK_SECONDS as LOOK_AT_KEYS_SECONDS
@@ -89,7 +89,7 @@ def _background(services: Services, events: Events) -> Background:
     return Background(
         Job("the look at the key ring", LOOK_SECONDS, keys.active.refresh, on_the_second=True),
         Job("the look at the audit log", LOOK_SECONDS, services.audit_log.look),
-        Job("the look whether logs were moved away", LOOK_SECONDS, lines.follow_files),
+        Job("the look whether logs were moved away", LOOK_SECONDS, follow_files),
         Job("the events of commands", TELL_SECONDS, partial(services.outbox.drain, services.audit_log.tell_past)),
         Job("the look whether the database answers", circuit_breaker.LOOK_SECONDS, clients.authenticator.look),
         Job("the count of signed tokens", FLUSH_SECONDS, keys.usage.flush, at_exit=True),

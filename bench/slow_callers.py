@@ -1,7 +1,7 @@
 """Compare gunicorn workers, and waitress: what do slow callers do to a new one, and what does a request cost.
 
 Needs ``wrk`` and what ``pip install -e '.[bench]'`` brings. Run from the checkout: ``python bench/slow_callers.py``, or
-name the candidates. The figures of ``docs/worker.md`` come from here.
+name the candidates. The figures of ``buffered_worker/README.md`` come from here.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ CANDIDATES = {
     "gthread 2x4": ["--worker-class", "gthread", "--threads", "4"],
     "gthread 2x128": ["--worker-class", "gthread", "--threads", "128"],
     "gevent": ["--worker-class", "gevent"],
-    "buffered 2x1": ["--worker-class", "app.worker.buffered.BufferedWorker", "--threads", "1"],
-    "buffered 2x8": ["--worker-class", "app.worker.buffered.BufferedWorker", "--threads", "8"],
+    "buffered 2x1": ["--worker-class", "app.operations.worker.TokenhouseWorker", "--threads", "1"],
+    "buffered 2x8": ["--worker-class", "app.operations.worker.TokenhouseWorker", "--threads", "8"],
     "waitress 1x8": ["waitress", "--threads", "8", "--connection-limit", "2000", "--channel-timeout", "10"],
 }
 NEEDED = {"gevent": "gevent", "waitress 1x8": "waitress"}

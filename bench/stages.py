@@ -22,13 +22,13 @@ globals().update({name: value for name, value in _VALUES.items() if not name.sta
 chdir = pythonpath = str(PROJECT)
 
 STAGES = (
-    ("worker: the rest", "app.worker.buffered:BufferedWorker._attend"),
-    ("worker: receive", "app.worker.connection:Connection.receive"),
-    ("worker: find and parse a head", "app.worker.framing:Inbox.take"),
-    ("worker: answer", "app.worker.answers:Answer.start_response"),
-    ("worker: answer", "app.worker.answers:Answer.whole"),
-    ("worker: send", "app.worker.connection:Connection.flush"),
-    ("worker: re-arm", "app.worker.buffered:BufferedWorker._park"),
+    ("worker: the rest", "buffered_worker.worker:BufferedWorker._handle"),
+    ("worker: receive", "buffered_worker.connection:Connection.receive"),
+    ("worker: find and parse a head", "buffered_worker.framing:RequestBuffer.take"),
+    ("worker: answer", "buffered_worker.response:Response.start_response"),
+    ("worker: answer", "buffered_worker.response:Response.to_bytes"),
+    ("worker: send", "buffered_worker.connection:Connection.flush"),
+    ("worker: re-arm", "buffered_worker.worker:BufferedWorker._park"),
     ("Flask outside the view", "flask:Flask.__call__"),
     ("request id and address", "app.http.application:Asked.begin"),
     ("headers of every answer", "app.http.application:Asked.finish"),
@@ -45,7 +45,7 @@ STAGES = (
     ("events", "app.oauth.authorization_server:TokenServer.save_token"),
     ("events", "app.keyring.usage_counters:KeyUses.__call__"),
     ("audit line: make", "app.audit.log:AuditLog.__call__"),
-    ("audit line: write", "app.lines:LineWriter.put"),
+    ("audit line: write", "buffered_worker.stream:NonBlockingStream.put"),
     ("response and JSON", "app.oauth.authorization_server:TokenServer.handle_response"),
 )
 

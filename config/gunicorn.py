@@ -27,8 +27,8 @@ bind = [f"[{_host}]:{_port}" if ":" in _host else f"{_host}:{_port}"]
 # Signing is all CPU and releases the GIL: one process for each core that this one may use.
 _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 workers = int(os.environ.get("WEB_CONCURRENCY") or _cores or 1)
-# Ours stands slow callers and needs Linux; elsewhere, on a laptop, the stock one will do. See docs/worker.md.
-worker_class = "app.worker.buffered.BufferedWorker" if hasattr(select, "epoll") else "gthread"
+# buffered_worker/README.md says why. It needs Linux; elsewhere, on a laptop, a stock worker will do.
+worker_class = "app.operations.worker.TokenhouseWorker" if hasattr(select, "epoll") else "gthread"
 # All but one may wait for the database at once; the last serves health checks and the JWKS whatever the database does.
 threads = 8
 # For each worker. A process may open 1024 files unless told otherwise, and the database and the logs need some.
@@ -92,7 +92,7 @@ def post_worker_init(worker: Any) -> None:
 
 def pre_exec(_server: Any) -> None:
     """Leave the new master of USR2 the log files of now, not those that were rotated away."""
-    from app.lines import follow_files  # noqa: PLC0415
+    from app.audit.streams import follow_files  # noqa: PLC0415
 
     follow_files()
 

@@ -18,7 +18,6 @@ STACK = (
     {"blocking", "types", "errors"},
     {"config"},
     {"crypto", "http", "database"},
-    {"lines", "worker"},
     {"audit"},
     {"keyring"},
     {"clients"},

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from app.audit.events import AuditLinesLost, Event, RequestFacts, TokenIssued
+from app.audit.streams import STDERR, STDOUT
 from app.config.settings import Settings
 from app.errors import ServiceUnavailable
-from app.lines import STDERR, STDOUT, LineWriter
 from app.types import Clock
+from buffered_worker.stream import NonBlockingStream
 
 if TYPE_CHECKING:
     # Imported where a line is made: it takes a tenth of a second, and most commands have nothing to log.
@@ -64,7 +65,7 @@ class AuditLog:
     """
 
     def __init__(
-        self, log_format: str, clock: Clock, writer: LineWriter = STDOUT, *, is_required: bool = False
+        self, log_format: str, clock: Clock, writer: NonBlockingStream = STDOUT, *, is_required: bool = False
     ) -> None:
         self._clock = clock
         self._writer = writer
@@ -142,7 +143,7 @@ def _whole_seconds(time: datetime) -> str:
 class _Formatter(logging.Formatter):
     """Makes the true one when the first line comes."""
 
-    def __init__(self, log_format: str, stream: LineWriter) -> None:
+    def __init__(self, log_format: str, stream: NonBlockingStream) -> None:
         super().__init__()
         self._true: logging.Formatter | None = None
         self._make = partial(_formatter, log_format, stream)
@@ -153,7 +154,7 @@ class _Formatter(logging.Formatter):
         return self._true.format(record)
 
 
-def _formatter(log_format: str, stream: LineWriter) -> logging.Formatter:
+def _formatter(log_format: str, stream: NonBlockingStream) -> logging.Formatter:
     import structlog  # noqa: PLC0415
 
     chain: list[Processor] = [
@@ -174,7 +175,7 @@ def _formatter(log_format: str, stream: LineWriter) -> logging.Formatter:
 
 
 @cache
-def _console(stream: LineWriter) -> "Processor":
+def _console(stream: NonBlockingStream) -> "Processor":
     import structlog  # noqa: PLC0415
 
     plain = structlog.dev.plain_traceback

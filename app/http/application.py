@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID_RANDOM_BYTES = 16
 
+RECEIVED_AT = "buffered_worker.received_at"
+"""The WSGI variable in which the worker leaves the time at which the request was complete."""
+
 _NO_SNIFFING = ("X-Content-Type-Options", "nosniff")
 _NO_STORE = ("Cache-Control", "no-store")
 
@@ -102,7 +105,7 @@ class Asked(Request):
     def begin(self, trusted_proxies: TrustedProxies) -> None:
         """Find out who asks, and give the request its id."""
         environ = self.environ
-        self.received_at = environ.get("tokenhouse.received_at") or time.perf_counter()
+        self.received_at = environ.get(RECEIVED_AT) or time.perf_counter()
         self.source_address = environ.get("REMOTE_ADDR") or UNIX
         if trusted_proxies and is_trusted(self.source_address, trusted_proxies):
             headers = self.headers

@@ -27,6 +27,7 @@ from sqlalchemy.engine import make_url
 
 from app.audit.events import Event, RequestFacts
 from app.config.settings import Settings
+from app.http.application import RECEIVED_AT
 from app.observability.health_endpoint import PROBES
 from app.observability.instrumentation import Measures
 from app.observability.otel_variables import reads_parents
@@ -145,7 +146,7 @@ class RequestSpans:
         if path in self._served.routes:
             attributes |= {"http.route": path, "url.path": path}
             name = f"{name} {path}"
-        received_at = environ.get("tokenhouse.received_at")
+        received_at = environ.get(RECEIVED_AT)
         waited = time.perf_counter() - received_at if received_at else 0
         return self._tracer.start_span(
             name,

@@ -21,8 +21,9 @@ from flask import Flask
 from gunicorn.glogging import Logger
 from sqlalchemy.engine import make_url
 
-from app import check_start, create_app, lines
+from app import check_start, create_app
 from app.audit.log import send_to_standard_error
+from app.audit.streams import begin_non_blocking
 from app.config.loader import CONFIG_NAME, load_settings
 from app.config.settings import Settings
 from app.errors import StartError
@@ -85,8 +86,7 @@ def watch_over(server: Any) -> None:
         sys.exit(APP_LOAD_ERROR)
     _introduce()
     _keep_shared()
-    lines.STDOUT.begin(threaded=False)
-    lines.STDERR.begin(threaded=False)
+    begin_non_blocking()
     reload: Callable[[], None] = server.handle_hup
     server.handle_hup = lambda: _reload_if_sound(server, reload)
     spawn: Callable[[], int] = server.spawn_worker
@@ -107,8 +107,7 @@ def note_served(worker: Any) -> None:
         _begin_to_count(background, extensions["tokenhouse"], extensions["instrumentation"])
         _begin_to_trace(worker.wsgi, extensions["tokenhouse"].settings, extensions["instrumentation"])
         background.start()
-    lines.STDOUT.begin(threaded=True)
-    lines.STDERR.begin(threaded=True)
+    begin_non_blocking()
     if shared := shared_state.shared():
         shared.has_served = True
 

@@ -11,7 +11,7 @@ from conftest import SettableClock
 from app.audit.events import Event, RequestFacts, TokenIssued, TokenRefused
 from app.audit.log import AuditLog, configure_logging
 from app.config.settings import Settings
-from app.lines import LineWriter
+from buffered_worker.stream import NonBlockingStream
 
 FACTS = RequestFacts(request_id="r-1", source_address="192.0.2.1", duration_ms=1.23456)
 REFUSED = TokenRefused(
@@ -37,7 +37,7 @@ def settings(**values: str) -> Settings:
 
 def audit(event: Event, clock: SettableClock, log_format: str = "json") -> str:
     stream = io.StringIO()
-    AuditLog(log_format, clock, LineWriter(lambda: stream))(event)
+    AuditLog(log_format, clock, NonBlockingStream(lambda: stream))(event)
     return stream.getvalue()
 
 
@@ -71,7 +71,7 @@ def test_a_refusal_is_one_line_without_what_is_empty(clock: SettableClock) -> No
 @pytest.mark.parametrize("name", ["Zoë\x9b31m", "\udcff"])
 def test_what_is_not_ascii_is_escaped(clock: SettableClock, name: str) -> None:
     stream = io.StringIO()
-    log = AuditLog("json", clock, LineWriter(lambda: stream))
+    log = AuditLog("json", clock, NonBlockingStream(lambda: stream))
     log.tell_past(clock(), "ClientChanged", {"by": name})
     line = stream.getvalue()
     assert line.isascii()

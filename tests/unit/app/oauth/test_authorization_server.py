@@ -32,11 +32,11 @@ from werkzeug.test import TestResponse
 from app.audit.log import AuditLog
 from app.errors import InvalidRequest
 from app.http.forms import parse_form
-from app.lines import LineWriter
 from app.oauth.authorization_server import MOST_WAITING, WAIT_MARGIN_SECONDS
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints.token import PATH
 from app.oauth.grants import GRANTS
+from buffered_worker.stream import NonBlockingStream
 
 SECRET = "a-secret-of-both-servers-123"
 GRANT = {"grant_type": "client_credentials"}
@@ -505,7 +505,7 @@ def test_a_database_that_is_away_is_worth_a_retry(house: House, ours: FlaskClien
 
 def test_every_answer_is_one_event(house: House, ours: FlaskClient) -> None:
     told = io.StringIO()
-    house.services.oauth.server._events.subscribe(AuditLog("json", house.clock, LineWriter(lambda: told)))  # noqa: SLF001 - As create_app does.
+    house.services.oauth.server._events.subscribe(AuditLog("json", house.clock, NonBlockingStream(lambda: told)))  # noqa: SLF001 - As create_app does.
     exchanges: list[tuple[dict[str, Any], str, str | None]] = [
         ({}, "issued", "known"),
         ({"headers": basic("nobody:x")}, "unknown_client", None),

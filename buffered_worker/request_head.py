@@ -1,8 +1,8 @@
-"""What a request's head says (RFC 9112 sections 2 to 5), as WSGI's environ.
+"""Parses a request's head (RFC 9112 sections 2 to 5) into WSGI's environ.
 
-The judge is gunicorn's own parser, fed from memory. A head that has nothing unusual in it, as nearly all have, is read
-at a glance instead, to the same result: one regular expression accepts it whole, or nothing of it. What is awaited
-after the head is left to ``framing``.
+gunicorn's own parser decides, fed from memory. Nearly all heads are ordinary and take a shortcut with the same result:
+one regular expression accepts the whole head or leaves it to gunicorn. What must arrive after the head is left to
+``framing``.
 """
 
 import os
@@ -29,23 +29,23 @@ _PLAIN = re.compile(
 _OTHER_VERSION = re.compile(rb"[^\r\n]* HTTP/[02-9]\.[0-9]\r\n")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 _LENGTH = re.compile(r"[0-9]{1,9}")
-_UNUSUAL = {"HTTP_EXPECT", "HTTP_TRANSFER_ENCODING"}
-_MOST_NAMES_KEPT = 256
-_NAME_KEPT_CHARACTERS = 64
+_NOT_ORDINARY = {"HTTP_EXPECT", "HTTP_TRANSFER_ENCODING"}
+_CACHED_NAMES = 256
+_CACHED_NAME_CHARACTERS = 64
 
 
 class UnsupportedVersion(ParseException):
-    """The request is of another major version than HTTP/1."""
+    """The request has another major version than HTTP/1."""
 
 
 class Head:
-    """One head.
+    """One parsed head.
 
-    :param path: as it was sent, without the query.
-    :param version: of the answer, and the latest that we speak: RFC 9110 section 2.5.
-    :param environ: all of WSGI's variables that come from the head.
-    :param length: of the body in bytes; ``None`` when it comes in chunks, which ``parsed`` reads.
-    :param closes: whether the caller wants no further answer on its connection.
+    :ivar path: the path as it was sent, without the query.
+    :ivar version: the version of the response: RFC 9110 section 2.5.
+    :ivar environ: all WSGI variables that come from the head.
+    :ivar length: the length of the body in bytes; ``None`` for a chunked body, which ``parsed`` decodes.
+    :ivar closes: whether the caller wants no further response on its connection.
     """
 
     __slots__ = ("closes", "environ", "expects_continue", "length", "method", "parsed", "path", "version")
@@ -59,34 +59,34 @@ class Head:
 
 
 class HeadReader:
-    """Reads heads as gunicorn's settings say.
+    """Parses heads.
 
-    :param cfg: gunicorn's settings.
+    :param cfg: gunicorn's settings, for their limits.
     """
 
     def __init__(self, cfg: Any) -> None:
         self._cfg = cfg
         self._script_name = os.environ.get("SCRIPT_NAME", "")
         self.names: dict[str, str] = {}
-        """WSGI's names for those of fields, as far as they are kept."""
-        # Two of these may contradict each other. One tells a scheme, which is of no interest: TLS ends in a proxy.
+        """Cached WSGI names by field name."""
+        # Two of these headers may contradict each other. A single one is ignored: TLS ends in a proxy.
         self._schemes = set(map(_key_of, cfg.secure_scheme_headers))
         limits = (cfg.limit_request_line, cfg.limit_request_field_size)
-        # Without limits, and with the PROXY protocol, nothing is read at a glance.
+        # Without limits, or with the PROXY protocol, no head takes the shortcut.
         self._plain_bytes = 0 if cfg.proxy_protocol != "off" else min(limits)
         self._plain_fields = cfg.limit_request_fields
 
     def read(self, head: bytes, peer: Any, number: int) -> Head:
-        """Read ``head``, which ends where the head does.
+        """Parse ``head``, which ends with its last line.
 
-        :param number: of the request on its connection, from 1 on.
+        :param number: the number of the request on its connection, from 1.
         :raises ParseException: gunicorn's reason for a refusal, or ours.
-        :raises NoMoreData: it is no whole head.
+        :raises NoMoreData: the head is incomplete.
         """
-        return self.read_plain(head) or self.read_any(head, peer, number)
+        return self.read_ordinary(head) or self.read_any(head, peer, number)
 
-    def read_plain(self, head: bytes) -> Head | None:
-        """Read ``head`` at a glance, or leave it to gunicorn: ``None``."""
+    def read_ordinary(self, head: bytes) -> Head | None:
+        """Parse an ordinary ``head``; return ``None`` for any other, which is left to gunicorn."""
         found = _PLAIN.fullmatch(head) if len(head) <= self._plain_bytes else None
         if found is None:
             return None
@@ -97,14 +97,14 @@ class HeadReader:
             name, _, value = line.partition(":")
             environ[self.names.get(name) or self._key(name)] = value.strip(" \t")
         length = environ.get("CONTENT_LENGTH", "0")
-        is_usual = (
+        is_ordinary = (
             len(environ) == len(lines) - 1 <= self._plain_fields
-            and _UNUSUAL.isdisjoint(environ)
+            and _NOT_ORDINARY.isdisjoint(environ)
             and len(self._schemes.intersection(environ)) <= 1
             and _HOST.fullmatch(environ.get("HTTP_HOST", "@"))
             and _LENGTH.fullmatch(length)
         )
-        if not is_usual:
+        if not is_ordinary:
             return None
         environ["REQUEST_METHOD"] = method
         environ["RAW_URI"] = path + query
@@ -115,9 +115,9 @@ class HeadReader:
         return Head(environ, path, int(length), closes=closes)
 
     def read_any(self, head: bytes, peer: Any, number: int) -> Head:
-        """Read ``head`` with gunicorn's parser; raises as :meth:`read` does."""
+        """Parse ``head`` with gunicorn's parser; raises as :meth:`read` does."""
         try:
-            # The unreader ends with the head: the parser can neither block nor take what belongs to the body.
+            # The unreader ends with the head, so the parser can neither block nor consume the body.
             parsed: Any = Request(self._cfg, IterUnreader((head,)), peer, number)
         except InvalidHTTPVersion as error:
             raise (UnsupportedVersion() if _OTHER_VERSION.match(head) else error) from None
@@ -148,11 +148,11 @@ class HeadReader:
         environ["PATH_INFO"] = unquote_to_bytes(below).decode("latin-1") if "%" in below else below
 
     def _key(self, name: str) -> str:
-        """WSGI's name for a field's, kept for the next time."""
-        if len(self.names) >= _MOST_NAMES_KEPT:
+        """Return the WSGI name of a field, and cache it."""
+        if len(self.names) >= _CACHED_NAMES:
             self.names.clear()
         key = _key_of(name)
-        if len(name) <= _NAME_KEPT_CHARACTERS:
+        if len(name) <= _CACHED_NAME_CHARACTERS:
             self.names[name] = key
         return key
 
@@ -163,20 +163,20 @@ def _key_of(name: str) -> str:
 
 
 def _require_host(request: Any) -> None:
-    # RFC 9112 section 3.2; gunicorn only sees that there are not two. Whose name it is is of no interest here.
+    # RFC 9112 section 3.2. gunicorn refuses two Host headers, but not a missing or malformed one.
     hosts = [value for name, value in request.headers if name == "HOST"]
     if (request.version >= (1, 1) and not hosts) or not all(map(_HOST.fullmatch, hosts)):
         raise InvalidHeader("HOST")
 
 
 def _require_plain_coding(headers: Iterable[tuple[str, str]]) -> None:
-    # gunicorn takes a compressed body in chunks and leaves it compressed.
+    # gunicorn accepts a compressed chunked body and does not decompress it.
     for name, value in headers:
         if name == "TRANSFER-ENCODING" and value.strip().lower() != "chunked":
             raise UnsupportedTransferCoding(value)
 
 
 def _require_one_authorization(headers: Iterable[tuple[str, str]]) -> None:
-    # gunicorn would join two values with a comma, and a lenient base64 decoder reads what results as a third one.
+    # gunicorn joins two values with a comma, and a lenient base64 decoder would read the result as a third value.
     if sum(name == "AUTHORIZATION" for name, _ in headers) > 1:
         raise InvalidHeader("AUTHORIZATION")

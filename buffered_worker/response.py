@@ -1,6 +1,5 @@
-"""Answers (RFC 9112 section 4): what the application says, whole, and what a refused caller reads."""
+"""Responses (RFC 9112 section 4): the application's, sent whole, and errors for requests that never reach it."""
 
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -16,27 +15,25 @@ from gunicorn.http.errors import (  # type: ignore[attr-defined]  # The stubs la
 )
 from gunicorn.util import is_hoppish
 
-from app.errors import below_oauth
-from app.worker.heads import Head
+from buffered_worker.request_head import Head
 
-SERVER = "tokenhouse"
 _STATUS = re.compile(r"[0-9]{3}(?: [\t -~\x80-\xff]*)?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t -~\x80-\xff]*")
 
-_MOST_NAMES_KEPT = 256
+_CACHED_NAMES = 256
 _dated: tuple[int, str] = (0, "")
 
 
 class _Kind(Enum):
-    """What becomes of a header of the application's."""
+    """How a header of the application is handled."""
 
-    ANY = "it is sent"
-    LENGTH = "it must be true"
-    CONNECTION = "it is ours to say"
+    ANY = "sent as it is"
+    LENGTH = "must equal the length of the body"
+    CONNECTION = "replaced by the worker"
 
 
-@lru_cache(maxsize=_MOST_NAMES_KEPT)
+@lru_cache(maxsize=_CACHED_NAMES)
 def _kind_of(name: str) -> _Kind:
     if not _NAME.fullmatch(name):
         raise InvalidResponseHeaderName(repr(name))
@@ -45,12 +42,16 @@ def _kind_of(name: str) -> _Kind:
     return _Kind.CONNECTION if is_hoppish(name) else _Kind.ANY
 
 
-class Answer:
-    """What an application answers: PEP 3333. It is sent when all of it is there."""
+class Response:
+    """The application's response (PEP 3333), sent when it is complete.
 
-    __slots__ = ("_length", "_lines", "_parts", "_status")
+    :param server: the value of the ``Server`` header.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_length", "_lines", "_parts", "_server", "_status")
+
+    def __init__(self, server: str) -> None:
+        self._server = server
         self._status = ""
         self._lines: list[str] = []
         self._parts: list[bytes] = []
@@ -59,13 +60,13 @@ class Answer:
     def start_response(
         self, status: str, headers: Sequence[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], None]:
-        """Take status and headers. Those of the connection are ours to say.
+        """Take status and headers. Hop-by-hop headers are dropped: the worker writes them.
 
-        :raises ValueError: the status, or a length, is none.
-        :raises InvalidResponseHeaderName, InvalidResponseHeader: likewise, without the value.
+        :raises ValueError: the status is malformed, or ``Content-Length`` is not a number.
+        :raises InvalidResponseHeaderName, InvalidResponseHeader: a malformed header; the value is not quoted.
         """
         if self._status and not exc_info:
-            raise AssertionError("the answer has been started already")
+            raise AssertionError("the response has been started already")
         if not _STATUS.fullmatch(status):
             raise ValueError("the status is malformed")
         self._status, self._lines, self._length = status, [], None
@@ -79,10 +80,19 @@ class Answer:
                 self._length = int(value)
         return self._parts.append
 
-    def whole(self, body: bytes, head: Head, *, closes: bool) -> bytes:
-        """All bytes of the answer to ``head``.
+    def collect(self, application: Any, environ: dict[str, Any]) -> bytes:
+        """Run the WSGI application; return the body that it returned, whole."""
+        items = application(environ, self.start_response)
+        try:
+            return b"".join(items)
+        finally:
+            if hasattr(items, "close"):
+                items.close()
 
-        :raises ValueError: the body is not as long as was said.
+    def to_bytes(self, body: bytes, head: Head, *, closes: bool) -> bytes:
+        """Return the whole response to the request with ``head``.
+
+        :raises ValueError: the body is not as long as ``Content-Length`` says.
         """
         body = b"".join((*self._parts, body)) if self._parts else body
         code = self._status[:3]
@@ -95,18 +105,20 @@ class Answer:
         length = f"Content-Length: {self._length}\r\n" if has_length and self._length is not None else ""
         major, minor = head.version
         text = (
-            f"HTTP/{major}.{minor} {self._status}\r\nServer: {SERVER}\r\nDate: {_date()}\r\n"
+            f"HTTP/{major}.{minor} {self._status}\r\nServer: {self._server}\r\nDate: {_date()}\r\n"
             f"Connection: {'close' if closes else 'keep-alive'}\r\n{length}{''.join(self._lines)}\r\n"
         ).encode("latin-1")
         return text + body if has_body else text
 
 
-def refusal(status: HTTPStatus, request_id: str, *, to_head: bool) -> bytes:
-    """The whole JSON answer for a request that never reached the application, or failed there."""
-    body = json.dumps(below_oauth(status), separators=(",", ":")).encode()
+def error_response(status: HTTPStatus, body: bytes, request_id: str, *, server: str, to_head: bool) -> bytes:
+    """Return the whole response to a request that never reached the application, or failed in it.
+
+    :param body: JSON.
+    """
     text = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-        f"Server: {SERVER}\r\n"
+        f"Server: {server}\r\n"
         f"Date: {_date()}\r\n"
         "Connection: close\r\n"
         "Content-Type: application/json\r\n"
@@ -120,8 +132,8 @@ def refusal(status: HTTPStatus, request_id: str, *, to_head: bool) -> bytes:
 
 
 def _date() -> str:
-    """RFC 9110 section 6.6.1; the same for a second."""
-    global _dated  # noqa: PLW0603 - Replaced whole: other threads do the same.
+    """Return the ``Date`` of RFC 9110 section 6.6.1, formatted once a second."""
+    global _dated  # noqa: PLW0603 - Replaced as a whole: other threads do the same.
     now, text = _dated
     if now != (this := int(time.time())):
         text = formatdate(this, usegmt=True)

@@ -1,4 +1,4 @@
-"""An answer is whole, says how long it is, and holds nothing that could be read as a second one."""
+"""An response is whole, says how long it is, and holds nothing that could be read as a second one."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from gunicorn.http.errors import (  # type: ignore[attr-defined]  # The stubs la
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.worker.answers import Answer
-from app.worker.heads import Head
+from buffered_worker.request_head import Head
+from buffered_worker.response import Response
 
 HEADERS = [("Content-Type", "application/json"), ("Content-Length", "2")]
 
@@ -31,9 +31,9 @@ def sent(
     to: Head | None = None,
     closes: bool = False,
 ) -> bytes:
-    answer = Answer()
-    answer.start_response(status, headers)
-    return answer.whole(body, to or head(), closes=closes)
+    response = Response("tokenhouse")
+    response.start_response(status, headers)
+    return response.to_bytes(body, to or head(), closes=closes)
 
 
 @time_machine.travel("2026-01-31T12:00:00Z", tick=False)
@@ -104,15 +104,15 @@ def test_a_refused_header_is_named_without_its_value() -> None:
 
 
 def test_what_was_written_comes_before_what_was_returned() -> None:
-    answer = Answer()
-    answer.start_response("200 OK", [])(b"a")
-    assert answer.whole(b"b", head(), closes=False).endswith(b"Content-Length: 2\r\n\r\nab")
+    response = Response("tokenhouse")
+    response.start_response("200 OK", [])(b"a")
+    assert response.to_bytes(b"b", head(), closes=False).endswith(b"Content-Length: 2\r\n\r\nab")
 
 
 def test_an_answer_is_started_once_unless_it_failed() -> None:
-    answer = Answer()
-    answer.start_response("200 OK", [])
+    response = Response("tokenhouse")
+    response.start_response("200 OK", [])
     with pytest.raises(AssertionError):
-        answer.start_response("200 OK", [])
-    answer.start_response("500 Internal Server Error", [], (ValueError, ValueError(), None))
-    assert answer.whole(b"", head(), closes=False).startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
+        response.start_response("200 OK", [])
+    response.start_response("500 Internal Server Error", [], (ValueError, ValueError(), None))
+    assert response.to_bytes(b"", head(), closes=False).startswith(b"HTTP/1.1 500 Internal Server Error\r\n")

@@ -10,7 +10,7 @@ from gunicorn.http.errors import ConfigurationProblem, InvalidHeader, NoMoreData
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.worker.heads import Head, HeadReader
+from buffered_worker.request_head import Head, HeadReader
 
 PEER = ("192.0.2.1", 4711)
 READER = HeadReader(Config())
@@ -70,7 +70,7 @@ def by_gunicorn(head: bytes, reader: HeadReader = READER) -> dict[str, Any] | ty
 
 @pytest.mark.parametrize("head", USUAL)
 def test_what_callers_usually_send_is_read_at_a_glance(head: bytes) -> None:
-    plain = READER.read_plain(head)
+    plain = READER.read_ordinary(head)
     assert plain is not None
     assert facts(plain) == by_gunicorn(head)
 
@@ -109,7 +109,7 @@ heads = st.builds(
 @example(USUAL[0].replace(b"Accept: */*", b"authorization: Basic b"))
 @example(USUAL[0].replace(b"Accept: */*", b"Accept: a\r\n b"))
 def test_what_is_read_at_a_glance_is_what_gunicorn_reads(head: bytes) -> None:
-    plain = READER.read_plain(head)
+    plain = READER.read_ordinary(head)
     if plain is not None:
         assert facts(plain) == by_gunicorn(head)
 
@@ -119,7 +119,7 @@ def test_a_head_with_something_else_in_it_is_what_gunicorn_reads(
     inserted: bytes, usual: bytes, place: int, removed: int
 ) -> None:
     head = usual[:place] + inserted + usual[place + removed :]
-    plain = READER.read_plain(head)
+    plain = READER.read_ordinary(head)
     if plain is not None:
         assert facts(plain) == by_gunicorn(head)
 
@@ -144,7 +144,7 @@ def test_a_head_with_something_else_in_it_is_what_gunicorn_reads(
 )
 def test_what_is_unusual_is_left_to_gunicorn(line: str) -> None:
     head = f"POST / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic a\r\nContent-Length: 1\r\n{line}\r\n\r\n"
-    assert READER.read_plain(head.encode("latin-1")) is None
+    assert READER.read_ordinary(head.encode("latin-1")) is None
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_what_is_unusual_is_left_to_gunicorn(line: str) -> None:
 def test_gunicorns_limits_are_kept(setting: str, value: object) -> None:
     config = Config()
     config.set(setting, value)
-    assert HeadReader(Config()).read_plain(USUAL[1]) is not None
-    assert HeadReader(config).read_plain(USUAL[1]) is None
+    assert HeadReader(Config()).read_ordinary(USUAL[1]) is not None
+    assert HeadReader(config).read_ordinary(USUAL[1]) is None
 
 
 def test_the_names_of_fields_that_are_kept_are_bounded() -> None:

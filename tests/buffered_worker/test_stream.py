@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
+from unittest.mock import patch
 
 import pytest
+import time_machine
 
-from app import lines
-from app.lines import LineWriter
+from buffered_worker import stream as streams
+from buffered_worker.stream import NonBlockingStream
 
 WAIT_SECONDS = 10
 LINE = "x" * 99 + "\n"
@@ -57,9 +59,9 @@ def pipe() -> Iterator[Pipe]:
 
 
 @pytest.fixture
-def writer(pipe: Pipe) -> Iterator[LineWriter]:
-    made = LineWriter(lambda: pipe.stream)
-    made.begin(threaded=True)
+def writer(pipe: Pipe) -> Iterator[NonBlockingStream]:
+    made = NonBlockingStream(lambda: pipe.stream)
+    made.begin()
     yield made
     pipe.read()
     made.stop()
@@ -84,15 +86,15 @@ def gathered(pipe: Pipe, size: int) -> str:
 
 def test_a_process_that_does_not_serve_writes_as_it_always_did() -> None:
     stream = io.StringIO()
-    made = LineWriter(lambda: stream)
+    made = NonBlockingStream(lambda: stream)
     made.write("a line\n")
     assert stream.getvalue() == "a line\n"
     assert not made.isatty()
     assert not made.is_stalled
-    LineWriter(lambda: None).write("to nobody\n")
+    NonBlockingStream(lambda: None).write("to nobody\n")
 
 
-def test_a_line_is_there_at_once(pipe: Pipe, writer: LineWriter) -> None:
+def test_a_line_is_there_at_once(pipe: Pipe, writer: NonBlockingStream) -> None:
     number = writer.put("first\n")
     assert pipe.read() == "first\n"
     assert writer.is_written(number, 0)
@@ -100,7 +102,7 @@ def test_a_line_is_there_at_once(pipe: Pipe, writer: LineWriter) -> None:
     assert pipe.read() == "Größe\\ud800\n"
 
 
-def test_nobody_waits_for_a_reader_that_stalls_and_nothing_is_lost(pipe: Pipe, writer: LineWriter) -> None:
+def test_nobody_waits_for_a_reader_that_stalls_and_nothing_is_lost(pipe: Pipe, writer: NonBlockingStream) -> None:
     sent = [f"{number:05} {LINE}" for number in range(1000)]
     last = [writer.put(line) for line in sent][-1]
     assert not writer.is_written(last, 0)
@@ -109,9 +111,9 @@ def test_nobody_waits_for_a_reader_that_stalls_and_nothing_is_lost(pipe: Pipe, w
 
 
 def test_it_is_stalled_when_a_line_has_waited_for_long(
-    pipe: Pipe, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+    pipe: Pipe, writer: NonBlockingStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "STALLED_SECONDS", 0.05)
+    monkeypatch.setattr(streams, "STALLED_SECONDS", 0.05)
     for _ in range(100):
         writer.put(LINE)
     wait_until(lambda: writer.is_stalled)
@@ -120,9 +122,9 @@ def test_it_is_stalled_when_a_line_has_waited_for_long(
 
 
 def test_what_finds_no_room_is_counted_and_the_count_is_written(
-    pipe: Pipe, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+    pipe: Pipe, writer: NonBlockingStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "MOST_BYTES", 20 * len(LINE))
+    monkeypatch.setattr(streams, "QUEUE_LIMIT_BYTES", 20 * len(LINE))
     writer.describe_loss = lambda lost: f"lost {lost}\n"
     filled = 0
     while not writer.is_stalled:
@@ -137,7 +139,7 @@ def test_what_finds_no_room_is_counted_and_the_count_is_written(
     assert gathered(pipe, 6) == "after\n"
 
 
-def test_the_end_of_a_process_writes_what_waits(pipe: Pipe, writer: LineWriter) -> None:
+def test_the_end_of_a_process_writes_what_waits(pipe: Pipe, writer: NonBlockingStream) -> None:
     for _ in range(100):
         writer.put(LINE)
     stopping = threading.Thread(target=writer.stop)
@@ -150,9 +152,9 @@ def test_the_end_of_a_process_writes_what_waits(pipe: Pipe, writer: LineWriter) 
 
 
 def test_the_end_of_a_process_does_not_wait_for_ever(
-    pipe: Pipe, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+    pipe: Pipe, writer: NonBlockingStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(streams, "STOP_SECONDS", 0.1)
     for _ in range(100):
         writer.put(LINE)
     began = time.monotonic()
@@ -161,17 +163,22 @@ def test_the_end_of_a_process_does_not_wait_for_ever(
     assert pipe.read()
 
 
-def test_without_a_thread_lines_that_were_not_taken_go_with_the_next_one(pipe: Pipe) -> None:
-    """As in gunicorn's master, which forks and may have no threads."""
-    master = LineWriter(lambda: pipe.stream)
-    master.begin(threaded=False)
+def test_a_thread_exists_only_while_lines_wait(pipe: Pipe, writer: NonBlockingStream) -> None:
+    """The master of gunicorn forks, so it should have no threads."""
+    before = set(threading.enumerate())
+
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread not in before]
+
+    writer.put("taken at once\n")
+    assert threads() == []
     for _ in range(100):
-        master.put(LINE)
-    found = pipe.read()
-    for _ in range(10):
-        master.put("next\n")
-        found += pipe.read()
-    assert found == LINE * 100 + "next\n" * 10
+        writer.put(LINE)
+    assert threads() == ["log writer"]
+    gathered(pipe, 14 + 100 * len(LINE))
+    wait_until(lambda: threads() == [])
+    writer.put("next\n")
+    assert pipe.read() == "next\n"
 
 
 def test_a_file_that_is_full_is_told_and_no_line_is_torn(tmp_path: Path) -> None:
@@ -180,8 +187,8 @@ def test_a_file_that_is_full_is_told_and_no_line_is_torn(tmp_path: Path) -> None
 
     def fill() -> None:
         stream = path.open("a")
-        made = LineWriter(lambda: stream)
-        made.begin(threaded=True)
+        made = NonBlockingStream(lambda: stream)
+        made.begin()
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (250, hard))
         for number in range(5):
@@ -203,8 +210,8 @@ def test_a_line_that_a_dead_process_has_left_half_way_is_ended(tmp_path: Path) -
     path = tmp_path / "log"
     path.write_text('{"half')
     with path.open("a") as stream:
-        made = LineWriter(lambda: stream)
-        made.begin(threaded=False)
+        made = NonBlockingStream(lambda: stream)
+        made.begin()
         made.put("whole\n")
     assert path.read_text() == '{"half\nwhole\n'
 
@@ -213,8 +220,8 @@ def test_a_socket_is_written_too() -> None:
     """As a service manager gives it."""
     ours, theirs = socket.socketpair()
     with ours, theirs, ours.makefile("w") as stream:
-        made = LineWriter(lambda: stream)
-        made.begin(threaded=True)
+        made = NonBlockingStream(lambda: stream)
+        made.begin()
         for _ in range(20000):
             made.put(LINE)
         theirs.settimeout(WAIT_SECONDS)
@@ -234,8 +241,8 @@ def test_where_the_pipe_cannot_be_opened_anew_nobody_waits_either(pipe: Pipe, mo
         return opened(path, *options)
 
     monkeypatch.setattr(os, "open", refuse)
-    made = LineWriter(lambda: pipe.stream)
-    made.begin(threaded=True)
+    made = NonBlockingStream(lambda: pipe.stream)
+    made.begin()
     monkeypatch.undo()
     sent = "".join(f"{number:05} {LINE * 50}" for number in range(50))
     for line in sent.splitlines(keepends=True):
@@ -246,11 +253,11 @@ def test_where_the_pipe_cannot_be_opened_anew_nobody_waits_either(pipe: Pipe, mo
 
 def test_long_lines_of_several_processes_are_not_mixed(pipe: Pipe) -> None:
     """Longer than what the kernel writes in one piece, through a pipe that holds less."""
-    first = LineWriter(lambda: pipe.stream)
-    first.begin(threaded=False)
+    first = NonBlockingStream(lambda: pipe.stream)
+    first.begin()
 
     def say(letter: str) -> None:
-        first.begin(threaded=True)
+        first.begin()
         for _ in range(20):
             first.put(letter * 9999 + "\n")
         first.stop()
@@ -267,13 +274,13 @@ def test_long_lines_of_several_processes_are_not_mixed(pipe: Pipe) -> None:
 
 
 def test_a_fork_writes_nothing_of_its_parents(pipe: Pipe) -> None:
-    parent = LineWriter(lambda: pipe.stream)
-    parent.begin(threaded=False)
+    parent = NonBlockingStream(lambda: pipe.stream)
+    parent.begin()
     for _ in range(100):
         parent.put(LINE)
 
     def say() -> None:
-        parent.begin(threaded=True)
+        parent.begin()
         parent.put("child\n")
         parent.stop()
         os._exit(0)
@@ -292,12 +299,12 @@ def test_a_fork_writes_nothing_of_its_parents(pipe: Pipe) -> None:
 
 
 def test_an_unexpected_fault_does_not_keep_later_lines_in(
-    pipe: Pipe, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+    pipe: Pipe, writer: NonBlockingStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_sink: object, _data: memoryview) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(lines.Sink, "write", fail)
+    monkeypatch.setattr(streams.Sink, "write", fail)
     with pytest.raises(MemoryError):
         writer.put("first\n")
     monkeypatch.undo()
@@ -306,19 +313,21 @@ def test_an_unexpected_fault_does_not_keep_later_lines_in(
 
 
 @pytest.fixture
-def log_file(tmp_path: Path) -> Iterator[tuple[Path, LineWriter]]:
+def log_file(tmp_path: Path) -> Iterator[tuple[Path, NonBlockingStream]]:
     """A log file, and who writes it."""
     path = tmp_path / "logs" / "audit.log"
     path.parent.mkdir()
     with path.open("a") as stream:
         path.chmod(0o640)
-        made = LineWriter(lambda: stream)
-        made.begin(threaded=True)
+        made = NonBlockingStream(lambda: stream)
+        made.begin()
         yield path, made
         made.stop()
 
 
-def test_a_file_that_was_moved_away_is_followed_by_a_new_one_of_its_mode(log_file: tuple[Path, LineWriter]) -> None:
+def test_a_file_that_was_moved_away_is_followed_by_a_new_one_of_its_mode(
+    log_file: tuple[Path, NonBlockingStream],
+) -> None:
     path, writer = log_file
     old = path.with_suffix(".1")
     writer.put("before\n")
@@ -331,7 +340,7 @@ def test_a_file_that_was_moved_away_is_followed_by_a_new_one_of_its_mode(log_fil
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_file_that_somebody_else_has_made_there_is_appended_to(log_file: tuple[Path, LineWriter]) -> None:
+def test_a_file_that_somebody_else_has_made_there_is_appended_to(log_file: tuple[Path, NonBlockingStream]) -> None:
     path, writer = log_file
     path.rename(path.with_suffix(".1"))
     path.write_text("made by the rotation\n")
@@ -341,7 +350,7 @@ def test_a_file_that_somebody_else_has_made_there_is_appended_to(log_file: tuple
 
 
 @pytest.mark.parametrize("there", ["a link", "a pipe", "a folder", "nothing, and no folder"])
-def test_what_is_no_file_is_not_followed(log_file: tuple[Path, LineWriter], there: str) -> None:
+def test_what_is_no_file_is_not_followed(log_file: tuple[Path, NonBlockingStream], there: str) -> None:
     path, writer = log_file
     elsewhere = path.parent.with_name("elsewhere")
     path.parent.rename(elsewhere)
@@ -359,26 +368,28 @@ def test_what_is_no_file_is_not_followed(log_file: tuple[Path, LineWriter], ther
     assert not (path.parent / "secret").exists()
 
 
-def test_a_process_without_a_thread_follows_with_its_next_line(tmp_path: Path) -> None:
-    path = tmp_path / "diagnostics.log"
-    with path.open("a") as stream:
-        writer = LineWriter(lambda: stream)
-        writer.begin(threaded=False)
-        path.rename(tmp_path / "old.log")
+def test_a_write_follows_a_moved_file_once_a_second(log_file: tuple[Path, NonBlockingStream]) -> None:
+    path, writer = log_file
+    old = path.with_suffix(".1")
+    with time_machine.travel(0, tick=False) as clock, patch.object(streams.time, "monotonic", time.time):
+        writer.follow()
+        path.rename(old)
+        clock.shift(streams.FOLLOW_SECONDS)
+        writer.put("between\n")
+        clock.shift(0.1)
         writer.put("after\n")
-    assert path.read_text() == "after\n"
-    assert (tmp_path / "old.log").read_text() == ""
+    assert (old.read_text(), path.read_text()) == ("between\n", "after\n")
 
 
 def test_a_heir_of_a_process_whose_file_was_moved_begins_in_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     with path.open("a") as stream:
-        writer = LineWriter(lambda: stream)
-        writer.begin(threaded=False)
+        writer = NonBlockingStream(lambda: stream)
+        writer.begin()
         path.rename(tmp_path / "old.log")
 
         def serve() -> None:
-            writer.begin(threaded=True)
+            writer.begin()
             writer.put("born later\n")
             writer.stop()
 

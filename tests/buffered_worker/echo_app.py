@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from app.blocking import blocking
-from app.worker.buffered import BufferedWorker
+from app.operations.worker import TokenhouseWorker
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).resolve().parent
@@ -24,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 _served: list[str] = []
 
 
-class HastyWorker(BufferedWorker):
+class HastyWorker(TokenhouseWorker):
     """The worker with less patience, for tests that wait for its end."""
 
     REQUEST_SECONDS = 1.0
@@ -129,7 +129,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(*arguments: str, worker: str = "app.worker.buffered.BufferedWorker") -> Iterator[Server]:
+def serve(*arguments: str, worker: str = "app.operations.worker.TokenhouseWorker") -> Iterator[Server]:
     """A gunicorn with the project's own configuration and the application above."""
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "tests/support/echo_gunicorn.py")]
     command += ["-b", "127.0.0.1:0"]

@@ -11,35 +11,36 @@ from gunicorn.http.unreader import IterUnreader
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import BODY_LIMIT_BYTES
-from app.worker.buffered import BufferedWorker
-from app.worker.connection import RECEIVE_BYTES, Connection
-from app.worker.framing import (
+from buffered_worker.connection import RECEIVE_BYTES, Connection
+from buffered_worker.framing import (
     CHUNK_LINE_LIMIT_BYTES,
-    ENCODED_LIMIT_BYTES,
+    ENCODED_FACTOR,
     HEAD_LIMIT_BYTES,
     TRAILER_LIMIT_BYTES,
+    BodyTooLong,
     ChunkScan,
-    Inbox,
-    TooLong,
+    RequestBuffer,
 )
-from app.worker.heads import HeadReader
+from buffered_worker.request_head import HeadReader
+from buffered_worker.worker import BufferedWorker
 
+BODY_LIMIT_BYTES = 16 * 1024
+ENCODED_LIMIT_BYTES = ENCODED_FACTOR * BODY_LIMIT_BYTES
 PEER = ("192.0.2.1", 4711)
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-def new_inbox() -> Inbox:
-    return Inbox(HeadReader(Config()), PEER)
+def new_buffer() -> RequestBuffer:
+    return RequestBuffer(HeadReader(Config()), PEER, BODY_LIMIT_BYTES)
 
 
 def take_all(segments: list[bytes]) -> list[Any]:
     """Every request in ``segments`` as method and body, and the class of the error that ends them."""
-    inbox, seen = new_inbox(), []
+    buffer, seen = new_buffer(), []
     for segment, at_end in [*((segment, False) for segment in segments), (b"", True)]:
-        inbox.buffer += segment
+        buffer.data += segment
         try:
-            while complete := inbox.take(at_end=at_end and inbox.begun):
+            while complete := buffer.take(at_end=at_end and buffer.begun):
                 seen.append((complete[0].method, complete[1]))
         except (ParseException, NoMoreData) as error:
             return [*seen, type(error)]
@@ -47,15 +48,15 @@ def take_all(segments: list[bytes]) -> list[Any]:
 
 
 def test_it_gives_out_requests_one_by_one_and_keeps_the_rest() -> None:
-    inbox = new_inbox()
-    inbox.buffer += b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET /b HTTP/1.1\r\nHost: a\r\n\r\nGET"
-    first, second = inbox.take(), inbox.take()
+    buffer = new_buffer()
+    buffer.data += b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET /b HTTP/1.1\r\nHost: a\r\n\r\nGET"
+    first, second = buffer.take(), buffer.take()
     assert first is not None
     assert (first[0].path, first[1]) == ("/a", b"abc")
     assert second is not None
     assert (second[0].path, second[1]) == ("/b", b"")
-    assert inbox.take() is None
-    assert inbox.buffer == b"GET"
+    assert buffer.take() is None
+    assert buffer.data == b"GET"
 
 
 @pytest.mark.parametrize(
@@ -64,36 +65,36 @@ def test_it_gives_out_requests_one_by_one_and_keeps_the_rest() -> None:
         (b"a" * HEAD_LIMIT_BYTES, LimitRequestLine),
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 6000, LimitRequestHeaders),
         (b"GET / HTTP/1.1\r\nHost: a\r\nA: b\n", InvalidHeader),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 16385\r\n\r\n", TooLong),
-        (CHUNKED + b"4001\r\n", TooLong),
-        (CHUNKED + b"1;" + b"a" * 200 + b"\r\na\r\n" + b"%x\r\n" % BODY_LIMIT_BYTES, TooLong),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 16385\r\n\r\n", BodyTooLong),
+        (CHUNKED + b"4001\r\n", BodyTooLong),
+        (CHUNKED + b"1;" + b"a" * 200 + b"\r\na\r\n" + b"%x\r\n" % BODY_LIMIT_BYTES, BodyTooLong),
     ],
 )
 def test_what_is_too_long_is_refused_before_the_rest_has_come(sent: bytes, error: type[Exception]) -> None:
-    inbox = new_inbox()
-    inbox.buffer += sent
+    buffer = new_buffer()
+    buffer.data += sent
     with pytest.raises(error):
-        inbox.take()
+        buffer.take()
 
 
 def test_chunk_sizes_with_endless_extensions_are_refused() -> None:
     chunk = b"1;" + b"a" * 200 + b"\r\na\r\n"
-    inbox = new_inbox()
-    inbox.buffer += CHUNKED + chunk * (ENCODED_LIMIT_BYTES // len(chunk) + 1)
-    with pytest.raises(TooLong):
-        inbox.take()
+    buffer = new_buffer()
+    buffer.data += CHUNKED + chunk * (ENCODED_LIMIT_BYTES // len(chunk) + 1)
+    with pytest.raises(BodyTooLong):
+        buffer.take()
 
 
 @given(st.binary(max_size=2 * RECEIVE_BYTES), st.sampled_from([b"", CHUNKED]))
 def test_a_caller_fills_no_more_than_its_share_of_memory(sent: bytes, head: bytes) -> None:
-    inbox = new_inbox()
-    inbox.buffer += head + sent
+    buffer = new_buffer()
+    buffer.data += head + sent
     try:
-        while inbox.take():
+        while buffer.take():
             pass
     except ParseException:
         return
-    assert len(inbox.buffer) <= ENCODED_LIMIT_BYTES + CHUNK_LINE_LIMIT_BYTES + TRAILER_LIMIT_BYTES
+    assert len(buffer.data) <= ENCODED_LIMIT_BYTES + CHUNK_LINE_LIMIT_BYTES + TRAILER_LIMIT_BYTES
 
 
 fragments = st.sampled_from(
@@ -136,15 +137,15 @@ def as_gunicorn_reads_it(stream: bytes) -> tuple[bytes, bytes] | None:
 
 @given(chunk_streams)
 def test_a_chunked_body_ends_where_gunicorn_alone_would_end_it(stream: bytes) -> None:
-    inbox = new_inbox()
-    inbox.buffer += CHUNKED + stream
+    buffer = new_buffer()
+    buffer.data += CHUNKED + stream
     try:
-        complete = inbox.take(at_end=True)
-    except TooLong:
+        complete = buffer.take(at_end=True)
+    except BodyTooLong:
         return
     except (ParseException, NoMoreData):
         complete = None
-    assert (complete and (complete[1], bytes(inbox.buffer))) == as_gunicorn_reads_it(stream)
+    assert (complete and (complete[1], bytes(buffer.data))) == as_gunicorn_reads_it(stream)
 
 
 class CountingBuffer(bytearray):
@@ -159,7 +160,7 @@ class CountingBuffer(bytearray):
 
 @pytest.mark.parametrize("stream", [b"1\r\na\r\n" * 3000, b"5;" + b"a" * 250, b"0\r\n" + b"A: b\r\n" * 600])
 def test_the_scan_looks_at_each_byte_a_few_times_only(stream: bytes) -> None:
-    buffer, scan = CountingBuffer(), ChunkScan()
+    buffer, scan = CountingBuffer(), ChunkScan(BODY_LIMIT_BYTES)
     for byte in stream:
         buffer.append(byte)
         assert scan.end(buffer) is None
@@ -179,11 +180,11 @@ def test_a_connection_that_took_the_place_of_another_is_not_claimed_in_its_stead
             return 7
 
     worker: Any = BufferedWorker.__new__(BufferedWorker)
-    worker.epoll, worker.waiting = Epoll(), {}
-    gone, newcomer = (Connection(Socket(), PEER, new_inbox(), {}) for _ in range(2))  # type: ignore[arg-type]
-    worker.waiting[7] = newcomer
+    worker.epoll, worker.parked = Epoll(), {}
+    gone, newcomer = (Connection(Socket(), PEER, new_buffer(), {}) for _ in range(2))  # type: ignore[arg-type]
+    worker.parked[7] = newcomer
     assert not worker._claim(gone)  # noqa: SLF001
-    assert worker.waiting == {7: newcomer}
+    assert worker.parked == {7: newcomer}
     assert worker.epoll.armed == [7]
     assert worker._claim(newcomer)  # noqa: SLF001
-    assert worker.waiting == {}
+    assert worker.parked == {}

@@ -1,6 +1,6 @@
-"""Where a request ends, and whether it is sound: bytes in, complete requests out (RFC 9112).
+"""Finds where a request ends: bytes in, complete requests out (RFC 9112).
 
-What a head says is left to ``heads``, sockets to the others.
+What a head means is left to ``request_head``, sockets to ``worker``.
 """
 
 import re
@@ -8,13 +8,12 @@ from typing import Any
 
 from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders, NoMoreData, ParseException
 
-from app.errors import BODY_LIMIT_BYTES
-from app.worker.heads import Head, HeadReader
+from buffered_worker.request_head import Head, HeadReader
 
 HEAD_LIMIT_BYTES = 32 * 1024
-"""The longest head that is buffered. The finer limits on it are gunicorn's ``limit_request_*`` settings."""
-ENCODED_LIMIT_BYTES = 8 * BODY_LIMIT_BYTES
-"""The longest chunked body on the wire: a full body in chunks of one byte each takes six times its length."""
+"""The longest head that is buffered. gunicorn's ``limit_request_*`` settings limit its parts."""
+ENCODED_FACTOR = 8
+"""A chunked body may be this many times as long on the wire as the longest body: one-byte chunks take six times."""
 CHUNK_LINE_LIMIT_BYTES = 256
 TRAILER_LIMIT_BYTES = 4096
 
@@ -22,12 +21,12 @@ _HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]+")
 
 
-class TooLong(ParseException):
-    """The body is longer than ``BODY_LIMIT_BYTES``."""
+class BodyTooLong(ParseException):
+    """The body is longer than the limit."""
 
 
 def _head_end(buffer: bytearray, start: int) -> int:
-    """Where the head in ``buffer`` ends, if it does after ``start``: at an empty line, or at a line feed alone."""
+    """Return where the head in ``buffer`` ends, from ``start`` on: after an empty line or a bare line feed; else 0."""
     end = buffer.find(b"\r\n\r\n", start, HEAD_LIMIT_BYTES)
     if end >= 0 and buffer.count(b"\n", start, end) == buffer.count(b"\r\n", start, end):
         return end + 4
@@ -36,18 +35,19 @@ def _head_end(buffer: bytearray, start: int) -> int:
 
 
 class ChunkScan:
-    """Finds the end of a chunked body and looks at each byte once; what it means is left to gunicorn's reader."""
+    """Finds the end of a chunked body, looking at each byte once. Decoding is left to gunicorn's reader."""
 
-    __slots__ = ("_in_trailers", "_position", "_searched", "_total")
+    __slots__ = ("_body_limit", "_in_trailers", "_position", "_searched", "_total")
 
-    def __init__(self) -> None:
+    def __init__(self, body_limit: int) -> None:
+        self._body_limit = body_limit
         self._position = self._searched = self._total = 0
         self._in_trailers = False
 
     def end(self, buffer: bytearray) -> int | None:
-        """Where the body in ``buffer`` ends or stops making sense, or ``None`` while more is to come.
+        """Return where the body in ``buffer`` ends or becomes malformed; ``None`` while more must arrive.
 
-        :raises TooLong: the chunks add up to more than the limit, whether they are there yet or not.
+        :raises BodyTooLong: the declared chunk sizes add up to more than the limit.
         """
         while not self._in_trailers:
             position = self._position
@@ -71,8 +71,8 @@ class ChunkScan:
         self._total += size
         self._position = data_start + size + 2 if size else data_start
         self._searched = self._position
-        if self._total > BODY_LIMIT_BYTES or self._position > ENCODED_LIMIT_BYTES:
-            raise TooLong
+        if self._total > self._body_limit or self._position > ENCODED_FACTOR * self._body_limit:
+            raise BodyTooLong
 
     def _trailers_end(self, buffer: bytearray) -> int | None:
         start = self._position
@@ -86,36 +86,38 @@ class ChunkScan:
         return cut if len(buffer) >= cut else None
 
 
-class Inbox:
-    """What one caller has sent and has not been served yet; gives out one complete request at a time.
+class RequestBuffer:
+    """Bytes that one caller has sent and that have not been served; returns one complete request at a time.
 
-    Where it cuts depends on the bytes alone, never on how they were split into segments.
+    Where a request ends depends on the bytes alone, not on how they were split into segments.
+
+    :param body_limit: the longest body, in bytes.
     """
 
-    __slots__ = ("_chunks", "_has_skipped", "_peer", "_reader", "_scanned", "_served", "buffer", "head")
+    __slots__ = ("_body_limit", "_chunks", "_has_skipped", "_peer", "_reader", "_scanned", "_served", "data", "head")
 
-    def __init__(self, reader: HeadReader, peer: Any) -> None:
-        self._reader, self._peer = reader, peer
+    def __init__(self, reader: HeadReader, peer: Any, body_limit: int) -> None:
+        self._reader, self._peer, self._body_limit = reader, peer, body_limit
         self._scanned = self._served = 0
         self._chunks: ChunkScan | None = None
         self._has_skipped = False
-        self.buffer = bytearray()
+        self.data = bytearray()
         self.head: Head | None = None
 
     @property
     def begun(self) -> bool:
-        """Whether a request is here in part."""
-        return self.head is not None or bool(self.buffer)
+        """Whether a part of a request has arrived."""
+        return self.head is not None or bool(self.data)
 
     @property
     def is_new(self) -> bool:
-        """Whether no request has ever been complete."""
+        """Whether no complete request has arrived yet."""
         return self._served == 0
 
     def take(self, *, at_end: bool = False) -> tuple[Head, bytes] | None:
-        """The next complete request and its whole body, or ``None`` while more is to come.
+        """Return the next complete request with its body; ``None`` while more must arrive.
 
-        :param at_end: the caller will send nothing more.
+        :param at_end: whether the caller has closed its side.
         :raises ParseException: gunicorn's reason for a refusal, or ours.
         :raises NoMoreData: the request ends before it is complete.
         """
@@ -134,15 +136,15 @@ class Inbox:
         return head, body
 
     def must_continue(self) -> bool:
-        """Whether the caller waits for ``100 Continue`` (RFC 9110 section 10.1.1), with none of the body here."""
-        return self.head is not None and self.head.expects_continue and not self.buffer
+        """Return whether the caller waits for ``100 Continue`` (RFC 9110 section 10.1.1) and has sent no body yet."""
+        return self.head is not None and self.head.expects_continue and not self.data
 
     def _read_head(self, *, at_end: bool) -> Head | None:
-        buffer = self.buffer
+        buffer = self.data
         if not buffer:
             return None
         if not self._has_skipped and buffer[:2] == b"\r\n":
-            # Some callers end a body with a line break that is not part of it: RFC 9112 section 2.2.
+            # Some callers send a line break after a body: RFC 9112 section 2.2.
             del buffer[:2]
             self._has_skipped, self._scanned = True, 0
         end = _head_end(buffer, max(0, self._scanned - 3))
@@ -158,28 +160,28 @@ class Inbox:
         except NoMoreData:
             raise (LimitRequestHeaders("head") if end >= HEAD_LIMIT_BYTES else NoMoreData) from None
         if self.head.length is None:
-            self._chunks = ChunkScan()
+            self._chunks = ChunkScan(self._body_limit)
         return self.head
 
     def _read_body(self, head: Head) -> bytes | None:
         if self._chunks is not None:
-            end = self._chunks.end(self.buffer)
+            end = self._chunks.end(self.data)
             return None if end is None else self._decode(head.parsed, self._cut(end))
         length = head.length or 0
-        if length > BODY_LIMIT_BYTES:
-            raise TooLong
-        return self._cut(length) if len(self.buffer) >= length else None
+        if length > self._body_limit:
+            raise BodyTooLong
+        return self._cut(length) if len(self.data) >= length else None
 
     def _cut(self, end: int) -> bytes:
-        piece = bytes(self.buffer[:end])
-        del self.buffer[:end]
+        piece = bytes(self.data[:end])
+        del self.data[:end]
         return piece
 
     def _decode(self, request: Any, encoded: bytes) -> bytes:
-        """Let gunicorn's ``request`` read its body."""
+        """Decode a chunked body with gunicorn's reader."""
         request.unreader.unread(encoded)
         body: bytes = request.body.read()
         if request.unreader.take_buffered():
-            # The scan and gunicorn's reader see different ends: nothing after this point can be trusted.
+            # The scan and gunicorn's reader disagree about the end: nothing after this point can be trusted.
             raise InvalidChunkSize(b"")
         return body
