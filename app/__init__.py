@@ -10,27 +10,27 @@ from flask import Blueprint, Flask
 
 from app.audit.events import Events
 from app.audit.log import AuditLog, configure_logging
-from app.audit.outbox import TELL_SECONDS, Outbox
+from app.audit.outbox import DRAIN_SECONDS, Outbox
 from app.audit.streams import follow_files
 from app.cli import COMMANDS
 from app.clients.build import build as build_clients
-from app.clients.jwks_cache import LOOK_SECONDS as LOOK_AT_KEYS_SECONDS
+from app.clients.jwks_cache import POLL_SECONDS as LOOK_AT_KEYS_SECONDS
 from app.clients.last_used import FLUSH_SECONDS
-from app.clients.registered_scopes import LOOK_SECONDS as LOOK_AT_SCOPES_SECONDS
+from app.clients.registered_scopes import POLL_SECONDS as LOOK_AT_SCOPES_SECONDS
 from app.clients.secrets import ClientSecrets
 from app.config.settings import Settings
 from app.config.values import PROJECT_FOLDER
 from app.database import circuit_breaker
 from app.database.build import build as build_database
 from app.http.application import Application
-from app.keyring.active import LOOK_SECONDS
+from app.keyring.active import POLL_SECONDS
 from app.keyring.build import build as build_keys
 from app.keyring.validation import faults
 from app.oauth.build import build as build_oauth
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints import ENDPOINTS
 from app.observability import health_endpoint
-from app.observability.instrumentation import Measures
+from app.observability.instrumentation import Instrumentation
 from app.operations.background_jobs import Background, Job
 from app.services import Services
 from app.types import Clock
@@ -60,22 +60,22 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     """
     configure_logging(settings)
     app = Application("tokenhouse", settings.trusted_proxies, root_path=str(PROJECT_FOLDER))
-    measures = Measures()
+    instrumentation = Instrumentation()
     audit_log = AuditLog(settings.log_format, clock, is_required=settings.audit_log_required)
     events = Events()
-    events.subscribe(measures.timed("log", audit_log))
-    database = build_database(app, settings, span=measures.span)
+    events.subscribe(instrumentation.timed("log", audit_log))
+    database = build_database(app, settings, span=instrumentation.span)
     outbox = Outbox(database.engine, clock)
     keys = build_keys(settings, database.engine, events, clock)
-    events.subscribe(measures)
-    with_mac = {method.name for method in METHODS if method.reads_secrets}
+    events.subscribe(instrumentation)
+    with_mac = {method.name for method in METHODS if method.uses_secret_as_key}
     clients = build_clients(settings, database, outbox, clock, methods_with_mac=with_mac)
     oauth = build_oauth(
-        settings, database, clients, keys.active, events, clock, timed=measures.timed, span=measures.span
+        settings, database, clients, keys.active, events, clock, timed=instrumentation.timed, span=instrumentation.span
     )
     services = Services(settings, clock, keys, clients, oauth, audit_log, outbox)
     services.install(app)
-    app.extensions["instrumentation"] = measures
+    app.extensions["instrumentation"] = instrumentation
     _background(services, events).install(app)
     _mount(app, services)
     app.cli.commands.update({str(command.name): command for command in COMMANDS})
@@ -87,24 +87,24 @@ def _background(services: Services, events: Events) -> Background:
     clients, keys, oauth = services.clients, services.keys, services.oauth
     tell_expiring = partial(_tell_expiring, clients.secrets, events)
     return Background(
-        Job("the look at the key ring", LOOK_SECONDS, keys.active.refresh, on_the_second=True),
-        Job("the look at the audit log", LOOK_SECONDS, services.audit_log.look),
-        Job("the look whether logs were moved away", LOOK_SECONDS, follow_files),
-        Job("the events of commands", TELL_SECONDS, partial(services.outbox.drain, services.audit_log.tell_past)),
-        Job("the look whether the database answers", circuit_breaker.LOOK_SECONDS, clients.authenticator.look),
+        Job("the look at the key ring", POLL_SECONDS, keys.active.refresh, on_the_second=True),
+        Job("the look at the audit log", POLL_SECONDS, services.audit_log.poll),
+        Job("the look whether logs were moved away", POLL_SECONDS, follow_files),
+        Job("the events of commands", DRAIN_SECONDS, partial(services.outbox.drain, services.audit_log.write_past)),
+        Job("the look whether the database answers", circuit_breaker.POLL_SECONDS, clients.authenticator.poll),
         Job("the count of signed tokens", FLUSH_SECONDS, keys.usage.flush, at_exit=True),
         Job("the marks of used secrets", FLUSH_SECONDS, clients.last_used.flush, at_exit=True),
         Job(
             "the look at clients' scopes",
             LOOK_AT_SCOPES_SECONDS,
-            clients.registered_scopes.look,
+            clients.registered_scopes.poll,
             at_start=True,
             on_the_second=True,
         ),
-        Job("the look at what was used", LOOK_AT_REPLAY_SECONDS, oauth.replay_store.look, at_start=True),
-        Job("the fetch of clients' keys", LOOK_AT_KEYS_SECONDS, clients.jwks_cache.look),
-        Job("the end of used assertions", FORGET_SECONDS, oauth.replay_store.forget_expired),
-        Job("the end of old revocations", FORGET_SECONDS, oauth.revocations.forget_expired),
+        Job("the look at what was used", LOOK_AT_REPLAY_SECONDS, oauth.replay_store.poll, at_start=True),
+        Job("the fetch of clients' keys", LOOK_AT_KEYS_SECONDS, clients.jwks_cache.poll),
+        Job("the end of used assertions", FORGET_SECONDS, oauth.replay_store.delete_expired),
+        Job("the end of old revocations", FORGET_SECONDS, oauth.revocations.delete_expired),
         Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, tell_expiring),
     )
 

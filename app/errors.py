@@ -138,7 +138,7 @@ class ServiceUnavailable(ServerError):
         return [("Retry-After", str(RETRY_AFTER_SECONDS))]
 
 
-_BELOW_OAUTH: dict[int, tuple[str, str]] = {
+_HTTP_ERRORS: dict[int, tuple[str, str]] = {
     400: ("invalid_request", InvalidRequest.description),
     404: ("not_found", "There is nothing at this path."),
     405: ("method_not_allowed", "This path does not answer this method."),
@@ -156,13 +156,13 @@ _BELOW_OAUTH: dict[int, tuple[str, str]] = {
 }
 
 
-def below_oauth(status: int) -> dict[str, str]:
+def http_error_body(status: int) -> dict[str, str]:
     """Body of an error answer for a fault below OAuth: HTTP framing, an unknown path, a wrong method.
 
     :param status: the HTTP status; one without a sentence of its own reads as 400 below 500, and as 500 from there on.
     """
     fallback = HTTPStatus.BAD_REQUEST if status < HTTPStatus.INTERNAL_SERVER_ERROR else HTTPStatus.INTERNAL_SERVER_ERROR
-    code, description = _BELOW_OAUTH.get(status, _BELOW_OAUTH[fallback])
+    code, description = _HTTP_ERRORS.get(status, _HTTP_ERRORS[fallback])
     return {"error": code, "error_description": description}
 
 

@@ -83,7 +83,7 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class AccessTokenGrant:
     """What an access token may say: settled by policy, signed by the issuer.
 
     :param scope: scope tokens, in the order in which they were asked for.
@@ -102,7 +102,7 @@ class AccessToken:
     encoded: str
     jti: str
     kid: str
-    decision: Decision
+    grant: AccessTokenGrant
 
     def __repr__(self) -> str:
         """Keep the token out of every traceback and log."""
@@ -152,10 +152,10 @@ class Authenticator(Protocol):
 class ClientAuthMethod(Authenticator, Protocol):
     """A way for a client to prove who it is. See CONTRIBUTING.md for how to add one."""
 
-    secret_bearing: bool
+    has_secrets: bool
     """Whether a client of this method has secrets that we generate."""
 
-    reads_secrets: bool
+    uses_secret_as_key: bool
     """Whether it must read these secrets again, so that they are kept encrypted instead of as digests."""
 
     @property

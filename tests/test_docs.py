@@ -17,12 +17,12 @@ from support.server import NewClient, RunningServer, free_port, running_server
 
 from app.config.settings import SETTING_NAMES
 from app.config.values import DAY, YEAR
-from app.database.circuit_breaker import DatabaseGate
+from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.keyring.model import Ring
 from app.keyring.rotation_plan import Planner, Rules
 from app.keyring.serialization import new_key
 from app.keyring.timeline import draw_text
-from app.oauth.replay_store_redis import RedisGate
+from app.oauth.replay_store_redis import RedisCircuitBreaker
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -72,7 +72,11 @@ def _reasons_in_code() -> set[str]:
     # A gate puts the name of what is behind it first.
     behind_a_gate = {reason for reason in reasons if str(reason).startswith("_")}
     reasons -= behind_a_gate
-    reasons |= {f"{gate.what}{reason}" for gate in (DatabaseGate, RedisGate) for reason in behind_a_gate}
+    reasons |= {
+        f"{circuit_breaker.what}{reason}"
+        for circuit_breaker in (DatabaseCircuitBreaker, RedisCircuitBreaker)
+        for reason in behind_a_gate
+    }
     return {reason if not str(reason).endswith("_") else f"{reason}…" for reason in reasons if reason}
 
 

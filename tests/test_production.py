@@ -193,22 +193,22 @@ class Machine:
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
+def backend() -> Iterator[Path]:
     # Not in pytest's own folder: nginx and PostgreSQL are other users, whom the next run of pytest would shut out.
     with tempfile.TemporaryDirectory(prefix="tokenhouse-", ignore_cleanup_errors=True) as made:
         yield Path(made)
 
 
 @pytest.fixture
-def machine(home: Path) -> Iterator[Machine]:
-    root = home / "root"
-    database = postgres.start(home / "postgres")
-    postgres.ask_for_passwords(database, home / "postgres", "tokenhouse")
+def machine(backend: Path) -> Iterator[Machine]:
+    root = backend / "root"
+    database = postgres.start(backend / "postgres")
+    postgres.ask_for_passwords(database, backend / "postgres", "tokenhouse")
     binaries = Path(psutil.Process(database.get_postmaster_info().pid).exe()).parent
     tls_port = free_port()
     environment = {
         "PATH": f"{root}/usr/local/bin:{binaries}:{Path(sys.executable).parent}:{SYSTEM_PATH}",
-        "HOME": str(home), "CURL_HOME": str(home), "ROOT": str(root), "LANG": "C.UTF-8",
+        "HOME": str(backend), "CURL_HOME": str(backend), "ROOT": str(root), "LANG": "C.UTF-8",
         "PGHOST": psycopg.conninfo.conninfo_to_dict(database.get_uri())["host"], "PGUSER": "postgres",
         "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
@@ -216,7 +216,7 @@ def machine(home: Path) -> Iterator[Machine]:
     environment |= {
         k: v for k, v in os.environ.items() if k.startswith(("PIP_", "SSL_", "XDG_")) or "proxy" in k.lower()
     }
-    (home / ".curlrc").write_text(f'connect-to = "{NAME}:443:127.0.0.1:{tls_port}"\nnoproxy = "*"\n')
+    (backend / ".curlrc").write_text(f'connect-to = "{NAME}:443:127.0.0.1:{tls_port}"\nnoproxy = "*"\n')
     made = Machine(root, free_port(), tls_port, environment)
     for folder in ("etc/systemd/system", "etc/nginx/conf.d", "etc/logrotate.d", "usr/local/bin", "var/log/nginx"):
         (root / folder).mkdir(parents=True)

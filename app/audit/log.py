@@ -93,7 +93,7 @@ class AuditLog:
         """Whether lines wait for long, or were lost."""
         return self._writer.is_stalled
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Say once when the log takes no lines, and once when it does again."""
         was_stalled, self._was_stalled = self._was_stalled, self.is_stalled
         if self._was_stalled and not was_stalled:
@@ -101,7 +101,7 @@ class AuditLog:
         elif was_stalled and not self._was_stalled:
             log.warning("the audit log takes lines again")
 
-    def tell_past(self, happened_at: datetime, name: str, facts: dict[str, Any]) -> None:
+    def write_past(self, happened_at: datetime, name: str, facts: dict[str, Any]) -> None:
         """Write an event that a command has left."""
         self._writer.put(self._rendered(happened_at, name, facts))
 

@@ -20,7 +20,7 @@ from app.database.engine import reading_engine, writing_engine
 from app.database.models import OutboxRow
 from app.types import Clock
 
-TELL_SECONDS = 1.0
+DRAIN_SECONDS = 1.0
 AT_ONCE = 100
 
 Tell = Callable[[datetime, str, dict[str, Any]], None]

@@ -26,7 +26,7 @@ from app.cli.output import (
     timestamp,
 )
 from app.clients.fields import ClientFields
-from app.clients.jwks_cache import KeySet
+from app.clients.jwks_cache import FetchedJwks
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
 from app.crypto.jwk import check_jwks
 from app.database.models import ClientKeySetRow
@@ -97,7 +97,7 @@ def changed_auth_fields(before: ClientFields, method: str, given: Mapping[str, A
     return {"auth_fields": check_auth_fields(method, {**kept, **given})}
 
 
-def published_keys(auth_fields: Mapping[str, Any]) -> KeySet | None:
+def published_keys(auth_fields: Mapping[str, Any]) -> FetchedJwks | None:
     """The keys of a client that publishes them, fetched.
 
     :raises ManagementError: they cannot be; why.
@@ -181,7 +181,7 @@ def show_keys(client_id: str, *, fetch: bool, as_json: bool) -> None:
         services().clients.repository.end_reading()
         found = published_keys(row.auth_fields or {})
         row = services().clients.repository.update(client_id, key_set=found)
-    published = services().clients.repository.key_set_of(row)
+    published = services().clients.repository.cached_jwks_of(row)
     keys = published.jwks["keys"] if published else _keys_in(row.auth_fields, client_id)
     state = _state_of(published) if published else {}
     if as_json:

@@ -19,7 +19,7 @@ from app.cli.output import (
     tell,
     timestamp,
 )
-from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_of_weak
+from app.cli.secret_words import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
 from app.clients.secrets import NewSecret
 from app.config.values import DAY, IdentifiedKey
 from app.database.models import ClientSecretRow, ClientSecretUseRow
@@ -101,7 +101,7 @@ def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
     if secret_expires == 0:
         raise ManagementError("--secret-expires must be 1s or more")
     method = services().clients.repository.find(client_id).token_endpoint_auth_method
-    if method not in SECRET_BEARING_METHODS:
+    if method not in METHODS_WITH_SECRETS:
         raise ManagementError(f"{client_id!r} authenticates by {method}, which has no secrets")
     imported = read_secret(secret_file) if secret_file else None
     rotating = services().clients.secrets.rotating(

@@ -33,7 +33,7 @@ from app.cli.output import (
     tell,
     timestamp,
 )
-from app.cli.secret_words import SECRET_BEARING_METHODS, describe_secret, warn_of_weak
+from app.cli.secret_words import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
 from app.clients.authentication import ANY_SECRET_METHOD
 from app.clients.fields import ClientFields, split_scopes
 from app.clients.repository import ListedClient
@@ -116,7 +116,7 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
     """Make a client and print its secret, once."""
     given = _given_fields(options)
     method = given.get("token_endpoint_auth_method", ANY_SECRET_METHOD)
-    if options["secret_file"] and method not in SECRET_BEARING_METHODS:
+    if options["secret_file"] and method not in METHODS_WITH_SECRETS:
         raise ManagementError(f"--secret-file goes with no {method}: its clients have no secret")
     if options["secret_expires"] == 0:
         raise ManagementError("--secret-expires must be 1s or more")
@@ -128,7 +128,7 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
         registering = services().clients.repository.registering(
             fields,
             client_id=options["client_id"],
-            with_secret=method in SECRET_BEARING_METHODS,
+            with_secret=method in METHODS_WITH_SECRETS,
             secret=imported,
             secret_expires_after=seconds(options["secret_expires"]),
             key_set=published,
@@ -204,15 +204,15 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
         raise ManagementError("nothing to change: `flask clients update --help` shows what can be")
     given = changes.pop("auth_fields", {})
 
-    def decide(before: ClientFields) -> dict[str, Any]:
+    def decide_changes(before: ClientFields) -> dict[str, Any]:
         method = changes.get("token_endpoint_auth_method", before.token_endpoint_auth_method)
         return changed_auth_fields(before, method, given)
 
-    row = services().clients.repository.update(client_id, decide, published_keys(given), **changes)
+    row = services().clients.repository.update(client_id, decide_changes, published_keys(given), **changes)
     if as_json:
         print_json(_describe(row))
     tell(f"{row.client_id} was changed. Tokens that it has keep what they say until they expire.")
-    if row.token_endpoint_auth_method in SECRET_BEARING_METHODS and not services().clients.secrets.can_prove(row):
+    if row.token_endpoint_auth_method in METHODS_WITH_SECRETS and not services().clients.secrets.has_usable_secret(row):
         tell(
             f"Warning: it has no secret that works with {row.token_endpoint_auth_method}: "
             f"`flask clients rotate-secret {row.client_id}` makes one."

@@ -94,7 +94,7 @@ def prepare(settings: Settings) -> None:
     """Bring the database up to date, and make a signing key if there is none."""
     upgrade()
     here = services()
-    if here.keys.manager.home.is_empty():
+    if here.keys.manager.backend.is_empty():
         here.keys.manager.generate()
         print(f"Made a signing key and its standby in {settings.keyring}.")  # noqa: T201 - Talk to a person.
     db.engine.dispose()

@@ -16,15 +16,15 @@ from app.cli.output import KID_FIRST, CommandGroup, json_option, print_json, pri
 from app.config.values import DAY, YEAR, format_duration, parse_keyring
 from app.crypto.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
 from app.errors import ManagementError, StartError
-from app.keyring.backends.base import KeyringHome
+from app.keyring.backends.base import KeyringBackend
 from app.keyring.backends.file import FileKeyring
 from app.keyring.model import RETIRE_AFTER, KeyState, Ring, SigningKey
 from app.keyring.rotation_plan import find
 from app.keyring.serialization import public_pem
 from app.keyring.service import rules_for
 from app.keyring.timeline import draw_svg, draw_text
-from app.keyring.usage_counters import KeyUse
-from app.keyring.validation import faults, unsafe_change, warnings
+from app.keyring.usage_counters import KeyUsage
+from app.keyring.validation import faults, find_unsafe_changes, warnings
 from app.services import Services, services
 
 
@@ -54,7 +54,7 @@ def keys() -> None:
 def list_keys(*, as_json: bool) -> None:
     """Show all keys, with their states and times."""
     here = services()
-    ring = None if here.keys.manager.home.is_empty() else here.keys.manager.home.read()
+    ring = None if here.keys.manager.backend.is_empty() else here.keys.manager.backend.read()
     uses = _uses_where_known(here)
     rows = [_describe(ring, key, here.clock()) | _describe_use(uses, key) for key in ring.keys] if ring else []
     if as_json:
@@ -102,7 +102,7 @@ def rotate_keys(*, if_due: bool, at: datetime | None, unsafe: bool, yes: bool, a
     if ring is None:
         # Cron mails what is said.
         if as_json:
-            print_json(_describe_all(here.keys.manager.home.read(), now))
+            print_json(_describe_all(here.keys.manager.backend.read(), now))
         return
     if ring.standbys(now):
         tell(f"{ring.standbys(now)[0].kid} signs from {timestamp(ring.standbys(now)[0].signs_from)} on.")
@@ -122,7 +122,7 @@ def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
     """Take a key out of use: an emergency. The standby signs at once; live tokens of the key are worth nothing."""
     here = services()
     now = here.clock()
-    ring = here.keys.manager.home.read()
+    ring = here.keys.manager.backend.read()
     key = find(ring, kid)
     if ring.state_of(key, now) is KeyState.REVOKED:
         tell(f"{kid} was revoked at {timestamp(key.revoked_at)} already.")
@@ -184,8 +184,8 @@ def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
     The ring is the one of the settings, or FILE, and then the step from the present one to it is verified too.
     """
     here = services()
-    home = _file_home(here, file.absolute()) if file else here.keys.manager.home
-    ring, now = home.read(), here.clock()
+    backend = _file_home(here, file.absolute()) if file else here.keys.manager.backend
+    ring, now = backend.read(), here.clock()
     if not as_json:
         print_line(draw_text(ring, now, now + timedelta(seconds=YEAR)))
     if svg:
@@ -193,11 +193,11 @@ def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
             svg.write_text(draw_svg(ring, now, now + timedelta(seconds=YEAR)), encoding="utf-8")
         except OSError as error:
             raise ManagementError(f"{svg} cannot be written: {error.strerror}") from None
-    rules = rules_for(here.settings, home)
+    rules = rules_for(here.settings, backend)
     warned = warnings(ring, now, rules)
     found = faults(ring, now, rules)
-    if file and not here.keys.manager.home.is_empty():
-        step = unsafe_change(here.keys.manager.home.read(), ring, now, here.keys.manager.rules)
+    if file and not here.keys.manager.backend.is_empty():
+        step = find_unsafe_changes(here.keys.manager.backend.read(), ring, now, here.keys.manager.rules)
         found = list(dict.fromkeys([*found, *step]))
     if as_json:
         told = {"is_safe": not found, "faults": found, "warnings": warned, "keys": _describe_all(ring, now)}
@@ -206,7 +206,7 @@ def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
         tell(f"Warning: {warning}.")
     if found:
         raise ManagementError("; ".join(found))
-    tell(f"{home.name} is safe.")
+    tell(f"{backend.name} is safe.")
 
 
 @keys.command("export", context_settings=KID_FIRST)
@@ -214,7 +214,7 @@ def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
 @json_option
 def export_key(kid: str, *, as_json: bool) -> None:
     """Print a key's public half as PEM, or as a JWK with --json."""
-    key = find(services().keys.manager.home.read(), kid)
+    key = find(services().keys.manager.backend.read(), kid)
     if as_json:
         print_json(key.public_jwk)
     else:
@@ -232,12 +232,13 @@ def move_ring(destination: str, *, as_json: bool) -> None:
     except ValueError as error:
         raise ManagementError(f"DESTINATION {error}") from None
     if place == here.settings.keyring:
-        raise ManagementError(f"{here.keys.manager.home.name} is there already")
+        raise ManagementError(f"{here.keys.manager.backend.name} is there already")
     ring = here.keys.manager.move_to(here.keys.open_backend(place))
     _leave_trace(here, "moved", [key.kid for key in ring.keys])
     tell(
-        f"{len(ring.keys)} keys were copied from {here.keys.manager.home.name}. Set TOKENHOUSE_KEYRING={destination} "
-        "on every server and restart it; change no key meanwhile. Then remove the old ring."
+        f"{len(ring.keys)} keys were copied from {here.keys.manager.backend.name}. "
+        f"Set TOKENHOUSE_KEYRING={destination} on every server and restart it; "
+        "change no key meanwhile. Then remove the old ring."
     )
     if as_json:
         print_json(_describe_all(ring, here.clock()))
@@ -253,7 +254,7 @@ def _ask(harm: str, *, yes: bool) -> None:
 
 
 def _kids(here: Services) -> set[str]:
-    return set() if here.keys.manager.home.is_empty() else {key.kid for key in here.keys.manager.home.read().keys}
+    return set() if here.keys.manager.backend.is_empty() else {key.kid for key in here.keys.manager.backend.read().keys}
 
 
 def _leave_trace(here: Services, change: str, kids: Sequence[str]) -> None:
@@ -262,12 +263,12 @@ def _leave_trace(here: Services, change: str, kids: Sequence[str]) -> None:
         here.outbox.put_alone(KeyRingChanged(by=system_user(), change=change, kids=tuple(kids)))
 
 
-def _file_home(here: Services, path: Path) -> KeyringHome:
+def _file_home(here: Services, path: Path) -> KeyringBackend:
     if not path.exists():
         raise ManagementError(f"there is no file {path}")
-    home = here.keys.open_backend(path)
-    assert isinstance(home, FileKeyring)  # noqa: S101 - A path was given.
-    return home
+    backend = here.keys.open_backend(path)
+    assert isinstance(backend, FileKeyring)  # noqa: S101 - A path was given.
+    return backend
 
 
 def _tell_start(here: Services, key: SigningKey) -> None:
@@ -345,7 +346,7 @@ def _describe(ring: Ring, key: SigningKey, now: datetime) -> dict[str, Any]:
     }
 
 
-def _uses_where_known(here: Services) -> Mapping[str, KeyUse] | None:
+def _uses_where_known(here: Services) -> Mapping[str, KeyUsage] | None:
     """How many tokens keys have signed; ``None`` without a database, which a ring in a file does not need."""
     try:
         return here.keys.usage.read()
@@ -353,7 +354,7 @@ def _uses_where_known(here: Services) -> Mapping[str, KeyUse] | None:
         return None
 
 
-def _describe_use(uses: Mapping[str, KeyUse] | None, key: SigningKey) -> dict[str, Any]:
+def _describe_use(uses: Mapping[str, KeyUsage] | None, key: SigningKey) -> dict[str, Any]:
     use = uses.get(key.kid) if uses is not None else None
     return {
         "tokens_signed": use.tokens if use else None if uses is None else 0,

@@ -10,7 +10,7 @@ from app.clients.secrets import state_of
 from app.database.models import ClientSecretRow
 from app.oauth.client_auth import METHODS
 
-SECRET_BEARING_METHODS = {ANY_SECRET_METHOD, *(method.name for method in METHODS if method.secret_bearing)}
+METHODS_WITH_SECRETS = {ANY_SECRET_METHOD, *(method.name for method in METHODS if method.has_secrets)}
 
 
 def describe_secret(secret: ClientSecretRow, now: datetime) -> dict[str, Any]:

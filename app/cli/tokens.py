@@ -26,9 +26,9 @@ from app.clients.repository import as_client
 from app.config.values import format_duration
 from app.errors import ManagementError, OAuthError, ServiceUnavailable
 from app.oauth.grants.client_credentials import ClientCredentialsGrant
-from app.oauth.policy import decide
+from app.oauth.policy import grant
 from app.services import Services, services
-from app.tokens.validation import Fault, Inspection, inspect_token, moment
+from app.tokens.validation import Fault, TokenValidation, from_epoch, validate_token
 
 _MEANINGS = {
     "iss": "who issued it",
@@ -77,23 +77,23 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
         raise ManagementError(f"{client_id} may not use {ClientCredentialsGrant.GRANT_TYPE}: it gets no tokens")
     try:
         scope = " ".join(split_scopes(scopes)) or None
-        decision = decide(client, scope=scope, resources=resources, policy=here.oauth.server.policy)
-        here.oauth.server.wait_out(client)
-        token = here.oauth.issuer.issue(client, decision)
+        granted = grant(client, scope=scope, resources=resources, policy=here.oauth.server.policy)
+        here.oauth.server.delay_after_revocation(client)
+        token = here.oauth.issuer.issue(client, granted)
     except OAuthError as error:
         raise ManagementError(f"{error.error}: {error.description}") from None
-    scope = " ".join(decision.scope) or None
-    told = {"scope": scope, "audience": decision.audiences, "expires_in": decision.lifetime_seconds}
+    scope = " ".join(granted.scope) or None
+    told = {"scope": scope, "audience": granted.audiences, "expires_in": granted.lifetime_seconds}
     # The trace first: there is no token without one.
     here.outbox.put_alone(
         TokenChanged(by=system_user(), change="issued", client_id=client_id, jti=token.jti, **told)  # type: ignore[arg-type]
     )
     if as_json:
-        scoped = {"scope": told["scope"]} if decision.scope else {}
+        scoped = {"scope": told["scope"]} if granted.scope else {}
         print_json({"access_token": token.encoded, "token_type": "Bearer", "expires_in": told["expires_in"], **scoped})
     else:
         print_line(token.encoded)
-        tell(f"It is good for {format_duration(decision.lifetime_seconds)}: `flask tokens inspect -` explains it.")
+        tell(f"It is good for {format_duration(granted.lifetime_seconds)}: `flask tokens inspect -` explains it.")
 
 
 @tokens.command("revoke")
@@ -108,13 +108,13 @@ def revoke(file: str | None, client_id: str | None) -> None:
         until = here.clients.repository.revoke_tokens(client_id).tokens_not_before
         tell(f"All tokens that {client_id} got until {timestamp(until)} are dead; {_WHO_KNOWS}")
         return
-    standing = here.oauth.statuses.of_token(_token_in(read_secret(str(file), "token in")))
-    if standing.claims is None:
-        raise ManagementError(f"there is nothing to revoke: {standing.reason} (`flask tokens inspect` says more)")
-    if standing.reason:
-        tell(f"It is dead already. {_DEAD[standing.reason]}")
+    status = here.oauth.statuses.of_token(_token_in(read_secret(str(file), "token in")))
+    if status.claims is None:
+        raise ManagementError(f"there is nothing to revoke: {status.reason} (`flask tokens inspect` says more)")
+    if status.reason:
+        tell(f"It is dead already. {_DEAD[status.reason]}")
         return
-    token = standing.as_revoked()
+    token = status.as_revoked()
     event = TokenChanged(by=system_user(), change="revoked", client_id=token.client_id, jti=token.jti)
     here.oauth.revocations.revoke(token, within=lambda connection: here.outbox.put(connection, event))
     tell(f"The token {token.jti} of {token.client_id} is dead; {_WHO_KNOWS}")
@@ -132,15 +132,15 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
     """
     here = services()
     now = here.keys.active.now()
-    inspection = inspect_token(_token_in(read_secret(file, "token in")), here.settings.issuer, here.keys.active(), now)
-    fate = _fate(here, inspection)
-    faults = inspection.faults if fate in {None, _UNKNOWN} else (Fault(str(fate), _DEAD[str(fate)]),)
+    inspection = validate_token(_token_in(read_secret(file, "token in")), here.settings.issuer, here.keys.active(), now)
+    revocation = _revocation_reason(here, inspection)
+    faults = inspection.faults if revocation in {None, _UNKNOWN} else (Fault(str(revocation), _DEAD[str(revocation)]),)
     if as_json:
         print_json(
             {
                 "good": not faults,
                 "faults": [{"reason": fault.reason, "told": fault.told} for fault in faults],
-                "revocation_known": fate != _UNKNOWN,
+                "revocation_known": revocation != _UNKNOWN,
                 "header": inspection.unverified_header,
                 "claims": inspection.unverified_claims,
             }
@@ -154,9 +154,9 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
             tell(f"Refused: {fault.told}")
         if not faults:
             tell("Good: whoever it is for accepts it.")
-        if fate == _UNKNOWN:
+        if revocation == _UNKNOWN:
             tell("Whether it was revoked is not known: the database does not answer.")
-        elif fate:
+        elif revocation:
             tell(f"Introspection says so; {_WHO_KNOWS}")
     context.exit(1 if faults else 0)
 
@@ -175,12 +175,12 @@ def _token_in(text: str) -> str:
     return rest.strip() if scheme.lower() == "bearer" else text
 
 
-def _fate(here: Services, inspection: Inspection) -> str | None:
+def _revocation_reason(here: Services, inspection: TokenValidation) -> str | None:
     """Why a token that is good by itself is dead, if it is and the database says so."""
     if not inspection.is_good:
         return None
     try:
-        return here.oauth.statuses.of_inspected(inspection).reason
+        return here.oauth.statuses.of_validated(inspection).reason
     except ServiceUnavailable:
         return _UNKNOWN
 
@@ -189,7 +189,7 @@ def _explained(claims: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, 
     for name, value in claims.items():
         meaning = _MEANINGS.get(name, "a claim that we do not make")
         if name in {"iat", "exp"} and type(value) is int and 0 <= value <= _LATEST:
-            yield name, str(value), f"{meaning} {timestamp(moment(value))}, {_distance(moment(value) - now)}"
+            yield name, str(value), f"{meaning} {timestamp(from_epoch(value))}, {_distance(from_epoch(value) - now)}"
         else:
             yield name, shown(value), meaning
 

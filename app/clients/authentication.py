@@ -14,11 +14,11 @@ from typing import Any
 
 from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, select, union
 
-from app.clients.last_used import UseMarks
+from app.clients.last_used import LastUsedTracker
 from app.clients.secret_digests import SecretDigester
-from app.database.circuit_breaker import DatabaseGate
+from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import ClientRow, ClientSecretRow
-from app.database.prepared_query import KeptConnections, Question
+from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.errors import InvalidClient
 from app.types import Authentication, Client, Clock, Credentials
 
@@ -86,18 +86,18 @@ class SecretVerifier:
 
     def __init__(
         self,
-        connections: KeptConnections,
+        connections: ThreadLocalConnections,
         digester: SecretDigester,
         clock: Clock,
-        marks: UseMarks,
-        gate: DatabaseGate,
+        last_used: LastUsedTracker,
+        circuit_breaker: DatabaseCircuitBreaker,
     ) -> None:
-        self._gate = gate
-        self._about_one = Question(connections, _find_with_secrets(_ONE))
-        self._about_two = Question(connections, _find_with_secrets(union(_ONE, _OTHER)))
+        self._circuit_breaker = circuit_breaker
+        self._about_one = PreparedQuery(connections, _find_with_secrets(_ONE))
+        self._about_two = PreparedQuery(connections, _find_with_secrets(union(_ONE, _OTHER)))
         self._digester = digester
         self._clock = clock
-        self.marks = marks
+        self.last_used = last_used
 
     def verify_secret(
         self, candidates: Sequence[Credentials], method: str, source_address: str | None = None
@@ -123,7 +123,7 @@ class SecretVerifier:
             reason = _refusal_reason(mine[0], matching, working, method)
             if reason is None:
                 right = working[0]
-                proven = Authentication(frozen(right), method, right.secret_id, right.expires_at)
+                proven = Authentication(to_client(right), method, right.secret_id, right.expires_at)
                 self._note(right, digest_by_pepper, source_address)
             elif reason != "unknown_client":
                 known_id, refused_for = candidate.client_id, reason
@@ -138,22 +138,22 @@ class SecretVerifier:
         """
         self._fetch("", "")
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """See whether a database that was silent answers again."""
-        self._gate.look(lambda: self._about_one.ask_anew({"one_id": ""}))
+        self._circuit_breaker.poll(lambda: self._about_one.execute_on_new_connection({"one_id": ""}))
 
     def _fetch(self, one_id: str, other_id: str) -> Sequence[Any]:
         question, ids = self._about_one, {"one_id": one_id}
         if other_id != one_id:
             question, ids = self._about_two, {"one_id": one_id, "other_id": other_id}
-        return question.ask_through(self._gate, ids)
+        return question.execute_through(self._circuit_breaker, ids)
 
     def _note(self, secret: Any, digest_by_pepper: Mapping[str, bytes], source_address: str | None) -> None:
         """Remember the use, in memory; a digest of an old pepper is to be made anew with the first."""
-        self.marks.note(secret.client_id, secret.secret_id, source_address)
+        self.last_used.record(secret.client_id, secret.secret_id, source_address)
         newest = self._digester.newest_pepper_id
         if secret.pepper_id != newest:
-            self.marks.renew(secret.secret_id, secret.digest, newest, digest_by_pepper[newest])
+            self.last_used.rehash(secret.secret_id, secret.digest, newest, digest_by_pepper[newest])
 
 
 def _refusal_reason(client: Any, matching: Sequence[Any], working: Sequence[Any], method: str) -> str | None:
@@ -189,7 +189,7 @@ def _still_works(secret: Any, now: datetime) -> bool:
     return secret.revoked_at is None and (secret.expires_at is None or secret.expires_at > now)
 
 
-def frozen(row: Any) -> Client:
+def to_client(row: Any) -> Client:
     """The client of a row with :data:`CLIENT_COLUMNS`."""
     facts = (
         row.client_id,

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from app.audit.outbox import Outbox
 from app.clients.authentication import SecretVerifier
-from app.clients.encrypted_secrets import ReadableSecrets
-from app.clients.jwks_cache import ClientKeySets
-from app.clients.last_used import UseMarks
+from app.clients.encrypted_secrets import EncryptedSecrets
+from app.clients.jwks_cache import JwksCache
+from app.clients.last_used import LastUsedTracker
 from app.clients.lookup import ClientLookup
 from app.clients.registered_scopes import RegisteredScopes
-from app.clients.repository import ClientStore
+from app.clients.repository import ClientRepository
 from app.clients.secret_digests import SecretDigester
 from app.clients.secrets import ClientSecrets
 from app.config.settings import Settings
@@ -29,13 +29,13 @@ class ClientServices:
     :param lookup: the request path of all other clients.
     """
 
-    repository: ClientStore
+    repository: ClientRepository
     secrets: ClientSecrets
     authenticator: SecretVerifier
     lookup: ClientLookup
-    encrypted_secrets: ReadableSecrets
-    jwks_cache: ClientKeySets
-    last_used: UseMarks
+    encrypted_secrets: EncryptedSecrets
+    jwks_cache: JwksCache
+    last_used: LastUsedTracker
     registered_scopes: RegisteredScopes
 
 
@@ -48,17 +48,17 @@ def build(
         not as digests.
     """
     digester = SecretDigester(settings.secret_peppers)
-    encrypted = ReadableSecrets(settings.encryption_keys)
-    last_used = UseMarks(database.engine, clock)
+    encrypted = EncryptedSecrets(settings.encryption_keys)
+    last_used = LastUsedTracker(database.engine, clock)
     connections, circuit_breaker = database.connections, database.circuit_breaker
     secrets = ClientSecrets(database.engine, database.session, digester, clock, outbox, encrypted, methods_with_mac)
     return ClientServices(
-        repository=ClientStore(database.session, secrets, clock),
+        repository=ClientRepository(database.session, secrets, clock),
         secrets=secrets,
         authenticator=SecretVerifier(connections, digester, clock, last_used, circuit_breaker),
         lookup=ClientLookup(connections, last_used, circuit_breaker),
         encrypted_secrets=encrypted,
-        jwks_cache=ClientKeySets(database.engine, Fetcher(settings.jwks_uri_networks), clock, outbox),
+        jwks_cache=JwksCache(database.engine, Fetcher(settings.jwks_uri_networks), clock, outbox),
         last_used=last_used,
         registered_scopes=RegisteredScopes(database.engine, published=settings.publish_scopes),
     )

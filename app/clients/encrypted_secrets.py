@@ -11,13 +11,13 @@ from app.config.values import IdentifiedKey
 from app.crypto.encryption import DecryptionError, Encrypter
 from app.errors import ManagementError
 
-READABLE_SECRET_MIN_CHARACTERS = 32
+ENCRYPTED_SECRET_MIN_CHARACTERS = 32
 """A key for HS256 is no shorter than its hash: RFC 7518 section 3.2."""
 
 _NOBODYS = "nobody"
 
 
-class ReadableSecrets:
+class EncryptedSecrets:
     """Encrypts and decrypts secrets with ``TOKENHOUSE_ENCRYPTION_KEYS``.
 
     :param keys: the first encrypts, all decrypt.
@@ -40,16 +40,16 @@ class ReadableSecrets:
 
         :raises ManagementError: there is no key, or the secret is too short for a MAC. Never quotes it.
         """
-        if len(secret) < READABLE_SECRET_MIN_CHARACTERS:
+        if len(secret) < ENCRYPTED_SECRET_MIN_CHARACTERS:
             raise ManagementError(
-                f"the secret must be {READABLE_SECRET_MIN_CHARACTERS} characters or more, being a key for HS256"
+                f"the secret must be {ENCRYPTED_SECRET_MIN_CHARACTERS} characters or more, being a key for HS256"
             )
         try:
             return self._encrypter.encrypt(secret.encode(), bound_to=_bound_to(client_id, secret_id))
         except DecryptionError as error:
             raise ManagementError(f"{error}: a secret that signs is kept encrypted, see docs/settings.md") from None
 
-    def read(self, client_id: str, secret: Any) -> str:
+    def decrypt(self, client_id: str, secret: Any) -> str:
         """Decrypt a row of a secret.
 
         :raises DecryptionError: it cannot be; why.
@@ -57,11 +57,11 @@ class ReadableSecrets:
         bound_to = _bound_to(client_id, secret.secret_id)
         return self._encrypter.decrypt(secret.encryption_key_id, secret.encrypted, bound_to=bound_to).decode()
 
-    def read_or_dummy(self, client_id: str, secret: Any) -> tuple[str, bool]:
+    def decrypt_or_dummy(self, client_id: str, secret: Any) -> tuple[str, bool]:
         """The secret of a row and true, or one that nobody has and false. Both cost the same."""
         if secret.encrypted is not None:
             try:
-                return self.read(client_id, secret), True
+                return self.decrypt(client_id, secret), True
             except DecryptionError:
                 return self._dummy, False
         if self._encrypted_dummy:

@@ -31,7 +31,7 @@ from app.types import Clock
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 COOL_DOWN = timedelta(seconds=60)
 SHORTEST, USUAL, LONGEST = timedelta(minutes=5), timedelta(hours=1), timedelta(days=1)
 """How long a set is kept before it is fetched again, whatever it says itself; and where it says nothing."""
@@ -50,7 +50,7 @@ _FETCHER = "the fetch of keys"
 
 
 @dataclass(frozen=True, slots=True)
-class KeySet:
+class FetchedJwks:
     """A set as it was fetched and checked.
 
     :param lifetime: how long it is kept.
@@ -75,7 +75,7 @@ def check_jwks_uri(uri: object) -> str:
     return uri
 
 
-def keep(session: scoped_session[Any], row: ClientRow, found: KeySet | None, now: datetime) -> None:
+def store_jwks(session: scoped_session[Any], row: ClientRow, found: FetchedJwks | None, now: datetime) -> None:
     """Keep the set of a client that is made or changed, within a transaction of the caller's.
 
     :param found: what was fetched for it, if it was given a URL.
@@ -99,7 +99,7 @@ def keep(session: scoped_session[Any], row: ClientRow, found: KeySet | None, now
     kept.refresh_at = now + _EARLY * found.lifetime
 
 
-class ClientKeySets:
+class JwksCache:
     """Fetches, and keeps what was fetched fresh.
 
     :param outbox: where a change of keys leaves a trace.
@@ -115,7 +115,7 @@ class ClientKeySets:
         self.failing: Sequence[str] = ()
         """Ids of clients whose keys could not be fetched the last time, as of the last look."""
 
-    def fetch(self, uri: str) -> KeySet:
+    def fetch(self, uri: str) -> FetchedJwks:
         """The set at ``uri``.
 
         :raises ManagementError: there is none to be had, or one that is wrong; why.
@@ -125,13 +125,13 @@ class ClientKeySets:
         except FetchError as error:
             raise ManagementError(f"the keys at {without_query(uri)} cannot be fetched: {error}") from None
 
-    def want(self, client_id: str) -> None:
+    def request_refresh(self, client_id: str) -> None:
         """Note that a client has used a key that its set does not have, in memory."""
         with self._lock:
             if len(self._wanted) < MOST_WANTED:
                 self._wanted.add(client_id)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Fetch what is due, unless another worker does.
 
         :raises SQLAlchemyError: the database does not answer.
@@ -146,7 +146,7 @@ class ClientKeySets:
                 list(pool.map(lambda one: self._refresh(*one), claimed))
         self.failing = self.find_failing()
 
-    def _fetched(self, uri: str) -> KeySet:
+    def _fetched(self, uri: str) -> FetchedJwks:
         fetched = self._fetcher.fetch(uri, _ACCEPT)
         try:
             document = json.loads(fetched.body)
@@ -157,7 +157,7 @@ class ClientKeySets:
         except ManagementError as error:
             raise FetchError(str(error)) from None
         said = USUAL if fetched.max_age is None else timedelta(seconds=fetched.max_age)
-        return KeySet(uri, jwks, min(max(said, SHORTEST), LONGEST))
+        return FetchedJwks(uri, jwks, min(max(said, SHORTEST), LONGEST))
 
     def _due(self, now: datetime) -> Sequence[Any]:
         due = (
@@ -216,7 +216,7 @@ class ClientKeySets:
         else:
             self._note_success(client_id, found)
 
-    def _note_success(self, client_id: str, found: KeySet) -> None:
+    def _note_success(self, client_id: str, found: FetchedJwks) -> None:
         now = self._clock()
         # Not all in the same moment, though they were made so.
         rest = found.lifetime * (_EARLY - random.uniform(0, 0.1))  # noqa: S311 - No secret.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, String, Update, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.engine import Connection, Engine
 
-from app.database.engine import insert_or_update, writing_engine
+from app.database.engine import dialect_insert, writing_engine
 from app.database.models import ClientRow, ClientSecretRow, ClientSecretUseRow, UTCDateTime
 from app.types import Clock
 
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
 
-MARK_DELAY = timedelta(seconds=60 + FLUSH_SECONDS)
+RECORD_DELAY = timedelta(seconds=60 + FLUSH_SECONDS)
 """How much later than its mark a use may have been: the rest of its minute, and the time until it was told."""
 
-MOST_MARKS = 10_000
+MOST_RECORDS = 10_000
 """Marks that wait in one worker. More are dropped, and that is logged."""
 
 MOST_ADDRESSES = 20
@@ -56,7 +56,7 @@ class _Renewal:
         return f"_Renewal({self.secret_id})"
 
 
-class UseMarks:
+class LastUsedTracker:
     """Notes uses in this process, and tells them."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
@@ -69,7 +69,7 @@ class UseMarks:
         self._renewals: dict[str, _Renewal] = {}
         self._dropped = 0
 
-    def note(self, client_id: str, secret_id: str | None, source_address: str | None) -> None:
+    def record(self, client_id: str, secret_id: str | None, source_address: str | None) -> None:
         """Note that a client has proven who it is, with a secret if its method has secrets."""
         minute = self._clock().replace(second=0, microsecond=0)
         use = (client_id, secret_id, source_address or _UNKNOWN_ADDRESS)
@@ -78,13 +78,13 @@ class UseMarks:
                 self._minute, self._noted = minute, set()
             if use in self._noted:
                 return
-            if len(self._waiting) >= MOST_MARKS and use not in self._waiting:
+            if len(self._waiting) >= MOST_RECORDS and use not in self._waiting:
                 self._dropped += 1
                 return
             self._noted.add(use)
             self._wait(use, minute, minute)
 
-    def renew(self, secret_id: str, digest: bytes, new_pepper_id: str, new_digest: bytes) -> None:
+    def rehash(self, secret_id: str, digest: bytes, new_pepper_id: str, new_digest: bytes) -> None:
         """Note that a digest of an old pepper can be replaced."""
         values = {"digest": new_digest, "pepper_id": new_pepper_id}
         self._renew(_Renewal(secret_id, ClientSecretRow.digest == digest, values))
@@ -96,7 +96,7 @@ class UseMarks:
 
     def _renew(self, renewal: _Renewal) -> None:
         with self._lock:
-            if len(self._renewals) < MOST_MARKS:
+            if len(self._renewals) < MOST_RECORDS:
                 self._renewals[renewal.secret_id] = renewal
 
     def flush(self) -> None:
@@ -109,7 +109,7 @@ class UseMarks:
             renewals, self._renewals = self._renewals, {}
             dropped, self._dropped = self._dropped, 0
         if dropped:
-            log.warning("%d marks of uses were dropped: more than %d waited", dropped, MOST_MARKS)
+            log.warning("%d marks of uses were dropped: more than %d waited", dropped, MOST_RECORDS)
         try:
             # In order, so that no two workers wait for each other.
             for uses in _batches(sorted(waiting, key=_order)):
@@ -133,10 +133,10 @@ class UseMarks:
         known_first, known_last = self._waiting.get(use, (first, last))
         self._waiting[use] = min(first, known_first), max(last, known_last)
 
-    def _tell(self, connection: Connection, marks: Sequence[tuple[_Use, datetime, datetime]]) -> None:
-        clients = [{"key": use[0], "used_at": last} for use, _, last in marks]
+    def _tell(self, connection: Connection, last_used: Sequence[tuple[_Use, datetime, datetime]]) -> None:
+        clients = [{"key": use[0], "used_at": last} for use, _, last in last_used]
         connection.execute(_move_forward(ClientRow), clients)
-        with_secret = [(use[1], use[2], first, last) for use, first, last in marks if use[1] is not None]
+        with_secret = [(use[1], use[2], first, last) for use, first, last in last_used if use[1] is not None]
         if with_secret:
             secrets = [{"key": secret_id, "used_at": last} for secret_id, _, _, last in with_secret]
             connection.execute(_move_forward(ClientSecretRow), secrets)
@@ -171,7 +171,7 @@ def _note_address(engine: Engine) -> Any:
         bindparam("told_first", type_=UTCDateTime),
         bindparam("told_last", type_=UTCDateTime),
     ).where(ClientSecretRow.secret_id == bindparam("told_secret_id"))
-    row = insert_or_update(engine, ClientSecretUseRow).from_select(
+    row = dialect_insert(engine, ClientSecretUseRow).from_select(
         ["secret_id", "source_address", "first_used_at", "last_used_at"],
         values.with_for_update(read=True, key_share=True),
     )

@@ -9,11 +9,11 @@ from typing import Any
 
 from sqlalchemy import String, Text, bindparam, cast, select
 
-from app.clients.authentication import CLIENT_COLUMNS, frozen
-from app.clients.last_used import UseMarks
-from app.database.circuit_breaker import DatabaseGate
+from app.clients.authentication import CLIENT_COLUMNS, to_client
+from app.clients.last_used import LastUsedTracker
+from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
-from app.database.prepared_query import KeptConnections, Question
+from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.types import Authentication
 
 _ASKED = select(bindparam("client_id", type_=String).label("asked_id")).subquery("asked").c.asked_id
@@ -53,11 +53,13 @@ class ClientLookup:
     :param gate: the way to the database.
     """
 
-    def __init__(self, connections: KeptConnections, marks: UseMarks, gate: DatabaseGate) -> None:
-        self._question = Question(connections, _FOUND)
-        self._with_secrets = Question(connections, _FOUND_WITH_SECRETS)
-        self._marks = marks
-        self._gate = gate
+    def __init__(
+        self, connections: ThreadLocalConnections, last_used: LastUsedTracker, circuit_breaker: DatabaseCircuitBreaker
+    ) -> None:
+        self._question = PreparedQuery(connections, _FOUND)
+        self._with_secrets = PreparedQuery(connections, _FOUND_WITH_SECRETS)
+        self._marks = last_used
+        self._circuit_breaker = circuit_breaker
 
     def find(self, client_id: str) -> Any:
         """The row of ``client_id``; of nothing where there is no such client.
@@ -66,7 +68,7 @@ class ClientLookup:
 
         :raises ServiceUnavailable: the database did not answer.
         """
-        rows: Sequence[Any] = self._question.ask_through(self._gate, {"client_id": client_id})
+        rows: Sequence[Any] = self._question.execute_through(self._circuit_breaker, {"client_id": client_id})
         return rows[0]
 
     def find_with_secrets(self, client_id: str) -> Sequence[Any]:
@@ -74,23 +76,23 @@ class ClientLookup:
 
         :raises ServiceUnavailable: the database did not answer.
         """
-        return self._with_secrets.ask_through(self._gate, {"client_id": client_id})
+        return self._with_secrets.execute_through(self._circuit_breaker, {"client_id": client_id})
 
-    def let_in(self, row: Any, method: str, source_address: str | None, secret: Any = None) -> Authentication:
-        """Who has proven to be the client of ``row``, which :func:`refusal_of` does not refuse. A use is noted.
+    def accept(self, row: Any, method: str, source_address: str | None, secret: Any = None) -> Authentication:
+        """Who has proven to be the client of ``row``, which :func:`refusal_reason` does not refuse. A use is noted.
 
         :param secret: the row of the secret that it was proven with, where the method has secrets.
         """
         secret_id = secret.secret_id if secret else None
-        self._marks.note(row.client_id, secret_id, source_address)
-        return Authentication(frozen(row), method, secret_id, secret.expires_at if secret else None)
+        self._marks.record(row.client_id, secret_id, source_address)
+        return Authentication(to_client(row), method, secret_id, secret.expires_at if secret else None)
 
-    def renew(self, secret: Any, new_key_id: str, newly_encrypted: bytes) -> None:
+    def reencrypt(self, secret: Any, new_key_id: str, newly_encrypted: bytes) -> None:
         """Have what an old key has encrypted replaced."""
         self._marks.reencrypt(secret.secret_id, secret.encrypted, new_key_id, newly_encrypted)
 
 
-def refusal_of(row: Any, method: str) -> str | None:
+def refusal_reason(row: Any, method: str) -> str | None:
     """Why the client of ``row`` is refused, whatever it proves; ``None`` when it is not."""
     reasons = {
         "unknown_client": row.client_id is None,

@@ -10,7 +10,7 @@ from app.clients.scopes import RESERVED_SCOPE_PREFIX
 from app.database.engine import reading_engine
 from app.database.models import SERVED, ClientRow
 
-LOOK_SECONDS = 60.0
+POLL_SECONDS = 60.0
 
 _REST = 100
 """So much longer than it took to gather them nobody gathers them again: a million clients take seconds."""
@@ -32,7 +32,7 @@ class RegisteredScopes:
         """All of them, in the order of the alphabet; the same object while they are the same."""
         return self._known
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Gather them.
 
         :raises SQLAlchemyError: the database does not answer; those of the last look stay.

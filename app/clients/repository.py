@@ -18,9 +18,9 @@ from sqlalchemy import ColumnElement, exists, func, select, text
 from sqlalchemy.orm import scoped_session, selectinload
 
 from app.clients.fields import ClientFields, check_client_id, check_imported_secret, form_decode
-from app.clients.jwks_cache import KeySet, keep
+from app.clients.jwks_cache import FetchedJwks, store_jwks
 from app.clients.secret_digests import is_vschar
-from app.clients.secrets import ClientSecrets, NewSecret, works_at
+from app.clients.secrets import ClientSecrets, NewSecret, usable_at
 from app.clients.transactions import find_client, writing
 from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.errors import ManagementError
@@ -41,7 +41,7 @@ _OLDEST_FIRST = (ClientRow.created_at, ClientRow.client_id)
 _ROWS_AT_ONCE = 1000
 
 
-class ClientStore:
+class ClientRepository:
     """Clients in the database.
 
     :param session: each call commits or rolls back.
@@ -59,7 +59,7 @@ class ClientStore:
         """
         return find_client(self._session, client_id)
 
-    def key_set_of(self, row: ClientRow) -> ClientKeySetRow | None:
+    def cached_jwks_of(self, row: ClientRow) -> ClientKeySetRow | None:
         """What was fetched for a client that publishes its keys."""
         found: ClientKeySetRow | None = self._session.get(ClientKeySetRow, row.client_id)
         return found
@@ -103,7 +103,7 @@ class ClientStore:
         with_secret: bool = True,
         secret: str | None = None,
         secret_expires_after: timedelta | None = None,
-        key_set: KeySet | None = None,
+        key_set: FetchedJwks | None = None,
     ) -> Iterator[tuple[ClientRow, NewSecret | None]]:
         """Make a client, with its first secret.
 
@@ -128,10 +128,10 @@ class ClientStore:
             _apply(row, fields)
             _remember_audiences(row)
             session.add(row)
-            keep(session, row, key_set, now)
+            store_jwks(session, row, key_set, now)
             made = self._secrets.add(row, secret, secret_expires_after) if with_secret else None
             session.flush()
-            self._secrets.note(new_id, "created", secret_ids=[made.secret_id] if made else [])
+            self._secrets.record_change(new_id, "created", secret_ids=[made.secret_id] if made else [])
             yield row, made
 
     def register(self, fields: ClientFields, **options: Any) -> tuple[ClientRow, NewSecret | None]:
@@ -142,8 +142,8 @@ class ClientStore:
     def update(
         self,
         client_id: str,
-        decide: Callable[[ClientFields], Mapping[str, Any]] = lambda _before: {},
-        key_set: KeySet | None = None,
+        decide_changes: Callable[[ClientFields], Mapping[str, Any]] = lambda _before: {},
+        key_set: FetchedJwks | None = None,
         **changes: Any,
     ) -> ClientRow:
         """Change some of a client's fields.
@@ -156,18 +156,18 @@ class ClientStore:
         with writing(self._session) as session:
             row = find_client(session, client_id, for_change=True)
             before = describe(row)
-            after = replace(before, **changes, **decide(before))
+            after = replace(before, **changes, **decide_changes(before))
             _remember_audiences(row)
             _apply(row, after)
             _remember_audiences(row)
-            self._secrets.follow_method(row)
+            self._secrets.match_storage_to_method(row)
             row.updated_at = self._clock()
-            keep(session, row, key_set, row.updated_at)
+            store_jwks(session, row, key_set, row.updated_at)
             others = [
                 field.name for field in fields_of(after) if getattr(before, field.name) != getattr(after, field.name)
             ]
             if others:
-                self._secrets.note(client_id, "updated", fields=others)
+                self._secrets.record_change(client_id, "updated", fields=others)
             return row
 
     def disable(self, client_id: str) -> ClientRow:
@@ -177,7 +177,7 @@ class ClientStore:
             if row.disabled_at is None:
                 row.disabled_at = self._clock()
                 self._end_tokens(row)
-                self._secrets.note(client_id, "disabled")
+                self._secrets.record_change(client_id, "disabled")
             return row
 
     def enable(self, client_id: str) -> ClientRow:
@@ -186,7 +186,7 @@ class ClientStore:
             row = self.find(client_id)
             if row.disabled_at is not None:
                 row.disabled_at = None
-                self._secrets.note(client_id, "enabled")
+                self._secrets.record_change(client_id, "enabled")
             return row
 
     def delete(self, client_id: str) -> None:
@@ -197,16 +197,16 @@ class ClientStore:
             _apply(row, ClientFields(client_name="deleted", grant_types=()))
             row.secrets.clear()
             row.deleted_at = row.updated_at = self._clock()
-            keep(session, row, None, row.deleted_at)
+            store_jwks(session, row, None, row.deleted_at)
             self._end_tokens(row)
-            self._secrets.note(client_id, "deleted")
+            self._secrets.record_change(client_id, "deleted")
 
     def revoke_tokens(self, client_id: str) -> ClientRow:
         """Take back all tokens that the client has until now; it gets new ones from the next second on."""
         with writing(self._session):
             row = self.find(client_id)
             self._end_tokens(row)
-            self._secrets.note(client_id, "tokens_revoked")
+            self._secrets.record_change(client_id, "tokens_revoked")
             return row
 
     def _end_tokens(self, row: ClientRow) -> None:
@@ -249,7 +249,7 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
     :param secrets_older_than: with a secret that works and was made so long ago.
     :param expiring_in: with a secret that works and ends within this time.
     """
-    works = works_at(now) & (ClientSecretRow.client_id == ClientRow.client_id)
+    works = usable_at(now) & (ClientSecretRow.client_id == ClientRow.client_id)
     found: list[ColumnElement[bool]] = [ClientRow.deleted_at.is_(None)]
     if name is not None:
         found.append(ClientRow.client_name.icontains(name, autoescape=True))

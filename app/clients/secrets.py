@@ -18,9 +18,9 @@ from sqlalchemy.orm import scoped_session
 
 from app.audit.events import ClientChanged, SecretExpiring
 from app.audit.outbox import Outbox, system_user
-from app.clients.encrypted_secrets import ReadableSecrets
+from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.fields import check_imported_secret
-from app.clients.last_used import MARK_DELAY
+from app.clients.last_used import RECORD_DELAY
 from app.clients.secret_digests import SecretDigester, generate_secret
 from app.clients.transactions import find_client, writing
 from app.crypto.encryption import DecryptionError
@@ -76,7 +76,7 @@ def works(secret: ClientSecretRow, now: datetime) -> bool:
     return state_of(secret, now) in {SecretState.VALID, SecretState.EXPIRING}
 
 
-def works_at(now: datetime) -> ColumnElement[bool]:
+def usable_at(now: datetime) -> ColumnElement[bool]:
     """:func:`works` as a condition on rows of secrets."""
     ends_later = or_(ClientSecretRow.expires_at.is_(None), ClientSecretRow.expires_at > now)
     return ClientSecretRow.revoked_at.is_(None) & ends_later
@@ -99,18 +99,20 @@ class ClientSecrets:
         digester: SecretDigester,
         clock: Clock,
         outbox: Outbox,
-        readable: ReadableSecrets,
+        encrypted_secrets: EncryptedSecrets,
         read_by: Collection[str],
     ) -> None:
         self._engine = engine
-        self._readable = readable
+        self._encrypted_secrets = encrypted_secrets
         self._read_by = read_by
         self._outbox = outbox
         self._session = session
         self._digester = digester
         self._clock = clock
 
-    def note(self, client_id: str, change: str, *, fields: Sequence[str] = (), secret_ids: Sequence[str] = ()) -> None:
+    def record_change(
+        self, client_id: str, change: str, *, fields: Sequence[str] = (), secret_ids: Sequence[str] = ()
+    ) -> None:
         """Leave a trace of a change, within a transaction of the caller's."""
         event = ClientChanged(
             by=system_user(), client_id=client_id, change=change, fields=tuple(fields), secret_ids=tuple(secret_ids)
@@ -135,7 +137,7 @@ class ClientSecrets:
         row.secrets.append(stored)
         return NewSecret(secret, stored.secret_id, stored.expires_at)
 
-    def follow_method(self, row: ClientRow) -> None:
+    def match_storage_to_method(self, row: ClientRow) -> None:
         """Keep the secrets of ``row`` as its authentication method needs them, within a transaction of the caller's.
 
         Of digests no secret can be made: where its method is one that reads, they are worth nothing.
@@ -147,11 +149,11 @@ class ClientSecrets:
         for kept in row.secrets:
             if kept.encrypted is not None:
                 try:
-                    self._keep(row, kept, self._readable.read(row.client_id, kept))
+                    self._keep(row, kept, self._encrypted_secrets.decrypt(row.client_id, kept))
                 except DecryptionError as error:
                     raise ManagementError(f"the secret {kept.secret_id} cannot be read: {error}") from None
 
-    def can_prove(self, row: ClientRow) -> bool:
+    def has_usable_secret(self, row: ClientRow) -> bool:
         """Whether a secret of ``row`` works, and with its authentication method."""
         reads = row.token_endpoint_auth_method in self._read_by
         return any(works(kept, self._clock()) and reads == (kept.encrypted is not None) for kept in row.secrets)
@@ -159,7 +161,9 @@ class ClientSecrets:
     def _keep(self, row: ClientRow, stored: ClientSecretRow, secret: str) -> None:
         if row.token_endpoint_auth_method in self._read_by:
             stored.digest, stored.pepper_id = b"", ""
-            stored.encryption_key_id, stored.encrypted = self._readable.encrypt(row.client_id, stored.secret_id, secret)
+            stored.encryption_key_id, stored.encrypted = self._encrypted_secrets.encrypt(
+                row.client_id, stored.secret_id, secret
+            )
         else:
             stored.pepper_id, stored.digest = self._digester.digest(Credentials(row.client_id, secret))
             stored.encryption_key_id = stored.encrypted = None
@@ -194,7 +198,7 @@ class ClientSecrets:
             new = self.add(row, secret, expires_after)
             row.updated_at = now
             self._session.flush()
-            self.note(client_id, "secret_added", secret_ids=[new.secret_id])
+            self.record_change(client_id, "secret_added", secret_ids=[new.secret_id])
             yield new, overlapping
 
     def rotate(self, client_id: str, **options: Any) -> tuple[NewSecret, Sequence[ClientSecretRow]]:
@@ -214,7 +218,7 @@ class ClientSecrets:
             working = sorted((old for old in row.secrets if works(old, now)), key=lambda old: old.created_at)
             older = working[:-1]
             # A use is known to the minute, and a little later than it happens.
-            heard = now - silent_for - MARK_DELAY
+            heard = now - silent_for - RECORD_DELAY
             noisy = [old for old in older if (old.last_used_at or old.created_at) > heard]
             if noisy:
                 told = "; ".join(self._who_uses(old, heard) for old in noisy)
@@ -222,7 +226,7 @@ class ClientSecrets:
             for old in older:
                 old.revoked_at = now
             if older:
-                self.note(client_id, "secrets_retired", secret_ids=[old.secret_id for old in older])
+                self.record_change(client_id, "secrets_retired", secret_ids=[old.secret_id for old in older])
             return older
 
     def revoke(self, client_id: str, secret_id: str) -> tuple[ClientSecretRow, int]:
@@ -240,7 +244,7 @@ class ClientSecrets:
                 )
             if found.revoked_at is None:
                 found.revoked_at = self._clock()
-                self.note(client_id, "secret_revoked", secret_ids=[secret_id])
+                self.record_change(client_id, "secret_revoked", secret_ids=[secret_id])
             return found, sum(works(secret, self._clock()) for secret in row.secrets)
 
     def uses(self, client_id: str) -> dict[str, Sequence[ClientSecretUseRow]]:
@@ -264,12 +268,12 @@ class ClientSecrets:
     def count_by_encryption_key(self, client_id: str | None = None) -> dict[str, int]:
         """How many secrets that work are encrypted with each key, by its id; those of the settings always."""
         encrypted = ClientSecretRow.encrypted.is_not(None)
-        return self._count(ClientSecretRow.encryption_key_id, encrypted, self._readable.key_ids, client_id)
+        return self._count(ClientSecretRow.encryption_key_id, encrypted, self._encrypted_secrets.key_ids, client_id)
 
     def _count(
         self, key_id: Any, condition: ColumnElement[bool], known: Sequence[str], client_id: str | None
     ) -> dict[str, int]:
-        counted = select(key_id, func.count()).where(works_at(self._clock()), condition)
+        counted = select(key_id, func.count()).where(usable_at(self._clock()), condition)
         if client_id is not None:
             counted = counted.where(ClientSecretRow.client_id == find_client(self._session, client_id).client_id)
         rows = self._session.execute(counted.group_by(key_id)).all()
@@ -282,7 +286,7 @@ class ClientSecrets:
         """
         now = self._clock()
         ends = ClientSecretRow.expires_at <= now + EXPIRY_TOLD_BEFORE
-        counted = select(func.count()).where(works_at(now), ends, ClientSecretRow.client_id.in_(SERVED_IDS))
+        counted = select(func.count()).where(usable_at(now), ends, ClientSecretRow.client_id.in_(SERVED_IDS))
         with reading_engine(self._engine).connect() as connection:
             return connection.scalar(counted) or 0
 
@@ -297,7 +301,7 @@ class ClientSecrets:
         )
         claim = (
             update(ClientSecretRow)
-            .where(works_at(now), ClientSecretRow.expires_at <= now + EXPIRY_TOLD_BEFORE, not_told)
+            .where(usable_at(now), ClientSecretRow.expires_at <= now + EXPIRY_TOLD_BEFORE, not_told)
             .where(ClientSecretRow.client_id.in_(SERVED_IDS))
             .values(expiry_told_at=now)
             .returning(

@@ -28,7 +28,7 @@ class UnverifiedJws:
     signature: bytes
 
 
-def take_apart(unverified: str, most_characters: int) -> UnverifiedJws | None:
+def parse_unverified(unverified: str, most_characters: int) -> UnverifiedJws | None:
     """The parts of ``unverified``; ``None`` where it is too long, or not three parts of base64url."""
     found = _COMPACT.fullmatch(unverified) if len(unverified) <= most_characters else None
     if found is None:
@@ -37,7 +37,7 @@ def take_apart(unverified: str, most_characters: int) -> UnverifiedJws | None:
     return UnverifiedJws(_parsed(found[1]), _parsed(found[2]), signed, decode(found[3]) or b"")
 
 
-def header_of(unverified: str, most_characters: int) -> Mapping[str, Any] | None:
+def parse_unverified_header(unverified: str, most_characters: int) -> Mapping[str, Any] | None:
     """The header of ``unverified`` alone; ``None`` where there is none."""
     part, dot, _ = unverified.partition(".")
     return _parsed(part) if dot and part.isascii() and len(unverified) <= most_characters else None

@@ -9,9 +9,9 @@ from sqlalchemy.orm import scoped_session
 
 from app.config.settings import Settings
 from app.database import engine as engines
-from app.database.circuit_breaker import DatabaseGate, Span
+from app.database.circuit_breaker import DatabaseCircuitBreaker, Span
 from app.database.models import db
-from app.database.prepared_query import KeptConnections
+from app.database.prepared_query import ThreadLocalConnections
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Database:
 
     engine: Engine
     session: scoped_session[Any]
-    connections: KeptConnections
-    circuit_breaker: DatabaseGate
+    connections: ThreadLocalConnections
+    circuit_breaker: DatabaseCircuitBreaker
 
 
 def build(app: Flask, settings: Settings, *, span: Span) -> Database:
@@ -37,4 +37,4 @@ def build(app: Flask, settings: Settings, *, span: Span) -> Database:
     """
     engines.install(app, settings)
     with app.app_context():
-        return Database(db.engine, db.session, KeptConnections(db.engine), DatabaseGate(span))
+        return Database(db.engine, db.session, ThreadLocalConnections(db.engine), DatabaseCircuitBreaker(span))

@@ -13,7 +13,7 @@ from types import TracebackType
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.blocking import blocking
-from app.database.engine import describe, name_of
+from app.database.engine import describe, error_class
 from app.errors import ServiceUnavailable
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 SILENCE_SECONDS = 1.0
 """A failure that took longer was a database that does not answer; a shorter one says at once what is wrong."""
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """How often it is tried whether a silent database answers again."""
 
 
@@ -29,7 +29,7 @@ Span = Callable[[str], AbstractContextManager[None] | None]
 """Of a part of a request, if there is one."""
 
 
-class Gate:
+class CircuitBreaker:
     """Lets requests to what is behind it, or refuses them.
 
     :cvar what: what that is, for the log.
@@ -42,55 +42,55 @@ class Gate:
 
     def __init__(self, span: Span = lambda _: None) -> None:
         self.span = span
-        self._is_shut = False
+        self._is_open = False
         self._told: str | None = None
         self._lock = threading.Lock()
 
-    def entered(self) -> "_Entry":
+    def allow(self) -> "_Call":
         """Ask within.
 
         :raises ServiceUnavailable: it is silent.
         """
-        return _Entry(self)
+        return _Call(self)
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
+    def allow_blocking(self) -> Iterator[None]:
         """Ask within, while others go on.
 
         :raises ServiceUnavailable: it is silent, or does not answer.
         """
         try:
-            with self.entered(), blocking:
+            with self.allow(), blocking:
                 yield
         except self.failures as error:
-            raise ServiceUnavailable(f"{self.what}_{name_of(error)}") from error
+            raise ServiceUnavailable(f"{self.what}_{error_class(error)}") from error
 
-    def look(self, question: Callable[[], object]) -> None:
+    def poll(self, question: Callable[[], object]) -> None:
         """Open the gate if ``question`` is answered; nothing to do while it is open."""
-        if not self._is_shut:
+        if not self._is_open:
             return
         try:
             question()
         except self.failures:
             return
-        self._is_shut = False
+        self._is_open = False
         self._tell(None)
 
-    def require_open(self) -> None:
+    def require_closed(self) -> None:
         """Refuse while it is silent."""
-        if self._is_shut:
+        if self._is_open:
             raise ServiceUnavailable(f"{self.what}_silent")
 
-    def note_answer(self) -> None:
+    def record_success(self) -> None:
         """Note that it has answered."""
         if self._told:
             self._tell(None)
 
-    def note_failure(self, error: Exception, seconds: float) -> None:
+    def record_failure(self, error: Exception, seconds: float) -> None:
         """Note that it has failed, after so long."""
         self._tell(describe(error))
         if seconds > SILENCE_SECONDS:
-            self._shut()
+            self._trip()
 
     @property
     def is_failing(self) -> bool:
@@ -110,32 +110,32 @@ class Gate:
         elif told and not fault:
             log.warning("%s answers again", self._name)
 
-    def _shut(self) -> None:
+    def _trip(self) -> None:
         with self._lock:
-            was_shut, self._is_shut = self._is_shut, True
+            was_shut, self._is_open = self._is_open, True
         if not was_shut:
             log.error("%s is silent: requests that need it are refused at once until it answers", self._name)
 
 
-class DatabaseGate(Gate):
+class DatabaseCircuitBreaker(CircuitBreaker):
     """The way to the database."""
 
     what = "database"
     failures = SQLAlchemyError
 
 
-class _Entry:
+class _Call:
     """One question."""
 
-    __slots__ = ("_began", "_gate", "_span")
+    __slots__ = ("_began", "_circuit_breaker", "_span")
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    def __init__(self, circuit_breaker: CircuitBreaker) -> None:
+        self._circuit_breaker = circuit_breaker
 
     def __enter__(self) -> None:
-        self._gate.require_open()
+        self._circuit_breaker.require_closed()
         self._began = time.monotonic()
-        if span := self._gate.span(self._gate.what):
+        if span := self._circuit_breaker.span(self._circuit_breaker.what):
             span.__enter__()
         self._span = span
 
@@ -145,6 +145,6 @@ class _Entry:
         if self._span:
             self._span.__exit__(kind, error, trace)
         if error is None:
-            self._gate.note_answer()
-        elif isinstance(error, self._gate.failures):
-            self._gate.note_failure(error, time.monotonic() - self._began)
+            self._circuit_breaker.record_success()
+        elif isinstance(error, self._circuit_breaker.failures):
+            self._circuit_breaker.record_failure(error, time.monotonic() - self._began)

@@ -93,7 +93,7 @@ def migrating(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def insert_or_update(engine: Engine, table: type[Any]) -> Any:
+def dialect_insert(engine: Engine, table: type[Any]) -> Any:
     """An ``INSERT`` that knows ``on_conflict_do_update``; each dialect has its own."""
     if engine.dialect.name == "postgresql":
         from sqlalchemy.dialects.postgresql import insert  # noqa: PLC0415 - Only the one that is needed.
@@ -102,7 +102,7 @@ def insert_or_update(engine: Engine, table: type[Any]) -> Any:
     return insert(table)
 
 
-def delete_in_pieces(engine: Engine, key: InstrumentedAttribute[Any], condition: ColumnElement[bool]) -> None:
+def delete_in_batches(engine: Engine, key: InstrumentedAttribute[Any], condition: ColumnElement[bool]) -> None:
     """Delete all rows that meet ``condition``, a thousand in a transaction: others wait for it, and on SQLite all do.
 
     :param key: the primary key.
@@ -142,7 +142,7 @@ def install(app: Flask, settings: Settings) -> None:
             _prepare_postgresql(db.engine)
 
 
-def name_of(error: Exception) -> str:
+def error_class(error: Exception) -> str:
     """The class of the driver's error, or of what SQLAlchemy itself has to say."""
     return type(getattr(error, "orig", None) or error).__name__
 
@@ -175,7 +175,7 @@ def explain(error: Exception) -> str:
     return f"the database cannot be used ({told}): {hint}"
 
 
-def was_stale(error: DBAPIError) -> bool:
+def is_stale_connection(error: DBAPIError) -> bool:
     """Whether the connection was from before a restart of the database: asking once more is worth it.
 
     The pool has dropped all of that age then. Cheaper than a ping before each statement.
@@ -183,7 +183,7 @@ def was_stale(error: DBAPIError) -> bool:
     return error.connection_invalidated and not getattr(error.orig, "was_silent", False)
 
 
-def is_where_it_was(info: Mapping[Any, Any]) -> bool:
+def is_same_file(info: Mapping[Any, Any]) -> bool:
     """Whether the file that a connection to SQLite has opened still lies there.
 
     :param info: of the connection. One to another database has no file.
@@ -229,7 +229,7 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "checkout")
     def leave_a_file_that_is_gone(_connection: Any, record: Any, _proxy: object) -> None:
         # A connection goes on with a file that was deleted or replaced, and would answer from the past.
-        if not is_where_it_was(record.info):
+        if not is_same_file(record.info):
             raise DisconnectionError
 
     @event.listens_for(engine, "begin")

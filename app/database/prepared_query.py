@@ -17,19 +17,19 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.blocking import blocking
-from app.database.engine import is_where_it_was, name_of, reading_engine, was_stale
+from app.database.engine import error_class, is_same_file, is_stale_connection, reading_engine
 from app.errors import ServiceUnavailable
 
 
-class Gate(Protocol):
-    """The way to the database: :class:`app.database.circuit_breaker.DatabaseGate`."""
+class CircuitBreaker(Protocol):
+    """The way to the database: :class:`app.database.circuit_breaker.DatabaseCircuitBreaker`."""
 
-    def entered(self) -> AbstractContextManager[None]:
+    def allow(self) -> AbstractContextManager[None]:
         """Ask within."""
         ...
 
 
-class _Kept:
+class _ThreadConnection:
     """A connection that a thread holds on to, with its driver's own."""
 
     def __init__(self, connection: Connection) -> None:
@@ -37,17 +37,17 @@ class _Kept:
         self.info = connection.info
         self.driver: Any = connection.connection.driver_connection
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Let the pool have it again."""
         self.connection.close()
 
-    def throw_away(self, error: BaseException | None = None) -> None:
+    def invalidate(self, error: BaseException | None = None) -> None:
         """Close it for good: it is of no more use, or its pool has gone."""
         self.connection.invalidate(error)
         self.connection.close()
 
 
-class KeptConnections:
+class ThreadLocalConnections:
     """A connection for each thread that asks, shared by all questions: the pool holds few more than there are threads.
 
     :param engine: whose pool they are from. When it is disposed of, so are they.
@@ -55,42 +55,42 @@ class KeptConnections:
 
     def __init__(self, engine: Engine) -> None:
         self.reading = reading_engine(engine)
-        self._mine = threading.local()
-        self._all: WeakSet[_Kept] = WeakSet()
+        self._local = threading.local()
+        self._all: WeakSet[_ThreadConnection] = WeakSet()
         event.listen(engine, "engine_disposed", self._drop_all)
 
-    def mine(self) -> _Kept:
+    def current(self) -> _ThreadConnection:
         """The connection of this thread, opened if it has none that is good.
 
         :raises SQLAlchemyError: it cannot be opened.
         """
-        kept: _Kept | None = getattr(self._mine, "kept", None)
+        kept: _ThreadConnection | None = getattr(self._local, "kept", None)
         if kept is not None:
-            if is_where_it_was(kept.info):
+            if is_same_file(kept.info):
                 return kept
             self.forget(kept)
-            kept.give_back()
+            kept.release()
         with blocking:
-            kept = self._mine.kept = _Kept(self.reading.connect())
+            kept = self._local.kept = _ThreadConnection(self.reading.connect())
         self._all.add(kept)
         return kept
 
-    def forget(self, kept: _Kept) -> None:
+    def forget(self, kept: _ThreadConnection) -> None:
         """Open another one the next time."""
-        self._mine.kept = None
+        self._local.kept = None
         self._all.discard(kept)
 
     def _drop_all(self, _engine: Engine) -> None:
         for kept in list(self._all):
             self._all.discard(kept)
-            kept.throw_away()
-        self._mine = threading.local()
+            kept.invalidate()
+        self._local = threading.local()
 
 
-class Question:
+class PreparedQuery:
     """A statement with named parameters, none of which needs a conversion."""
 
-    def __init__(self, connections: KeptConnections, statement: Select[Any]) -> None:
+    def __init__(self, connections: ThreadLocalConnections, statement: Select[Any]) -> None:
         self._connections = connections
         self._statement = statement
         dialect = connections.reading.dialect
@@ -98,26 +98,26 @@ class Question:
         self.text = str(compiled)
         """What the driver is given."""
         # Drivers differ in whether parameters have names or places.
-        self._places: Sequence[str] | None = compiled.positiontup if compiled.positional else None
+        self._delay_slots: Sequence[str] | None = compiled.positiontup if compiled.positional else None
         columns = statement.selected_columns
         self._row = _row_type(columns.keys())
         found = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
         self._conversions = [(place, convert) for place, convert in enumerate(found) if convert]
 
-    def ask(self, parameters: Mapping[str, str]) -> list[Any]:
+    def execute(self, parameters: Mapping[str, str]) -> list[Any]:
         """All rows, as named tuples.
 
         :raises SQLAlchemyError: as when SQLAlchemy executes the statement. A connection that was cut is not used
             again, and ``connection_invalidated`` says so.
         """
-        kept = self._connections.mine()
+        kept = self._connections.current()
         try:
-            rows = kept.driver.execute(self.text, self.arranged(parameters)).fetchall()
+            rows = kept.driver.execute(self.text, self.arrange(parameters)).fetchall()
         except BaseException as error:
             raise self._dropped(kept, error) from error
         return [self._converted(row) for row in rows]
 
-    def ask_through(self, gate: Gate, parameters: Mapping[str, str]) -> Sequence[Any]:
+    def execute_through(self, circuit_breaker: CircuitBreaker, parameters: Mapping[str, str]) -> Sequence[Any]:
         """All rows, or that there are none to be had now.
 
         A connection that was cut while nobody used it is not the database's fault: the question is asked again, on
@@ -126,29 +126,29 @@ class Question:
         :raises ServiceUnavailable: the database does not answer.
         """
         try:
-            with gate.entered():
+            with circuit_breaker.allow():
                 try:
-                    return self.ask(parameters)
+                    return self.execute(parameters)
                 except DBAPIError as error:
-                    if not was_stale(error):
+                    if not is_stale_connection(error):
                         raise
                 try:
-                    return self.ask_anew(parameters)
+                    return self.execute_on_new_connection(parameters)
                 except DBAPIError as error:
-                    if not was_stale(error):
+                    if not is_stale_connection(error):
                         raise
-                    return self.ask_anew(parameters)
+                    return self.execute_on_new_connection(parameters)
         except SQLAlchemyError as error:
-            raise ServiceUnavailable(f"database_{name_of(error)}") from error
+            raise ServiceUnavailable(f"database_{error_class(error)}") from error
 
-    def ask_anew(self, parameters: Mapping[str, str]) -> Sequence[Any]:
+    def execute_on_new_connection(self, parameters: Mapping[str, str]) -> Sequence[Any]:
         """The same by SQLAlchemy's way, on no kept connection: when one is cut, the pool drops all of its age."""
         with blocking, self._connections.reading.connect() as connection:
             return connection.execute(self._statement, dict(parameters)).all()
 
-    def arranged(self, parameters: Mapping[str, str]) -> Mapping[str, str] | tuple[str, ...]:
+    def arrange(self, parameters: Mapping[str, str]) -> Mapping[str, str] | tuple[str, ...]:
         """``parameters`` as the driver takes them."""
-        return parameters if self._places is None else tuple(parameters[name] for name in self._places)
+        return parameters if self._delay_slots is None else tuple(parameters[name] for name in self._delay_slots)
 
     def _converted(self, row: Sequence[Any]) -> Any:
         values = list(row)
@@ -158,20 +158,20 @@ class Question:
                 values[place] = convert(values[place])
         return self._row(values)
 
-    def _dropped(self, kept: _Kept, error: BaseException) -> BaseException:
+    def _dropped(self, kept: _ThreadConnection, error: BaseException) -> BaseException:
         """Let go of a connection on which something went wrong; what to raise for ``error``."""
         self._connections.forget(kept)
         dialect: Any = self._connections.reading.dialect
         driver_error: Any = dialect.loaded_dbapi.Error
         if not isinstance(error, driver_error):
             # It ended somewhere in the middle.
-            kept.throw_away(error)
+            kept.invalidate(error)
             return error
         is_cut = dialect.is_disconnect(error, kept.driver, None)
         if is_cut:
-            kept.throw_away(error)
+            kept.invalidate(error)
         else:
-            kept.give_back()
+            kept.release()
         wrapped: BaseException = DBAPIError.instance(
             self.text, None, error, driver_error, hide_parameters=True, connection_invalidated=is_cut, dialect=dialect
         )

@@ -22,8 +22,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
 from app.config.values import UNIX, TrustedProxies
-from app.errors import below_oauth
-from app.http.forwarded_headers import find_source, is_trusted, take_request_id
+from app.errors import http_error_body
+from app.http.forwarded_headers import find_source, is_trusted, parse_request_id
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Asked(Request):
         self.source_address = environ.get("REMOTE_ADDR") or UNIX
         if trusted_proxies and is_trusted(self.source_address, trusted_proxies):
             headers = self.headers
-            self.request_id = take_request_id(headers.get("X-Request-ID")) or ""
+            self.request_id = parse_request_id(headers.get("X-Request-ID")) or ""
             self.source_address = find_source(
                 self.source_address, headers.get("X-Forwarded-For"), headers.get("Forwarded"), trusted_proxies
             )
@@ -151,7 +151,7 @@ class Application(Flask):
 
     def __init__(self, name: str, trusted_proxies: TrustedProxies = (), **options: Any) -> None:
         self._trusted_proxies = trusted_proxies
-        self._short_ways: dict[tuple[str, str], tuple[_View, Sequence[_Step]]] = {}
+        self._contextless_views: dict[tuple[str, str], tuple[_View, Sequence[_Step]]] = {}
         super().__init__(name, static_folder=None, **options)
         # A redirect to a tidier path would be the only answer that is not JSON, and would repeat what the caller sent.
         self.url_map.merge_slashes = False
@@ -161,7 +161,7 @@ class Application(Flask):
 
     def wsgi_app(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         """Serve a request in Flask's way, or at once where a view is known that needs nothing of it."""
-        known = self._short_ways.get((environ.get("PATH_INFO", ""), environ["REQUEST_METHOD"]))
+        known = self._contextless_views.get((environ.get("PATH_INFO", ""), environ["REQUEST_METHOD"]))
         if known is None:
             return super().wsgi_app(environ, start_response)
         view, last_steps = known
@@ -188,9 +188,9 @@ class Application(Flask):
         asked: Asked = request_ctx.request  # type: ignore[assignment]
         rule, path = asked.url_rule, asked.environ.get("PATH_INFO")
         if rule and rule.rule == path and asked.method != "OPTIONS":
-            view = getattr(self.view_functions[rule.endpoint], "at_once", None)
+            view = getattr(self.view_functions[rule.endpoint], "without_contexts", None)
             if view:
-                self._short_ways[path, asked.method] = view, self._last_steps(rule.endpoint)
+                self._contextless_views[path, asked.method] = view, self._last_steps(rule.endpoint)
         return super().dispatch_request()
 
     def process_response(self, response: Any) -> Any:
@@ -218,7 +218,7 @@ _View = Callable[[Asked], Response]
 _Step = Callable[[Response], Response]
 
 
-def at_once(view: _View) -> Callable[[], Response]:
+def without_contexts(view: _View) -> Callable[[], Response]:
     """Let ``view`` be served without Flask's contexts.
 
     It is given the request, and uses neither ``flask.g`` nor a session of the database; what is to be done before each
@@ -226,11 +226,11 @@ def at_once(view: _View) -> Callable[[], Response]:
     """
 
     @wraps(view)
-    def in_flasks_way() -> Response:
+    def in_contexts() -> Response:
         return view(request_ctx.request)  # type: ignore[arg-type]
 
-    in_flasks_way.at_once = view  # type: ignore[attr-defined]
-    return in_flasks_way
+    in_contexts.without_contexts = view  # type: ignore[attr-defined]
+    return in_contexts
 
 
 def json_response(status: int, body: object) -> Answer:
@@ -251,7 +251,7 @@ def _answer_http_error(error: HTTPException) -> Response:
     asked: Asked = request_ctx.request  # type: ignore[assignment]
     # Not the path: what stands in it is the caller's.
     log.info("Refused with %d: %s from %s, request_id=%s", status, error.name, asked.source_address, asked.request_id)
-    answer = json_response(status, below_oauth(status))
+    answer = json_response(status, http_error_body(status))
     for name, value in error.get_headers():
         if name in {"Allow", "Retry-After"}:
             answer.headers[name] = value
@@ -262,4 +262,4 @@ def _answer_unexpected(error: Exception) -> Response:
     asked: Asked = request_ctx.request  # type: ignore[assignment]
     # The endpoint, not the path: what stands in a path is the caller's.
     log.error("a request failed, request_id=%s endpoint=%s", asked.request_id, asked.endpoint, exc_info=error)
-    return json_response(500, below_oauth(500))
+    return json_response(500, http_error_body(500))

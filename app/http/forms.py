@@ -33,7 +33,7 @@ def read_form(environ: dict[str, Any], known: set[str]) -> list[tuple[str, str]]
     return pairs
 
 
-def required(parameters: Mapping[str, str], name: str) -> str:
+def require_parameter(parameters: Mapping[str, str], name: str) -> str:
     """The value of the parameter ``name``.
 
     :raises InvalidRequest: there is none.

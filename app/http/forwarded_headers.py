@@ -44,7 +44,7 @@ def find_source(peer: str, forwarded_for: str | None, forwarded: str | None, tru
     return found.pop() if len(found) == 1 else peer
 
 
-def take_request_id(given: str | None) -> str | None:
+def parse_request_id(given: str | None) -> str | None:
     """A request id that a trusted proxy made, if it is one that may stand in a log and a header."""
     return given if given is not None and _REQUEST_ID.fullmatch(given) else None
 

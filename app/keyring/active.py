@@ -12,15 +12,15 @@ from datetime import UTC, datetime
 from app.audit.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.errors import ManagementError, StartError
 from app.keyring import shared_state
-from app.keyring.backends.base import KeyringHome
+from app.keyring.backends.base import KeyringBackend
 from app.keyring.model import KeyState, Phase, Ring, SigningKey
 from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS, Rules, with_max_age
-from app.keyring.validation import unsafe_change
+from app.keyring.validation import find_unsafe_changes
 from app.types import Clock
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """How often a worker looks whether the ring has changed: all know within 2 s."""
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -28,14 +28,14 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _UNREAD = object()
 
 
-class CurrentRing:
+class ActiveRing:
     """Holds the ring of this process.
 
     :param rules: what makes a change unsafe.
     """
 
-    def __init__(self, home: KeyringHome, rules: Rules, events: Events, clock: Clock) -> None:
-        self.home = home
+    def __init__(self, backend: KeyringBackend, rules: Rules, events: Events, clock: Clock) -> None:
+        self.backend = backend
         self.rules = rules
         self.fault: str | None = None
         """What is wrong with the ring that was not taken, if one was not."""
@@ -87,7 +87,7 @@ class CurrentRing:
     def refresh(self) -> None:
         """Look whether the ring has changed, or whether one that was not taken has become good. Never fails."""
         try:
-            if self._ring is None or self.fault or self.home.version() != self._version:
+            if self._ring is None or self.fault or self.backend.version() != self._version:
                 self._look(again=True)
         except StartError as error:
             self._reject(str(error))
@@ -102,23 +102,23 @@ class CurrentRing:
         ring = self()
         if with_max_age(ring, self.now(), self.rules) != ring:
             try:
-                self.home.change(lambda present: with_max_age(present, self.now(), self.rules))
+                self.backend.change(lambda present: with_max_age(present, self.now(), self.rules))
             except ManagementError as error:
                 log.warning("the cache time of the JWKS could not be noted: %s", error)
 
     def _look(self, *, again: bool = False) -> Ring:
         with self._lock:
             try:
-                version = self.home.version()
+                version = self.backend.version()
                 if self._ring is not None and version == self._version and not again:
                     return self._ring
                 # Settled before reading: what is written while we read is another change.
                 self._version = version
-                found = self.home.read()
+                found = self.backend.read()
             except StartError as error:
                 return self._go_on_without(str(error))
             old = self._ring or self._recall()
-            if old and (wrong := unsafe_change(old, found, self.now(), self.rules)):
+            if old and (wrong := find_unsafe_changes(old, found, self.now(), self.rules)):
                 return self._go_on_without("; ".join(wrong))
             self._take(found)
             return found
@@ -129,7 +129,7 @@ class CurrentRing:
         self._reach(ring.written_at or EARLIEST)
         before, self._ring, self.fault = self._ring, ring, None
         if shared := shared_state.shared():
-            shared.keep(ring)
+            shared.store_ring(ring)
         if before is not None and _steps(ring) != _steps(before):
             published = tuple(key.kid for key in self.published_keys())
             log.info("the key ring was taken: %s signs", self.signing_key().kid)
@@ -186,7 +186,7 @@ class CurrentRing:
 
     def _recall(self) -> Ring | None:
         shared = shared_state.shared()
-        return shared.recall(self.home.signing_alg) if shared else None
+        return shared.load_ring(self.backend.signing_alg) if shared else None
 
     def _reject(self, fault: str) -> None:
         if fault != self.fault:

@@ -9,11 +9,11 @@ from sqlalchemy.engine import Engine
 
 from app.audit.events import Events
 from app.config.settings import Settings
-from app.keyring.active import CurrentRing
-from app.keyring.backends.base import KeyringHome
-from app.keyring.backends.registry import open_home
-from app.keyring.service import Keys, rules_for
-from app.keyring.usage_counters import KeyUses
+from app.keyring.active import ActiveRing
+from app.keyring.backends.base import KeyringBackend
+from app.keyring.backends.registry import open_backend
+from app.keyring.service import KeyringManager, rules_for
+from app.keyring.usage_counters import KeyUsageCounters
 from app.types import Clock
 
 
@@ -27,17 +27,17 @@ class KeyServices:
     :param open_backend: opens the ring at a location, a value of ``TOKENHOUSE_KEYRING``.
     """
 
-    active: CurrentRing
-    manager: Keys
-    usage: KeyUses
-    open_backend: Callable[[Path | str], KeyringHome]
+    active: ActiveRing
+    manager: KeyringManager
+    usage: KeyUsageCounters
+    open_backend: Callable[[Path | str], KeyringBackend]
 
 
 def build(settings: Settings, engine: Engine, events: Events, clock: Clock) -> KeyServices:
     """Build key management. The ring is not read yet, so that a command can make it."""
-    open_backend = partial(open_home, settings=settings, engine=engine)
-    backend = open_backend(settings.keyring)
-    manager = Keys(backend, rules_for(settings, backend), clock)
-    usage = KeyUses(engine, clock)
+    open_at = partial(open_backend, settings=settings, engine=engine)
+    backend = open_at(settings.keyring)
+    manager = KeyringManager(backend, rules_for(settings, backend), clock)
+    usage = KeyUsageCounters(engine, clock)
     events.subscribe(usage)
-    return KeyServices(CurrentRing(backend, manager.rules, events, clock), manager, usage, open_backend)
+    return KeyServices(ActiveRing(backend, manager.rules, events, clock), manager, usage, open_at)

@@ -61,7 +61,7 @@ def parse_entry(entry: Mapping[str, Any], where: str, load: Callable[[object, st
     )
 
 
-def described(key: SigningKey) -> dict[str, Any]:
+def to_entry(key: SigningKey) -> dict[str, Any]:
     """All members of ``key``'s entry but ``private_key``; times in whole seconds of UTC, what is not there left out."""
     members = {
         "kid": key.kid,

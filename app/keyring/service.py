@@ -9,7 +9,7 @@ from app.config.settings import Settings
 from app.crypto.algorithms import RSA_MIN_BITS, PrivateKey, size_in_bits
 from app.errors import ManagementError
 from app.keyring import rotation_plan
-from app.keyring.backends.base import KeyringHome
+from app.keyring.backends.base import KeyringBackend
 from app.keyring.model import Ring, SigningKey
 from app.keyring.rotation_plan import NewKeys, Planner, Rules
 from app.keyring.serialization import new_key
@@ -20,27 +20,27 @@ _CLOCK_TOLERANCE = timedelta(seconds=rotation_plan.CLOCK_SKEW_SECONDS)
 Step = Callable[[Planner, Ring], Ring]
 
 
-def rules_for(settings: Settings, home: KeyringHome) -> Rules:
+def rules_for(settings: Settings, backend: KeyringBackend) -> Rules:
     """What safe means with these settings and a ring that lives there."""
     propagation = settings.keyring_propagation
     return Rules(
         announce_seconds=settings.key_announce,
         rotation_interval_seconds=settings.key_rotation_interval,
         jwks_max_age_seconds=settings.jwks_max_age,
-        propagation_seconds=home.propagation_seconds if propagation is None else propagation,
-        skew_seconds=rotation_plan.CLOCK_SKEW_SECONDS if home.is_shared else 0,
+        propagation_seconds=backend.propagation_seconds if propagation is None else propagation,
+        skew_seconds=rotation_plan.CLOCK_SKEW_SECONDS if backend.is_shared else 0,
     )
 
 
 @dataclass(frozen=True)
-class Keys:
+class KeyringManager:
     """Changes of one ring. Each returns the ring as it is then.
 
     All raise ``ManagementError`` for what is refused or cannot be written, ``StartError`` for a ring that cannot be
     read; the ring is as it was.
     """
 
-    home: KeyringHome
+    backend: KeyringBackend
     rules: Rules
     clock: Clock
 
@@ -49,7 +49,7 @@ class Keys:
         made: list[str] = []
 
         def step(planner: Planner, ring: Ring) -> Ring:
-            after = planner.generate(ring, alg or self.home.signing_alg)
+            after = planner.generate(ring, alg or self.backend.signing_alg)
             known = {key.kid for key in ring.keys}
             made.extend(key.kid for key in after.keys if key.kid not in known)
             return after
@@ -66,7 +66,7 @@ class Keys:
 
         :param at: when it would, the earliest that can be unless given.
         """
-        ring, now = self.home.read(), self.clock()
+        ring, now = self.backend.read(), self.clock()
         standby = next(iter(ring.standbys(now)), None)
         # One that is made only then is published then.
         known = self.rules.known_from(ring, standby or replace(ring.signing_key(now), published_at=now))
@@ -104,12 +104,12 @@ class Keys:
         """Give up an algorithm that no longer signs."""
         return self._change(lambda planner, ring: planner.retire(ring, alg))
 
-    def move_to(self, other: KeyringHome) -> Ring:
+    def move_to(self, other: KeyringBackend) -> Ring:
         """Copy the ring to another home, which must be empty or have this very ring.
 
         :raises ManagementError: another ring is there.
         """
-        ring = self.home.read()
+        ring = self.backend.read()
 
         def copy(there: Ring) -> Ring:
             if there.keys and [key.public_jwk for key in there.keys] != [key.public_jwk for key in ring.keys]:
@@ -120,7 +120,7 @@ class Keys:
 
     def _change(self, step: Step, alg: str | None = None, bits: int | None = None) -> Ring:
         def change(ring: Ring) -> Ring:
-            wanted = alg or self.home.signing_alg
+            wanted = alg or self.backend.signing_alg
             size = bits or max((size_in_bits(key.private_key) for key in ring.keys if key.alg == wanted), default=0)
             fresh = _FreshKeys(wanted, size or RSA_MIN_BITS)
             _refuse_a_clock_that_was_set_back(ring, self.clock())
@@ -129,7 +129,7 @@ class Keys:
             step(Planner(self.rules, self.clock(), iter(fresh)), ring)
             return step(Planner(self.rules, self.clock(), iter(fresh)), ring)
 
-        return self.home.change(change)
+        return self.backend.change(change)
 
 
 class _FreshKeys:

@@ -18,7 +18,7 @@ from typing import Any
 
 from app.errors import StartError
 from app.keyring.model import Ring
-from app.keyring.serialization import described, parse_entry, parse_pem, to_pem
+from app.keyring.serialization import parse_entry, parse_pem, to_entry, to_pem
 
 SIZE_BYTES = 1024 * 1024
 """Some four hundred keys."""
@@ -34,7 +34,7 @@ _DIGEST_BYTES = 32
 _TIMES = ("published_at", "signs_from", "signs_until", "revoked_at")
 
 
-class LastGood:
+class SharedState:
     """One ring in a piece of shared memory.
 
     A write that another worker reads half-way, or that two workers do at once, does not match its digest and is as if
@@ -66,13 +66,13 @@ class LastGood:
             finally:
                 fcntl.lockf(self._turn, fcntl.LOCK_UN)
 
-    def keep(self, ring: Ring) -> None:
+    def store_ring(self, ring: Ring) -> None:
         """Remember ``ring``. One that does not fit is not remembered."""
         content = json.dumps(
             {
                 "written_at": ring.written_at.isoformat() if ring.written_at else None,
                 "keys": [
-                    {name: value.isoformat() if name in _TIMES else value for name, value in described(key).items()}
+                    {name: value.isoformat() if name in _TIMES else value for name, value in to_entry(key).items()}
                     | {"private_key": to_pem(key.private_key, None).decode()}
                     for key in ring.keys
                 ],
@@ -91,12 +91,12 @@ class LastGood:
         return datetime.fromtimestamp(self._cells[0], UTC)
 
     @property
-    def has_served(self) -> bool:
+    def has_started_worker(self) -> bool:
         """Whether any worker of this server has started."""
         return bool(self._cells[1])
 
-    @has_served.setter
-    def has_served(self, value: bool) -> None:
+    @has_started_worker.setter
+    def has_started_worker(self, value: bool) -> None:
         self._cells[1] = value
 
     @property
@@ -108,7 +108,7 @@ class LastGood:
     def reload_failed(self, value: bool) -> None:
         self._cells[2] = value
 
-    def recall(self, signing_alg: str) -> Ring | None:
+    def load_ring(self, signing_alg: str) -> Ring | None:
         """The ring that was kept last; ``None`` when there is none."""
         length = int.from_bytes(self._memory[:_LENGTH_BYTES])
         start = _LENGTH_BYTES + _DIGEST_BYTES
@@ -131,15 +131,15 @@ def _parse(entry: dict[str, Any]) -> Any:
     return parse_entry(members, where, lambda pem, alg: parse_pem(str(pem).encode(), None, alg, where, "a key"))
 
 
-_shared: LastGood | None = None
+_shared: SharedState | None = None
 
 
 def share() -> None:
     """Make the memory that this process shares with those that it forks from now on. Twice is once."""
     global _shared  # noqa: PLW0603 - One for a process, and it must be there before any application is.
-    _shared = _shared or LastGood()
+    _shared = _shared or SharedState()
 
 
-def shared() -> LastGood | None:
+def shared() -> SharedState | None:
     """The memory that :func:`share` made here or in the process above; ``None`` where nobody did."""
     return _shared

@@ -13,13 +13,13 @@ from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
 from app.audit.events import Event, TokenIssued
-from app.database.engine import insert_or_update, reading_engine, writing_engine
+from app.database.engine import dialect_insert, reading_engine, writing_engine
 from app.database.models import SigningKeyUseRow
 from app.types import Clock
 
 
 @dataclass(frozen=True, slots=True)
-class KeyUse:
+class KeyUsage:
     """Tokens that a key has signed, and since when they are counted."""
 
     tokens: int
@@ -27,7 +27,7 @@ class KeyUse:
     last_used_at: datetime
 
 
-class KeyUses:
+class KeyUsageCounters:
     """Counts issued tokens by key; subscribes to the events."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
@@ -58,21 +58,21 @@ class KeyUses:
                 self._counted += counted
             raise
 
-    def read(self) -> dict[str, KeyUse]:
+    def read(self) -> dict[str, KeyUsage]:
         """All counts by kid.
 
         :raises SQLAlchemyError: the database does not answer.
         """
         with reading_engine(self._engine).connect() as connection:
             rows = connection.execute(select(*SigningKeyUseRow.__table__.columns)).all()
-        return {row.kid: KeyUse(row.tokens, row.first_used_at, row.last_used_at) for row in rows}
+        return {row.kid: KeyUsage(row.tokens, row.first_used_at, row.last_used_at) for row in rows}
 
     def _add(self, counted: Counter[str]) -> None:
         now = self._clock()
         with writing_engine(self._engine).begin() as connection:
             # In order, so that two workers never wait for each other.
             for kid, tokens in sorted(counted.items()):
-                row = insert_or_update(self._engine, SigningKeyUseRow).values(
+                row = dialect_insert(self._engine, SigningKeyUseRow).values(
                     kid=kid, tokens=tokens, first_used_at=now, last_used_at=now
                 )
                 added = {"tokens": SigningKeyUseRow.tokens + row.excluded.tokens, "last_used_at": now}

@@ -30,7 +30,7 @@ def faults(ring: Ring, now: datetime, rules: Rules) -> list[str]:
     return found
 
 
-def unsafe_change(old: Ring, new: Ring, now: datetime, rules: Rules) -> list[str]:
+def find_unsafe_changes(old: Ring, new: Ring, now: datetime, rules: Rules) -> list[str]:
     """What is wrong with going from ``old`` to ``new`` now, as a worker that has ``old`` sees it: a line for each."""
     found = []
     if new.written_at and new.written_at > now + timedelta(seconds=CLOCK_SKEW_SECONDS):

@@ -35,10 +35,10 @@ from app.errors import (
     render,
 )
 from app.http.application import Answer, Asked
-from app.http.forms import REPEATABLE, read_authorization, read_form, required
+from app.http.forms import REPEATABLE, read_authorization, read_form, require_parameter
 from app.oauth.policy import Policy
 from app.tokens.issuer import AccessTokenIssuer
-from app.types import AccessToken, Authentication, Authenticator, Client, Clock, Decision
+from app.types import AccessToken, AccessTokenGrant, Authentication, Authenticator, Client, Clock
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ EXPIRY_HEADER = "Tokenhouse-Secret-Expires"
 EXPIRY_ANNOUNCED_BEFORE = timedelta(days=30)
 
 ONE_SECOND = timedelta(seconds=1)
-LONGEST_WAIT_SECONDS = 2.0
+LONGEST_DELAY_SECONDS = 2.0
 """Beyond this the clocks of two machines differ, and to wait would not end it."""
-WAIT_MARGIN_SECONDS = 0.01
+DELAY_MARGIN_SECONDS = 0.01
 """A clock that is being set right runs a little slower than a pause."""
-MOST_WAITING = 3
+MOST_DELAYED = 3
 """So many requests of a worker wait for a second to pass. More come again: other clients are served meanwhile."""
 
 NO_STORE = (("Cache-Control", "no-store"), ("Pragma", "no-cache"))
@@ -75,7 +75,7 @@ class Document(NamedTuple):
     content_type: str
 
 
-Answered = tuple[int, Mapping[str, Any] | Document, list[tuple[str, str]]]
+EndpointResponse = tuple[int, Mapping[str, Any] | Document, list[tuple[str, str]]]
 """Status, body, headers."""
 
 
@@ -128,8 +128,8 @@ class TokenServer(AuthorizationServer):
         super().__init__()
         self._clock = clock
         self._pause = pause
-        self._places = threading.BoundedSemaphore(MOST_WAITING)
-        self.issue: Callable[[Client, Decision], AccessToken] = timed("sign", tokens.issue)
+        self._delay_slots = threading.BoundedSemaphore(MOST_DELAYED)
+        self.issue: Callable[[Client, AccessTokenGrant], AccessToken] = timed("sign", tokens.issue)
         self._authenticate_by: Callable[[Authenticator, StrictRequest], Authentication] = timed(
             "authenticate", lambda method, request: method.authenticate(request)
         )
@@ -157,7 +157,7 @@ class TokenServer(AuthorizationServer):
         (endpoint,) = self._endpoints[name]  # type: ignore[attr-defined]  # The stubs lack it.
         return self._answer(name, request, endpoint.create_endpoint_response)
 
-    def _answer(self, endpoint: str, request: Asked, act: Callable[["StrictRequest"], Answered]) -> Response:
+    def _answer(self, endpoint: str, request: Asked, act: Callable[["StrictRequest"], EndpointResponse]) -> Response:
         parsed: StrictRequest | None = None
         try:
             parsed = self.create_oauth2_request(request, endpoint)
@@ -170,14 +170,14 @@ class TokenServer(AuthorizationServer):
             fault = ServerError(f"unexpected_{type(error).__name__}")
             return self.handle_error_response(parsed or request, fault, endpoint)
 
-    def _issue(self, request: StrictRequest) -> Answered:
+    def _issue(self, request: StrictRequest) -> EndpointResponse:
         grant: Any = self.get_token_grant(request)
         grant.validate_token_request()
-        self.wait_out(request.client)
-        answered: Answered = grant.create_token_response()
+        self.delay_after_revocation(request.client)
+        answered: EndpointResponse = grant.create_token_response()
         return answered
 
-    def wait_out(self, client: Client) -> None:
+    def delay_after_revocation(self, client: Client) -> None:
         """Let the second pass in which tokens of ``client`` were taken back: one of that second would be dead.
 
         :raises ServiceUnavailable: it does not pass, or too many wait.
@@ -186,12 +186,12 @@ class TokenServer(AuthorizationServer):
         if revoked_at is None or revoked_at < self._clock() - ONE_SECOND:
             return
         left = (revoked_at + ONE_SECOND - self._clock()).total_seconds()
-        if 0 < left <= LONGEST_WAIT_SECONDS and self._places.acquire(blocking=False):
+        if 0 < left <= LONGEST_DELAY_SECONDS and self._delay_slots.acquire(blocking=False):
             try:
                 with blocking:
-                    self._pause(left + WAIT_MARGIN_SECONDS)
+                    self._pause(left + DELAY_MARGIN_SECONDS)
             finally:
-                self._places.release()
+                self._delay_slots.release()
         if revoked_at + ONE_SECOND > self._clock():
             raise ServiceUnavailable("tokens_just_revoked")
 
@@ -212,7 +212,7 @@ class TokenServer(AuthorizationServer):
         :raises InvalidRequest: the parameter is missing.
         :raises UnsupportedGrantType: no such grant is registered.
         """
-        required(request.parameters, "grant_type")
+        require_parameter(request.parameters, "grant_type")
         try:
             return super().get_token_grant(request)
         except UnsupportedGrantTypeError:
@@ -237,16 +237,16 @@ class TokenServer(AuthorizationServer):
     def save_token(self, token: dict[str, Any], request: StrictRequest) -> None:  # type: ignore[override]
         """Tell that a token was issued. Nothing is stored: a token is a signed statement."""
         assert request.authentication and request.access_token  # noqa: S101, PT018 - A grant ran to its end.
-        decision = request.access_token.decision
+        grant = request.access_token.grant
         self._events.emit(
             TokenIssued(
-                request=facts_of(request.asked),
+                request=request_facts(request.asked),
                 client_id=request.authentication.client.client_id,
                 auth_method=request.authentication.method,
                 secret_id=request.authentication.secret_id,
                 grant_type=request.parameters["grant_type"],
-                scope=" ".join(decision.scope),
-                audience=decision.audiences,
+                scope=" ".join(grant.scope),
+                audience=grant.audiences,
                 jti=request.access_token.jti,
                 kid=request.access_token.kid,
                 expires_in=token["expires_in"],
@@ -277,7 +277,7 @@ class TokenServer(AuthorizationServer):
         if isinstance(request, StrictRequest):
             asked, authentication = request.asked, request.authentication
         facts: dict[str, Any] = {
-            "request": facts_of(asked),
+            "request": request_facts(asked),
             "client_id": authentication.client.client_id if authentication else error.client_id,
             "error": error.error,
             "status": int(error.status_code),
@@ -285,13 +285,13 @@ class TokenServer(AuthorizationServer):
             "detail": error.description if error.description != type(error).description else None,
         }
         if endpoint == TOKEN:
-            facts |= self._asked_for(request)
+            facts |= self._requested(request)
             self._events.emit(TokenRefused(**facts))
         else:
             self._events.emit(RequestRefused(endpoint=endpoint, **facts))
         return self.handle_response(*render(error, self._announce_expiry(authentication)))
 
-    def _asked_for(self, request: StrictRequest | Asked) -> dict[str, str | None]:
+    def _requested(self, request: StrictRequest | Asked) -> dict[str, str | None]:
         """What is known of a token request that was refused, of what is known here."""
         if not isinstance(request, StrictRequest):
             return {}
@@ -314,7 +314,7 @@ def _refuse_query_parameters(request: Asked, known: set[str]) -> None:
         raise InvalidRequest("query_parameter", f"The parameter {name} must be in the body, not in the URL.")
 
 
-def facts_of(asked: Asked) -> RequestFacts:
+def request_facts(asked: Asked) -> RequestFacts:
     """What an event says of its request."""
     return RequestFacts(
         request_id=asked.request_id,

@@ -5,19 +5,19 @@ from app.clients.build import ClientServices
 from app.config.settings import Settings
 from app.database.build import Database
 from app.database.circuit_breaker import Span
-from app.keyring.active import CurrentRing
+from app.keyring.active import ActiveRing
 from app.oauth.authorization_server import Timed, TokenServer
 from app.oauth.client_auth import METHODS
-from app.oauth.client_auth.dependencies import Doors, rules_of
+from app.oauth.client_auth.dependencies import ClientAuthDependencies, assertion_rules
 from app.oauth.grants import GRANTS
 from app.oauth.metadata import describe_server
 from app.oauth.policy import Policy
-from app.oauth.replay_store import ReplayStore, SqlReplay
+from app.oauth.replay_store import DatabaseReplayStore, ReplayStore
 from app.oauth.services import OAuthServices
 from app.tokens.issuer import AccessTokenIssuer
 from app.tokens.revocation_feed import RevocationFeed
 from app.tokens.revocations import Revocations
-from app.tokens.status import Standings
+from app.tokens.status import TokenStatuses
 from app.types import Clock
 
 
@@ -25,7 +25,7 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
     settings: Settings,
     database: Database,
     clients: ClientServices,
-    active_keys: CurrentRing,
+    active_keys: ActiveRing,
     events: Events,
     clock: Clock,
     *,
@@ -39,14 +39,14 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
     """
     metadata = describe_server(settings)
     replay_store = _open_replay_store(settings, database, clock, span)
-    dependencies = Doors(
+    dependencies = ClientAuthDependencies(
         secrets=clients.authenticator,
         lookup=clients.lookup,
-        replay=replay_store,
-        readable=clients.encrypted_secrets,
-        key_sets=clients.jwks_cache,
+        replay_store=replay_store,
+        encrypted_secrets=clients.encrypted_secrets,
+        jwks_cache=clients.jwks_cache,
         clock=clock,
-        rules=rules_of(settings, metadata["token_endpoint"]),
+        rules=assertion_rules(settings, metadata["token_endpoint"]),
     )
     issuer = AccessTokenIssuer(settings.issuer, active_keys.signing_key, clock)
     server = TokenServer(
@@ -64,7 +64,7 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
         clock=clock,
         server=server,
         issuer=issuer,
-        statuses=Standings(settings.issuer, active_keys, active_keys.now, revocations),
+        statuses=TokenStatuses(settings.issuer, active_keys, active_keys.now, revocations),
         revocations=revocations,
         revocation_feed=RevocationFeed(settings.issuer, settings.default_audience, revocations, issuer, clock),
         replay_store=replay_store,
@@ -75,9 +75,9 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
 
 
 def _open_replay_store(settings: Settings, database: Database, clock: Clock, span: Span) -> ReplayStore:
-    durable = SqlReplay(database.engine, database.circuit_breaker, clock)
+    durable = DatabaseReplayStore(database.engine, database.circuit_breaker, clock)
     if settings.redis_url is None:
         return durable
-    from app.oauth.replay_store_redis import RedisReplay  # noqa: PLC0415 - The driver is loaded only where it is used.
+    from app.oauth.replay_store_redis import RedisReplayStore  # noqa: PLC0415 - The driver is loaded only where it is used.
 
-    return RedisReplay(settings.redis_url.get_secret_value(), durable, clock, span=span)
+    return RedisReplayStore(settings.redis_url.get_secret_value(), durable, clock, span=span)

@@ -17,7 +17,7 @@ def describe_server(settings: Settings) -> Metadata:
     metadata: Metadata = {"issuer": settings.issuer}
     for endpoint in ENDPOINTS:
         metadata |= endpoint.metadata(settings)
-    usable = [method for method in METHODS if settings.encryption_keys or not method.reads_secrets]
+    usable = [method for method in METHODS if settings.encryption_keys or not method.uses_secret_as_key]
     methods = [method.name for method in usable]
     algs = list(dict.fromkeys(alg for method in usable for alg in method.signing_algs))
     authenticated = [endpoint.authenticates for endpoint in ENDPOINTS if endpoint.authenticates]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from app.clients.scopes import parse_scope
 from app.config.values import is_absolute_uri
 from app.errors import InvalidScope, InvalidTarget
-from app.types import SECRET_PREFIX, Client, Decision
+from app.types import SECRET_PREFIX, AccessTokenGrant, Client
 
 # A refusal names what was refused, but an answer stays small whatever was asked for.
 _NAMED_IN_A_REFUSAL = 10
@@ -35,9 +35,9 @@ class Policy:
     default_audience: str
 
 
-def decide(
+def grant(
     client: Client, *, scope: str | None, resources: Sequence[str], policy: Policy, never_named: Sequence[str] = ()
-) -> Decision:
+) -> AccessTokenGrant:
     """Settle what a token for ``client`` may say.
 
     :param scope: space-separated scope tokens (RFC 6749 section 3.3), or ``None`` when the request had none.
@@ -48,7 +48,7 @@ def decide(
     :raises InvalidTarget: a resource that the client was not granted.
     """
     lifetime = client.access_token_lifetime
-    return Decision(
+    return AccessTokenGrant(
         scope=_granted_scope(client, scope, never_named),
         audiences=_granted_audiences(client, resources, policy, never_named),
         lifetime_seconds=policy.access_token_lifetime if lifetime is None else lifetime,

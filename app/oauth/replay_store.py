@@ -11,8 +11,8 @@ from typing import Protocol
 from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
-from app.database.circuit_breaker import DatabaseGate
-from app.database.engine import delete_in_pieces, insert_or_update, reading_engine, writing_engine
+from app.database.circuit_breaker import DatabaseCircuitBreaker
+from app.database.engine import delete_in_batches, dialect_insert, reading_engine, writing_engine
 from app.database.models import UsedAssertionRow
 from app.types import Clock
 
@@ -29,11 +29,11 @@ class ReplayStore(Protocol):
         """
         ...
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """See how the store is, between requests."""
         ...
 
-    def forget_expired(self) -> None:
+    def delete_expired(self) -> None:
         """Remove what is refused by itself.
 
         :raises SQLAlchemyError: the database does not answer.
@@ -41,29 +41,29 @@ class ReplayStore(Protocol):
         ...
 
     @property
-    def is_away(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Whether it did not answer when it was last asked."""
         ...
 
 
-class SqlReplay:
+class DatabaseReplayStore:
     """Remembers in the database.
 
     :param gate: the way to it.
     """
 
-    is_away = False  # Without the database there is no server: its own check tells that.
+    is_unavailable = False  # Without the database there is no server: its own check tells that.
 
-    def __init__(self, engine: Engine, gate: DatabaseGate, clock: Clock) -> None:
+    def __init__(self, engine: Engine, circuit_breaker: DatabaseCircuitBreaker, clock: Clock) -> None:
         self._engine = engine
-        self._gate = gate
+        self._circuit_breaker = circuit_breaker
         self._clock = clock
 
     def use(self, issuer: str, jti: str, issued_at: int, until: int) -> bool:  # noqa: ARG002 - No matter: all is here.
         """See :meth:`ReplayStore.use`."""
-        new = insert_or_update(self._engine, UsedAssertionRow).values(key=key_of(issuer, jti), exp=until)
+        new = dialect_insert(self._engine, UsedAssertionRow).values(key=key_of(issuer, jti), exp=until)
         used = new.on_conflict_do_nothing(index_elements=["key"]).returning(UsedAssertionRow.key)
-        with self._gate.asking(), writing_engine(self._engine).begin() as connection:
+        with self._circuit_breaker.allow_blocking(), writing_engine(self._engine).begin() as connection:
             return connection.execute(used).first() is not None
 
     def was_used_since(self, moment: int) -> bool:
@@ -72,16 +72,16 @@ class SqlReplay:
         :raises ServiceUnavailable: that cannot be known now.
         """
         found = select(UsedAssertionRow.key).where(UsedAssertionRow.exp.between(moment, LAST_SECOND)).limit(1)
-        with self._gate.asking(), reading_engine(self._engine).connect() as connection:
+        with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
             return connection.execute(found).first() is not None
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Nothing to see: the gate looks after the database."""
 
-    def forget_expired(self) -> None:
-        """See :meth:`ReplayStore.forget_expired`."""
+    def delete_expired(self) -> None:
+        """See :meth:`ReplayStore.delete_expired`."""
         now = int(self._clock().timestamp())
-        delete_in_pieces(self._engine, UsedAssertionRow.key, UsedAssertionRow.exp < now)
+        delete_in_batches(self._engine, UsedAssertionRow.key, UsedAssertionRow.exp < now)
 
 
 SKEW_SECONDS = 60

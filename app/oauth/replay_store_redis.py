@@ -21,9 +21,9 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from app.blocking import blocking
-from app.database.circuit_breaker import Gate, Span
+from app.database.circuit_breaker import CircuitBreaker, Span
 from app.errors import ServiceUnavailable
-from app.oauth.replay_store import LAST_SECOND, SKEW_SECONDS, SqlReplay, key_of
+from app.oauth.replay_store import LAST_SECOND, SKEW_SECONDS, DatabaseReplayStore, key_of
 from app.types import Clock
 
 log = logging.getLogger(__name__)
@@ -40,14 +40,14 @@ _EVER_USED = ("", "a Redis holds what was used")
 """In the database, under no client's name: from then on an epoch that is missing was lost."""
 
 
-class RedisGate(Gate):
+class RedisCircuitBreaker(CircuitBreaker):
     """The way to Redis."""
 
     what = "redis"
     failures = RedisError
 
 
-class RedisReplay:
+class RedisReplayStore:
     """Remembers in Redis.
 
     :param durable: the database, for the few that Redis alone could not tell.
@@ -57,7 +57,7 @@ class RedisReplay:
     def __init__(
         self,
         url: str,
-        durable: SqlReplay,
+        durable: DatabaseReplayStore,
         clock: Clock,
         pause: Callable[[float], None] = time.sleep,
         span: Span = lambda _: None,
@@ -66,14 +66,14 @@ class RedisReplay:
         self._durable = durable
         self._clock = clock
         self._pause = pause
-        self._gate = RedisGate(span)
+        self._circuit_breaker = RedisCircuitBreaker(span)
         self._process = ""
 
     def use(self, issuer: str, jti: str, issued_at: int, until: int) -> bool:
         """See :meth:`app.oauth.replay_store.ReplayStore.use`."""
         now = self._now()
         key, ours = _PREFIX + key_of(issuer, jti), secrets.token_bytes(16)
-        with self._gate.asking(), self._redis.pipeline() as transaction:
+        with self._circuit_breaker.allow_blocking(), self._redis.pipeline() as transaction:
             transaction.get(_EPOCH)
             # Asked again after a lost answer it is still ours.
             transaction.set(key, ours, nx=True, ex=max(until - now, 1))
@@ -86,24 +86,24 @@ class RedisReplay:
             return self._durable.use(issuer, jti, issued_at, until)
         return True
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Find out whether Redis answers again, and whether it has forgotten."""
-        self._gate.look(self._redis.ping)
+        self._circuit_breaker.poll(self._redis.ping)
         try:
-            with self._gate.asking():
+            with self._circuit_breaker.allow_blocking():
                 noted = self._redis.get(_EPOCH)
             self._epoch(noted)
         except ServiceUnavailable:
             return
 
-    def forget_expired(self) -> None:
+    def delete_expired(self) -> None:
         """Redis forgets by itself; the database does not."""
-        self._durable.forget_expired()
+        self._durable.delete_expired()
 
     @property
-    def is_away(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Whether Redis did not answer when it was last asked."""
-        return self._gate.is_failing
+        return self._circuit_breaker.is_failing
 
     def _now(self) -> int:
         return int(self._clock().timestamp())
@@ -121,7 +121,7 @@ class RedisReplay:
         for _ in range(OTHERS_LOOKS):
             with blocking:
                 self._pause(OTHERS_SECONDS)
-            with self._gate.asking():
+            with self._circuit_breaker.allow_blocking():
                 noted = self._redis.get(_EPOCH)
             known = self._read_epoch(noted)
             if known is not None:
@@ -137,7 +137,7 @@ class RedisReplay:
         return int(since) if process == self._process and since.isdecimal() else None
 
     def _begin(self, epoch: int) -> None:
-        with self._gate.asking():
+        with self._circuit_breaker.allow_blocking():
             self._redis.set(_EPOCH, f"{self._process} {epoch}")
 
     def _greet(self, connection: Any) -> None:

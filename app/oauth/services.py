@@ -8,13 +8,13 @@ from flask import Blueprint
 
 from app.clients.registered_scopes import RegisteredScopes
 from app.config.settings import Settings
-from app.keyring.active import CurrentRing
+from app.keyring.active import ActiveRing
 from app.oauth.authorization_server import TokenServer
 from app.oauth.replay_store import ReplayStore
 from app.tokens.issuer import AccessTokenIssuer
 from app.tokens.revocation_feed import RevocationFeed
 from app.tokens.revocations import Revocations
-from app.tokens.status import Standings
+from app.tokens.status import TokenStatuses
 from app.types import Clock, Metadata
 
 
@@ -30,11 +30,11 @@ class OAuthServices:
     clock: Clock
     server: TokenServer
     issuer: AccessTokenIssuer
-    statuses: Standings
+    statuses: TokenStatuses
     revocations: Revocations
     revocation_feed: RevocationFeed
     replay_store: ReplayStore
-    active_keys: CurrentRing
+    active_keys: ActiveRing
     registered_scopes: RegisteredScopes
     metadata: Mapping[str, Any]
 

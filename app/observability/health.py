@@ -5,12 +5,12 @@ from app.keyring import shared_state
 from app.services import Services
 
 
-def checks_of(services: Services) -> dict[str, str]:
+def check_health(services: Services) -> dict[str, str]:
     """What can be told to all: names and states, no more."""
     checks = {"database": _database(services), "keyring": _keyring(services), "settings": _settings()}
     checks["audit_log"] = "degraded" if services.audit_log.is_stalled else "ok"
     if services.settings.redis_url:
-        checks["redis"] = "degraded" if services.oauth.replay_store.is_away else "ok"
+        checks["redis"] = "degraded" if services.oauth.replay_store.is_unavailable else "ok"
     return checks | {f"client_keys:{client_id}": "degraded" for client_id in services.clients.jwks_cache.failing}
 
 
@@ -22,7 +22,7 @@ def _database(services: Services) -> str:
     return "ok"
 
 
-def ring_fault(services: Services) -> str | None:
+def ring_problem(services: Services) -> str | None:
     """Why no key signs, if none does."""
     try:
         services.keys.active.signing_key()
@@ -32,7 +32,7 @@ def ring_fault(services: Services) -> str | None:
 
 
 def _keyring(services: Services) -> str:
-    if ring_fault(services):
+    if ring_problem(services):
         return "failed"
     return "degraded" if services.keys.active.fault or services.keys.active.is_clock_behind else "ok"
 

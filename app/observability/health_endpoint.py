@@ -4,8 +4,8 @@ import logging
 
 from flask import Blueprint, Response
 
-from app.http.application import Asked, at_once, json_response
-from app.observability.health import checks_of, ring_fault
+from app.http.application import Asked, json_response, without_contexts
+from app.observability.health import check_health, ring_problem
 from app.services import Services
 
 log = logging.getLogger(__name__)
@@ -20,15 +20,15 @@ def create_blueprint(services: Services) -> Blueprint:
     blueprint = Blueprint(PROBES, __name__)
 
     @blueprint.get("/livez")
-    @at_once
+    @without_contexts
     def show_alive(_asked: Asked) -> Response:
         return json_response(200, {"status": "ok"})
 
     @blueprint.get("/readyz")
     def show_ready() -> Response:
-        checks = checks_of(services)
+        checks = check_health(services)
         if checks["keyring"] == "failed":
-            log.error("not ready: %s", ring_fault(services))
+            log.error("not ready: %s", ring_problem(services))
         worst = next((state for state in ("failed", "degraded") if state in checks.values()), "ok")
         return json_response(503 if worst == "failed" else 200, {"status": worst, "checks": checks})
 

@@ -17,7 +17,7 @@ PARTS = ("authenticate", "sign", "log")
 """Of a token request: who is it, the signature, the audit line."""
 
 
-class Keeper(Protocol):
+class MetricsRecorder(Protocol):
     """Keeps what it is told."""
 
     def count(self, event: Event) -> None:
@@ -41,16 +41,16 @@ class Spans(Protocol):
         ...
 
 
-class Measures:
+class Instrumentation:
     """Hands on to the keeper and to the spans, once there are any; a subscriber of the events."""
 
     def __init__(self) -> None:
-        self._keeper: Keeper | None = None
+        self._recorder: MetricsRecorder | None = None
         self._spans: Spans | None = None
 
-    def keep_with(self, keeper: Keeper) -> None:
+    def record_with(self, recorder: MetricsRecorder) -> None:
         """Hand on to ``keeper`` from now on."""
-        self._keeper = keeper
+        self._recorder = recorder
 
     def trace_with(self, spans: Spans) -> None:
         """Hand on to ``spans`` from now on."""
@@ -58,8 +58,8 @@ class Measures:
 
     def __call__(self, event: Event) -> None:
         """Count ``event``."""
-        if self._keeper:
-            self._keeper.count(event)
+        if self._recorder:
+            self._recorder.count(event)
         if self._spans:
             self._spans.tell(event)
 
@@ -78,7 +78,7 @@ class Measures:
                 with self._spans.part(part):
                     return act(*arguments, **named)
             finally:
-                if self._keeper:
-                    self._keeper.observe(part, time.perf_counter() - began)
+                if self._recorder:
+                    self._recorder.observe(part, time.perf_counter() - began)
 
         return act_in_time

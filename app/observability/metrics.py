@@ -37,13 +37,13 @@ from app.audit.events import (
 )
 from app.errors import StartError
 from app.keyring.model import KeyState
-from app.observability.health import checks_of
-from app.observability.instrumentation import PARTS, Measures
+from app.observability.health import check_health
+from app.observability.instrumentation import PARTS, Instrumentation
 from app.services import Services, installed_version
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """How often a worker looks whether it is the one to listen."""
 
 MEASURE_SECONDS = 5.0
@@ -102,8 +102,8 @@ class ServersFolder:
         return self._lead is not None
 
 
-class PrometheusKeeper:
-    """Counts in the files of ``place``; a :class:`app.observability.instrumentation.Keeper`."""
+class PrometheusRecorder:
+    """Counts in the files of ``place``; a :class:`app.observability.instrumentation.MetricsRecorder`."""
 
     def __init__(self, folder: Path, place: str) -> None:
         os.environ[_DIRECTORY_OF_FILES] = str(folder)
@@ -209,7 +209,7 @@ class Listener:
         self._facts: Sequence[Metric] = ()
         self._next_measure = 0.0
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """See how things are, and listen, if no other worker does."""
         if not self._folder.lead():
             return
@@ -246,7 +246,7 @@ class Listener:
             "tokenhouse_check_healthy", "1 where /readyz says ok, 0 where it says degraded or failed.", labels=["check"]
         )
         # A client's id is no label.
-        found = {name: state for name, state in checks_of(self._services).items() if ":" not in name}
+        found = {name: state for name, state in check_health(self._services).items() if ":" not in name}
         for name, state in found.items():
             checks.add_metric([name], state == "ok")
         yield checks
@@ -298,13 +298,13 @@ def remove() -> None:
         _folder.remove()
 
 
-def begin(services: Services, measures: Measures) -> Listener | None:
+def begin(services: Services, instrumentation: Instrumentation) -> Listener | None:
     """In a worker: count from now on; who listens, or ``None`` where there are no metrics."""
     address = services.settings.metrics_address
     if address is None or _folder is None:
         return None
     try:
-        measures.keep_with(PrometheusKeeper(_folder.path, _folder.take_place()))
+        instrumentation.record_with(PrometheusRecorder(_folder.path, _folder.take_place()))
     except OSError as error:
         log.warning("this worker counts nothing: %s", error.strerror or error)
         return None

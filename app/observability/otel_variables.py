@@ -31,7 +31,7 @@ _BATCH_DEFAULT, _QUEUE_DEFAULT = 512, 2048
 _Check = Callable[[str], bool]
 
 
-def is_wanted(traces: bool | None, environ: Mapping[str, str]) -> bool:  # noqa: FBT001 - A setting.
+def is_enabled(traces: bool | None, environ: Mapping[str, str]) -> bool:  # noqa: FBT001 - A setting.
     """Whether requests are to be traced.
 
     :param traces: what our own setting says; ``None``: where a variable says to which collector.

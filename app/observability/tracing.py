@@ -29,7 +29,7 @@ from app.audit.events import Event, RequestFacts
 from app.config.settings import Settings
 from app.http.application import RECEIVED_AT
 from app.observability.health_endpoint import PROBES
-from app.observability.instrumentation import Measures
+from app.observability.instrumentation import Instrumentation
 from app.observability.otel_variables import reads_parents
 from app.services import installed_version
 
@@ -237,7 +237,7 @@ class _Ending:
         self._done.set()
 
 
-def begin(app: Flask, settings: Settings, measures: Measures) -> None:
+def begin(app: Flask, settings: Settings, instrumentation: Instrumentation) -> None:
     """In a worker: trace what ``app`` is asked from now on. What is wrong with a variable costs nobody a token."""
     try:
         provider = _open_provider()
@@ -256,7 +256,7 @@ def begin(app: Flask, settings: Settings, measures: Measures) -> None:
         {"database": make_url(settings.database_url.get_secret_value()).get_backend_name(), "redis": "redis"},
         reads_parents=reads_parents(os.environ),
     )
-    measures.trace_with(spans)
+    instrumentation.trace_with(spans)
     app.wsgi_app = spans.around(app.wsgi_app)  # type: ignore[assignment, method-assign]
     atexit.register(_Ending(provider).end)
 

@@ -21,7 +21,7 @@ from app.database.models import db
 from app.errors import ManagementError, StartError
 from app.keyring.validation import faults, warnings
 from app.observability.otel_variables import find_faults as otel_faults
-from app.observability.otel_variables import is_wanted
+from app.observability.otel_variables import is_enabled
 from app.services import Services
 
 DEMO_CLIENT = "demo"
@@ -62,7 +62,7 @@ class Finding:
     how: str = ""
 
 
-class Away(Finding):
+class Unreachable(Finding):
     """What does not answer now, and may when it is needed: no reason to end a start."""
 
     __slots__ = ()
@@ -82,7 +82,7 @@ def examine_start(services: Services) -> Found:
     """What a start looks at beside the key ring, which has a judge of its own. What is away stops nothing."""
     for check in _AT_START:
         for found in check(services):
-            yield replace(found, severity=Severity.WARNING) if isinstance(found, Away) else found
+            yield replace(found, severity=Severity.WARNING) if isinstance(found, Unreachable) else found
 
 
 def _find_plain_issuer(services: Services) -> Found:
@@ -138,7 +138,7 @@ def _find_other_schema(_services: Services) -> Found:
             has_table = inspect(connection).has_table("alembic_version")
             there = connection.scalar(text("SELECT version_num FROM alembic_version")) if has_table else None
     except SQLAlchemyError as error:
-        yield Away(
+        yield Unreachable(
             "database",
             Severity.ERROR,
             f"it does not answer: {describe(error)}",
@@ -255,7 +255,7 @@ def _find_forgetful_redis(services: Services) -> Found:
         with Redis(connection_pool=open_pool(url.get_secret_value())) as redis:
             memory: Mapping[str, Any] = redis.info("memory")
     except RedisError as error:
-        yield Away(
+        yield Unreachable(
             "redis",
             Severity.ERROR,
             f"it does not answer: {describe(error)}",
@@ -318,7 +318,7 @@ def _find_wide_proxies(services: Services) -> Found:
 
 def _find_wrong_traces(services: Services) -> Found:
     must = services.settings.traces
-    if is_wanted(must, os.environ):
+    if is_enabled(must, os.environ):
         severity, why = (Severity.ERROR, "no server starts") if must else (Severity.WARNING, "there are no traces")
         for fault in otel_faults(os.environ):
             yield Finding("traces", severity, fault, why, "docs/traces.md says what may be there")
@@ -327,7 +327,7 @@ def _find_wrong_traces(services: Services) -> Found:
 def _find_ring_faults(services: Services) -> Found:
     see = "`flask keys check` says what is wrong, docs/keys.md what to do"
     try:
-        ring = services.keys.manager.home.read()
+        ring = services.keys.manager.backend.read()
         now = services.keys.active.now()
         wrong = faults(ring, now, services.keys.manager.rules)
         imperfect = warnings(ring, now, services.keys.manager.rules)

@@ -29,7 +29,7 @@ from app.config.settings import Settings
 from app.errors import StartError
 from app.keyring import shared_state
 from app.observability import otel_variables
-from app.observability.instrumentation import Measures
+from app.observability.instrumentation import Instrumentation
 from app.operations.background_jobs import Background, Job
 from app.operations.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.services import Services
@@ -95,7 +95,7 @@ def watch_over(server: Any) -> None:
 
 def outlive(server: Any) -> None:
     """In a new worker: if it cannot start, the master tries another instead of ending, once any has started."""
-    if (shared := shared_state.shared()) and shared.has_served:
+    if (shared := shared_state.shared()) and shared.has_started_worker:
         server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = 1
 
 
@@ -109,7 +109,7 @@ def note_served(worker: Any) -> None:
         background.start()
     begin_non_blocking()
     if shared := shared_state.shared():
-        shared.has_served = True
+        shared.has_started_worker = True
 
 
 def clear_up(_server: Any) -> None:
@@ -135,30 +135,30 @@ def create_served_app() -> Flask:
     except StartError as error:
         sys.stderr.write(f"tokenhouse: {error}\n")
         shared = shared_state.shared()
-        sys.exit(1 if shared and shared.has_served else APP_LOAD_ERROR)
+        sys.exit(1 if shared and shared.has_started_worker else APP_LOAD_ERROR)
     return app
 
 
-def _begin_to_count(background: Background, services: Services, measures: Measures) -> None:
+def _begin_to_count(background: Background, services: Services, instrumentation: Instrumentation) -> None:
     # Where nothing is counted, nobody pays for what counts; else the master has imported it, for all workers.
     if services.settings.metrics_address is None:
         return
     from app.observability import metrics  # noqa: PLC0415
 
-    if listener := metrics.begin(services, measures):
-        background.add(Job("the listener of metrics", metrics.LOOK_SECONDS, listener.look, at_start=True))
+    if listener := metrics.begin(services, instrumentation):
+        background.add(Job("the listener of metrics", metrics.POLL_SECONDS, listener.poll, at_start=True))
 
 
-def _begin_to_trace(app: Flask, settings: Settings, measures: Measures) -> None:
+def _begin_to_trace(app: Flask, settings: Settings, instrumentation: Instrumentation) -> None:
     if _is_traced(settings):
         from app.observability import tracing  # noqa: PLC0415 - As above.
 
-        tracing.begin(app, settings, measures)
+        tracing.begin(app, settings, instrumentation)
 
 
 def _is_traced(settings: Settings) -> bool:
     """Whether requests are to be, and can be."""
-    if not otel_variables.is_wanted(settings.traces, os.environ):
+    if not otel_variables.is_enabled(settings.traces, os.environ):
         return False
     return settings.traces or not any(otel_variables.find_faults(os.environ))
 
@@ -217,7 +217,7 @@ def _check() -> None:
         services: Services = app.extensions["tokenhouse"]
         try:
             # As it is now: the last good one would do for a worker, but hides what has to be mended.
-            services.keys.manager.home.read()
+            services.keys.manager.backend.read()
             check_start(app)
             _let_doctor_look(services)
         except WrongSettings:

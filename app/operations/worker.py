@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import ClassVar
 
 from app.blocking import on_blocking
-from app.errors import BODY_LIMIT_BYTES, below_oauth
+from app.errors import BODY_LIMIT_BYTES, http_error_body
 from buffered_worker.worker import BufferedWorker
 
 
@@ -21,7 +21,7 @@ class TokenhouseWorker(BufferedWorker):
     @staticmethod
     def error_body(status: HTTPStatus) -> bytes:
         """Return the JSON body of an error below OAuth."""
-        return json.dumps(below_oauth(status), separators=(",", ":")).encode()
+        return json.dumps(http_error_body(status), separators=(",", ":")).encode()
 
     @staticmethod
     def on_blocking(before: Callable[[], None], after: Callable[[], None]) -> None:

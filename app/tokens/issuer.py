@@ -13,7 +13,7 @@ from orjson import dumps as compact_json
 
 from app.errors import ServiceUnavailable, StartError
 from app.keyring.model import SigningKey
-from app.types import AccessToken, Client, Clock, Decision
+from app.types import AccessToken, AccessTokenGrant, Client, Clock
 
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 section 2.1.
 JTI_RANDOM_BYTES = 16
@@ -37,7 +37,7 @@ class AccessTokenIssuer:
         self._find_key = signing_key
         self._clock = clock
 
-    def issue(self, client: Client, decision: Decision) -> AccessToken:
+    def issue(self, client: Client, grant: AccessTokenGrant) -> AccessToken:
         """Sign a token for ``client`` that says what ``decision`` allows.
 
         :returns: ``aud`` is one string where there is one audience; ``iat`` is never ahead; no ``nbf``, since
@@ -53,14 +53,14 @@ class AccessTokenIssuer:
             "iss": self._issuer,
             "sub": client.client_id,
             "client_id": client.client_id,
-            "aud": decision.audiences[0] if len(decision.audiences) == 1 else list(decision.audiences),
+            "aud": grant.audiences[0] if len(grant.audiences) == 1 else list(grant.audiences),
             "iat": iat,
-            "exp": iat + decision.lifetime_seconds,
+            "exp": iat + grant.lifetime_seconds,
             "jti": jti,
         }
-        if decision.scope:
-            claims["scope"] = " ".join(decision.scope)
-        return AccessToken(_encoded(claims, TOKEN_TYPE, key), jti, key.kid, decision)
+        if grant.scope:
+            claims["scope"] = " ".join(grant.scope)
+        return AccessToken(_encoded(claims, TOKEN_TYPE, key), jti, key.kid, grant)
 
     def sign(self, claims: Mapping[str, Any], typ: str) -> str:
         """Sign a statement that is no access token, and says so in its ``typ``: RFC 8725 section 3.11.

@@ -15,10 +15,10 @@ from sqlalchemy import BigInteger, String, Text, bindparam, case, cast, func, se
 from sqlalchemy.engine import Connection, Engine
 
 from app.config.values import LONGEST_LIFETIME_SECONDS
-from app.database.circuit_breaker import DatabaseGate
-from app.database.engine import delete_in_pieces, insert_or_update, reading_engine, writing_engine
+from app.database.circuit_breaker import DatabaseCircuitBreaker
+from app.database.engine import delete_in_batches, dialect_insert, reading_engine, writing_engine
 from app.database.models import ClientRow, RevokedTokenRow, UTCDateTime
-from app.database.prepared_query import KeptConnections, Question
+from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.types import DEFAULT_AUDIENCE, Clock
 
 LEEWAY = timedelta(minutes=5)
@@ -87,11 +87,13 @@ class Revocations:
     :param gate: the way to it.
     """
 
-    def __init__(self, engine: Engine, connections: KeptConnections, gate: DatabaseGate, clock: Clock) -> None:
+    def __init__(
+        self, engine: Engine, connections: ThreadLocalConnections, circuit_breaker: DatabaseCircuitBreaker, clock: Clock
+    ) -> None:
         self._engine = engine
-        self._gate = gate
+        self._circuit_breaker = circuit_breaker
         self._clock = clock
-        self._fate = Question(connections, _FATE)
+        self._revocation_reason = PreparedQuery(connections, _FATE)
 
     def reason_against(self, client_id: str, jti: str, issued_at: datetime) -> str | None:
         """Say why a token that is good by itself is dead; ``None`` when it lives.
@@ -99,7 +101,7 @@ class Revocations:
         :param issued_at: its ``iat``.
         :raises ServiceUnavailable: the database did not answer.
         """
-        (row,) = self._fate.ask_through(self._gate, {"client_id": client_id, "jti": jti})
+        (row,) = self._revocation_reason.execute_through(self._circuit_breaker, {"client_id": client_id, "jti": jti})
         reasons = {
             "unknown_client": row.client_id is None,
             "deleted_client": row.deleted_at is not None,
@@ -115,14 +117,14 @@ class Revocations:
         :param within: what else is to be done in the same transaction.
         :raises ServiceUnavailable: the database did not take it.
         """
-        row = insert_or_update(self._engine, RevokedTokenRow).values(
+        row = dialect_insert(self._engine, RevokedTokenRow).values(
             jti=token.jti,
             client_id=token.client_id,
             audiences=list(token.audiences),
             exp=token.exp,
             revoked_at=self._clock(),
         )
-        with self._gate.asking(), writing_engine(self._engine).begin() as connection:
+        with self._circuit_breaker.allow_blocking(), writing_engine(self._engine).begin() as connection:
             connection.execute(row.on_conflict_do_nothing(index_elements=["jti"]))
             if within:
                 within(connection)
@@ -132,7 +134,7 @@ class Revocations:
 
         :raises ServiceUnavailable: the database did not answer.
         """
-        with self._gate.asking(), reading_engine(self._engine).connect() as connection:
+        with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
             return tuple(connection.execute(_VERSION).one())
 
     def live(self) -> Sequence[tuple[str, int, frozenset[str]]]:
@@ -141,7 +143,7 @@ class Revocations:
         :raises ServiceUnavailable: the database did not answer.
         """
         now = int((self._clock() - LEEWAY).timestamp())
-        with self._gate.asking(), reading_engine(self._engine).connect() as connection:
+        with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
             return [(jti, exp, _read(audiences)) for jti, exp, audiences in connection.execute(_LIVE, {"now": now})]
 
     def clients(self) -> Sequence[tuple[str, datetime, frozenset[str]]]:
@@ -150,19 +152,19 @@ class Revocations:
         :raises ServiceUnavailable: the database did not answer.
         """
         since = self._clock() - LEEWAY - timedelta(seconds=LONGEST_LIFETIME_SECONDS)
-        with self._gate.asking(), reading_engine(self._engine).connect() as connection:
+        with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
             return [
                 (client_id, until, _read(ever or "[]") | (_read(now) or _DEFAULT if now else frozenset()))
                 for client_id, until, ever, now in connection.execute(_CLIENTS, {"since": since})
             ]
 
-    def forget_expired(self) -> None:
+    def delete_expired(self) -> None:
         """Remove what has expired by itself.
 
         :raises SQLAlchemyError: the database does not answer.
         """
         until = int((self._clock() - LEEWAY).timestamp())
-        delete_in_pieces(self._engine, RevokedTokenRow.jti, RevokedTokenRow.exp <= until)
+        delete_in_batches(self._engine, RevokedTokenRow.jti, RevokedTokenRow.exp <= until)
 
 
 @lru_cache(maxsize=_AUDIENCES_KEPT)

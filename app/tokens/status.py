@@ -11,12 +11,12 @@ from typing import Any
 from app.errors import ServiceUnavailable, StartError
 from app.keyring.model import Ring
 from app.tokens.revocations import Revocations, RevokedToken
-from app.tokens.validation import Inspection, inspect_token, moment
+from app.tokens.validation import TokenValidation, from_epoch, validate_token
 from app.types import ALL_RESOURCES, Client
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TokenStatus:
     """How things are with a token.
 
     :param claims: what it says, for a token that we have issued and that has not expired; ``None`` for all else.
@@ -38,7 +38,7 @@ class Standing:
         return RevokedToken(self.claims["jti"], self.claims["client_id"], self.audiences, self.claims["exp"])
 
 
-class Standings:
+class TokenStatuses:
     """Looks tokens up.
 
     :param issuer: ours.
@@ -51,7 +51,7 @@ class Standings:
         self._issuer, self._ring, self._now = issuer, ring, now
         self._revocations = revocations
 
-    def of_token(self, unverified_token: str) -> Standing:
+    def of_token(self, unverified_token: str) -> TokenStatus:
         """How things are with a token, whoever made it.
 
         :raises ServiceUnavailable: the database, or the key ring, cannot be asked.
@@ -60,24 +60,24 @@ class Standings:
             ring = self._ring()
         except StartError as error:
             raise ServiceUnavailable("no_key_ring") from error
-        return self.of_inspected(inspect_token(unverified_token, self._issuer, ring, self._now()))
+        return self.of_validated(validate_token(unverified_token, self._issuer, ring, self._now()))
 
-    def of_inspected(self, inspection: Inspection) -> Standing:
+    def of_validated(self, inspection: TokenValidation) -> TokenStatus:
         """Likewise, of one whose content has been looked at."""
         if inspection.faults or inspection.unverified_claims is None:
-            return Standing(None, inspection.faults[0].reason)
+            return TokenStatus(None, inspection.faults[0].reason)
         claims = inspection.unverified_claims
-        return Standing(
-            claims, self._revocations.reason_against(claims["client_id"], claims["jti"], moment(claims["iat"]))
+        return TokenStatus(
+            claims, self._revocations.reason_against(claims["client_id"], claims["jti"], from_epoch(claims["iat"]))
         )
 
 
-def may_introspect(client: Client, standing: Standing) -> bool:
+def may_introspect(client: Client, status: TokenStatus) -> bool:
     """Whether ``client`` may know how things are: with its own tokens, and with those for its resources."""
-    if standing.claims is None:
+    if status.claims is None:
         return False
     return (
-        standing.claims["client_id"] == client.client_id
+        status.claims["client_id"] == client.client_id
         or ALL_RESOURCES in client.introspects
-        or not set(client.introspects).isdisjoint(standing.audiences)
+        or not set(client.introspects).isdisjoint(status.audiences)
     )

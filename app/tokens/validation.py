@@ -11,7 +11,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 
-from app.crypto.jws import take_apart
+from app.crypto.jws import parse_unverified
 from app.keyring.model import KeyState, Ring, SigningKey
 from app.tokens.issuer import TOKEN_TYPE
 
@@ -35,7 +35,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class TokenValidation:
     """What a token says, and why it would be refused; ``None`` where there is nothing that can be read.
 
     :param faults: empty for a token of ours that is good. What it says is true only then.
@@ -51,28 +51,28 @@ class Inspection:
         return not self.faults
 
 
-def inspect_token(unverified_token: str, issuer: str, ring: Ring, now: datetime) -> Inspection:
+def validate_token(unverified_token: str, issuer: str, ring: Ring, now: datetime) -> TokenValidation:
     """Look at a token, whoever made it.
 
     :param issuer: ours.
     """
-    found = take_apart(unverified_token, MAX_CHARACTERS)
+    found = parse_unverified(unverified_token, MAX_CHARACTERS)
     if found is None:
         told = "It is no JWS in compact form: three parts of base64url with points between them."
-        return Inspection((Fault("malformed_token", told),))
+        return TokenValidation((Fault("malformed_token", told),))
     header, claims = found.header, found.claims
     if header is None or claims is None:
         told = f"Its {'header' if header is None else 'payload'} is no JSON object."
-        return Inspection((Fault("malformed_token", told),), header, claims)
+        return TokenValidation((Fault("malformed_token", told),), header, claims)
     faults = (
         *_faults_of_header(header),
         *_faults_of_signature(header, found.signed, found.signature, ring, now),
         *_faults_of_claims(claims, issuer, now),
     )
-    return Inspection(faults, header, claims)
+    return TokenValidation(faults, header, claims)
 
 
-def moment(seconds: int) -> datetime:
+def from_epoch(seconds: int) -> datetime:
     """An epoch time as a datetime in UTC."""
     return datetime.fromtimestamp(seconds, UTC)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 sys.path.append(str(pathlib.Path(__file__).parent))
 from echo_app import Answer, Server, read_all, read_one, serve, split_answers
 
-from app.errors import BODY_LIMIT_BYTES, below_oauth
+from app.errors import BODY_LIMIT_BYTES, http_error_body
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -52,7 +52,7 @@ def echo_of(body: bytes, *, chunked: bool = False, method: str = "POST") -> dict
 
 def assert_refused(answer: Answer, status: int) -> None:
     assert answer.status == f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
-    assert answer.json == below_oauth(status)
+    assert answer.json == http_error_body(status)
     volatile = {name: answer.headers.pop(name) for name in ("Date", "X-Request-ID")}
     assert len(volatile["X-Request-ID"]) == 32
     assert answer.headers == {
@@ -337,7 +337,7 @@ def test_no_bytes_whatever_bring_a_5xx_or_an_answer_that_is_not_json(
         if answer.status != "HTTP/1.1 100 Continue":
             code = int(answer.status.split()[1])
             assert code in {200, 204, 400, 413, 414, 417, 431, 501}
-            assert code == 200 or json.loads(answer.body) == below_oauth(code)
+            assert code == 200 or json.loads(answer.body) == http_error_body(code)
 
 
 @over_the_wire

@@ -19,7 +19,7 @@ import pytest
 sys.path.append(str(pathlib.Path(__file__).parent))
 from echo_app import Server, read_all, read_one, serve, split_answers
 
-from app.errors import below_oauth
+from app.errors import http_error_body
 
 HALF_HEAD = b"POST /a HTTP/1.1\r\nHost:"
 HALF_BODY = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"
@@ -100,7 +100,7 @@ def test_a_caller_that_is_too_slow_is_told_so(sent: bytes) -> None:
     with serve("--workers", "1", worker=HASTY) as server, server.connect(sent) as caller:
         (answer,) = split_answers(read_all(caller))
     assert answer.status == "HTTP/1.1 408 Request Timeout"
-    assert answer.json == below_oauth(408)
+    assert answer.json == http_error_body(408)
 
 
 def test_an_idle_connection_stays_as_long_as_the_setting_says() -> None:

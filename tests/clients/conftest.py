@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 
 import pytest
-from clients.relay import House, running_house
+from clients.relay import Harness, running_house
 
 
 @pytest.fixture(scope="session")
-def served_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with running_house(tmp_path_factory.mktemp("house")) as house:
-        yield house
+def served_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    with running_house(tmp_path_factory.mktemp("house")) as harness:
+        yield harness
 
 
 @pytest.fixture
-def house(served_house: House, monkeypatch: pytest.MonkeyPatch) -> House:
+def harness(served_house: Harness, monkeypatch: pytest.MonkeyPatch) -> Harness:
     """A served Tokenhouse, with an empty record of what clients sent. No client goes through a proxy to it."""
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")

@@ -29,7 +29,7 @@ AUDIENCE = "https://api.example.com"
 """The API that the tokens of these tests are for."""
 
 GRANTED = {"token_type": "Bearer", "expires_in": 3600, "scope": "read write"}
-"""The answer to a client made by ``House.register``, without the token."""
+"""The answer to a client made by ``Harness.register``, without the token."""
 
 REFUSED = {"error": "invalid_client", "error_description": "Client authentication failed."}
 CHALLENGE = 'Basic realm="tokenhouse", error="invalid_client", error_description="Client authentication failed."'
@@ -140,7 +140,7 @@ def _read_chunks(stream: io.BytesIO) -> Iterator[bytes]:
 
 
 @dataclass(frozen=True)
-class House:
+class Harness:
     """A Tokenhouse whose issuer is the URL at which clients reach it."""
 
     server: RunningServer
@@ -220,7 +220,7 @@ class House:
 
 
 @contextlib.contextmanager
-def running_house(folder: Path) -> Iterator[House]:
+def running_house(folder: Path) -> Iterator[Harness]:
     """Serve a fresh installation behind a relay for as long as the block runs."""
     with (
         Relay() as relay,
@@ -230,7 +230,7 @@ def running_house(folder: Path) -> Iterator[House]:
         listening = threading.Thread(target=relay.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         listening.start()
         try:
-            yield House(server, relay)
+            yield Harness(server, relay)
         finally:
             relay.shutdown()
             listening.join()

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from clients.relay import REFUSED, House
+from clients.relay import REFUSED, Harness
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("java") and shutil.which("javac")), reason="a Java development kit is not installed"
@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(
 PROGRAM = Path(__file__).parent / "java" / "TokenClient.java"
 
 
-def test_java_gets_tokens_by_basic_by_the_body_and_when_challenged(house: House) -> None:
-    client = house.register_awkward_for_raw()
+def test_java_gets_tokens_by_basic_by_the_body_and_when_challenged(harness: Harness) -> None:
+    client = harness.register_awkward_for_raw()
     done = subprocess.run(
-        ["java", PROGRAM, house.token_url, house.jwks_url],
+        ["java", PROGRAM, harness.token_url, harness.jwks_url],
         input=f"{client.client_id}\n{client.secret}\n",
         capture_output=True,
         text=True,
@@ -28,9 +28,9 @@ def test_java_gets_tokens_by_basic_by_the_body_and_when_challenged(house: House)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     for way in ("basic", "body", "challenged"):
-        house.check_answer(told.pop(way), client)
+        harness.check_answer(told.pop(way), client)
     assert told == {"wrongSecret": REFUSED, "wrongStatus": 401, "verified": True}
     raw, wrong = f"{client.client_id}:{client.secret}", f"{client.client_id}:wrong"
-    sent = house.sent()
+    sent = harness.sent()
     assert [request.credentials for request in sent] == [raw, None, None, raw, wrong, None]
     assert "h2c" in {request.headers.get("upgrade") for request in sent}

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote_plus
 
 import pytest
-from clients.relay import AUDIENCE, CHALLENGE, REFUSED, House
+from clients.relay import AUDIENCE, CHALLENGE, REFUSED, Harness
 from support.assertions import signer
 
 pytestmark = [
@@ -41,14 +41,14 @@ def encoded_to_the_last_hyphen(text: str) -> str:
     return "".join(found if found not in "-_.~" else f"%{ord(found):02X}" for found in quote_plus(text))
 
 
-def test_axios_gets_tokens_by_basic_and_by_the_body(house: House) -> None:
-    client = house.register_awkward_for_raw()
+def test_axios_gets_tokens_by_basic_and_by_the_body(harness: Harness) -> None:
+    client = harness.register_awkward_for_raw()
     told = node(
-        "axios.mjs", tokenUrl=house.token_url, jwksUrl=house.jwks_url, id=client.client_id, secret=client.secret
+        "axios.mjs", tokenUrl=harness.token_url, jwksUrl=harness.jwks_url, id=client.client_id, secret=client.secret
     )
-    sent = [request for request in house.sent() if request.method == "POST"]
+    sent = [request for request in harness.sent() if request.method == "POST"]
     for way in ("basic", "body", "object"):
-        house.check_answer(told.pop(way), client)
+        harness.check_answer(told.pop(way), client)
     refused = {"name": "AxiosError", "code": "ERR_BAD_REQUEST"}
     no_form = "The content type must be application/x-www-form-urlencoded."
     assert told == {
@@ -62,20 +62,20 @@ def test_axios_gets_tokens_by_basic_and_by_the_body(house: House) -> None:
     assert [request.headers["content-type"].lower() for request in sent[:2]] == [FORM_UTF8.lower()] * 2
 
 
-def test_fetch_gets_tokens_by_basic_by_the_body_and_from_a_stream(house: House) -> None:
-    client = house.register_awkward_for_raw()
+def test_fetch_gets_tokens_by_basic_by_the_body_and_from_a_stream(harness: Harness) -> None:
+    client = harness.register_awkward_for_raw()
     told = node(
-        "fetch.mjs", tokenUrl=house.token_url, jwksUrl=house.jwks_url, id=client.client_id, secret=client.secret
+        "fetch.mjs", tokenUrl=harness.token_url, jwksUrl=harness.jwks_url, id=client.client_id, secret=client.secret
     )
-    sent = house.sent()
+    sent = harness.sent()
     for answer in (told["basic"].pop("body"), told["body"].pop("body"), told.pop("streamed")):
-        house.check_answer(answer, client)
+        harness.check_answer(answer, client)
     granted = {"status": 200, "contentType": "application/json", "cacheControl": "no-store", "challenge": None}
     assert told == {
         "basic": granted,
         "body": granted,
         "wrongSecret": granted | {"status": 401, "challenge": CHALLENGE, "body": REFUSED},
-        "keys": {"status": 200, "origin": "*", "body": house.server.jwks()},
+        "keys": {"status": 200, "origin": "*", "body": harness.server.jwks()},
     }
     chunked = [request for request in sent if request.headers.get("transfer-encoding") == "chunked"]
     assert [request.body for request in chunked] == [b"grant_type=client_credentials&scope=read%20write"]
@@ -85,12 +85,12 @@ def test_fetch_gets_tokens_by_basic_by_the_body_and_from_a_stream(house: House) 
     }
 
 
-def test_openid_client_discovers_and_gets_tokens_by_basic_and_by_the_body(house: House) -> None:
-    client = house.register_awkward_for_encoded()
-    told = node("openid_client.mjs", issuer=house.url, id=client.client_id, secret=client.secret)
-    sent = house.sent()
-    house.check_answer(lower_type(told.pop("basic")), client, scope="write read")
-    house.check_answer(lower_type(told.pop("body")), client)
+def test_openid_client_discovers_and_gets_tokens_by_basic_and_by_the_body(harness: Harness) -> None:
+    client = harness.register_awkward_for_encoded()
+    told = node("openid_client.mjs", issuer=harness.url, id=client.client_id, secret=client.secret)
+    sent = harness.sent()
+    harness.check_answer(lower_type(told.pop("basic")), client, scope="write read")
+    harness.check_answer(lower_type(told.pop("body")), client)
     assert told.pop("oidc") == told.pop("oauth2")
     assert told == {
         "wrongSecret": {
@@ -118,16 +118,16 @@ def test_openid_client_discovers_and_gets_tokens_by_basic_and_by_the_body(house:
     }
 
 
-def test_oauth4webapi_gets_tokens_and_validates_them_as_a_resource_server(house: House) -> None:
-    client = house.register_awkward_for_encoded()
-    told = node("oauth4webapi.mjs", issuer=house.url, audience=AUDIENCE, id=client.client_id, secret=client.secret)
-    sent = house.sent()
+def test_oauth4webapi_gets_tokens_and_validates_them_as_a_resource_server(harness: Harness) -> None:
+    client = harness.register_awkward_for_encoded()
+    told = node("oauth4webapi.mjs", issuer=harness.url, audience=AUDIENCE, id=client.client_id, secret=client.secret)
+    sent = harness.sent()
     granted = told.pop("basic")
-    house.check_answer(lower_type(granted), client)
-    house.check_answer(lower_type(told.pop("body")), client, scope="read")
+    harness.check_answer(lower_type(granted), client)
+    harness.check_answer(lower_type(told.pop("body")), client, scope="read")
     assert told == {
         "oidcIsTheSame": True,
-        "claims": house.verified(granted["access_token"]),
+        "claims": harness.verified(granted["access_token"]),
         "wrongAudience": {"name": "OperationProcessingError", "code": "OAUTH_JWT_CLAIM_COMPARISON_FAILED"},
         "wrongSecret": {
             "name": "WWWAuthenticateChallengeError",
@@ -146,15 +146,15 @@ def test_oauth4webapi_gets_tokens_and_validates_them_as_a_resource_server(house:
     assert basic.credentials == ":".join(map(encoded_to_the_last_hyphen, (client.client_id, client.secret)))
 
 
-def test_simple_oauth2_gets_tokens_by_both_readings_of_basic_and_by_the_body(house: House) -> None:
-    raw, encoded = house.register_awkward_for_raw(), house.register_awkward_for_encoded()
+def test_simple_oauth2_gets_tokens_by_both_readings_of_basic_and_by_the_body(harness: Harness) -> None:
+    raw, encoded = harness.register_awkward_for_raw(), harness.register_awkward_for_encoded()
     assert raw.secret == encoded.secret
     ids = {"rawId": raw.client_id, "encodedId": encoded.client_id}
-    told = node("simple_oauth2.mjs", issuer=house.url, secret=raw.secret, **ids)
-    sent = house.sent()
-    house.check_answer(told.pop("strict"), encoded)
-    house.check_answer(told.pop("loose"), raw)
-    house.check_answer(told.pop("body"), encoded, scope="read")
+    told = node("simple_oauth2.mjs", issuer=harness.url, secret=raw.secret, **ids)
+    sent = harness.sent()
+    harness.check_answer(told.pop("strict"), encoded)
+    harness.check_answer(told.pop("loose"), raw)
+    harness.check_answer(told.pop("body"), encoded, scope="read")
     assert told == {
         "wrongSecret": {"message": "Response Error: 401 UNAUTHORIZED", "status": 401, "payload": REFUSED},
         "excessiveScope": {"message": "Response Error: 400 BAD REQUEST", "status": 400, "payload": NOT_GRANTED},
@@ -166,14 +166,14 @@ def test_simple_oauth2_gets_tokens_by_both_readings_of_basic_and_by_the_body(hou
     ]
 
 
-def test_jose_verifies_and_refuses(house: House) -> None:
-    access_token = house.server.get_token(house.register())["access_token"]
-    told = node("jose.mjs", **verification(house, access_token))
-    sent = house.sent()
+def test_jose_verifies_and_refuses(harness: Harness) -> None:
+    access_token = harness.server.get_token(harness.register())["access_token"]
+    told = node("jose.mjs", **verification(harness, access_token))
+    sent = harness.sent()
     unexpected = {"code": "ERR_JWT_CLAIM_VALIDATION_FAILED", "reason": "check_failed"}
     assert told == {
-        "payload": house.verified(access_token),
-        "protectedHeader": {"typ": "at+jwt", "alg": "RS256", "kid": house.server.jwks()["keys"][0]["kid"]},
+        "payload": harness.verified(access_token),
+        "protectedHeader": {"typ": "at+jwt", "alg": "RS256", "kid": harness.server.jwks()["keys"][0]["kid"]},
         "again": True,
         "wrongAudience": unexpected | {"claim": "aud"},
         "wrongIssuer": unexpected | {"claim": "iss"},
@@ -185,16 +185,16 @@ def test_jose_verifies_and_refuses(house: House) -> None:
     assert [request.target for request in sent] == ["/.well-known/jwks.json"]
 
 
-def test_jsonwebtoken_verifies_and_refuses_with_the_keys_of_jwks_rsa(house: House) -> None:
-    access_token = house.server.get_token(house.register())["access_token"]
-    told = node("jsonwebtoken.mjs", **verification(house, access_token))
+def test_jsonwebtoken_verifies_and_refuses_with_the_keys_of_jwks_rsa(harness: Harness) -> None:
+    access_token = harness.server.get_token(harness.register())["access_token"]
+    told = node("jsonwebtoken.mjs", **verification(harness, access_token))
     refused = {"name": "JsonWebTokenError"}
     assert told == {
-        "payload": house.verified(access_token),
-        "header": {"typ": "at+jwt", "alg": "RS256", "kid": house.server.jwks()["keys"][0]["kid"]},
+        "payload": harness.verified(access_token),
+        "header": {"typ": "at+jwt", "alg": "RS256", "kid": harness.server.jwks()["keys"][0]["kid"]},
         "again": True,
-        "wrongAudience": refused | {"message": f"jwt audience invalid. expected: {house.url}"},
-        "wrongIssuer": refused | {"message": f"jwt issuer invalid. expected: {house.url}/"},
+        "wrongAudience": refused | {"message": f"jwt audience invalid. expected: {harness.url}"},
+        "wrongIssuer": refused | {"message": f"jwt issuer invalid. expected: {harness.url}/"},
         "afterwards": "TokenExpiredError",
         "forged": refused | {"message": "invalid signature"},
         "unknownKey": {
@@ -204,13 +204,13 @@ def test_jsonwebtoken_verifies_and_refuses_with_the_keys_of_jwks_rsa(house: Hous
     }
 
 
-def verification(house: House, access_token: str) -> dict[str, str]:
+def verification(harness: Harness, access_token: str) -> dict[str, str]:
     """The task of a verifier: a good token, and the same claims with another signature."""
     head, claims, signature = access_token.split(".")
     return {
-        "issuer": house.url,
+        "issuer": harness.url,
         "audience": AUDIENCE,
-        "jwksUrl": house.jwks_url,
+        "jwksUrl": harness.jwks_url,
         "accessToken": access_token,
         "forgedToken": f"{head}.{claims}.{signature[99::-1]}{signature[100:]}",
     }
@@ -222,37 +222,37 @@ def lower_type(answer: dict[str, Any]) -> dict[str, Any]:
     return answer | {"token_type": "Bearer"}
 
 
-def _told(house: House, token: str) -> dict[str, Any]:
+def _told(harness: Harness, token: str) -> dict[str, Any]:
     """What introspection says of a live token."""
-    return {"active": True, "token_type": "Bearer", **house.verified(token)}
+    return {"active": True, "token_type": "Bearer", **harness.verified(token)}
 
 
-def test_openid_client_introspects_and_revokes(house: House) -> None:
-    client = house.register_awkward_for_raw()
-    reader = house.register(grant_types=(), audiences=(), introspects=(AUDIENCE,))
-    token = house.server.get_token(client)["access_token"]
+def test_openid_client_introspects_and_revokes(harness: Harness) -> None:
+    client = harness.register_awkward_for_raw()
+    reader = harness.register(grant_types=(), audiences=(), introspects=(AUDIENCE,))
+    token = harness.server.get_token(client)["access_token"]
     told = node(
         "openid_client_tokens.mjs",
-        issuer=house.url,
+        issuer=harness.url,
         id=client.client_id,
         secret=client.secret,
         readerId=reader.client_id,
         readerSecret=reader.secret,
         token=token,
     )
-    live = [_told(house, token)] * 3
+    live = [_told(harness, token)] * 3
     assert told["before"] == told["leftAlone"] == live
     assert told["after"] == [{"active": False}] * 3
     assert told["wrongSecret"] == {"name": "WWWAuthenticateChallengeError", "status": 401}
 
 
-def test_oauth4webapi_introspects_with_a_signed_answer_and_revokes(house: House) -> None:
-    client = house.register_awkward_for_raw()
-    reader = house.register(grant_types=(), audiences=(), introspects=("*",))
-    token = house.server.get_token(client)["access_token"]
+def test_oauth4webapi_introspects_with_a_signed_answer_and_revokes(harness: Harness) -> None:
+    client = harness.register_awkward_for_raw()
+    reader = harness.register(grant_types=(), audiences=(), introspects=("*",))
+    token = harness.server.get_token(client)["access_token"]
     told = node(
         "oauth4webapi_tokens.mjs",
-        issuer=house.url,
+        issuer=harness.url,
         id=client.client_id,
         secret=client.secret,
         readerId=reader.client_id,
@@ -261,28 +261,28 @@ def test_oauth4webapi_introspects_with_a_signed_answer_and_revokes(house: House)
     )
     signed = "application/token-introspection+jwt"
     assert told == {
-        "before": {"type": signed, "answer": _told(house, token)},
+        "before": {"type": signed, "answer": _told(harness, token)},
         "after": {"type": signed, "answer": {"active": False}},
     }
 
 
 @pytest.mark.parametrize("alg", ["RS256", "ES256"])
-def test_openid_client_and_oauth4webapi_sign_assertions(house: House, alg: str) -> None:
+def test_openid_client_and_oauth4webapi_sign_assertions(harness: Harness, alg: str) -> None:
     one, other = signer(alg), signer(alg)
-    client_id = house.register_keyed(one)
+    client_id = harness.register_keyed(one)
     keys = [json.dumps(key.key.as_dict(private=True) | {"kid": one.kid}) for key in (one, other)]
-    told = node("private_key_jwt.mjs", issuer=house.url, id=client_id, jwk=keys[0], otherJwk=keys[1], alg=alg)
+    told = node("private_key_jwt.mjs", issuer=harness.url, id=client_id, jwk=keys[0], otherJwk=keys[1], alg=alg)
     for way in ("granted", "again", "byOauth4webapi"):
-        claims = house.verified(told[way]["access_token"])
+        claims = harness.verified(told[way]["access_token"])
         assert claims["sub"] == client_id
     assert told["introspected"]["active"] is True
     assert told["otherKey"] == {"name": "WWWAuthenticateChallengeError", "status": 401}
 
 
-def test_openid_client_and_oauth4webapi_sign_assertions_with_a_secret(house: House) -> None:
-    made = house.register(token_endpoint_auth_method="client_secret_jwt")
-    told = node("client_secret_jwt.mjs", issuer=house.url, id=made.client_id, secret=made.secret)
+def test_openid_client_and_oauth4webapi_sign_assertions_with_a_secret(harness: Harness) -> None:
+    made = harness.register(token_endpoint_auth_method="client_secret_jwt")
+    told = node("client_secret_jwt.mjs", issuer=harness.url, id=made.client_id, secret=made.secret)
     for way in ("granted", "again", "byOauth4webapi"):
-        assert house.verified(told[way]["access_token"])["sub"] == made.client_id
+        assert harness.verified(told[way]["access_token"])["sub"] == made.client_id
     assert told["introspected"]["active"] is True
     assert told["otherSecret"] == {"name": "WWWAuthenticateChallengeError", "status": 401}

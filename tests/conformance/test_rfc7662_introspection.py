@@ -27,7 +27,7 @@ from support.server import Installation, NewClient, RunningServer, basic
 
 from app.clients.repository import as_client
 from app.tokens.issuer import AccessTokenIssuer
-from app.types import Decision
+from app.types import AccessTokenGrant
 
 PATH = "/oauth/introspect"
 API, OTHER_API = "https://api.example", "https://other.example"
@@ -44,7 +44,7 @@ class Household(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def house(server: RunningServer) -> Household:
+def harness(server: RunningServer) -> Household:
     return Household(
         caller=server.create_client("A caller", scope=("read", "write"), audiences=(API, OTHER_API)),
         gateway=server.create_client("A gateway", grant_types=(), introspects=("*",)),
@@ -54,8 +54,8 @@ def house(server: RunningServer) -> Household:
 
 
 @pytest.fixture(scope="module")
-def token(server: RunningServer, house: Household) -> str:
-    return str(server.get_token(house.caller, resource=API, scope="read")["access_token"])
+def token(server: RunningServer, harness: Household) -> str:
+    return str(server.get_token(harness.caller, resource=API, scope="read")["access_token"])
 
 
 def ask(server: RunningServer, who: NewClient, token: str, **more: Any) -> requests.Response:
@@ -73,14 +73,14 @@ def told(server: RunningServer, who: NewClient, token: str, **more: Any) -> dict
 
 
 @pytest.mark.parametrize("who", ["caller", "gateway", "api"])
-def test_2_2_a_live_token_is_told_in_full(server: RunningServer, house: Household, token: str, who: str) -> None:
+def test_2_2_a_live_token_is_told_in_full(server: RunningServer, harness: Household, token: str, who: str) -> None:
     claims = server.verify(token, API)
-    assert told(server, getattr(house, who), token) == {
+    assert told(server, getattr(harness, who), token) == {
         "active": True,
         "token_type": "Bearer",
         "scope": "read",
-        "client_id": house.caller.client_id,
-        "sub": house.caller.client_id,
+        "client_id": harness.caller.client_id,
+        "sub": harness.caller.client_id,
         "iss": "https://tokens.example.com",
         "aud": API,
         "iat": claims["iat"],
@@ -89,23 +89,23 @@ def test_2_2_a_live_token_is_told_in_full(server: RunningServer, house: Househol
     }
 
 
-def test_2_2_of_several_audiences_one_is_enough(server: RunningServer, house: Household) -> None:
+def test_2_2_of_several_audiences_one_is_enough(server: RunningServer, harness: Household) -> None:
     body = [("grant_type", "client_credentials"), ("resource", API), ("resource", OTHER_API)]
-    token = server.post_token(body, headers={"Authorization": house.caller.basic}).json()["access_token"]
-    for who in (house.api, house.other_api):
+    token = server.post_token(body, headers={"Authorization": harness.caller.basic}).json()["access_token"]
+    for who in (harness.api, harness.other_api):
         assert told(server, who, token)["aud"] == [API, OTHER_API]
 
 
-def test_2_2_a_token_without_scope_has_none(server: RunningServer, house: Household) -> None:
+def test_2_2_a_token_without_scope_has_none(server: RunningServer, harness: Household) -> None:
     client = server.create_client(audiences=(API,))
-    answer = told(server, house.api, server.get_token(client)["access_token"])
+    answer = told(server, harness.api, server.get_token(client)["access_token"])
     assert answer["active"]
     assert "scope" not in answer
 
 
-def test_4_somebody_elses_resource_is_nobodys_business(server: RunningServer, house: Household, token: str) -> None:
+def test_4_somebody_elses_resource_is_nobodys_business(server: RunningServer, harness: Household, token: str) -> None:
     stranger = server.create_client("A stranger")
-    for who in (house.other_api, stranger):
+    for who in (harness.other_api, stranger):
         assert told(server, who, token) == INACTIVE
 
 
@@ -130,7 +130,7 @@ def signed_with_the_public_key(server: RunningServer, token: str) -> str:
 
 
 def test_2_2_whatever_is_no_live_token_of_ours_is_inactive(
-    server: RunningServer, house: Household, token: str, tmp_path: Path
+    server: RunningServer, harness: Household, token: str, tmp_path: Path
 ) -> None:
     other = Installation(tmp_path, TOKENHOUSE_ISSUER="https://tokens.example.com")
     other.prepare()
@@ -158,41 +158,41 @@ def test_2_2_whatever_is_no_live_token_of_ours_is_inactive(
         foreign,
     ]
     for wrong in ours:
-        assert told(server, house.gateway, wrong) == INACTIVE, wrong
+        assert told(server, harness.gateway, wrong) == INACTIVE, wrong
 
 
-def test_2_2_an_expired_token_is_inactive(server: RunningServer, house: Household) -> None:
+def test_2_2_an_expired_token_is_inactive(server: RunningServer, harness: Household) -> None:
     def issued(ago: timedelta) -> str:
         with server.context():
             here = server.services
-            client = as_client(here.clients.repository.find(house.caller.client_id))
+            client = as_client(here.clients.repository.find(harness.caller.client_id))
             issuer = AccessTokenIssuer(here.settings.issuer, here.keys.active.signing_key, lambda: here.clock() - ago)
-            return issuer.issue(client, Decision(("read",), (API,), 3600)).encoded
+            return issuer.issue(client, AccessTokenGrant(("read",), (API,), 3600)).encoded
 
-    assert told(server, house.gateway, issued(timedelta(minutes=59)))["active"]
+    assert told(server, harness.gateway, issued(timedelta(minutes=59)))["active"]
     for seconds in (3600, 3601, 2**25):
-        assert told(server, house.gateway, issued(timedelta(seconds=seconds))) == INACTIVE
+        assert told(server, harness.gateway, issued(timedelta(seconds=seconds))) == INACTIVE
 
 
 @pytest.mark.parametrize("command", [["disable"], ["delete", "--yes"]])
 def test_2_2_a_token_of_a_client_that_has_gone_is_inactive_and_stays_so(
-    server: RunningServer, house: Household, command: list[str]
+    server: RunningServer, harness: Household, command: list[str]
 ) -> None:
     client = server.create_client(audiences=(API,))
     token = server.get_token(client)["access_token"]
-    assert told(server, house.api, token)["active"]
+    assert told(server, harness.api, token)["active"]
     verb, *options = command
     assert server.flask("clients", verb, client.client_id, *options).returncode == 0
-    assert told(server, house.api, token) == INACTIVE
+    assert told(server, harness.api, token) == INACTIVE
     if verb == "disable":
         assert server.flask("clients", "enable", client.client_id).returncode == 0
-        assert told(server, house.api, token) == INACTIVE
-        assert told(server, house.api, server.get_token(client)["access_token"])["active"]
+        assert told(server, harness.api, token) == INACTIVE
+        assert told(server, harness.api, server.get_token(client)["access_token"])["active"]
 
 
 @pytest.mark.parametrize("hint", ["access_token", "refresh_token", "anything", "é"])
-def test_2_1_a_hint_is_only_a_hint(server: RunningServer, house: Household, token: str, hint: str) -> None:
-    assert told(server, house.api, token, token_type_hint=hint)["active"]
+def test_2_1_a_hint_is_only_a_hint(server: RunningServer, harness: Household, token: str, hint: str) -> None:
+    assert told(server, harness.api, token, token_type_hint=hint)["active"]
 
 
 REFUSALS: list[tuple[str, str, str, dict[str, str], Refusal]] = [
@@ -215,9 +215,9 @@ REFUSALS: list[tuple[str, str, str, dict[str, str], Refusal]] = [
 
 @pytest.mark.parametrize(("body", "query", "headers", "expected"), [case[1:] for case in REFUSALS])
 def test_2_1_a_request_is_read_as_strictly_as_at_the_token_endpoint(  # noqa: PLR0913, PLR0917 - A table's columns.
-    server: RunningServer, house: Household, body: str, query: str, headers: dict[str, str], expected: Refusal
+    server: RunningServer, harness: Household, body: str, query: str, headers: dict[str, str], expected: Refusal
 ) -> None:
-    given = {"Content-Type": "application/x-www-form-urlencoded", "Authorization": house.api.basic, **headers}
+    given = {"Content-Type": "application/x-www-form-urlencoded", "Authorization": harness.api.basic, **headers}
     response = requests.post(
         f"{server.url}{PATH}?{query}", body, headers={name: value for name, value in given.items() if value}, timeout=10
     )
@@ -235,26 +235,26 @@ def test_2_1_only_post_is_answered(server: RunningServer, method: str) -> None:
         assert_refused(response, METHOD_NOT_ALLOWED)
 
 
-def test_2_1_a_client_may_authenticate_in_the_body(server: RunningServer, house: Household, token: str) -> None:
-    body = {"token": token, "client_id": house.api.client_id, "client_secret": house.api.secret}
+def test_2_1_a_client_may_authenticate_in_the_body(server: RunningServer, harness: Household, token: str) -> None:
+    body = {"token": token, "client_id": harness.api.client_id, "client_secret": harness.api.secret}
     assert requests.post(f"{server.url}{PATH}", body, timeout=10).json()["active"]
 
 
-def test_4_a_resource_server_gets_no_tokens(server: RunningServer, house: Household) -> None:
-    response = server.post_token(headers={"Authorization": house.gateway.basic})
+def test_4_a_resource_server_gets_no_tokens(server: RunningServer, harness: Household) -> None:
+    response = server.post_token(headers={"Authorization": harness.gateway.basic})
     assert response.json()["error"] == "unauthorized_client"
 
 
 def test_the_audit_log_says_who_asked_and_why_the_answer_was_no(
-    server: RunningServer, house: Household, token: str
+    server: RunningServer, harness: Household, token: str
 ) -> None:
     jti = server.verify(token, API)["jti"]
     facts = {"event": "TokenIntrospected", "outcome": "answered"}
     cases = [
-        (house.api, token, {"active": True, "jti": jti}),
-        (house.other_api, token, {"active": False, "reason": "not_for_this_caller", "jti": jti}),
-        (house.api, "x", {"active": False, "reason": "malformed_token"}),
-        (house.api, part(token, 1, scope="write"), {"active": False, "reason": "wrong_signature"}),
+        (harness.api, token, {"active": True, "jti": jti}),
+        (harness.other_api, token, {"active": False, "reason": "not_for_this_caller", "jti": jti}),
+        (harness.api, "x", {"active": False, "reason": "malformed_token"}),
+        (harness.api, part(token, 1, scope="write"), {"active": False, "reason": "wrong_signature"}),
     ]
     for who, asked, more in cases:
         event = server.event_of(ask(server, who, asked))
@@ -275,9 +275,9 @@ def keys(server: RunningServer) -> dict[str, Any]:
 
 @pytest.mark.parametrize("is_live", [True, False])
 def test_rfc9701_5_the_answer_is_signed_for_who_asks_so(
-    server: RunningServer, house: Household, token: str, keys: dict[str, Any], *, is_live: bool
+    server: RunningServer, harness: Household, token: str, keys: dict[str, Any], *, is_live: bool
 ) -> None:
-    response = ask(server, house.api, token if is_live else "x", headers={"Accept": SIGNED})
+    response = ask(server, harness.api, token if is_live else "x", headers={"Accept": SIGNED})
     assert response.status_code == 200
     assert response.headers["Content-Type"] == SIGNED
     assert response.headers["Cache-Control"] == "no-store"
@@ -287,21 +287,21 @@ def test_rfc9701_5_the_answer_is_signed_for_who_asks_so(
         response.text,
         keys[header["kid"]],
         algorithms=["RS256"],
-        audience=house.api.client_id,
+        audience=harness.api.client_id,
         issuer="https://tokens.example.com",
     )
     assert claims == {
         "iss": "https://tokens.example.com",
-        "aud": house.api.client_id,
+        "aud": harness.api.client_id,
         "iat": claims["iat"],
-        "token_introspection": told(server, house.api, token) if is_live else INACTIVE,
+        "token_introspection": told(server, harness.api, token) if is_live else INACTIVE,
     }
     assert 0 <= time.time() - claims["iat"] < 60
 
 
-def test_rfc9701_8_1_the_answer_is_no_access_token(server: RunningServer, house: Household, token: str) -> None:
-    signed = ask(server, house.api, token, headers={"Accept": SIGNED}).text
-    assert told(server, house.gateway, signed) == INACTIVE
+def test_rfc9701_8_1_the_answer_is_no_access_token(server: RunningServer, harness: Household, token: str) -> None:
+    signed = ask(server, harness.api, token, headers={"Accept": SIGNED}).text
+    assert told(server, harness.gateway, signed) == INACTIVE
 
 
 @pytest.mark.parametrize(
@@ -324,9 +324,9 @@ def test_rfc9701_8_1_the_answer_is_no_access_token(server: RunningServer, house:
     ],
 )
 def test_rfc9701_4_accept_decides(
-    server: RunningServer, house: Household, token: str, accept: str, *, is_signed: bool
+    server: RunningServer, harness: Household, token: str, accept: str, *, is_signed: bool
 ) -> None:
-    response = ask(server, house.api, token, headers={"Accept": accept.encode("latin-1")})
+    response = ask(server, harness.api, token, headers={"Accept": accept.encode("latin-1")})
     assert response.status_code == 200
     assert response.headers["Content-Type"] == (SIGNED if is_signed else "application/json")
 

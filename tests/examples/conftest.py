@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from examples.stage import Answered, Stage, open_stage
+from examples.stage import EndpointResponse, Stage, open_stage
 
 
 @pytest.fixture(scope="module")
@@ -15,5 +15,5 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.fixture
 def stage(opened: Stage) -> Stage:
     """With nothing answered yet."""
-    opened.front.answered = Answered()
+    opened.front.answered = EndpointResponse()
     return opened

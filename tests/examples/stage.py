@@ -34,7 +34,7 @@ PASSED_ON = ("authorization", "content-type", "accept")
 
 
 @dataclass
-class Answered:
+class EndpointResponse:
     """What the front has answered so far, and what it is to answer next in place of the truth."""
 
     token_statuses: list[int] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Front(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
     backend: RunningServer
-    answered: Answered
+    answered: EndpointResponse
     lock = threading.Lock()
 
     @property
@@ -175,7 +175,7 @@ class Stage:
     """Whether clients have a private key instead of a secret."""
 
     @property
-    def answered(self) -> Answered:
+    def answered(self) -> EndpointResponse:
         return self.front.answered
 
     def client(self, **fields: Any) -> NewClient:
@@ -183,8 +183,8 @@ class Stage:
             one = signer()
             fields |= {"token_endpoint_auth_method": "private_key_jwt", "auth_fields": _registered(one)}
             with self.server.context():
-                described = ClientFields(client_name="Keyed", scope=("things:read",), **fields)
-                row, _ = self.server.services.clients.repository.register(described, with_secret=False)
+                to_entry = ClientFields(client_name="Keyed", scope=("things:read",), **fields)
+                row, _ = self.server.services.clients.repository.register(to_entry, with_secret=False)
                 return NewClient(row.client_id, _pem(one))
         return self.server.create_client(scope=("things:read",), **fields)
 
@@ -249,7 +249,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
     port = free_port()
     with running_server(folder, "--workers", "1", TOKENHOUSE_ISSUER=f"http://127.0.0.1:{port}") as server:
         front = Front(("127.0.0.1", port), Handler)
-        front.backend, front.answered = server, Answered()
+        front.backend, front.answered = server, EndpointResponse()
         thread = threading.Thread(target=front.serve_forever, args=(0.05,))
         thread.start()
         try:

@@ -28,7 +28,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.engine import make_url
 from support import postgres
 from support.server import FLASK, Installation, run
-from unit.house import House, open_house
+from unit.harness import Harness, open_harness
 
 from app.config.values import PROJECT_FOLDER
 from app.database.engine import writing_engine
@@ -42,8 +42,8 @@ SECRET = "an-imported-secret-of-some-length"
 
 
 @pytest.fixture
-def house(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
-    with open_house(tmp_path, clock) as made:
+def harness(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
+    with open_harness(tmp_path, clock) as made:
         yield made
 
 
@@ -77,12 +77,12 @@ def misuse(done: Result) -> str:
     return done.stderr.splitlines()[-1]
 
 
-def ids(house: House) -> list[str]:
-    return [client["client_id"] for client in data(house.run("clients", "list", "--json"))]
+def ids(harness: Harness) -> list[str]:
+    return [client["client_id"] for client in data(harness.run("clients", "list", "--json"))]
 
 
-def works(house: House, client_id: str, secret: str) -> bool:
-    found = house.app.test_client().post(
+def works(harness: Harness, client_id: str, secret: str) -> bool:
+    found = harness.app.test_client().post(
         "/oauth/token",
         data={"grant_type": "client_credentials", "client_id": client_id, "client_secret": secret},
     )
@@ -92,8 +92,8 @@ def works(house: House, client_id: str, secret: str) -> bool:
 # create
 
 
-def test_create_prints_one_object_of_the_contract(house: House) -> None:
-    made = data(house.run("clients", "create", "Nightly reports", "--json"))
+def test_create_prints_one_object_of_the_contract(harness: Harness) -> None:
+    made = data(harness.run("clients", "create", "Nightly reports", "--json"))
     secret = made["client_secret"]
     assert re.fullmatch(r"ths_[A-Za-z0-9_-]{49}", secret)
     assert re.fullmatch(r"nightly-reports-[a-z2-7]{20}", made["client_id"])
@@ -108,15 +108,15 @@ def test_create_prints_one_object_of_the_contract(house: House) -> None:
         ("access_token_lifetime", None),
         ("client_secret_expires_at", 0),
     ]
-    assert works(house, made["client_id"], secret)
+    assert works(harness, made["client_id"], secret)
 
 
-def test_create_takes_every_field(house: House) -> None:
+def test_create_takes_every_field(harness: Harness) -> None:
     arguments = ["--client-id", "reports", "--scope", "read write", "--scope", "read audit", "--lifetime", "15m"]
     arguments += ["--audience", "https://a.example", "--audience", "urn:b", "--auth-method", "client_secret_post"]
     arguments += ["--grant-type", "client_credentials", "--contact", "ops@example.com", "--contact", "+49 30 1"]
     arguments += ["--description", "Größe", "--label", "team=a", "--label", "empty=", "--label", "eq=a=b"]
-    made = data(house.run("clients", "create", "Reports", *arguments, "--secret-expires", "90d", "--json"))
+    made = data(harness.run("clients", "create", "Reports", *arguments, "--secret-expires", "90d", "--json"))
     del made["client_secret"]
     assert made == {
         "client_id": "reports",
@@ -126,15 +126,15 @@ def test_create_takes_every_field(house: House) -> None:
         "scope": "read write audit",
         "audiences": ["https://a.example", "urn:b"],
         "access_token_lifetime": 900,
-        "client_secret_expires_at": int(house.clock().timestamp()) + 90 * 86400,
+        "client_secret_expires_at": int(harness.clock().timestamp()) + 90 * 86400,
     }
-    shown = data(house.run("clients", "show", "reports", "--json"))
+    shown = data(harness.run("clients", "show", "reports", "--json"))
     assert shown["contacts"] == ["ops@example.com", "+49 30 1"]
     assert (shown["description"], shown["labels"]) == ("Größe", {"team": "a", "empty": "", "eq": "a=b"})
 
 
-def test_create_for_people_prints_the_secret_and_a_line_to_try(house: House) -> None:
-    done = house.run("clients", "create", "Reports", "--client-id", "reports")
+def test_create_for_people_prints_the_secret_and_a_line_to_try(harness: Harness) -> None:
+    done = harness.run("clients", "create", "Reports", "--client-id", "reports")
     assert done.exit_code == 0
     fields = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in done.stdout.splitlines())
     assert list(fields) == [
@@ -147,11 +147,11 @@ def test_create_for_people_prints_the_secret_and_a_line_to_try(house: House) -> 
     ]
     assert "The secret is shown this once." in done.stderr
     curl = f"curl -u reports:{fields['client_secret']} -d grant_type=client_credentials"
-    assert f"{curl} {house.settings.issuer}/oauth/token" in done.stderr
+    assert f"{curl} {harness.settings.issuer}/oauth/token" in done.stderr
 
 
-def test_no_command_shows_a_secret_again(house: House) -> None:
-    secret = data(house.run("clients", "create", "Reports", "--client-id", "reports", "--json"))["client_secret"]
+def test_no_command_shows_a_secret_again(harness: Harness) -> None:
+    secret = data(harness.run("clients", "create", "Reports", "--client-id", "reports", "--json"))["client_secret"]
     for arguments in (
         ["list"],
         ["list", "--json"],
@@ -159,75 +159,75 @@ def test_no_command_shows_a_secret_again(house: House) -> None:
         ["show", "reports", "--json"],
         ["update", "reports", "--name", "x", "--json"],
     ):
-        done = house.run("clients", *arguments)
+        done = harness.run("clients", *arguments)
         assert done.exit_code == 0
         assert secret not in done.output
         assert secret[:-4] not in done.output
 
 
 @pytest.mark.parametrize("name", ["", "   ", "a\nb", "a\tb", "\x1b[31mred", "x" * 1001])
-def test_a_name_is_one_line(house: House, name: str) -> None:
-    assert refusal(house.run("clients", "create", name)) == "name must be 1 to 1000 printable characters in one line"
-    assert ids(house) == []
+def test_a_name_is_one_line(harness: Harness, name: str) -> None:
+    assert refusal(harness.run("clients", "create", name)) == "name must be 1 to 1000 printable characters in one line"
+    assert ids(harness) == []
 
 
 @pytest.mark.parametrize("name", ["Größe", "名前", "😀", "a'; DROP TABLE clients;--", "x" * 1000, "[bold]x[/bold]"])
-def test_a_name_is_anything_printable(house: House, name: str) -> None:
-    assert data(house.run("clients", "create", name, "--json"))["client_name"] == name
-    assert name in house.run("clients", "list").stdout
+def test_a_name_is_anything_printable(harness: Harness, name: str) -> None:
+    assert data(harness.run("clients", "create", name, "--json"))["client_name"] == name
+    assert name in harness.run("clients", "list").stdout
 
 
 @pytest.mark.parametrize("client_id", ["", "é", "a\n", "x" * 256, "a\tb"])
-def test_an_id_of_other_characters_is_refused(house: House, client_id: str) -> None:
-    told = refusal(house.run("clients", "create", "A", "--client-id", client_id))
+def test_an_id_of_other_characters_is_refused(harness: Harness, client_id: str) -> None:
+    told = refusal(harness.run("clients", "create", "A", "--client-id", client_id))
     assert told == "client id must be 1 to 255 characters of printable ASCII"
 
 
-def test_an_id_with_a_colon_is_taken_with_a_warning(house: House) -> None:
-    done = house.run("clients", "create", "A", "--client-id", "urn:a:b", "--json")
+def test_an_id_with_a_colon_is_taken_with_a_warning(harness: Harness) -> None:
+    done = harness.run("clients", "create", "A", "--client-id", "urn:a:b", "--json")
     assert data(done)["client_id"] == "urn:a:b"
     assert done.stderr == (
         "Warning: Basic cannot carry an id with a colon raw: form-encode it, or send it in the body.\n"
     )
-    assert house.run("clients", "create", "A", "--client-id", "a-b", "--json").stderr == ""
+    assert harness.run("clients", "create", "A", "--client-id", "a-b", "--json").stderr == ""
 
 
-def test_an_id_that_is_taken_or_reads_like_another_is_refused(house: House) -> None:
-    house.run("clients", "create", "A", "--client-id", "a b")
-    assert refusal(house.run("clients", "create", "A", "--client-id", "a b")) == (
+def test_an_id_that_is_taken_or_reads_like_another_is_refused(harness: Harness) -> None:
+    harness.run("clients", "create", "A", "--client-id", "a b")
+    assert refusal(harness.run("clients", "create", "A", "--client-id", "a b")) == (
         "client id 'a b' is taken, or was: ids are never reused"
     )
-    assert refusal(house.run("clients", "create", "A", "--client-id", "a+b")) == (
+    assert refusal(harness.run("clients", "create", "A", "--client-id", "a+b")) == (
         "client id 'a+b' reads like 'a b' when it is form-encoded: choose another"
     )
-    assert ids(house) == ["a b"]
+    assert ids(harness) == ["a b"]
 
 
 @pytest.mark.parametrize("client_id", ["x" * 255, "-x", "--json", " ", '"\\', "a%00b"])
-def test_an_odd_id_works_everywhere(house: House, client_id: str) -> None:
-    assert data(house.run("clients", "create", "A", f"--client-id={client_id}", "--json"))["client_id"] == client_id
+def test_an_odd_id_works_everywhere(harness: Harness, client_id: str) -> None:
+    assert data(harness.run("clients", "create", "A", f"--client-id={client_id}", "--json"))["client_id"] == client_id
     for verb in ("show", "disable", "enable"):
-        assert house.run("clients", verb, "--", client_id).exit_code == 0
-    assert house.run("clients", "delete", "--yes", "--", client_id).exit_code == 0
+        assert harness.run("clients", verb, "--", client_id).exit_code == 0
+    assert harness.run("clients", "delete", "--yes", "--", client_id).exit_code == 0
 
 
 @pytest.mark.parametrize("scope", ["a  b", " a", 'a"b', "a\\b", "é", "a\nb"])
-def test_a_bad_scope_is_refused(house: House, scope: str) -> None:
-    told = refusal(house.run("clients", "create", "A", "--scope", scope))
+def test_a_bad_scope_is_refused(harness: Harness, scope: str) -> None:
+    told = refusal(harness.run("clients", "create", "A", "--scope", scope))
     assert told == (
         f"scope {scope!r} must be tokens of printable ASCII without quote and backslash, one space between them"
     )
-    assert ids(house) == []
+    assert ids(harness) == []
 
 
-def test_the_servers_own_scopes_are_refused(house: House) -> None:
-    told = refusal(house.run("clients", "create", "A", "--scope", "read tokenhouse:admin"))
+def test_the_servers_own_scopes_are_refused(harness: Harness) -> None:
+    told = refusal(harness.run("clients", "create", "A", "--scope", "read tokenhouse:admin"))
     assert told == "scope 'tokenhouse:admin': scopes that begin with 'tokenhouse:' are this server's own"
 
 
 @pytest.mark.parametrize("audience", ["api", "https://a.example/#x", "https://a b", "é:x"])
-def test_a_bad_audience_is_refused(house: House, audience: str) -> None:
-    told = refusal(house.run("clients", "create", "A", "--audience", audience))
+def test_a_bad_audience_is_refused(harness: Harness, audience: str) -> None:
+    told = refusal(harness.run("clients", "create", "A", "--audience", audience))
     assert told == f"audience {audience!r} must be an absolute URI without a fragment"
 
 
@@ -241,52 +241,52 @@ def test_a_bad_audience_is_refused(house: House, audience: str) -> None:
         ("", "must be a duration such as 90s, 15m, 24h or 7d"),
     ],
 )
-def test_a_bad_lifetime_is_refused(house: House, lifetime: str, told: str) -> None:
-    assert misuse(house.run("clients", "create", "A", "--lifetime", lifetime)) == (
+def test_a_bad_lifetime_is_refused(harness: Harness, lifetime: str, told: str) -> None:
+    assert misuse(harness.run("clients", "create", "A", "--lifetime", lifetime)) == (
         f"Error: Invalid value for '--lifetime': {told}"
     )
 
 
-def test_a_life_that_defeats_caches_is_warned_of(house: House) -> None:
+def test_a_life_that_defeats_caches_is_warned_of(harness: Harness) -> None:
     warning = (
         "Warning: tokens live for 9m. A caller that replaces them five minutes early, as many do, asks for one again "
         "and again: have it replace them at half of their life.\n"
     )
-    assert house.run("clients", "create", "A", "--client-id", "a", "--lifetime", "9m", "--json").stderr == warning
-    assert house.run("clients", "create", "B", "--client-id", "b", "--lifetime", "10m", "--json").stderr == ""
-    assert house.run("clients", "update", "b", "--lifetime", "9m").stderr.endswith(f"expire.\n{warning}")
-    assert "Warning" not in house.run("clients", "update", "b", "--description", "x").stderr
+    assert harness.run("clients", "create", "A", "--client-id", "a", "--lifetime", "9m", "--json").stderr == warning
+    assert harness.run("clients", "create", "B", "--client-id", "b", "--lifetime", "10m", "--json").stderr == ""
+    assert harness.run("clients", "update", "b", "--lifetime", "9m").stderr.endswith(f"expire.\n{warning}")
+    assert "Warning" not in harness.run("clients", "update", "b", "--description", "x").stderr
 
 
 @pytest.mark.parametrize("lifetime", ["25h", "86401", "7d"])
-def test_a_lifetime_of_more_than_a_day_is_refused(house: House, lifetime: str) -> None:
-    assert refusal(house.run("clients", "create", "A", "--lifetime", lifetime)) == "lifetime must be from 1s to 1d"
+def test_a_lifetime_of_more_than_a_day_is_refused(harness: Harness, lifetime: str) -> None:
+    assert refusal(harness.run("clients", "create", "A", "--lifetime", lifetime)) == "lifetime must be from 1s to 1d"
 
 
-def test_a_bad_label_is_refused(house: House) -> None:
-    assert refusal(house.run("clients", "create", "A", "--label", "team")) == "label 'team' must be K=V"
-    assert refusal(house.run("clients", "create", "A", "--label", "=a")).startswith("label must be 1 to")
-    assert refusal(house.run("clients", "create", "A", "--label", "team=a\nb")).startswith("label team must be 0 to")
+def test_a_bad_label_is_refused(harness: Harness) -> None:
+    assert refusal(harness.run("clients", "create", "A", "--label", "team")) == "label 'team' must be K=V"
+    assert refusal(harness.run("clients", "create", "A", "--label", "=a")).startswith("label must be 1 to")
+    assert refusal(harness.run("clients", "create", "A", "--label", "team=a\nb")).startswith("label team must be 0 to")
 
 
-def test_what_the_registries_do_not_list_is_no_choice(house: House) -> None:
+def test_what_the_registries_do_not_list_is_no_choice(harness: Harness) -> None:
     assert "is not one of 'client_secret', 'client_secret_basic', 'client_secret_post'" in misuse(
-        house.run("clients", "create", "A", "--auth-method", "none")
+        harness.run("clients", "create", "A", "--auth-method", "none")
     )
     assert "is not one of 'client_credentials', 'none'" in misuse(
-        house.run("clients", "create", "A", "--grant-type", "password")
+        harness.run("clients", "create", "A", "--grant-type", "password")
     )
 
 
-def test_a_client_may_have_no_grant(house: House) -> None:
-    made = data(house.run("clients", "create", "A", "--grant-type", "none", "--json"))
+def test_a_client_may_have_no_grant(harness: Harness) -> None:
+    made = data(harness.run("clients", "create", "A", "--grant-type", "none", "--json"))
     assert made["grant_types"] == []
-    assert not works(house, made["client_id"], made["client_secret"])
-    both = house.run("clients", "create", "B", "--grant-type", "none", "--grant-type", "client_credentials")
+    assert not works(harness, made["client_id"], made["client_secret"])
+    both = harness.run("clients", "create", "B", "--grant-type", "none", "--grant-type", "client_credentials")
     assert refusal(both) == "--grant-type none goes with no other grant type"
-    twice = house.run("clients", "create", "C", *["--grant-type", "client_credentials"] * 2, "--json")
+    twice = harness.run("clients", "create", "C", *["--grant-type", "client_credentials"] * 2, "--json")
     assert data(twice)["grant_types"] == ["client_credentials"]
-    assert data(house.run("clients", "create", "D", *["--grant-type", "none"] * 2, "--json"))["grant_types"] == []
+    assert data(harness.run("clients", "create", "D", *["--grant-type", "none"] * 2, "--json"))["grant_types"] == []
 
 
 @pytest.mark.parametrize(
@@ -298,9 +298,9 @@ def test_a_client_may_have_no_grant(house: House) -> None:
         ("--label", [f"k{n}=v" for n in range(1001)]),
     ],
 )
-def test_more_than_a_thousand_of_anything_is_refused(house: House, option: str, values: list[str]) -> None:
+def test_more_than_a_thousand_of_anything_is_refused(harness: Harness, option: str, values: list[str]) -> None:
     arguments = [argument for value in values for argument in (option, value)]
-    assert refusal(house.run("clients", "create", "A", *arguments)) == (
+    assert refusal(harness.run("clients", "create", "A", *arguments)) == (
         "a client has at most 1000 scopes, audiences, resources to introspect, contacts or labels"
     )
 
@@ -320,16 +320,16 @@ def test_more_than_a_thousand_of_anything_is_refused(house: House, option: str, 
 )
 @pytest.mark.parametrize("from_standard_input", [True, False])
 def test_a_secret_is_taken_over_without_its_newline(
-    house: House, content: str, secret: str, *, from_standard_input: bool
+    harness: Harness, content: str, secret: str, *, from_standard_input: bool
 ) -> None:
-    file = house.folder / "secret"
+    file = harness.folder / "secret"
     file.write_bytes(content.encode())
     source, stdin = ("-", content.encode()) if from_standard_input else (str(file), None)
     arguments = ["clients", "create", "A", "--client-id", "a", "--secret-file", source, "--json"]
-    done = house.run(*arguments, stdin=stdin)
+    done = harness.run(*arguments, stdin=stdin)
     assert data(done)["client_secret"] == secret
     assert done.stderr == ""
-    assert house.verifier.verify_secret([Credentials("a", secret)], "client_secret_basic").client.client_id == "a"
+    assert harness.verifier.verify_secret([Credentials("a", secret)], "client_secret_basic").client.client_id == "a"
 
 
 @pytest.mark.parametrize(
@@ -345,38 +345,38 @@ def test_a_secret_is_taken_over_without_its_newline(
         "é".encode() * 16,
     ],
 )
-def test_a_secret_that_is_too_short_or_of_other_characters_is_refused(house: House, content: bytes) -> None:
-    done = house.run("clients", "create", "A", "--secret-file", "-", stdin=content)
+def test_a_secret_that_is_too_short_or_of_other_characters_is_refused(harness: Harness, content: bytes) -> None:
+    done = harness.run("clients", "create", "A", "--secret-file", "-", stdin=content)
     assert refusal(done) == "the secret must be 16 to 4096 characters of printable ASCII"
-    assert ids(house) == []
+    assert ids(harness) == []
 
 
 @pytest.mark.parametrize(("length", "warned"), [(16, True), (31, True), (32, False)])
-def test_a_short_secret_is_taken_with_a_warning(house: House, length: int, *, warned: bool) -> None:
-    done = house.run("clients", "create", "A", "--secret-file", "-", "--json", stdin="x" * length)
+def test_a_short_secret_is_taken_with_a_warning(harness: Harness, length: int, *, warned: bool) -> None:
+    done = harness.run("clients", "create", "A", "--secret-file", "-", "--json", stdin="x" * length)
     warning = "Warning: the secret has under 32 characters; a generated one is safer.\n"
     assert data(done)["client_secret"] == "x" * length
     assert done.stderr == (warning if warned else "")
 
 
-def test_a_secret_file_that_cannot_be_read_is_refused(house: House) -> None:
-    missing = house.folder / "nowhere"
-    assert refusal(house.run("clients", "create", "A", "--secret-file", str(missing))) == (
+def test_a_secret_file_that_cannot_be_read_is_refused(harness: Harness) -> None:
+    missing = harness.folder / "nowhere"
+    assert refusal(harness.run("clients", "create", "A", "--secret-file", str(missing))) == (
         f"the secret file {missing} cannot be read: No such file or directory"
     )
-    assert refusal(house.run("clients", "create", "A", "--secret-file", str(house.folder))) == (
-        f"the secret file {house.folder} cannot be read: Is a directory"
+    assert refusal(harness.run("clients", "create", "A", "--secret-file", str(harness.folder))) == (
+        f"the secret file {harness.folder} cannot be read: Is a directory"
     )
-    assert refusal(house.run("clients", "create", "A", "--secret-file", "-", stdin=b"\xff" * 32)) == (
+    assert refusal(harness.run("clients", "create", "A", "--secret-file", "-", stdin=b"\xff" * 32)) == (
         "the secret file - cannot be read: it is not UTF-8 text"
     )
 
 
-def test_a_secret_goes_into_a_new_file_for_its_owner_and_nowhere_else(house: House) -> None:
-    file = house.folder / "secret"
+def test_a_secret_goes_into_a_new_file_for_its_owner_and_nowhere_else(harness: Harness) -> None:
+    file = harness.folder / "secret"
     before = os.umask(0)
     try:
-        done = house.run("clients", "create", "A", "--secret-out", str(file), "--json")
+        done = harness.run("clients", "create", "A", "--secret-out", str(file), "--json")
     finally:
         os.umask(before)
     made = data(done)
@@ -385,14 +385,14 @@ def test_a_secret_goes_into_a_new_file_for_its_owner_and_nowhere_else(house: Hou
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert "client_secret" not in made
     assert secret not in done.output
-    assert works(house, made["client_id"], secret)
-    for_people = house.run("clients", "create", "B", "--secret-out", str(house.folder / "other"))
-    assert (house.folder / "other").read_text().strip() not in for_people.output
+    assert works(harness, made["client_id"], secret)
+    for_people = harness.run("clients", "create", "B", "--secret-out", str(harness.folder / "other"))
+    assert (harness.folder / "other").read_text().strip() not in for_people.output
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling link", "folder"])
-def test_a_secret_is_never_written_over_another_file(house: House, kind: str) -> None:
-    target, file = house.folder / "target", house.folder / "secret"
+def test_a_secret_is_never_written_over_another_file(harness: Harness, kind: str) -> None:
+    target, file = harness.folder / "target", harness.folder / "secret"
     if kind == "file":
         file.write_text("mine")
     elif kind == "folder":
@@ -401,35 +401,35 @@ def test_a_secret_is_never_written_over_another_file(house: House, kind: str) ->
         if kind == "link":
             target.write_text("mine")
         file.symlink_to(target)
-    told = refusal(house.run("clients", "create", "A", "--secret-out", str(file)))
+    told = refusal(harness.run("clients", "create", "A", "--secret-out", str(file)))
     assert told == f"{file} exists, and a secret is never written over another file"
-    assert ids(house) == []
+    assert ids(harness) == []
     assert [path.read_text() for path in (target, file) if path.is_file()] in (["mine"], ["mine", "mine"], [])
 
 
-def test_a_place_that_cannot_be_written_makes_no_client(house: House) -> None:
+def test_a_place_that_cannot_be_written_makes_no_client(harness: Harness) -> None:
     for path, cause in [
-        (house.folder / "nowhere" / "secret", "No such file or directory"),
+        (harness.folder / "nowhere" / "secret", "No such file or directory"),
         (Path("/proc/secret"), None),
     ]:
-        told = refusal(house.run("clients", "create", "A", "--secret-out", str(path)))
+        told = refusal(harness.run("clients", "create", "A", "--secret-out", str(path)))
         assert told.startswith(f"{path} cannot be written: ")
         assert cause is None or told.endswith(cause)
-    assert ids(house) == []
+    assert ids(harness) == []
 
 
-def test_a_client_that_cannot_be_made_leaves_no_file(house: House) -> None:
-    file = house.folder / "secret"
-    house.run("clients", "create", "A", "--client-id", "a")
-    refusal(house.run("clients", "create", "A", "--client-id", "a", "--secret-out", str(file)))
-    refusal(house.run("clients", "create", "A", "--scope", "a  b", "--secret-out", str(file)))
+def test_a_client_that_cannot_be_made_leaves_no_file(harness: Harness) -> None:
+    file = harness.folder / "secret"
+    harness.run("clients", "create", "A", "--client-id", "a")
+    refusal(harness.run("clients", "create", "A", "--client-id", "a", "--secret-out", str(file)))
+    refusal(harness.run("clients", "create", "A", "--scope", "a  b", "--secret-out", str(file)))
     assert not file.exists()
 
 
 @pytest.mark.parametrize("expires", ["0", "0s"])
-def test_a_secret_that_is_born_expired_is_refused(house: House, expires: str) -> None:
+def test_a_secret_that_is_born_expired_is_refused(harness: Harness, expires: str) -> None:
     assert (
-        refusal(house.run("clients", "create", "A", "--secret-expires", expires))
+        refusal(harness.run("clients", "create", "A", "--secret-expires", expires))
         == "--secret-expires must be 1s or more"
     )
 
@@ -437,30 +437,30 @@ def test_a_secret_that_is_born_expired_is_refused(house: House, expires: str) ->
 # list and show
 
 
-def test_list_prints_an_array(house: House) -> None:
-    assert data(house.run("clients", "list", "--json")) == []
-    house.register("a", scope=("read",))
-    house.clock.advance(seconds=1)
-    house.register("b")
-    assert ids(house) == ["a", "b"]
-    (first, _) = data(house.run("clients", "list", "--json"))
-    assert first == data(house.run("clients", "show", "a", "--json"))
+def test_list_prints_an_array(harness: Harness) -> None:
+    assert data(harness.run("clients", "list", "--json")) == []
+    harness.register("a", scope=("read",))
+    harness.clock.advance(seconds=1)
+    harness.register("b")
+    assert ids(harness) == ["a", "b"]
+    (first, _) = data(harness.run("clients", "list", "--json"))
+    assert first == data(harness.run("clients", "show", "a", "--json"))
 
 
-def test_list_in_a_pipe_is_tab_separated(house: House) -> None:
-    house.register("a", client_name="A b", scope=("r", "w"), audiences=("urn:a", "urn:b"), access_token_lifetime=5400)
-    house.register("b")
-    house.run("clients", "disable", "b")
-    assert house.run("clients", "list").stdout == (
+def test_list_in_a_pipe_is_tab_separated(harness: Harness) -> None:
+    harness.register("a", client_name="A b", scope=("r", "w"), audiences=("urn:a", "urn:b"), access_token_lifetime=5400)
+    harness.register("b")
+    harness.run("clients", "disable", "b")
+    assert harness.run("clients", "list").stdout == (
         "client_id\tname\tstate\tscope\taudiences\tlifetime\tcreated\tlast_used\n"
         f"a\tA b\tenabled\tr w\turn:a urn:b\t90m\t{NOON}\t\n"
         f"b\tA service\tdisabled\t\t\tdefault\t{NOON}\t\n"
     )
 
 
-def test_show_prints_everything_but_secrets(house: House) -> None:
-    house.register("a", secret=SECRET)
-    shown = data(house.run("clients", "show", "a", "--json"))
+def test_show_prints_everything_but_secrets(harness: Harness) -> None:
+    harness.register("a", secret=SECRET)
+    shown = data(harness.run("clients", "show", "a", "--json"))
     secret_id = shown["secrets"][0]["id"]
     assert re.fullmatch(r"s-[a-z2-7]{12}", secret_id)
     assert shown == {
@@ -501,9 +501,9 @@ def test_show_prints_everything_but_secrets(house: House) -> None:
     }
 
 
-def test_show_for_people_leaves_out_what_is_empty(house: House) -> None:
-    house.register("a", labels={"team": "x"}, secret=SECRET)
-    names = [line.split("  ")[0] for line in house.run("clients", "show", "a").stdout.splitlines()]
+def test_show_for_people_leaves_out_what_is_empty(harness: Harness) -> None:
+    harness.register("a", labels={"team": "x"}, secret=SECRET)
+    names = [line.split("  ")[0] for line in harness.run("clients", "show", "a").stdout.splitlines()]
     assert names == [
         "client_id",
         "client_name",
@@ -525,11 +525,11 @@ def test_show_for_people_leaves_out_what_is_empty(house: House) -> None:
 # update
 
 
-def test_update_replaces_whole_fields_and_keeps_the_rest(house: House) -> None:
-    house.register("a", scope=("read", "write"), audiences=("urn:a",), labels={"team": "x"}, contacts=("c",))
-    house.clock.advance(hours=1)
+def test_update_replaces_whole_fields_and_keeps_the_rest(harness: Harness) -> None:
+    harness.register("a", scope=("read", "write"), audiences=("urn:a",), labels={"team": "x"}, contacts=("c",))
+    harness.clock.advance(hours=1)
     arguments = ["--scope", "audit", "--lifetime", "90", "--name", "New", "--description", "d", "--label", "k=v"]
-    done = house.run("clients", "update", "a", *arguments, "--grant-type", "none", "--json")
+    done = harness.run("clients", "update", "a", *arguments, "--grant-type", "none", "--json")
     changed = data(done)
     assert done.stderr.startswith("a was changed. Tokens that it has keep what they say until they expire.\nWarning: ")
     assert changed["scope"] == "audit"
@@ -537,11 +537,11 @@ def test_update_replaces_whole_fields_and_keeps_the_rest(house: House) -> None:
     assert (changed["access_token_lifetime"], changed["client_name"], changed["description"]) == (90, "New", "d")
     assert (changed["audiences"], changed["contacts"], changed["grant_types"]) == (["urn:a"], ["c"], [])
     assert (changed["created_at"], changed["updated_at"]) == (NOON, "2026-01-31T13:00:00Z")
-    assert data(house.run("clients", "show", "a", "--json")) == changed
+    assert data(harness.run("clients", "show", "a", "--json")) == changed
 
 
-def test_update_with_an_empty_value_clears(house: House) -> None:
-    house.register(
+def test_update_with_an_empty_value_clears(harness: Harness) -> None:
+    harness.register(
         "a",
         scope=("r",),
         audiences=("urn:a",),
@@ -564,27 +564,27 @@ def test_update_with_an_empty_value_clears(house: House) -> None:
         "--lifetime",
         "default",
     ]
-    changed = data(house.run("clients", "update", "a", *arguments, "--json"))
+    changed = data(harness.run("clients", "update", "a", *arguments, "--json"))
     assert (changed["scope"], changed["audiences"], changed["contacts"], changed["labels"]) == ("", [], [], {})
     assert (changed["description"], changed["access_token_lifetime"]) == ("", None)
 
 
-def test_update_without_json_only_talks(house: House) -> None:
-    house.register("a")
-    done = house.run("clients", "update", "a", "--name", "b")
+def test_update_without_json_only_talks(harness: Harness) -> None:
+    harness.register("a")
+    done = harness.run("clients", "update", "a", "--name", "b")
     assert (done.exit_code, done.stdout) == (0, "")
 
 
-def test_update_needs_something_to_change(house: House) -> None:
-    house.register("a")
-    assert refusal(house.run("clients", "update", "a")) == (
+def test_update_needs_something_to_change(harness: Harness) -> None:
+    harness.register("a")
+    assert refusal(harness.run("clients", "update", "a")) == (
         "nothing to change: `flask clients update --help` shows what can be"
     )
 
 
-def test_a_bad_update_changes_nothing(house: House) -> None:
-    house.register("a", scope=("read",))
-    before = data(house.run("clients", "show", "a", "--json"))
+def test_a_bad_update_changes_nothing(harness: Harness) -> None:
+    harness.register("a", scope=("read",))
+    before = data(harness.run("clients", "show", "a", "--json"))
     for arguments in (
         ["--name", ""],
         ["--name", "b", "--scope", "a  b"],
@@ -592,49 +592,49 @@ def test_a_bad_update_changes_nothing(house: House) -> None:
         ["--lifetime", "2d"],
         ["--label", "x"],
     ):
-        refusal(house.run("clients", "update", "a", *arguments))
-    assert data(house.run("clients", "show", "a", "--json")) == before
+        refusal(harness.run("clients", "update", "a", *arguments))
+    assert data(harness.run("clients", "show", "a", "--json")) == before
 
 
 # disable, enable, delete
 
 
-def test_disable_and_enable_work_at_once_and_twice(house: House) -> None:
-    made = house.register("a")
+def test_disable_and_enable_work_at_once_and_twice(harness: Harness) -> None:
+    made = harness.register("a")
     for _ in range(2):
-        done = house.run("clients", "disable", "a")
+        done = harness.run("clients", "disable", "a")
         assert (done.exit_code, done.stdout) == (0, "")
         assert done.stderr == (
             "a gets no more tokens, and those that it has are dead: introspection says so at once. Verifiers that work "
             "offline accept them until they expire, or until they read the revocation feed.\n"
         )
-        assert not works(house, "a", made.secret)
-    shown = data(house.run("clients", "show", "a", "--json"))
+        assert not works(harness, "a", made.secret)
+    shown = data(harness.run("clients", "show", "a", "--json"))
     assert (shown["disabled_at"], shown["tokens_not_before"]) == (NOON, NOON)
     # Tokens of the second in which others were taken back would be dead too.
-    house.clock.advance(seconds=1)
+    harness.clock.advance(seconds=1)
     for _ in range(2):
-        assert house.run("clients", "enable", "a").stderr == "a gets tokens again. Those that it had stay dead.\n"
-        assert works(house, "a", made.secret)
+        assert harness.run("clients", "enable", "a").stderr == "a gets tokens again. Those that it had stay dead.\n"
+        assert works(harness, "a", made.secret)
 
 
-def test_delete_must_be_said_twice(house: House) -> None:
-    made = house.register("a")
-    assert refusal(house.run("clients", "delete", "a", stdin="y\n")) == "deleting 'a' cannot be undone: say --yes"
-    assert works(house, "a", made.secret)
-    done = house.run("clients", "delete", "a", "--yes")
+def test_delete_must_be_said_twice(harness: Harness) -> None:
+    made = harness.register("a")
+    assert refusal(harness.run("clients", "delete", "a", stdin="y\n")) == "deleting 'a' cannot be undone: say --yes"
+    assert works(harness, "a", made.secret)
+    done = harness.run("clients", "delete", "a", "--yes")
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", "a was deleted.\n")
-    assert not works(house, "a", made.secret)
-    assert ids(house) == []
-    assert refusal(house.run("clients", "create", "A", "--client-id", "a")).endswith("ids are never reused")
+    assert not works(harness, "a", made.secret)
+    assert ids(harness) == []
+    assert refusal(harness.run("clients", "create", "A", "--client-id", "a")).endswith("ids are never reused")
 
 
 @pytest.mark.parametrize("verb", [["show"], ["update", "--name", "x"], ["disable"], ["enable"], ["delete", "--yes"]])
-def test_a_client_that_is_not_there_is_refused(house: House, verb: list[str]) -> None:
-    house.register("gone")
-    house.run("clients", "delete", "gone", "--yes")
+def test_a_client_that_is_not_there_is_refused(harness: Harness, verb: list[str]) -> None:
+    harness.register("gone")
+    harness.run("clients", "delete", "gone", "--yes")
     for client_id in ("nobody", "gone", "GONE", "é", ""):
-        assert refusal(house.run("clients", *verb, client_id)) == (
+        assert refusal(harness.run("clients", *verb, client_id)) == (
             f"there is no client {client_id!r}: `flask clients list` shows all"
         )
 
@@ -656,8 +656,8 @@ def test_a_client_that_is_not_there_is_refused(house: House, verb: list[str]) ->
 def test_a_database_that_was_not_migrated_is_one_line(
     tmp_path: Path, clock: SettableClock, arguments: list[str]
 ) -> None:
-    with open_house(tmp_path, clock, migrated=False) as house:
-        assert refusal(house.run("clients", *arguments)) == (
+    with open_harness(tmp_path, clock, migrated=False) as harness:
+        assert refusal(harness.run("clients", *arguments)) == (
             "the database cannot be used (OperationalError: unable to open database file): "
             "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"
         )
@@ -673,9 +673,9 @@ def test_a_database_that_was_not_migrated_is_one_line(
     ],
 )
 def test_a_database_that_cannot_be_reached_is_one_line(tmp_path: Path, clock: SettableClock, url: str) -> None:
-    with open_house(tmp_path, clock, migrated=False, with_key=False, database_url=url) as house:
+    with open_harness(tmp_path, clock, migrated=False, with_key=False, database_url=url) as harness:
         for arguments in (["list"], ["create", "A", "--secret-out", str(tmp_path / "secret")]):
-            told = refusal(house.run("clients", *arguments))
+            told = refusal(harness.run("clients", *arguments))
             assert told.startswith("the database cannot be used (OperationalError: ")
             assert "is TOKENHOUSE_DATABASE_URL right, " in told
             assert "hidden-password" not in told
@@ -684,18 +684,18 @@ def test_a_database_that_cannot_be_reached_is_one_line(tmp_path: Path, clock: Se
 
 def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, clock: SettableClock) -> None:
     (tmp_path / "tokenhouse.db").write_bytes(b"this is no database at all, whatever its name may say" * 100)
-    with open_house(tmp_path, clock, migrated=False, with_key=False) as house:
-        assert refusal(house.run("clients", "list")).startswith(
+    with open_harness(tmp_path, clock, migrated=False, with_key=False) as harness:
+        assert refusal(harness.run("clients", "list")).startswith(
             "the database cannot be used (DatabaseError: file is not a database): "
         )
 
 
-def test_help_tells_what_each_command_does(house: House) -> None:
-    done = house.run("clients", "--help")
+def test_help_tells_what_each_command_does(harness: Harness) -> None:
+    done = harness.run("clients", "--help")
     assert done.exit_code == 0
     for verb in ("create", "list", "show", "update", "disable", "enable", "delete"):
         assert re.search(rf"^  {verb} +[A-Z].*\.$", done.stdout, re.MULTILINE)
-        assert house.run("clients", verb, "--help").exit_code == 0
+        assert harness.run("clients", verb, "--help").exit_code == 0
 
 
 # A real process
@@ -749,9 +749,9 @@ NO_UTF_8 = os.fsdecode(b"\xff\xfe")
     ],
     ids=lambda arguments: "-".join(argument for argument in arguments if argument.isascii()),
 )
-def test_an_argument_that_is_not_utf_8_is_refused_with_one_line(house: House, arguments: list[str]) -> None:
-    refusal(house.run("clients", *arguments))
-    assert ids(house) == []
+def test_an_argument_that_is_not_utf_8_is_refused_with_one_line(harness: Harness, arguments: list[str]) -> None:
+    refusal(harness.run("clients", *arguments))
+    assert ids(harness) == []
 
 
 def test_an_argument_that_is_not_utf_8_is_refused_by_the_real_process(installation: Installation) -> None:
@@ -1086,8 +1086,8 @@ def test_db_upgrade_makes_folder_and_file_for_their_owner_only(tmp_path: Path) -
 
 
 @pytest.fixture
-def several(tmp_path: Path, clock: SettableClock, database_url: str) -> Iterator[House]:
-    with open_house(tmp_path, clock, with_key=False, database_url=database_url) as made:
+def several(tmp_path: Path, clock: SettableClock, database_url: str) -> Iterator[Harness]:
+    with open_harness(tmp_path, clock, with_key=False, database_url=database_url) as made:
         made.register("a", client_name="Billing 100%", labels={"team": "a", "env": "prod"})
         clock.advance(seconds=1)
         made.register("b", client_name="billing_x", labels={"team": "b"}, token_endpoint_auth_method=POST)
@@ -1117,14 +1117,14 @@ def several(tmp_path: Path, clock: SettableClock, database_url: str) -> Iterator
         (["--name", "billing", "--state", "disabled"], []),
     ],
 )
-def test_clients_are_found_by_what_they_are(several: House, options: list[str], found: list[str]) -> None:
+def test_clients_are_found_by_what_they_are(several: Harness, options: list[str], found: list[str]) -> None:
     listed = data(several.run("clients", "list", "--json", *options))
     assert [client["client_id"] for client in listed] == found
     lines = several.run("clients", "list", *options).stdout.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["client_id", *found]
 
 
-def test_a_list_says_of_each_client_what_show_does(several: House) -> None:
+def test_a_list_says_of_each_client_what_show_does(several: Harness) -> None:
     done = several.run("clients", "list", "--json")
     listed = data(done)
     assert done.stdout == json.dumps(listed, indent=2) + "\n"
@@ -1134,7 +1134,7 @@ def test_a_list_says_of_each_client_what_show_does(several: House) -> None:
 
 
 @pytest.mark.parametrize("option", [["--limit", "0"], ["--limit", "x"], ["--label", "no-equals"], ["--state", "on"]])
-def test_a_filter_that_cannot_be_meant_is_refused(several: House, option: list[str]) -> None:
+def test_a_filter_that_cannot_be_meant_is_refused(several: Harness, option: list[str]) -> None:
     done = several.run("clients", "list", *option)
     assert done.exit_code != 0
     assert done.stdout == ""

@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from conftest import SettableClock
 from support.server import FLASK, Installation, run
-from unit.house import House, open_house
+from unit.harness import Harness, open_harness
 
 from app.config.values import PROJECT_FOLDER
 from app.types import Credentials
@@ -27,9 +27,9 @@ SECRET = "an-imported-secret-of-some-length"
 
 
 @pytest.fixture
-def house(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
+def harness(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
     """Without keys, which secrets do not need."""
-    with open_house(tmp_path, clock, with_key=False) as made:
+    with open_harness(tmp_path, clock, with_key=False) as made:
         yield made
 
 
@@ -44,23 +44,23 @@ def refusal(done: Result, status: int = 1) -> str:
     return done.stderr.removeprefix("Error: ").removesuffix("\n")
 
 
-def use(house: House, secret: str, address: str = "192.0.2.1") -> None:
-    with house.app.app_context():
-        house.verifier.verify_secret([Credentials("a", secret)], "client_secret_basic", address)
-        house.verifier.marks.flush()
+def use(harness: Harness, secret: str, address: str = "192.0.2.1") -> None:
+    with harness.app.app_context():
+        harness.verifier.verify_secret([Credentials("a", secret)], "client_secret_basic", address)
+        harness.verifier.marks.flush()
 
 
-def secrets_of(house: House) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = data(house.run("clients", "secrets", "a", "--json"))
+def secrets_of(harness: Harness) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = data(harness.run("clients", "secrets", "a", "--json"))
     return found
 
 
-def test_secrets_are_shown_but_never_themselves(house: House) -> None:
-    made = house.register("a", expires_after=timedelta(days=90))
-    use(house, made.secret)
-    house.clock.advance(minutes=1)
-    use(house, made.secret, "2001:db8::1")
-    (shown,) = secrets_of(house)
+def test_secrets_are_shown_but_never_themselves(harness: Harness) -> None:
+    made = harness.register("a", expires_after=timedelta(days=90))
+    use(harness, made.secret)
+    harness.clock.advance(minutes=1)
+    use(harness, made.secret, "2001:db8::1")
+    (shown,) = secrets_of(harness)
     assert shown == {
         "id": shown["id"],
         "last_four": made.secret[-4:],
@@ -81,25 +81,27 @@ def test_secrets_are_shown_but_never_themselves(house: House) -> None:
             {"source_address": "192.0.2.1", "first_used_at": NOON, "last_used_at": NOON},
         ],
     }
-    assert house.run("clients", "secrets", "a").stdout == (
+    assert harness.run("clients", "secrets", "a").stdout == (
         "id\tlast_four\tstate\tcreated_at\texpires_at\tlast_used_at\trevoked_at\tused_from\n"
         f"{shown['id']}\t{made.secret[-4:]}\texpiring\t{NOON}\t2026-05-01T12:00:00Z\t2026-01-31T12:01:00Z\t\t"
         "2001:db8::1, 192.0.2.1\n"
     )
 
 
-def test_secrets_asks_whose(house: House) -> None:
-    assert refusal(house.run("clients", "secrets")) == ("say whose secrets: `flask clients secrets ID`, or --by-pepper")
-    assert refusal(house.run("clients", "secrets", "nobody")) == (
+def test_secrets_asks_whose(harness: Harness) -> None:
+    assert refusal(harness.run("clients", "secrets")) == (
+        "say whose secrets: `flask clients secrets ID`, or --by-pepper"
+    )
+    assert refusal(harness.run("clients", "secrets", "nobody")) == (
         "there is no client 'nobody': `flask clients list` shows all"
     )
 
 
-def test_rotate_gives_a_new_secret_and_the_old_one_a_week(house: House) -> None:
-    made = house.register("a")
-    done = house.run("clients", "rotate-secret", "a", "--json")
+def test_rotate_gives_a_new_secret_and_the_old_one_a_week(harness: Harness) -> None:
+    made = harness.register("a")
+    done = harness.run("clients", "rotate-secret", "a", "--json")
     rotated = data(done)
-    old, new = secrets_of(house)
+    old, new = secrets_of(harness)
     assert rotated == {
         "client_id": "a",
         "client_secret": rotated["client_secret"],
@@ -113,48 +115,48 @@ def test_rotate_gives_a_new_secret_and_the_old_one_a_week(house: House) -> None:
         None,
         "valid",
     )
-    use(house, made.secret)
-    use(house, rotated["client_secret"])
+    use(harness, made.secret)
+    use(harness, rotated["client_secret"])
 
 
-def test_people_are_told_until_when_the_old_one_works(house: House) -> None:
-    made = house.register("a")
-    done = house.run("clients", "rotate-secret", "a", "--overlap", "2d", "--secret-expires", "90d")
-    old = secrets_of(house)[0]["id"]
+def test_people_are_told_until_when_the_old_one_works(harness: Harness) -> None:
+    made = harness.register("a")
+    done = harness.run("clients", "rotate-secret", "a", "--overlap", "2d", "--secret-expires", "90d")
+    old = secrets_of(harness)[0]["id"]
     assert done.stderr == (
         f"\nThe secret is shown this once.\n{old} (…{made.secret[-4:]}) works until 2026-02-02T12:00:00Z.\n"
     )
     assert re.search(r"^client_secret_expires_at +1777636800$", done.stdout, re.MULTILINE)
 
 
-def test_a_secret_goes_to_a_file_of_its_own(house: House) -> None:
-    house.register("a")
-    out = house.folder / "secret"
-    rotated = data(house.run("clients", "rotate-secret", "a", "--secret-out", str(out), "--json"))
+def test_a_secret_goes_to_a_file_of_its_own(harness: Harness) -> None:
+    harness.register("a")
+    out = harness.folder / "secret"
+    rotated = data(harness.run("clients", "rotate-secret", "a", "--secret-out", str(out), "--json"))
     assert "client_secret" not in rotated
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    use(house, out.read_text().removesuffix("\n"))
-    assert "exists" in refusal(house.run("clients", "rotate-secret", "a", "--secret-out", str(out)))
-    assert len(secrets_of(house)) == 2
+    use(harness, out.read_text().removesuffix("\n"))
+    assert "exists" in refusal(harness.run("clients", "rotate-secret", "a", "--secret-out", str(out)))
+    assert len(secrets_of(harness)) == 2
 
 
-def test_a_rotation_that_is_refused_leaves_no_file(house: House) -> None:
-    house.register("a")
+def test_a_rotation_that_is_refused_leaves_no_file(harness: Harness) -> None:
+    harness.register("a")
     for _ in range(9):
-        assert house.run("clients", "rotate-secret", "a").exit_code == 0
-    out = house.folder / "secret"
-    assert refusal(house.run("clients", "rotate-secret", "a", "--secret-out", str(out))).startswith(
+        assert harness.run("clients", "rotate-secret", "a").exit_code == 0
+    out = harness.folder / "secret"
+    assert refusal(harness.run("clients", "rotate-secret", "a", "--secret-out", str(out))).startswith(
         "'a' has 10 secrets that work, and 10 is the most"
     )
     assert not out.exists()
 
 
-def test_a_secret_is_taken_over_from_elsewhere(house: House) -> None:
-    house.register("a")
-    done = house.run("clients", "rotate-secret", "a", "--secret-file", "-", stdin="sixteen-letters!\n")
+def test_a_secret_is_taken_over_from_elsewhere(harness: Harness) -> None:
+    harness.register("a")
+    done = harness.run("clients", "rotate-secret", "a", "--secret-file", "-", stdin="sixteen-letters!\n")
     assert done.exit_code == 0
     assert "Warning: the secret has under 32 characters" in done.stderr
-    use(house, "sixteen-letters!")
+    use(harness, "sixteen-letters!")
 
 
 @pytest.mark.parametrize(
@@ -169,100 +171,100 @@ def test_a_secret_is_taken_over_from_elsewhere(house: House) -> None:
         (["--secret-file", "nowhere"], "the secret file nowhere cannot be read: "),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(house: House, arguments: list[str], told: str) -> None:
-    house.register("a")
-    assert refusal(house.run("clients", "rotate-secret", "a", *arguments)).startswith(told)
-    assert len(secrets_of(house)) == 1
+def test_options_that_cannot_be_meant_are_refused(harness: Harness, arguments: list[str], told: str) -> None:
+    harness.register("a")
+    assert refusal(harness.run("clients", "rotate-secret", "a", *arguments)).startswith(told)
+    assert len(secrets_of(harness)) == 1
 
 
 @pytest.mark.parametrize("overlap", ["-1", "x", "", "1.5d", "99999999999999d"])
-def test_an_overlap_that_is_no_duration_is_refused(house: House, overlap: str) -> None:
-    house.register("a")
-    assert house.run("clients", "rotate-secret", "a", "--overlap", overlap).exit_code != 0
-    assert len(secrets_of(house)) == 1
+def test_an_overlap_that_is_no_duration_is_refused(harness: Harness, overlap: str) -> None:
+    harness.register("a")
+    assert harness.run("clients", "rotate-secret", "a", "--overlap", overlap).exit_code != 0
+    assert len(secrets_of(harness)) == 1
 
 
-def test_finish_waits_for_silence_and_says_who_makes_noise(house: House) -> None:
-    made = house.register("a")
-    old_id = secrets_of(house)[0]["id"]
-    house.run("clients", "rotate-secret", "a")
-    use(house, made.secret, "198.51.100.7")
-    assert refusal(house.run("clients", "rotate-secret", "a", "--finish"), STILL_IN_USE) == (
+def test_finish_waits_for_silence_and_says_who_makes_noise(harness: Harness) -> None:
+    made = harness.register("a")
+    old_id = secrets_of(harness)[0]["id"]
+    harness.run("clients", "rotate-secret", "a")
+    use(harness, made.secret, "198.51.100.7")
+    assert refusal(harness.run("clients", "rotate-secret", "a", "--finish"), STILL_IN_USE) == (
         f"'a' may still use {old_id} (…{made.secret[-4:]}) from 198.51.100.7 since 2026-01-31T12:00Z until "
         "2026-01-31T12:00Z. Nothing was retired"
     )
     # A nightly job that still has the old one may be hours late, and is heard all the same.
-    house.clock.advance(hours=30)
-    assert house.run("clients", "rotate-secret", "a", "--finish").exit_code == STILL_IN_USE
-    house.clock.advance(minutes=2)
-    done = house.run("clients", "rotate-secret", "a", "--finish", "--json")
+    harness.clock.advance(hours=30)
+    assert harness.run("clients", "rotate-secret", "a", "--finish").exit_code == STILL_IN_USE
+    harness.clock.advance(minutes=2)
+    done = harness.run("clients", "rotate-secret", "a", "--finish", "--json")
     assert [secret["id"] for secret in data(done)] == [old_id]
     assert done.stderr == (
         f"{old_id} (…{made.secret[-4:]}) is worth nothing from now on.\n"
         "Warning: the secret that is left has never been used.\n"
     )
-    assert [secret["state"] for secret in secrets_of(house)] == ["revoked", "valid"]
-    assert house.run("clients", "rotate-secret", "a", "--finish").stderr == (
+    assert [secret["state"] for secret in secrets_of(harness)] == ["revoked", "valid"]
+    assert harness.run("clients", "rotate-secret", "a", "--finish").stderr == (
         "a has no older secret that works: there is nothing to finish.\n"
     )
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--overlap"])
-def test_how_long_silence_must_be_is_said(house: House, option: str) -> None:
-    house.register("a")
-    house.run("clients", "rotate-secret", "a")
-    house.clock.advance(hours=2)
-    assert house.run("clients", "rotate-secret", "a", "--finish", option, "2h").exit_code == STILL_IN_USE
-    assert house.run("clients", "rotate-secret", "a", "--finish", option, "1h").exit_code == 0
+def test_how_long_silence_must_be_is_said(harness: Harness, option: str) -> None:
+    harness.register("a")
+    harness.run("clients", "rotate-secret", "a")
+    harness.clock.advance(hours=2)
+    assert harness.run("clients", "rotate-secret", "a", "--finish", option, "2h").exit_code == STILL_IN_USE
+    assert harness.run("clients", "rotate-secret", "a", "--finish", option, "1h").exit_code == 0
 
 
-def test_revoke_ends_one_and_warns_of_the_last(house: House) -> None:
-    made = house.register("a")
-    rotated = data(house.run("clients", "rotate-secret", "a", "--json"))
-    old_id = next(secret["id"] for secret in secrets_of(house) if secret["id"] != rotated["secret_id"])
-    done = house.run("clients", "revoke-secret", "a", old_id)
+def test_revoke_ends_one_and_warns_of_the_last(harness: Harness) -> None:
+    made = harness.register("a")
+    rotated = data(harness.run("clients", "rotate-secret", "a", "--json"))
+    old_id = next(secret["id"] for secret in secrets_of(harness) if secret["id"] != rotated["secret_id"])
+    done = harness.run("clients", "revoke-secret", "a", old_id)
     assert (done.exit_code, done.stdout) == (0, "")
     assert done.stderr == f"{old_id} (…{made.secret[-4:]}) is worth nothing from now on.\n"
-    last = house.run("clients", "revoke-secret", "a", rotated["secret_id"], "--json")
+    last = harness.run("clients", "revoke-secret", "a", rotated["secret_id"], "--json")
     assert data(last)["state"] == "revoked"
     assert "Warning: a has no secret that works: `flask clients rotate-secret` makes one." in last.stderr
-    assert refusal(house.run("clients", "revoke-secret", "a", "s-nothing")) == (
+    assert refusal(harness.run("clients", "revoke-secret", "a", "s-nothing")) == (
         "'a' has no secret 's-nothing': `flask clients secrets a` shows all"
     )
 
 
 def test_peppers_are_counted(tmp_path: Path, clock: SettableClock) -> None:
     old, new = f"p1:{'o' * 40}", f"p2:{'n' * 40}"
-    with open_house(tmp_path, clock, secret_peppers=old) as house:
-        made = house.register("a")
-        house.register("b")
-    with open_house(tmp_path, clock, secret_peppers=f"{new},{old}") as house:
-        assert house.run("clients", "secrets", "--by-pepper").stdout == (
+    with open_harness(tmp_path, clock, secret_peppers=old) as harness:
+        made = harness.register("a")
+        harness.register("b")
+    with open_harness(tmp_path, clock, secret_peppers=f"{new},{old}") as harness:
+        assert harness.run("clients", "secrets", "--by-pepper").stdout == (
             "pepper_id\tsecrets\tstate\np2\t0\tnewest\np1\t2\told\n"
         )
-        use(house, made.secret)
-        assert data(house.run("clients", "secrets", "--by-pepper", "--json")) == [
+        use(harness, made.secret)
+        assert data(harness.run("clients", "secrets", "--by-pepper", "--json")) == [
             {"pepper_id": "p2", "secrets": 1, "state": "newest"},
             {"pepper_id": "p1", "secrets": 1, "state": "old"},
         ]
-        assert data(house.run("clients", "secrets", "b", "--by-pepper", "--json"))[1]["secrets"] == 1
-    with open_house(tmp_path, clock, secret_peppers=new) as house:
-        done = house.run("clients", "secrets", "--by-pepper")
+        assert data(harness.run("clients", "secrets", "b", "--by-pepper", "--json"))[1]["secrets"] == 1
+    with open_harness(tmp_path, clock, secret_peppers=new) as harness:
+        done = harness.run("clients", "secrets", "--by-pepper")
         assert done.stdout == "pepper_id\tsecrets\tstate\np2\t1\tnewest\np1\t1\tmissing\n"
         assert done.stderr == (
             "Warning: secrets of a missing pepper are refused until TOKENHOUSE_SECRET_PEPPERS has it again.\n"
         )
 
 
-def test_reports_name_the_clients_that_need_a_look(house: House) -> None:
-    house.register("a", secret=SECRET)
-    house.register("soon", expires_after=timedelta(days=120))
-    house.clock.advance(days=100)
-    house.register("new")
-    use(house, SECRET)
+def test_reports_name_the_clients_that_need_a_look(harness: Harness) -> None:
+    harness.register("a", secret=SECRET)
+    harness.register("soon", expires_after=timedelta(days=120))
+    harness.clock.advance(days=100)
+    harness.register("new")
+    use(harness, SECRET)
 
     def listed(*arguments: str) -> list[str]:
-        return [client["client_id"] for client in data(house.run("clients", "list", *arguments, "--json"))]
+        return [client["client_id"] for client in data(harness.run("clients", "list", *arguments, "--json"))]
 
     assert listed() == ["a", "soon", "new"]
     assert listed("--unused-for", "90d") == ["soon"]
@@ -270,8 +272,8 @@ def test_reports_name_the_clients_that_need_a_look(house: House) -> None:
     assert listed("--expiring-in", "30d") == ["soon"]
     assert listed("--expiring-in", "19d") == []
     assert listed("--secrets-older-than", "90d", "--expiring-in", "30d", "--unused-for", "1y") == []
-    assert house.run("clients", "list", "--unused-for", "soon").exit_code == 2
-    lines = house.run("clients", "list").stdout.splitlines()
+    assert harness.run("clients", "list", "--unused-for", "soon").exit_code == 2
+    lines = harness.run("clients", "list").stdout.splitlines()
     assert lines[1].split("\t")[-1] == "2026-05-11T12:00:00Z"
 
 

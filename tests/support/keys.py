@@ -4,23 +4,28 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from app.crypto.algorithms import RSA_MIN_BITS
-from app.keyring.backends.base import KeyringHome
+from app.keyring.backends.base import KeyringBackend
 from app.keyring.model import Ring, SigningKey
 from app.keyring.serialization import new_key
-from app.keyring.service import Keys
+from app.keyring.service import KeyringManager
 
 
 def add_key(
-    home: KeyringHome, *, published_at: datetime, signs_from: datetime, alg: str = "RS256", bits: int = RSA_MIN_BITS
+    backend: KeyringBackend,
+    *,
+    published_at: datetime,
+    signs_from: datetime,
+    alg: str = "RS256",
+    bits: int = RSA_MIN_BITS,
 ) -> SigningKey:
     """Put a new key into a ring, whether or not that is safe."""
     kid, private_key = new_key(alg, bits)
     key = SigningKey(kid, alg, published_at, signs_from, None, private_key)
-    home.change(lambda ring: Ring((*ring.keys, key), ring.signing_alg, ring.written_at))
+    backend.change(lambda ring: Ring((*ring.keys, key), ring.signing_alg, ring.written_at))
     return key
 
 
-def generate_long_ago(keys: Keys, ago: timedelta = timedelta(days=8)) -> Ring:
+def generate_long_ago(keys: KeyringManager, ago: timedelta = timedelta(days=8)) -> Ring:
     """Make a key and its standby as they would be, had that been done so long ago: every verifier knows both."""
     past = replace(keys, clock=lambda: keys.clock() - ago)
     return past.generate()[0]

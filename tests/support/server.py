@@ -164,7 +164,7 @@ class Installation:
         with self.context():
             upgrade()
             now = self.services.clock()
-            add_key(self.services.keys.manager.home, published_at=now, signs_from=now)
+            add_key(self.services.keys.manager.backend, published_at=now, signs_from=now)
 
     def create_client(self, name: str = "A service", *, client_id: str | None = None, **fields: Any) -> NewClient:
         """Register a client; ``secret``, ``secret_expires_after`` and the fields of ``ClientFields`` may be given."""

@@ -7,7 +7,7 @@ import pytest
 from conftest import SettableClock
 from hypothesis import HealthCheck, settings
 from unit.checkout import make_checkout
-from unit.house import House, logging_as_it_was, open_house
+from unit.harness import Harness, logging_as_it_was, open_harness
 
 # A machine that is busy with other tests is no fault, and failures that were found belong into the code, as examples.
 settings.register_profile(
@@ -26,16 +26,16 @@ def _logging_is_put_back() -> Iterator[None]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
+def harness(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
     """A Tokenhouse on SQLite."""
-    with open_house(tmp_path, clock) as made:
+    with open_harness(tmp_path, clock) as made:
         yield made
 
 
 @pytest.fixture
-def any_house(tmp_path: Path, clock: SettableClock, database_url: str) -> Iterator[House]:
+def any_harness(tmp_path: Path, clock: SettableClock, database_url: str) -> Iterator[Harness]:
     """A Tokenhouse on each kind of database."""
-    with open_house(tmp_path, clock, database_url=database_url) as made:
+    with open_harness(tmp_path, clock, database_url=database_url) as made:
         yield made
 
 

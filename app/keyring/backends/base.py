@@ -9,7 +9,7 @@ Change = Callable[[Ring], Ring]
 """Makes the next ring of the present one, which may be empty."""
 
 
-class KeyringHome(Protocol):
+class KeyringBackend(Protocol):
     """A place that keeps one ring.
 
     All raise ``StartError`` for what is wrong with the ring, and ``ManagementError`` for a change that cannot be.

@@ -15,12 +15,12 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.crypto.algorithms import PrivateKey
 from app.crypto.encryption import DecryptionError, Encrypter
-from app.database.engine import name_of, reading_engine, was_stale, writing_engine
+from app.database.engine import error_class, is_stale_connection, reading_engine, writing_engine
 from app.database.models import KeyRingRow, SigningKeyRow
 from app.errors import ManagementError, StartError
 from app.keyring.backends.base import Change
 from app.keyring.model import Ring, SigningKey
-from app.keyring.serialization import described, parse_entry, parse_pem, to_pem
+from app.keyring.serialization import parse_entry, parse_pem, to_entry, to_pem
 
 _THE_ONE = 1
 _MIGRATE = "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"
@@ -89,7 +89,7 @@ class DatabaseKeyring:
                     self._write(connection, after)
                 return after
         except (SQLAlchemyError, DecryptionError) as error:
-            cause = str(error) if isinstance(error, DecryptionError) else f"{name_of(error)}: {_MIGRATE}"
+            cause = str(error) if isinstance(error, DecryptionError) else f"{error_class(error)}: {_MIGRATE}"
             raise ManagementError(f"{self.name} cannot be written, and is as it was: {cause}") from None
 
     def _ask(self, question: Callable[[Connection], Any]) -> Any:
@@ -98,12 +98,12 @@ class DatabaseKeyring:
                 with self._reading.connect() as connection:
                     return question(connection)
             except DBAPIError as error:
-                if not was_stale(error):
+                if not is_stale_connection(error):
                     raise
                 with self._reading.connect() as connection:
                     return question(connection)
         except SQLAlchemyError as error:
-            raise StartError(f"{self.name} cannot be read ({name_of(error)}): {_MIGRATE}") from None
+            raise StartError(f"{self.name} cannot be read ({error_class(error)}): {_MIGRATE}") from None
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -143,7 +143,7 @@ class DatabaseKeyring:
         connection.execute(delete(SigningKeyRow))
         for key in ring.keys:
             key_id, encrypted = self._encrypter.encrypt(to_pem(key.private_key, None), bound_to=key.kid)
-            members = {"jwks_max_age": 0, **described(key), "private_key": encrypted, "encryption_key_id": key_id}
+            members = {"jwks_max_age": 0, **to_entry(key), "private_key": encrypted, "encryption_key_id": key_id}
             connection.execute(insert(SigningKeyRow).values(**members))
         written = {"version": KeyRingRow.version + 1, "written_at": ring.written_at}
         if not connection.execute(update(KeyRingRow).where(KeyRingRow.ring_id == _THE_ONE).values(**written)).rowcount:

@@ -22,7 +22,7 @@ from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
 from app.keyring.backends.base import Change
 from app.keyring.model import Ring
-from app.keyring.serialization import check_table, described, parse_entry, parse_pem, to_pem, written_at
+from app.keyring.serialization import check_table, parse_entry, parse_pem, to_entry, to_pem, written_at
 
 LOCAL_PROPAGATION_SECONDS = 2
 SHARED_PROPAGATION_SECONDS = 300
@@ -148,7 +148,7 @@ class FileKeyring:
                     write_private_file(made[-1], to_pem(key.private_key, self._passphrase))
                     by_kid[key.kid] = _new_table(key.kid, key.alg, made[-1].name)
                     tables.append(by_kid[key.kid])
-                _update(by_kid[key.kid], described(key))
+                _update(by_kid[key.kid], to_entry(key))
             if after.written_at:
                 document["written_at"] = after.written_at
             write_private_file(path, _NO_BLANK_ABOVE.sub(r"\1\n\n[[keys]]", tomlkit.dumps(document)).encode())

@@ -7,13 +7,13 @@ from sqlalchemy.engine import Engine
 from app.config.settings import Settings
 from app.config.values import KEYRING_IN_ENVIRONMENT
 from app.crypto.encryption import Encrypter
-from app.keyring.backends.base import KeyringHome
+from app.keyring.backends.base import KeyringBackend
 from app.keyring.backends.database import DatabaseKeyring
 from app.keyring.backends.environment import StaticKeyring
 from app.keyring.backends.file import FileKeyring
 
 
-def open_home(place: Path | str, settings: Settings, engine: Engine) -> KeyringHome:
+def open_backend(place: Path | str, settings: Settings, engine: Engine) -> KeyringBackend:
     """The home at ``place``, a value of ``TOKENHOUSE_KEYRING``. Nothing is read yet."""
     passphrase = settings.keyring_passphrase.get_secret_value() if settings.keyring_passphrase else None
     if isinstance(place, Path):

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.clients.lookup import refusal_of
+from app.clients.lookup import refusal_reason
 from app.clients.secret_digests import is_vschar
-from app.crypto.jws import header_of, take_apart
+from app.crypto.jws import parse_unverified, parse_unverified_header
 from app.errors import InvalidClient, ManagementError
-from app.http.forms import required
-from app.oauth.client_auth.dependencies import Doors
+from app.http.forms import require_parameter
+from app.oauth.client_auth.dependencies import ClientAuthDependencies
 from app.oauth.replay_store import SKEW_SECONDS
 from app.types import Authentication, TokenRequest
 
@@ -70,8 +70,8 @@ class AssertionMethod(ABC):
     signing_algs: tuple[str, ...]
     parameters = frozenset({"client_id", "client_assertion", "client_assertion_type"})
 
-    def __init__(self, doors: Doors) -> None:
-        self._doors = doors
+    def __init__(self, dependencies: ClientAuthDependencies) -> None:
+        self._dependencies = dependencies
 
     @abstractmethod
     def is_signed_so(self, alg: object) -> bool:
@@ -89,7 +89,7 @@ class AssertionMethod(ABC):
         parameters = request.parameters
         if "client_assertion" not in parameters and "client_assertion_type" not in parameters:
             return False
-        header = header_of(parameters.get("client_assertion", ""), MAX_CHARACTERS)
+        header = parse_unverified_header(parameters.get("client_assertion", ""), MAX_CHARACTERS)
         return self.is_signed_so(header.get("alg") if header else None)
 
     def authenticate(self, request: TokenRequest) -> Authentication:
@@ -99,9 +99,9 @@ class AssertionMethod(ABC):
         :raises InvalidClient: whatever else is wrong.
         :raises ServiceUnavailable: whether the assertion was used before cannot be known.
         """
-        unverified = required(request.parameters, "client_assertion")
+        unverified = require_parameter(request.parameters, "client_assertion")
         request.presented_secrets.append(unverified)
-        if required(request.parameters, "client_assertion_type") != ASSERTION_TYPE:
+        if require_parameter(request.parameters, "client_assertion_type") != ASSERTION_TYPE:
             raise InvalidClient("assertion_type_unknown")
         assertion = _taken_apart(unverified)
         found = self.examine(assertion)
@@ -111,19 +111,19 @@ class AssertionMethod(ABC):
         if body_id != assertion.client_id:
             faults.append("other_client_id")
         row, claims = found.row, assertion.claims
-        if reason := refusal_of(row, self.name) or found.fault or next(iter(faults), None):
+        if reason := refusal_reason(row, self.name) or found.fault or next(iter(faults), None):
             raise InvalidClient(reason, client_id=row.client_id)
         until = claims["exp"] + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
-        if not self._doors.replay.use(assertion.client_id, claims["jti"], claims["iat"], until):
+        if not self._dependencies.replay_store.use(assertion.client_id, claims["jti"], claims["iat"], until):
             raise InvalidClient("assertion_replayed", client_id=row.client_id)
-        return self._doors.lookup.let_in(row, self.name, request.source_address, found.secret)
+        return self._dependencies.lookup.accept(row, self.name, request.source_address, found.secret)
 
     def _wrong_claims(self, assertion: UnverifiedAssertion, fields: Mapping[str, Any]) -> Iterator[str]:
         """RFC 7523 section 3, with what it leaves open settled."""
-        claims, now = assertion.claims, int(self._doors.clock().timestamp())
+        claims, now = assertion.claims, int(self._dependencies.clock().timestamp())
         if not assertion.client_id or claims.get("iss") != assertion.client_id:
             yield "assertion_of_another"
-        is_issuer_only = fields.get("assertion_audience") == "issuer" or self._doors.rules.is_issuer_only
+        is_issuer_only = fields.get("assertion_audience") == "issuer" or self._dependencies.rules.is_issuer_only
         if not self._is_for_us(claims.get("aud"), is_issuer_only=is_issuer_only):
             yield "assertion_audience"
         exp, iat, nbf = (claims.get(name) for name in ("exp", "iat", "nbf"))
@@ -132,7 +132,7 @@ class AssertionMethod(ABC):
             yield "assertion_times"
         elif exp <= now - SKEW_SECONDS:
             yield "assertion_expired"
-        elif exp > now + self._doors.rules.longest_seconds + SKEW_SECONDS:
+        elif exp > now + self._dependencies.rules.longest_seconds + SKEW_SECONDS:
             yield "assertion_too_long"
         elif max(iat, iat if nbf is None else nbf) > now + SKEW_SECONDS:
             yield "assertion_in_the_future"
@@ -142,7 +142,7 @@ class AssertionMethod(ABC):
     def _is_for_us(self, audience: object, *, is_issuer_only: bool) -> bool:
         """Whole, exact strings of our own; a list that holds any other is somebody else's too."""
         named = audience if isinstance(audience, list) else [audience]
-        rules = self._doors.rules
+        rules = self._dependencies.rules
         allowed = {rules.issuer} if is_issuer_only else {rules.issuer, rules.token_endpoint}
         return bool(named) and all(isinstance(one, str) and one in allowed for one in named)
 
@@ -160,7 +160,7 @@ def check_assertion_fields(method: str, fields: Mapping[str, Any], *others: str)
 
 
 def _taken_apart(unverified: str) -> UnverifiedAssertion:
-    found = take_apart(unverified, MAX_CHARACTERS)
+    found = parse_unverified(unverified, MAX_CHARACTERS)
     if found is None or found.header is None or found.claims is None or not found.signature:
         raise InvalidClient("assertion_malformed")
     return UnverifiedAssertion(found.header, found.claims, found.signed, found.signature)

@@ -13,20 +13,20 @@ from typing import Any
 from app.clients.fields import form_decode
 from app.clients.secret_digests import is_vschar
 from app.errors import InvalidClient, InvalidRequest, ManagementError
-from app.http.forms import required
-from app.oauth.client_auth.dependencies import Doors
+from app.http.forms import require_parameter
+from app.oauth.client_auth.dependencies import ClientAuthDependencies
 from app.types import Authentication, Credentials, TokenRequest
 
 
 class _ClientSecret:
     """What both have in common: the client has secrets, and nothing else."""
 
-    secret_bearing = True
-    reads_secrets = False
+    has_secrets = True
+    uses_secret_as_key = False
     signing_algs: tuple[str, ...] = ()
 
-    def __init__(self, doors: Doors) -> None:
-        self._verifier = doors.secrets
+    def __init__(self, dependencies: ClientAuthDependencies) -> None:
+        self._verifier = dependencies.secrets
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,9 @@ class ClientSecretPost(_ClientSecret):
         :raises InvalidRequest: ``client_id`` is missing.
         :raises InvalidClient: malformed or wrong.
         """
-        credentials = Credentials(required(request.parameters, "client_id"), request.parameters["client_secret"])
+        credentials = Credentials(
+            require_parameter(request.parameters, "client_id"), request.parameters["client_secret"]
+        )
         request.presented_secrets.append(credentials.secret)
         if not (is_vschar(credentials.client_id) and is_vschar(credentials.secret)):
             raise InvalidClient("malformed_credentials")

@@ -20,8 +20,8 @@ class ClientSecretJwt(AssertionMethod):
     """``client_secret_jwt``: an assertion signed with HMAC-SHA-256, whose key is the secret in UTF-8."""
 
     name = "client_secret_jwt"
-    secret_bearing = True
-    reads_secrets = True
+    has_secrets = True
+    uses_secret_as_key = True
     signing_algs = (ALG,)
 
     def is_signed_so(self, alg: object) -> bool:
@@ -30,7 +30,7 @@ class ClientSecretJwt(AssertionMethod):
 
     def examine(self, assertion: UnverifiedAssertion) -> Finding:
         """See :meth:`AssertionMethod.examine`."""
-        rows = self._doors.lookup.find_with_secrets(assertion.client_id)[:SECRETS_TRIED]
+        rows = self._dependencies.lookup.find_with_secrets(assertion.client_id)[:SECRETS_TRIED]
         fields = json.loads(rows[0].auth_fields or "{}")
         if assertion.header.get("alg") != ALG:
             return Finding(rows[0], fields, "assertion_algorithm")
@@ -40,31 +40,35 @@ class ClientSecretJwt(AssertionMethod):
         """Secrets that have made the signature. All are tried, one of nobody where there is none."""
         found = []
         for row in rows:
-            secret, is_its_own = self._doors.readable.read_or_dummy(row.client_id, row)
+            secret, is_its_own = self._dependencies.encrypted_secrets.decrypt_or_dummy(row.client_id, row)
             mac = hmac.digest(secret.encode(), assertion.signed, hashlib.sha256)
             if hmac.compare_digest(mac, assertion.signature) and is_its_own:
                 found.append(row)
         return found
 
     def _found(self, rows: Sequence[Any], fields: Mapping[str, Any], matching: Sequence[Any]) -> Finding:
-        now = self._doors.clock()
+        now = self._dependencies.clock()
         valid = [row for row in matching if row.revoked_at is None]
         working = [row for row in valid if row.expires_at is None or row.expires_at > now]
         if working:
             self._renew(working[0])
             return Finding(rows[0], fields, None, working[0])
         unreadable = [
-            row for row in rows if row.encrypted and row.encryption_key_id not in self._doors.readable.key_ids
+            row
+            for row in rows
+            if row.encrypted and row.encryption_key_id not in self._dependencies.encrypted_secrets.key_ids
         ]
         reasons = {"expired_secret": valid, "revoked_secret": matching, "unreadable_secret": unreadable}
         return Finding(rows[0], fields, next((name for name, of in reasons.items() if of), "assertion_signature"))
 
     def _renew(self, secret: Any) -> None:
         """What an old key has encrypted is encrypted with the first, some seconds later."""
-        readable = self._doors.readable
-        if secret.encryption_key_id != readable.newest_key_id:
-            clear = readable.read(secret.client_id, secret)
-            self._doors.lookup.renew(secret, *readable.encrypt(secret.client_id, secret.secret_id, clear))
+        encrypted_secrets = self._dependencies.encrypted_secrets
+        if secret.encryption_key_id != encrypted_secrets.newest_key_id:
+            clear = encrypted_secrets.decrypt(secret.client_id, secret)
+            self._dependencies.lookup.reencrypt(
+                secret, *encrypted_secrets.encrypt(secret.client_id, secret.secret_id, clear)
+            )
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

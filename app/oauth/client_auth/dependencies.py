@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from app.clients.authentication import SecretVerifier
-from app.clients.encrypted_secrets import ReadableSecrets
-from app.clients.jwks_cache import ClientKeySets
+from app.clients.encrypted_secrets import EncryptedSecrets
+from app.clients.jwks_cache import JwksCache
 from app.clients.lookup import ClientLookup
 from app.config.settings import Settings
 from app.oauth.replay_store import ReplayStore
@@ -28,19 +28,19 @@ class AssertionRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class ClientAuthDependencies:
     """Handed to each method when it is made."""
 
     secrets: SecretVerifier
     lookup: ClientLookup
-    replay: ReplayStore
-    readable: ReadableSecrets
-    key_sets: ClientKeySets
+    replay_store: ReplayStore
+    encrypted_secrets: EncryptedSecrets
+    jwks_cache: JwksCache
     clock: Clock
     rules: AssertionRules
 
 
-def rules_of(settings: Settings, token_endpoint: str) -> AssertionRules:
+def assertion_rules(settings: Settings, token_endpoint: str) -> AssertionRules:
     """The rules in the settings."""
     return AssertionRules(
         settings.issuer, token_endpoint, settings.assertion_audience == "issuer", settings.assertion_lifetime

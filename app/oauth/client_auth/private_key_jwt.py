@@ -21,8 +21,8 @@ class PrivateKeyJwt(AssertionMethod):
     """``private_key_jwt``: an assertion signed with a key whose public half the client has registered."""
 
     name = "private_key_jwt"
-    secret_bearing = False
-    reads_secrets = False
+    has_secrets = False
+    uses_secret_as_key = False
     signing_algs = SIGNING_ALGS
 
     def is_signed_so(self, alg: object) -> bool:
@@ -31,7 +31,7 @@ class PrivateKeyJwt(AssertionMethod):
 
     def examine(self, assertion: UnverifiedAssertion) -> Finding:
         """See :meth:`AssertionMethod.examine`."""
-        row = self._doors.lookup.find(assertion.client_id)
+        row = self._dependencies.lookup.find(assertion.client_id)
         # Read anew each time, and where there is nothing something of nobody's: what was kept would tell who was here.
         fields = json.loads(row.auth_fields or _nobodys_fields())
         published = json.loads(row.published_jwks) if row.published_jwks else fields.get("jwks")
@@ -39,7 +39,7 @@ class PrivateKeyJwt(AssertionMethod):
         fault = _wrong_signature(assertion, keys)
         if fault == "assertion_signature" and row.published_jwks:
             # With a key that is newer than the set, perhaps. This request does not wait for it.
-            self._doors.key_sets.want(row.client_id)
+            self._dependencies.jwks_cache.request_refresh(row.client_id)
         return Finding(row, fields, fault)
 
     @staticmethod

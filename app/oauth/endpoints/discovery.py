@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from flask import Blueprint, Response
 
 from app.config.settings import Settings
-from app.http.application import Answer, Asked, at_once
+from app.http.application import Answer, Asked, without_contexts
 from app.oauth.services import Endpoint, OAuthServices
 from app.types import Metadata
 
@@ -43,14 +43,14 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
     read_metadata = _reader(services.registered_scopes, lambda scopes: _with_scopes(services.metadata, scopes))
 
     @blueprint.get(JWKS_PATH)
-    @at_once
+    @without_contexts
     def show_jwks(asked: Asked) -> Response:
         return _public_document(asked, *read_jwks(), max_age)
 
     @blueprint.get(OAUTH_METADATA_PATH)
     @blueprint.get(OPENID_METADATA_PATH)
     @blueprint.get(f"{OAUTH_METADATA_PATH}{urlsplit(services.settings.issuer).path}", endpoint="at_issuer_path")
-    @at_once
+    @without_contexts
     def show_metadata(asked: Asked) -> Response:
         return _public_document(asked, *read_metadata(), max_age)
 

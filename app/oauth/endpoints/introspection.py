@@ -13,11 +13,11 @@ from werkzeug.http import parse_accept_header
 
 from app.audit.events import TokenIntrospected
 from app.config.settings import Settings
-from app.http.application import Asked, at_once
-from app.http.forms import required
-from app.oauth.authorization_server import Answered, Document, StrictRequest, TokenServer, facts_of
+from app.http.application import Asked, without_contexts
+from app.http.forms import require_parameter
+from app.oauth.authorization_server import Document, EndpointResponse, StrictRequest, TokenServer, request_facts
 from app.oauth.services import Endpoint, OAuthServices
-from app.tokens.status import Standing, may_introspect
+from app.tokens.status import TokenStatus, may_introspect
 from app.types import Metadata
 
 PATH = "/oauth/introspect"
@@ -40,20 +40,20 @@ class Introspection(TokenEndpoint):
         super().__init__(services.server)
         self._services = services
 
-    def create_endpoint_response(self, request: StrictRequest) -> Answered:  # type: ignore[override]
+    def create_endpoint_response(self, request: StrictRequest) -> EndpointResponse:  # type: ignore[override]
         """Answer ``request``.
 
         :raises InvalidClient: the caller did not prove who it is.
         :raises InvalidRequest: it asks about nothing.
         """
         caller = self.server.authenticate(request).client
-        standing = self._services.statuses.of_token(required(request.parameters, "token"))
-        reason = standing.reason if may_introspect(caller, standing) else standing.reason or "not_for_this_caller"
-        jti = standing.claims["jti"] if standing.claims else None
-        told: dict[str, Any] = {"active": False} if reason else _describe(standing)
+        status = self._services.statuses.of_token(require_parameter(request.parameters, "token"))
+        reason = status.reason if may_introspect(caller, status) else status.reason or "not_for_this_caller"
+        jti = status.claims["jti"] if status.claims else None
+        told: dict[str, Any] = {"active": False} if reason else _describe(status)
         self.server.tell(
             TokenIntrospected(
-                request=facts_of(request.asked),
+                request=request_facts(request.asked),
                 client_id=caller.client_id,
                 active=reason is None,
                 reason=reason,
@@ -74,8 +74,8 @@ class Introspection(TokenEndpoint):
         return Document(self._services.issuer.sign(claims, TYP).encode(), MEDIA_TYPE)
 
 
-def _describe(standing: Standing) -> dict[str, Any]:
-    claims = standing.claims or {}
+def _describe(status: TokenStatus) -> dict[str, Any]:
+    claims = status.claims or {}
     confirmation = claims.get("cnf")
     is_dpop = isinstance(confirmation, dict) and "jkt" in confirmation
     told = {name: claims[name] for name in _TOLD if name in claims}
@@ -96,7 +96,7 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
     services.server.register_endpoint(Introspection(services))
 
     @blueprint.post(PATH, provide_automatic_options=False)
-    @at_once
+    @without_contexts
     def introspect(asked: Asked) -> Response:
         return services.server.create_endpoint_response(Introspection.ENDPOINT_NAME, asked)
 

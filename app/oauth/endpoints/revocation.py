@@ -11,9 +11,9 @@ from flask import Blueprint, Response
 
 from app.audit.events import TokenRevoked
 from app.config.settings import Settings
-from app.http.application import Asked, at_once
-from app.http.forms import required
-from app.oauth.authorization_server import Answered, StrictRequest, TokenServer, facts_of
+from app.http.application import Asked, without_contexts
+from app.http.forms import require_parameter
+from app.oauth.authorization_server import EndpointResponse, StrictRequest, TokenServer, request_facts
 from app.oauth.services import Endpoint, OAuthServices
 from app.types import Metadata
 
@@ -32,7 +32,7 @@ class Revocation(TokenEndpoint):
         super().__init__(services.server)
         self._services = services
 
-    def create_endpoint_response(self, request: StrictRequest) -> Answered:  # type: ignore[override]
+    def create_endpoint_response(self, request: StrictRequest) -> EndpointResponse:  # type: ignore[override]
         """Answer ``request``.
 
         :raises InvalidClient: the caller did not prove who it is.
@@ -40,17 +40,17 @@ class Revocation(TokenEndpoint):
         :raises ServiceUnavailable: nothing was taken back, and the caller is to try again (section 2.2.1).
         """
         caller = self.server.authenticate(request).client
-        standing = self._services.statuses.of_token(required(request.parameters, "token"))
-        reason, jti = standing.reason, None
-        if standing.claims is not None:
-            jti = standing.claims["jti"]
-            if standing.claims["client_id"] != caller.client_id:
+        status = self._services.statuses.of_token(require_parameter(request.parameters, "token"))
+        reason, jti = status.reason, None
+        if status.claims is not None:
+            jti = status.claims["jti"]
+            if status.claims["client_id"] != caller.client_id:
                 reason = "other_clients_token"
         if reason is None:
-            self._services.revocations.revoke(standing.as_revoked())
+            self._services.revocations.revoke(status.as_revoked())
         self.server.tell(
             TokenRevoked(
-                request=facts_of(request.asked),
+                request=request_facts(request.asked),
                 client_id=caller.client_id,
                 was_live=reason is None,
                 reason=reason,
@@ -65,7 +65,7 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
     services.server.register_endpoint(Revocation(services))
 
     @blueprint.post(PATH, provide_automatic_options=False)
-    @at_once
+    @without_contexts
     def revoke(asked: Asked) -> Response:
         return services.server.create_endpoint_response(Revocation.ENDPOINT_NAME, asked)
 

@@ -12,8 +12,8 @@ from flask import Blueprint, Response
 
 from app.config.settings import Settings
 from app.errors import UnauthorizedClient
-from app.http.application import Asked, at_once
-from app.oauth.authorization_server import NO_STORE, Answered, Document, StrictRequest, TokenServer
+from app.http.application import Asked, without_contexts
+from app.oauth.authorization_server import NO_STORE, Document, EndpointResponse, StrictRequest, TokenServer
 from app.oauth.services import Endpoint, OAuthServices
 from app.tokens.revocation_feed import MAX_AGE_SECONDS, MEDIA_TYPE
 from app.types import Metadata
@@ -33,7 +33,7 @@ class RevocationFeedEndpoint(TokenEndpoint):
         super().__init__(services.server)
         self._feed = services.revocation_feed
 
-    def create_endpoint_response(self, request: StrictRequest) -> Answered:  # type: ignore[override]
+    def create_endpoint_response(self, request: StrictRequest) -> EndpointResponse:  # type: ignore[override]
         """Answer ``request``.
 
         :raises InvalidClient: the caller did not prove who it is.
@@ -70,7 +70,7 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
     services.server.register_endpoint(RevocationFeedEndpoint(services))
 
     @blueprint.route(PATH, methods=["GET", "POST"], provide_automatic_options=False)
-    @at_once
+    @without_contexts
     def show_revocations(asked: Asked) -> Response:
         return services.server.create_endpoint_response(RevocationFeedEndpoint.ENDPOINT_NAME, asked)
 

@@ -3,7 +3,7 @@
 from flask import Blueprint, Response
 
 from app.config.settings import Settings
-from app.http.application import Asked, at_once
+from app.http.application import Asked, without_contexts
 from app.oauth.services import Endpoint, OAuthServices
 from app.types import Metadata
 
@@ -14,7 +14,7 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
     blueprint = Blueprint("token", __name__)
 
     @blueprint.post(PATH, provide_automatic_options=False)
-    @at_once
+    @without_contexts
     def issue_token(asked: Asked) -> Response:
         return services.server.create_token_response(asked)
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from authlib.oauth2.rfc6749 import grants
 
 from app.errors import UnauthorizedClient
-from app.oauth.policy import Policy, decide
-from app.types import AccessToken, Authentication, Client, Decision, TokenRequest
+from app.oauth.policy import Policy, grant
+from app.types import AccessToken, AccessTokenGrant, Authentication, Client, TokenRequest
 
 
 class GrantRequest(TokenRequest, Protocol):
@@ -26,7 +26,7 @@ class GrantServer(Protocol):
 
     policy: Policy
 
-    def issue(self, client: Client, decision: Decision) -> AccessToken:
+    def issue(self, client: Client, grant: AccessTokenGrant) -> AccessToken:
         """Sign a token for ``client``."""
         ...
 
@@ -68,20 +68,20 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
         assert request.authentication is not None  # noqa: S101 - validate_token_request has been called.
         client = request.authentication.client
         scope = request.parameters.get("scope")
-        decision = decide(
+        granted = grant(
             client,
             scope=scope,
             resources=request.resources,
             policy=self.server.policy,
             never_named=request.presented_secrets,
         )
-        request.access_token = self.server.issue(client, decision)
+        request.access_token = self.server.issue(client, granted)
         answer: dict[str, Any] = {
             "access_token": request.access_token.encoded,
             "token_type": "Bearer",
-            "expires_in": decision.lifetime_seconds,
+            "expires_in": granted.lifetime_seconds,
         }
-        if decision.scope:
-            answer["scope"] = " ".join(decision.scope)
+        if granted.scope:
+            answer["scope"] = " ".join(granted.scope)
         self.server.save_token(answer, request)
         return HTTPStatus.OK, answer, []

@@ -6,34 +6,34 @@ from pathlib import Path
 import pytest
 from conftest import SettableClock
 from support.keys import add_key
-from unit.house import open_house
+from unit.harness import open_harness
 
 from app import check_start, utc_now
 from app.errors import StartError
 
 
 def test_an_application_is_made_without_touching_database_or_keys(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path / "nowhere", clock, migrated=False, with_key=False):
+    with open_harness(tmp_path / "nowhere", clock, migrated=False, with_key=False):
         assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_server_needs_a_key_that_may_sign(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path, clock, migrated=False, with_key=False) as house:
+    with open_harness(tmp_path, clock, migrated=False, with_key=False) as harness:
         with pytest.raises(StartError, match=r"^there is no key ring at "):
-            check_start(house.app)
-        house.run("keys", "generate")
-        check_start(house.app)
+            check_start(harness.app)
+        harness.run("keys", "generate")
+        check_start(harness.app)
         # The ring's own time tells that the clock is wrong.
         clock.now = clock().replace(year=2025)
-        check_start(house.app)
+        check_start(harness.app)
 
 
 def test_a_server_needs_a_key_whose_time_has_come(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path, clock, with_key=False) as house:
+    with open_harness(tmp_path, clock, with_key=False) as harness:
         later = clock() + timedelta(days=1)
-        add_key(house.services.keys.manager.home, published_at=clock(), signs_from=later)
+        add_key(harness.services.keys.manager.backend, published_at=clock(), signs_from=later)
         with pytest.raises(StartError, match=r"^the key ring has no key that may sign now: the first may sign from "):
-            check_start(house.app)
+            check_start(harness.app)
 
 
 def test_the_clock_of_a_real_application_is_aware_and_in_utc() -> None:
@@ -42,8 +42,8 @@ def test_the_clock_of_a_real_application_is_aware_and_in_utc() -> None:
 
 
 def test_there_is_nothing_but_what_is_documented(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path, clock) as house:
-        rules = {(rule.rule, *sorted(rule.methods or ())) for rule in house.app.url_map.iter_rules()}
+    with open_harness(tmp_path, clock) as harness:
+        rules = {(rule.rule, *sorted(rule.methods or ())) for rule in harness.app.url_map.iter_rules()}
         assert rules == {
             ("/oauth/token", "POST"),
             ("/oauth/introspect", "POST"),

@@ -17,7 +17,7 @@ from app.errors import (
     ServiceUnavailable,
     UnauthorizedClient,
     UnsupportedGrantType,
-    below_oauth,
+    http_error_body,
     render,
 )
 
@@ -111,11 +111,11 @@ def test_a_sentence_that_section_5_2_forbids_cannot_be_made(reflected: str) -> N
     ],
 )
 def test_a_fault_below_oauth_has_the_same_form(status: int, code: str) -> None:
-    body = below_oauth(status)
+    body = http_error_body(status)
     assert list(body) == ["error", "error_description"]
     assert body["error"] == code
 
 
 @pytest.mark.parametrize("status", [status for status in HTTPStatus if status >= HTTPStatus.BAD_REQUEST])
 def test_every_sentence_keeps_to_the_characters_of_section_5_2(status: int) -> None:
-    assert DESCRIPTION.fullmatch(below_oauth(status)["error_description"])
+    assert DESCRIPTION.fullmatch(http_error_body(status)["error_description"])

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from app.clients.secrets import NewSecret
-from app.types import AccessToken, Authentication, Client, Credentials, Decision
+from app.types import AccessToken, AccessTokenGrant, Authentication, Client, Credentials
 
 CLIENT = Client("an-id", "A service", "client_secret", ("client_credentials",), ("read",), (), None)
 
@@ -14,7 +14,7 @@ CLIENT = Client("an-id", "A service", "client_secret", ("client_credentials",), 
     ("shape", "shown"),
     [
         (Credentials("hidden", "hidden"), "Credentials(…)"),
-        (AccessToken("hidden", "a-jti", "hidden", Decision((), (), 1)), "AccessToken(jti='a-jti')"),
+        (AccessToken("hidden", "a-jti", "hidden", AccessTokenGrant((), (), 1)), "AccessToken(jti='a-jti')"),
         (NewSecret("hidden", "s-1", None), "NewSecret(s-1)"),
     ],
 )
@@ -28,7 +28,9 @@ def test_a_client_answers_what_authlib_asks() -> None:
     assert CLIENT.check_grant_type("password") is False
 
 
-@pytest.mark.parametrize("shape", [CLIENT, Authentication(CLIENT, "m"), Credentials("a", "b"), Decision((), (), 1)])
+@pytest.mark.parametrize(
+    "shape", [CLIENT, Authentication(CLIENT, "m"), Credentials("a", "b"), AccessTokenGrant((), (), 1)]
+)
 def test_shapes_are_frozen_and_take_no_more_members(shape: object) -> None:
     name = next(iter(dataclasses.fields(shape))).name  # type: ignore[arg-type]
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -72,7 +72,7 @@ def test_a_refusal_is_one_line_without_what_is_empty(clock: SettableClock) -> No
 def test_what_is_not_ascii_is_escaped(clock: SettableClock, name: str) -> None:
     stream = io.StringIO()
     log = AuditLog("json", clock, NonBlockingStream(lambda: stream))
-    log.tell_past(clock(), "ClientChanged", {"by": name})
+    log.write_past(clock(), "ClientChanged", {"by": name})
     line = stream.getvalue()
     assert line.isascii()
     assert json.loads(line) == {"time": "2026-01-31T12:00:00.000Z", "event": "ClientChanged", "by": name}

@@ -12,7 +12,7 @@ from dotenv import dotenv_values
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.checkout import make_checkout
-from unit.house import House, open_house
+from unit.harness import Harness, open_harness
 
 from app.cli.development import greeting, prepare, write_environment_file
 from app.config.loader import load_settings
@@ -20,15 +20,15 @@ from app.errors import StartError
 
 
 @pytest.fixture
-def development(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
+def development(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
     """A developer's machine before the first start."""
     options = {"config": "development", "issuer": "http://localhost:8080"}
-    with open_house(tmp_path / "deep" / "er", clock, migrated=False, with_key=False, **options) as made:
+    with open_harness(tmp_path / "deep" / "er", clock, migrated=False, with_key=False, **options) as made:
         yield made
 
 
 def test_the_first_start_makes_database_and_key_and_the_next_keeps_them(
-    development: House, capsys: pytest.CaptureFixture[str]
+    development: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with development.app.app_context():
         prepare(development.settings)
@@ -41,7 +41,7 @@ def test_the_first_start_makes_database_and_key_and_the_next_keeps_them(
     assert development.run("clients", "list", "--json").stdout == "[]\n"
 
 
-def test_the_first_start_makes_a_client_and_a_line_that_works(development: House) -> None:
+def test_the_first_start_makes_a_client_and_a_line_that_works(development: Harness) -> None:
     with development.app.app_context():
         prepare(development.settings)
         said = greeting(development.settings)
@@ -60,7 +60,7 @@ def test_the_first_start_makes_a_client_and_a_line_that_works(development: House
     assert '.venv/bin/flask clients create "My service" --scope "read write"' in again
 
 
-def test_a_demo_client_that_was_deleted_does_not_come_back(development: House) -> None:
+def test_a_demo_client_that_was_deleted_does_not_come_back(development: Harness) -> None:
     with development.app.app_context():
         prepare(development.settings)
         greeting(development.settings)
@@ -69,10 +69,10 @@ def test_a_demo_client_that_was_deleted_does_not_come_back(development: House) -
         assert development.store.list_all() == []
 
 
-def test_there_is_no_demo_client_outside_development(house: House) -> None:
-    with house.app.app_context():
-        assert "curl" not in greeting(house.settings)
-        assert house.store.list_all() == []
+def test_there_is_no_demo_client_outside_development(harness: Harness) -> None:
+    with harness.app.app_context():
+        assert "curl" not in greeting(harness.settings)
+        assert harness.store.list_all() == []
 
 
 def written(path: Path, **environment: str) -> dict[str, str | None]:

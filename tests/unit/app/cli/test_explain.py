@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.house import House
+from unit.harness import Harness
 
 from app.cli.explain import ABOUT_TOKENS, REFUSALS
 
@@ -42,56 +42,56 @@ def log(*lines: str | dict[str, Any]) -> bytes:
         f"prefix {json.dumps({'message': json.dumps({'log': json.dumps(REFUSED)})})}",
     ],
 )
-def test_a_line_is_found_however_it_was_wrapped(house: House, line: str, tmp_path: Path) -> None:
-    done = house.run("explain", ID, stdin=log(line))
+def test_a_line_is_found_however_it_was_wrapped(harness: Harness, line: str, tmp_path: Path) -> None:
+    done = harness.run("explain", ID, stdin=log(line))
     assert (done.exit_code, done.stderr) == (0, f"The secret of client billing was right, and has expired.\n{MEND}")
     assert re.search(r"^reason +expired_secret$", done.stdout, re.MULTILINE)
     (tmp_path / "log").write_bytes(log(line))
-    assert house.run("explain", ID, str(tmp_path / "log")).stderr == done.stderr
-    (found,) = json.loads(house.run("explain", ID, "--json", stdin=log(line)).stdout)
+    assert harness.run("explain", ID, str(tmp_path / "log")).stderr == done.stderr
+    (found,) = json.loads(harness.run("explain", ID, "--json", stdin=log(line)).stdout)
     assert found["line"] == REFUSED
     assert f"To mend it: {found['mend']}\n" == MEND
 
 
-def test_a_line_of_the_console_is_found_too(house: House) -> None:
+def test_a_line_of_the_console_is_found_too(harness: Harness) -> None:
     line = (
         f"2026-01-31T12:00:00.000Z TokenRefused client_id=billing duration_ms=0.9 error=invalid_scope outcome=refused "
         f"reason=scope_not_granted request_id={ID} status=400 detail='The client was not granted: a b'"
     )
-    done = house.run("explain", ID, stdin=log(line))
+    done = harness.run("explain", ID, stdin=log(line))
     assert done.exit_code == 0
     assert done.stderr.startswith("Client billing asked for more scopes than it has.\n")
     assert re.search(r"^detail +The client was not granted: a b$", done.stdout, re.MULTILINE)
 
 
-def test_what_was_refused_before_an_endpoint_is_found_in_the_diagnostics(house: House) -> None:
+def test_what_was_refused_before_an_endpoint_is_found_in_the_diagnostics(harness: Harness) -> None:
     line = {
         "time": "x",
         "event": f"Refused with 405: Method Not Allowed from 192.0.2.1, request_id={ID}",
         "level": "info",
     }
-    done = house.run("explain", ID, stdin=log(line))
+    done = harness.run("explain", ID, stdin=log(line))
     assert done.exit_code == 0
     assert "Refused with 405" in done.stdout
 
 
-def test_what_went_well_is_said_to_have(house: House) -> None:
+def test_what_went_well_is_said_to_have(harness: Harness) -> None:
     line = {"event": "TokenIssued", "request_id": ID, "client_id": "billing", "scope": "a b", "audience": ["urn:a"]}
-    done = house.run("explain", ID, stdin=log(line))
+    done = harness.run("explain", ID, stdin=log(line))
     assert done.stderr == "Client billing got a token: there is nothing wrong with this request.\n"
 
 
-def test_nothing_that_is_found_is_said_to_be(house: House, tmp_path: Path) -> None:
+def test_nothing_that_is_found_is_said_to_be(harness: Harness, tmp_path: Path) -> None:
     for stdin in (b"", log(), b"\xff\xfe\n", log(f"a line of text about {ID}")):
-        done = house.run("explain", ID, stdin=stdin)
+        done = harness.run("explain", ID, stdin=stdin)
         assert (done.exit_code, done.stdout) == (1, "")
         assert done.stderr.startswith(f"Error: no line of the log is about request {ID}.")
-    done = house.run("explain", ID, str(tmp_path / "nowhere"))
+    done = harness.run("explain", ID, str(tmp_path / "nowhere"))
     assert done.stderr == f"Error: the log {tmp_path}/nowhere cannot be read: No such file or directory\n"
 
 
-def test_a_log_steers_no_terminal(house: House) -> None:
-    done = house.run("explain", ID, stdin=log(REFUSED | {"client_id": "\x1b[2J", "error": "\x1b]0;x"}))
+def test_a_log_steers_no_terminal(harness: Harness) -> None:
+    done = harness.run("explain", ID, stdin=log(REFUSED | {"client_id": "\x1b[2J", "error": "\x1b]0;x"}))
     assert "\x1b" not in done.stdout + done.stderr
 
 
@@ -104,16 +104,16 @@ def test_a_log_steers_no_terminal(house: House) -> None:
     ],
     ids=["plain", "braces", "escape"],
 )
-def test_a_reason_that_is_not_known_is_named(house: House, reason: str, shown: str) -> None:
-    done = house.run("explain", ID, stdin=log(REFUSED | {"reason": reason}))
+def test_a_reason_that_is_not_known_is_named(harness: Harness, reason: str, shown: str) -> None:
+    done = harness.run("explain", ID, stdin=log(REFUSED | {"reason": reason}))
     assert done.exit_code == 0
     assert done.stderr == f"The reason is {shown}, which this version does not know.\n"
 
 
 @pytest.mark.parametrize("reason", ["database_OperationalError", "unexpected_ValueError"])
-def test_a_reason_may_end_in_a_class(house: House, reason: str) -> None:
+def test_a_reason_may_end_in_a_class(harness: Harness, reason: str) -> None:
     told, _ = REFUSALS[reason.partition("_")[0] + "_"]
-    assert house.run("explain", ID, stdin=log(REFUSED | {"reason": reason})).stderr.startswith(told)
+    assert harness.run("explain", ID, stdin=log(REFUSED | {"reason": reason})).stderr.startswith(told)
 
 
 def documented(file: str) -> set[str]:

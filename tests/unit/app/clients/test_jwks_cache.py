@@ -14,10 +14,10 @@ from conftest import SettableClock
 from sqlalchemy import select
 from support.assertions import Signer, form, signer
 from support.publisher import Publisher, publishing, send
-from unit.house import House, open_house
+from unit.harness import Harness, open_harness
 
 from app.clients.fields import ClientFields
-from app.clients.jwks_cache import COOL_DOWN, FETCHED_AT_ONCE, ClientKeySets
+from app.clients.jwks_cache import COOL_DOWN, FETCHED_AT_ONCE, JwksCache
 from app.database.models import ClientKeySetRow, db
 from app.errors import ManagementError
 from app.http.safe_fetch import Fetched, Fetcher, FetchError
@@ -38,50 +38,50 @@ def publisher() -> Iterator[Publisher]:
 
 
 @pytest.fixture
-def house(any_house: House) -> Iterator[House]:
+def harness(any_harness: Harness) -> Iterator[Harness]:
     # What is fetched when is what is tested: no job of its own.
-    any_house.app.before_request_funcs.clear()
-    return any_house
+    any_harness.app.before_request_funcs.clear()
+    return any_harness
 
 
-def make(house: House, uri: str, client_id: str = "c", **more: Any) -> str:
-    with house.app.app_context():
+def make(harness: Harness, uri: str, client_id: str = "c", **more: Any) -> str:
+    with harness.app.app_context():
         fields = ClientFields(client_name="A", token_endpoint_auth_method=METHOD, auth_fields={"jwks_uri": uri, **more})
-        found = house.services.clients.jwks_cache.fetch(uri)
-        house.store.register(fields, client_id=client_id, with_secret=False, key_set=found)
+        found = harness.services.clients.jwks_cache.fetch(uri)
+        harness.store.register(fields, client_id=client_id, with_secret=False, key_set=found)
     return client_id
 
 
-def ask(house: House, one: Signer, client_id: str = "c", **header: Any) -> int:
-    now = int(house.clock().timestamp())
-    claims = {"iss": client_id, "sub": client_id, "aud": house.settings.issuer, "jti": uuid.uuid4().hex}
+def ask(harness: Harness, one: Signer, client_id: str = "c", **header: Any) -> int:
+    now = int(harness.clock().timestamp())
+    claims = {"iss": client_id, "sub": client_id, "aud": harness.settings.issuer, "jti": uuid.uuid4().hex}
     signed = one.sign(claims | {"iat": now, "exp": now + 60}, **header)
-    return house.app.test_client().post("/oauth/token", data=form(signed)).status_code
+    return harness.app.test_client().post("/oauth/token", data=form(signed)).status_code
 
 
-def look(house: House) -> None:
-    with house.app.app_context():
-        house.services.clients.jwks_cache.look()
+def poll(harness: Harness) -> None:
+    with harness.app.app_context():
+        harness.services.clients.jwks_cache.poll()
 
 
-def kept(house: House, client_id: str = "c") -> ClientKeySetRow:
-    with house.app.app_context():
+def kept(harness: Harness, client_id: str = "c") -> ClientKeySetRow:
+    with harness.app.app_context():
         row = db.session.get(ClientKeySetRow, client_id)
         assert row is not None
         db.session.expunge(row)
         return row
 
 
-def ready(house: House) -> dict[str, str]:
-    answer = house.app.test_client().get("/readyz")
+def ready(harness: Harness) -> dict[str, str]:
+    answer = harness.app.test_client().get("/readyz")
     assert answer.status_code == 200
     checks: dict[str, str] = answer.get_json()["checks"]
     return checks
 
 
-def test_it_is_fetched_when_the_client_is_made_and_by_no_request(house: House, publisher: Publisher) -> None:
-    make(house, publisher.url)
-    assert [ask(house, OLD), ask(house, OLD, kid=None), ask(house, NEW), ask(house, NEW, kid="x")] == [
+def test_it_is_fetched_when_the_client_is_made_and_by_no_request(harness: Harness, publisher: Publisher) -> None:
+    make(harness, publisher.url)
+    assert [ask(harness, OLD), ask(harness, OLD, kid=None), ask(harness, NEW), ask(harness, NEW, kid="x")] == [
         200,
         200,
         401,
@@ -91,14 +91,14 @@ def test_it_is_fetched_when_the_client_is_made_and_by_no_request(house: House, p
     assert publisher.asked[0][1]["accept"] == "application/jwk-set+json, application/json"
 
 
-def test_a_publisher_that_is_away_costs_no_request_anything(house: House) -> None:
+def test_a_publisher_that_is_away_costs_no_request_anything(harness: Harness) -> None:
     with publishing() as publisher:
         publisher.publish(jwk(OLD))
-        make(house, publisher.url)
-    assert [ask(house, OLD), ask(house, NEW)] == [200, 401]
-    house.clock.advance(days=3)
-    look(house)
-    assert [ask(house, OLD), ask(house, NEW)] == [200, 401]
+        make(harness, publisher.url)
+    assert [ask(harness, OLD), ask(harness, NEW)] == [200, 401]
+    harness.clock.advance(days=3)
+    poll(harness)
+    assert [ask(harness, OLD), ask(harness, NEW)] == [200, 401]
 
 
 @pytest.mark.parametrize(
@@ -106,89 +106,89 @@ def test_a_publisher_that_is_away_costs_no_request_anything(house: House) -> Non
     [(None, 3600), (0, 300), (60, 300), (300, 300), (7200, 7200), (10**8, 86400)],
 )
 def test_it_is_fetched_again_before_it_is_old(
-    house: House, publisher: Publisher, max_age: int | None, lifetime: int
+    harness: Harness, publisher: Publisher, max_age: int | None, lifetime: int
 ) -> None:
     publisher.publish(jwk(OLD), max_age=max_age)
-    make(house, publisher.url)
+    make(harness, publisher.url)
     for _ in range(3):
-        row = kept(house)
-        assert row.fetched_at == house.clock()
+        row = kept(harness)
+        assert row.fetched_at == harness.clock()
         life = (row.refresh_at - row.fetched_at).total_seconds()
         assert 0.7 * lifetime <= life <= 0.8 * lifetime
         count = len(publisher.asked)
-        house.clock.now = row.refresh_at - timedelta(seconds=1)
-        look(house)
+        harness.clock.now = row.refresh_at - timedelta(seconds=1)
+        poll(harness)
         assert len(publisher.asked) == count
-        house.clock.now = row.refresh_at
-        look(house)
+        harness.clock.now = row.refresh_at
+        poll(harness)
         assert len(publisher.asked) == count + 1
 
 
 def test_a_key_that_is_not_known_moves_the_next_fetch_nearer_and_not_too_near(
-    house: House, publisher: Publisher
+    harness: Harness, publisher: Publisher
 ) -> None:
-    make(house, publisher.url)
+    make(harness, publisher.url)
     publisher.publish(jwk(OLD), jwk(NEW))
-    house.clock.advance(seconds=10)
+    harness.clock.advance(seconds=10)
     for _ in range(5):
-        assert ask(house, NEW) == 401
-        look(house)
+        assert ask(harness, NEW) == 401
+        poll(harness)
     assert len(publisher.asked) == 1
-    assert kept(house).refresh_at == kept(house).tried_at + COOL_DOWN
-    house.clock.advance(seconds=50)
-    look(house)
+    assert kept(harness).refresh_at == kept(harness).tried_at + COOL_DOWN
+    harness.clock.advance(seconds=50)
+    poll(harness)
     assert len(publisher.asked) == 2
-    assert [ask(house, NEW), ask(house, OLD)] == [200, 200]
+    assert [ask(harness, NEW), ask(harness, OLD)] == [200, 200]
     # Long after a fetch the next may come at once.
-    house.clock.advance(seconds=600)
+    harness.clock.advance(seconds=600)
     publisher.publish(jwk(THIRD))
-    assert ask(house, THIRD) == 401
+    assert ask(harness, THIRD) == 401
     assert len(publisher.asked) == 2
-    look(house)
+    poll(harness)
     assert len(publisher.asked) == 3
-    assert [ask(house, THIRD), ask(house, OLD)] == [200, 401]
+    assert [ask(harness, THIRD), ask(harness, OLD)] == [200, 401]
 
 
 def test_who_asks_again_and_again_with_a_key_of_nobody_causes_one_fetch_a_minute(
-    house: House, publisher: Publisher
+    harness: Harness, publisher: Publisher
 ) -> None:
-    make(house, publisher.url)
+    make(harness, publisher.url)
     for _ in range(60):
-        house.clock.advance(seconds=10)
-        ask(house, NEW)
-        ask(house, NEW, kid="x")
-        ask(house, NEW, client_id="nobody")
-        look(house)
+        harness.clock.advance(seconds=10)
+        ask(harness, NEW)
+        ask(harness, NEW, kid="x")
+        ask(harness, NEW, client_id="nobody")
+        poll(harness)
     assert len(publisher.asked) == 1 + 10
 
 
 def test_the_last_good_set_is_kept_and_told_of(
-    house: House, publisher: Publisher, caplog: pytest.LogCaptureFixture
+    harness: Harness, publisher: Publisher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make(house, publisher.url + "?token=a-secret-in-a-query")
+    make(harness, publisher.url + "?token=a-secret-in-a-query")
     publisher.answer = lambda handler: send(handler, b"no", 500)
     waits = []
     for _ in range(7):
-        row = kept(house)
+        row = kept(harness)
         waits.append((row.refresh_at - row.tried_at).total_seconds())
-        house.clock.now = row.refresh_at
-        look(house)
-        assert ask(house, OLD) == 200
+        harness.clock.now = row.refresh_at
+        poll(harness)
+        assert ask(harness, OLD) == 200
     assert waits[1:] == [60, 120, 240, 480, 900, 900]
-    assert ready(house) == {
+    assert ready(harness) == {
         "database": "ok",
         "keyring": "ok",
         "settings": "ok",
         "audit_log": "ok",
         "client_keys:c": "degraded",
     }
-    assert kept(house).fault == "the answer has status 500"
+    assert kept(harness).fault == "the answer has status 500"
     publisher.publish(jwk(NEW))
-    house.clock.now = kept(house).refresh_at
-    look(house)
-    assert "client_keys:c" not in ready(house)
-    assert (kept(house).fault, kept(house).failures) == (None, 0)
-    assert [ask(house, OLD), ask(house, NEW)] == [401, 200]
+    harness.clock.now = kept(harness).refresh_at
+    poll(harness)
+    assert "client_keys:c" not in ready(harness)
+    assert (kept(harness).fault, kept(harness).failures) == (None, 0)
+    assert [ask(harness, OLD), ask(harness, NEW)] == [401, 200]
     fault = "the answer has status 500"
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert told == [
@@ -213,21 +213,23 @@ WRONG = {
 
 
 @pytest.mark.parametrize("number", range(len(WRONG)))
-def test_a_set_that_is_wrong_makes_no_client_and_replaces_none(house: House, publisher: Publisher, number: int) -> None:
+def test_a_set_that_is_wrong_makes_no_client_and_replaces_none(
+    harness: Harness, publisher: Publisher, number: int
+) -> None:
     body, cause = list(WRONG.items())[number]
-    make(house, publisher.url)
+    make(harness, publisher.url)
     publisher.answer = lambda handler: send(handler, body)
     with pytest.raises(ManagementError) as caught:
-        make(house, publisher.url, "another")
+        make(harness, publisher.url, "another")
     assert str(caught.value).startswith(f"the keys at {publisher.url} cannot be fetched: ")
     assert cause in str(caught.value)
-    house.clock.advance(days=1)
-    look(house)
-    assert cause in str(kept(house).fault)
-    assert ask(house, OLD) == 200
+    harness.clock.advance(days=1)
+    poll(harness)
+    assert cause in str(kept(harness).fault)
+    assert ask(harness, OLD) == 200
 
 
-def test_what_is_not_for_us_in_a_set_is_left_out(house: House, publisher: Publisher) -> None:
+def test_what_is_not_for_us_in_a_set_is_left_out(harness: Harness, publisher: Publisher) -> None:
     others = [
         {"kty": "EC", "crv": "P-384", "x": "AA", "y": "AA"},
         {"kty": "AKP", "pub": "AA"},
@@ -235,65 +237,65 @@ def test_what_is_not_for_us_in_a_set_is_left_out(house: House, publisher: Publis
         {"kty": "RSA", "n": "AQAB", "e": "AQAB"},
     ]
     publisher.publish(*others, jwk(OLD))
-    make(house, publisher.url)
-    assert [ask(house, OLD), ask(house, NEW)] == [200, 401]
+    make(harness, publisher.url)
+    assert [ask(harness, OLD), ask(harness, NEW)] == [200, 401]
 
 
-def test_of_many_workers_one_fetches(house: House, publisher: Publisher) -> None:
-    make(house, publisher.url)
-    house.clock.advance(days=1)
-    with house.app.app_context():
+def test_of_many_workers_one_fetches(harness: Harness, publisher: Publisher) -> None:
+    make(harness, publisher.url)
+    harness.clock.advance(days=1)
+    with harness.app.app_context():
         engine = db.engine
-        workers = [ClientKeySets(engine, Fetcher(), house.clock, house.services.outbox) for _ in range(6)]
+        workers = [JwksCache(engine, Fetcher(), harness.clock, harness.services.outbox) for _ in range(6)]
     with ThreadPoolExecutor(len(workers)) as pool:
-        list(pool.map(lambda worker: worker.look(), workers))
+        list(pool.map(lambda worker: worker.poll(), workers))
     assert len(publisher.asked) == 2
 
 
-def test_a_worker_that_dies_over_it_is_followed_by_another(house: House, publisher: Publisher) -> None:
-    make(house, publisher.url)
-    house.clock.advance(days=1)
+def test_a_worker_that_dies_over_it_is_followed_by_another(harness: Harness, publisher: Publisher) -> None:
+    make(harness, publisher.url)
+    harness.clock.advance(days=1)
 
     class Dying(Fetcher):
         def fetch(self, url: str, accept: str) -> Fetched:  # noqa: ARG002
             raise SystemExit
 
-    with house.app.app_context():
-        dying = ClientKeySets(db.engine, Dying(), house.clock, house.services.outbox)
+    with harness.app.app_context():
+        dying = JwksCache(db.engine, Dying(), harness.clock, harness.services.outbox)
     with pytest.raises(SystemExit):
-        dying.look()
-    look(house)
+        dying.poll()
+    poll(harness)
     assert len(publisher.asked) == 1
-    house.clock.advance(seconds=60)
-    look(house)
+    harness.clock.advance(seconds=60)
+    poll(harness)
     assert len(publisher.asked) == 2
 
 
-def test_one_that_is_slow_or_gone_holds_up_no_other(house: House, publisher: Publisher) -> None:
+def test_one_that_is_slow_or_gone_holds_up_no_other(harness: Harness, publisher: Publisher) -> None:
     with publishing() as other:
         other.publish(jwk(NEW))
-        make(house, other.url, "gone")
+        make(harness, other.url, "gone")
         for number in range(FETCHED_AT_ONCE + 2):
-            make(house, publisher.url, f"c{number}")
+            make(harness, publisher.url, f"c{number}")
     publisher.publish(jwk(THIRD))
-    house.clock.advance(days=1)
-    look(house)
-    look(house)
-    assert {ask(house, THIRD, f"c{number}") for number in range(FETCHED_AT_ONCE + 2)} == {200}
-    assert ask(house, NEW, "gone") == 200
-    assert house.services.clients.jwks_cache.failing == ["gone"]
+    harness.clock.advance(days=1)
+    poll(harness)
+    poll(harness)
+    assert {ask(harness, THIRD, f"c{number}") for number in range(FETCHED_AT_ONCE + 2)} == {200}
+    assert ask(harness, NEW, "gone") == 200
+    assert harness.services.clients.jwks_cache.failing == ["gone"]
 
 
 def test_a_change_of_keys_leaves_a_trace_and_a_mere_fetch_does_not(
-    house: House, publisher: Publisher, capsys: pytest.CaptureFixture[str]
+    harness: Harness, publisher: Publisher, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make(house, publisher.url)
+    make(harness, publisher.url)
     for keys in ((OLD,), (OLD, NEW)):
         publisher.publish(*map(jwk, keys))
-        house.clock.advance(days=1)
-        look(house)
-    with house.app.app_context():
-        house.services.outbox.drain(house.services.audit_log.tell_past)
+        harness.clock.advance(days=1)
+        poll(harness)
+    with harness.app.app_context():
+        harness.services.outbox.drain(harness.services.audit_log.write_past)
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     changes = [
         (event["by"], event["change"], event.get("fields")) for event in told if event["event"] == "ClientChanged"
@@ -301,69 +303,69 @@ def test_a_change_of_keys_leaves_a_trace_and_a_mere_fetch_does_not(
     assert changes[1:] == [("the fetch of keys", "keys_fetched", ["jwks"])]
 
 
-def test_a_client_that_is_gone_or_shut_out_is_left_alone(house: House, publisher: Publisher) -> None:
+def test_a_client_that_is_gone_or_shut_out_is_left_alone(harness: Harness, publisher: Publisher) -> None:
     for client_id in ("deleted", "disabled", "changed"):
-        make(house, publisher.url, client_id)
-    with house.app.app_context():
-        house.store.delete("deleted")
-        house.store.disable("disabled")
-        house.store.update("changed", lambda _: {"auth_fields": {"jwks": {"keys": [jwk(NEW)]}}})
+        make(harness, publisher.url, client_id)
+    with harness.app.app_context():
+        harness.store.delete("deleted")
+        harness.store.disable("disabled")
+        harness.store.update("changed", lambda _: {"auth_fields": {"jwks": {"keys": [jwk(NEW)]}}})
         assert list(db.session.scalars(select(ClientKeySetRow.client_id))) == ["disabled"]
     count = len(publisher.asked)
-    house.clock.advance(days=1)
-    look(house)
+    harness.clock.advance(days=1)
+    poll(harness)
     assert len(publisher.asked) == count
-    assert [ask(house, OLD, "changed"), ask(house, NEW, "changed")] == [401, 200]
-    with house.app.app_context():
-        house.store.enable("disabled")
-    look(house)
+    assert [ask(harness, OLD, "changed"), ask(harness, NEW, "changed")] == [401, 200]
+    with harness.app.app_context():
+        harness.store.enable("disabled")
+    poll(harness)
     assert len(publisher.asked) == count + 1
 
 
 @pytest.mark.parametrize("is_found", [True, False])
 def test_a_fetch_that_ends_after_the_client_has_moved_changes_nothing(
-    house: House, publisher: Publisher, *, is_found: bool
+    harness: Harness, publisher: Publisher, *, is_found: bool
 ) -> None:
-    make(house, publisher.url)
+    make(harness, publisher.url)
     elsewhere = publisher.url.replace("jwks.json", "others.json")
 
     class Slow(Fetcher):
         def fetch(self, url: str, accept: str) -> Fetched:
             found = super().fetch(url, accept)
             publisher.publish(jwk(NEW))
-            with house.app.app_context():
-                new = house.services.clients.jwks_cache.fetch(elsewhere)
-                house.store.update("c", lambda _: {"auth_fields": {"jwks_uri": elsewhere}}, new)
+            with harness.app.app_context():
+                new = harness.services.clients.jwks_cache.fetch(elsewhere)
+                harness.store.update("c", lambda _: {"auth_fields": {"jwks_uri": elsewhere}}, new)
             if not is_found:
                 raise FetchError("gone")
             return found
 
-    house.clock.advance(days=1)
-    with house.app.app_context():
-        slow = ClientKeySets(db.engine, Slow(), house.clock, house.services.outbox)
-    slow.look()
-    assert (kept(house).uri, kept(house).fault) == (elsewhere, None)
-    assert [ask(house, OLD), ask(house, NEW)] == [401, 200]
+    harness.clock.advance(days=1)
+    with harness.app.app_context():
+        slow = JwksCache(db.engine, Slow(), harness.clock, harness.services.outbox)
+    slow.poll()
+    assert (kept(harness).uri, kept(harness).fault) == (elsewhere, None)
+    assert [ask(harness, OLD), ask(harness, NEW)] == [401, 200]
 
 
-def test_nobody_can_be_made_whose_keys_were_not_fetched(house: House, publisher: Publisher) -> None:
-    with house.app.app_context():
+def test_nobody_can_be_made_whose_keys_were_not_fetched(harness: Harness, publisher: Publisher) -> None:
+    with harness.app.app_context():
         fields = ClientFields(
             client_name="A", token_endpoint_auth_method=METHOD, auth_fields={"jwks_uri": publisher.url}
         )
         with pytest.raises(ManagementError, match="must be fetched before"):
-            house.store.register(fields, client_id="c", with_secret=False)
-        other = house.services.clients.jwks_cache.fetch(publisher.url + "?other")
+            harness.store.register(fields, client_id="c", with_secret=False)
+        other = harness.services.clients.jwks_cache.fetch(publisher.url + "?other")
         with pytest.raises(ManagementError, match="must be fetched before"):
-            house.store.register(fields, client_id="c", with_secret=False, key_set=other)
+            harness.store.register(fields, client_id="c", with_secret=False, key_set=other)
 
 
 def test_a_name_that_leads_into_our_network_is_refused_at_once(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path, clock) as house, house.app.app_context():
+    with open_harness(tmp_path, clock) as harness, harness.app.app_context():
         with pytest.raises(ManagementError) as caught:
-            house.services.clients.jwks_cache.fetch("https://[::ffff:169.254.169.254]/latest")
+            harness.services.clients.jwks_cache.fetch("https://[::ffff:169.254.169.254]/latest")
         assert "leads to ::ffff:169.254.169.254, which is no public address" in str(caught.value)
-    with open_house(tmp_path / "b", clock, jwks_uri_networks="127.0.0.0/8") as house, house.app.app_context():
+    with open_harness(tmp_path / "b", clock, jwks_uri_networks="127.0.0.0/8") as harness, harness.app.app_context():
         with pytest.raises(ManagementError) as caught:
-            house.services.clients.jwks_cache.fetch("https://[::ffff:127.0.0.1]:1/")
+            harness.services.clients.jwks_cache.fetch("https://[::ffff:127.0.0.1]:1/")
         assert "Connection refused" in str(caught.value)

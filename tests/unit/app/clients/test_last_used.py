@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from support.server import NewClient
-from unit.house import House, open_house
+from unit.harness import Harness, open_harness
 
-from app.clients.last_used import MOST_ADDRESSES, UseMarks
+from app.clients.last_used import MOST_ADDRESSES, LastUsedTracker
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient
 from app.types import Credentials
@@ -27,120 +27,120 @@ from app.types import Credentials
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
 
-def worker(house: House, clock: SettableClock | None = None) -> UseMarks:
+def worker(harness: Harness, clock: SettableClock | None = None) -> LastUsedTracker:
     """Marks as another process has them."""
-    with house.app.app_context():
-        return UseMarks(db.engine, clock or house.clock)
+    with harness.app.app_context():
+        return LastUsedTracker(db.engine, clock or harness.clock)
 
 
-def secret_of(house: House, client_id: str) -> str:
-    with house.app.app_context():
-        return house.store.find(client_id).secrets[0].secret_id
+def secret_of(harness: Harness, client_id: str) -> str:
+    with harness.app.app_context():
+        return harness.store.find(client_id).secrets[0].secret_id
 
 
-def last_used(house: House, client_id: str) -> tuple[datetime | None, datetime | None]:
+def last_used_of(harness: Harness, client_id: str) -> tuple[datetime | None, datetime | None]:
     """Of the client, and of its first secret."""
-    with house.app.app_context():
-        row = house.store.find(client_id)
+    with harness.app.app_context():
+        row = harness.store.find(client_id)
         return row.last_used_at, row.secrets[0].last_used_at
 
 
-def addresses(house: House, client_id: str) -> list[tuple[str, datetime, datetime]]:
-    with house.app.app_context():
-        (uses,) = house.services.clients.secrets.uses(client_id).values()
+def addresses(harness: Harness, client_id: str) -> list[tuple[str, datetime, datetime]]:
+    with harness.app.app_context():
+        (uses,) = harness.services.clients.secrets.uses(client_id).values()
         return [(use.source_address, use.first_used_at, use.last_used_at) for use in uses]
 
 
 @contextmanager
-def writes(house: House) -> Iterator[list[str]]:
+def writes(harness: Harness) -> Iterator[list[str]]:
     """Every statement that changes something, as it reaches the driver."""
     seen: list[str] = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if not statement.lstrip().upper().startswith(("SELECT", "PRAGMA", "BEGIN")):
             seen.append(statement)
 
-    with house.app.app_context():
-        event.listen(db.engine, "before_cursor_execute", note)
+    with harness.app.app_context():
+        event.listen(db.engine, "before_cursor_execute", record)
         try:
             yield seen
         finally:
-            event.remove(db.engine, "before_cursor_execute", note)
+            event.remove(db.engine, "before_cursor_execute", record)
 
 
-def authenticate(house: House, client: NewClient, address: str = "192.0.2.1") -> None:
-    house.verifier.verify_secret([Credentials(client.client_id, client.secret)], "client_secret_basic", address)
+def authenticate(harness: Harness, client: NewClient, address: str = "192.0.2.1") -> None:
+    harness.verifier.verify_secret([Credentials(client.client_id, client.secret)], "client_secret_basic", address)
 
 
-def marks_of(house: House) -> UseMarks:
+def marks_of(harness: Harness) -> LastUsedTracker:
     """Those of the house's own requests."""
-    return house.verifier.marks
+    return harness.verifier.last_used
 
 
-def test_a_use_is_told_to_the_minute_after_a_flush_and_not_before(any_house: House) -> None:
-    client = any_house.register("a")
-    any_house.clock.advance(minutes=5, seconds=59, microseconds=999_999)
-    with writes(any_house) as written:
-        authenticate(any_house, client)
+def test_a_use_is_told_to_the_minute_after_a_flush_and_not_before(any_harness: Harness) -> None:
+    client = any_harness.register("a")
+    any_harness.clock.advance(minutes=5, seconds=59, microseconds=999_999)
+    with writes(any_harness) as written:
+        authenticate(any_harness, client)
     assert written == []
-    assert last_used(any_house, "a") == (None, None)
-    marks_of(any_house).flush()
+    assert last_used_of(any_harness, "a") == (None, None)
+    marks_of(any_harness).flush()
     minute = NOON + timedelta(minutes=5)
-    assert last_used(any_house, "a") == (minute, minute)
-    assert addresses(any_house, "a") == [("192.0.2.1", minute, minute)]
+    assert last_used_of(any_harness, "a") == (minute, minute)
+    assert addresses(any_harness, "a") == [("192.0.2.1", minute, minute)]
 
 
-def test_a_refused_request_is_no_use(any_house: House) -> None:
-    client = any_house.register("a")
+def test_a_refused_request_is_no_use(any_harness: Harness) -> None:
+    client = any_harness.register("a")
     with pytest.raises(InvalidClient):
-        authenticate(any_house, NewClient("a", f"{client.secret}x"))
-    marks_of(any_house).flush()
-    assert last_used(any_house, "a") == (None, None)
+        authenticate(any_harness, NewClient("a", f"{client.secret}x"))
+    marks_of(any_harness).flush()
+    assert last_used_of(any_harness, "a") == (None, None)
 
 
-def test_a_thousand_uses_in_a_minute_are_one_write(any_house: House) -> None:
-    client = any_house.register("a")
+def test_a_thousand_uses_in_a_minute_are_one_write(any_harness: Harness) -> None:
+    client = any_harness.register("a")
     for _ in range(20):
-        authenticate(any_house, client)
-    with writes(any_house) as written:
-        marks_of(any_house).flush()
+        authenticate(any_harness, client)
+    with writes(any_harness) as written:
+        marks_of(any_harness).flush()
     # The client, the secret, the address.
     assert len(written) == 3
     for _ in range(20):
-        authenticate(any_house, client)
-    with writes(any_house) as written:
-        marks_of(any_house).flush()
+        authenticate(any_harness, client)
+    with writes(any_harness) as written:
+        marks_of(any_harness).flush()
     assert written == []
-    any_house.clock.advance(minutes=1)
-    authenticate(any_house, client)
-    marks_of(any_house).flush()
-    assert last_used(any_house, "a") == (NOON + timedelta(minutes=1),) * 2
+    any_harness.clock.advance(minutes=1)
+    authenticate(any_harness, client)
+    marks_of(any_harness).flush()
+    assert last_used_of(any_harness, "a") == (NOON + timedelta(minutes=1),) * 2
 
 
-def test_the_secret_that_was_used_is_marked_and_no_other(any_house: House) -> None:
-    first = any_house.register("a")
-    with any_house.app.app_context():
-        any_house.services.clients.secrets.rotate("a", overlap=timedelta(days=1))
-    any_house.clock.advance(hours=1)
-    authenticate(any_house, first)
-    marks_of(any_house).flush()
-    with any_house.app.app_context():
-        used = {secret.origin: secret.last_used_at for secret in any_house.store.find("a").secrets[:1]}
+def test_the_secret_that_was_used_is_marked_and_no_other(any_harness: Harness) -> None:
+    first = any_harness.register("a")
+    with any_harness.app.app_context():
+        any_harness.services.clients.secrets.rotate("a", overlap=timedelta(days=1))
+    any_harness.clock.advance(hours=1)
+    authenticate(any_harness, first)
+    marks_of(any_harness).flush()
+    with any_harness.app.app_context():
+        used = {secret.origin: secret.last_used_at for secret in any_harness.store.find("a").secrets[:1]}
         assert used == {"generated": NOON + timedelta(hours=1)}
-        assert any_house.store.find("a").secrets[1].last_used_at is None
+        assert any_harness.store.find("a").secrets[1].last_used_at is None
 
 
-def test_a_worker_that_tells_late_does_not_set_the_time_back(any_house: House) -> None:
-    any_house.register("a")
-    secret = secret_of(any_house, "a")
-    late, early = worker(any_house), worker(any_house)
-    late.note("a", secret, "192.0.2.1")
-    any_house.clock.advance(minutes=10)
-    early.note("a", secret, "192.0.2.1")
+def test_a_worker_that_tells_late_does_not_set_the_time_back(any_harness: Harness) -> None:
+    any_harness.register("a")
+    secret = secret_of(any_harness, "a")
+    late, early = worker(any_harness), worker(any_harness)
+    late.record("a", secret, "192.0.2.1")
+    any_harness.clock.advance(minutes=10)
+    early.record("a", secret, "192.0.2.1")
     early.flush()
     late.flush()
-    assert last_used(any_house, "a") == (NOON + timedelta(minutes=10),) * 2
-    assert addresses(any_house, "a") == [("192.0.2.1", NOON, NOON + timedelta(minutes=10))]
+    assert last_used_of(any_harness, "a") == (NOON + timedelta(minutes=10),) * 2
+    assert addresses(any_harness, "a") == [("192.0.2.1", NOON, NOON + timedelta(minutes=10))]
 
 
 @given(
@@ -154,42 +154,42 @@ def test_a_worker_that_tells_late_does_not_set_the_time_back(any_house: House) -
     )
 )
 def test_whatever_workers_note_and_whenever_they_tell_the_latest_use_is_known(
-    house: House, steps: list[tuple[str, int, str | None]]
+    harness: Harness, steps: list[tuple[str, int, str | None]]
 ) -> None:
-    with house.app.app_context():
-        is_new = not house.store.list_all()
+    with harness.app.app_context():
+        is_new = not harness.store.list_all()
         db.session.rollback()
     if is_new:
-        house.register("a")
-    with house.app.app_context():
+        harness.register("a")
+    with harness.app.app_context():
         db.session.execute(db.text("DELETE FROM client_secret_uses"))
         db.session.execute(db.text("UPDATE clients SET last_used_at = NULL"))
         db.session.execute(db.text("UPDATE client_secrets SET last_used_at = NULL"))
         db.session.commit()
-    secret = secret_of(house, "a")
-    workers = [worker(house) for _ in range(3)]
+    secret = secret_of(harness, "a")
+    workers = [worker(harness) for _ in range(3)]
     noted: dict[str, list[datetime]] = {}
     for kind, number, address in steps:
         if kind == "note":
-            workers[number].note("a", secret, address)
-            noted.setdefault(address or "unknown", []).append(house.clock().replace(second=0, microsecond=0))
+            workers[number].record("a", secret, address)
+            noted.setdefault(address or "unknown", []).append(harness.clock().replace(second=0, microsecond=0))
         elif kind == "flush":
             workers[number].flush()
         else:
-            house.clock.advance(seconds=number)
+            harness.clock.advance(seconds=number)
     for one in workers:
         one.flush()
     every = [time for times in noted.values() for time in times]
-    assert last_used(house, "a") == ((max(every),) * 2 if every else (None, None))
+    assert last_used_of(harness, "a") == ((max(every),) * 2 if every else (None, None))
     expected = {(address, min(times), max(times)) for address, times in noted.items()}
-    assert set(addresses(house, "a") if every else []) == expected
+    assert set(addresses(harness, "a") if every else []) == expected
 
 
-def test_many_workers_at_once_lose_nothing(any_house: House) -> None:
-    ids = [any_house.register(f"c{number:02}").client_id for number in range(12)]
-    secrets = {client_id: secret_of(any_house, client_id) for client_id in ids}
+def test_many_workers_at_once_lose_nothing(any_harness: Harness) -> None:
+    ids = [any_harness.register(f"c{number:02}").client_id for number in range(12)]
+    secrets = {client_id: secret_of(any_harness, client_id) for client_id in ids}
     clocks = [SettableClock() for _ in range(8)]
-    workers = [worker(any_house, clock) for clock in clocks]
+    workers = [worker(any_harness, clock) for clock in clocks]
     ready = threading.Barrier(len(workers))
 
     def serve(number: int) -> None:
@@ -197,170 +197,170 @@ def test_many_workers_at_once_lose_nothing(any_house: House) -> None:
         for step in range(6):
             clocks[number].now = NOON + timedelta(minutes=10 * step + number)
             for client_id in ids[::-1] if number % 2 else ids:
-                workers[number].note(client_id, secrets[client_id], f"192.0.2.{number}")
+                workers[number].record(client_id, secrets[client_id], f"192.0.2.{number}")
             workers[number].flush()
 
     with ThreadPoolExecutor(len(workers)) as pool:
         list(pool.map(serve, range(len(workers))))
     for client_id in ids:
-        assert last_used(any_house, client_id) == (NOON + timedelta(minutes=57),) * 2
-        assert sorted(addresses(any_house, client_id)) == [
+        assert last_used_of(any_harness, client_id) == (NOON + timedelta(minutes=57),) * 2
+        assert sorted(addresses(any_harness, client_id)) == [
             (f"192.0.2.{number}", NOON + timedelta(minutes=number), NOON + timedelta(minutes=50 + number))
             for number in range(8)
         ]
 
 
-def test_marks_wait_while_the_database_is_away(any_house: House) -> None:
-    client = any_house.register("a")
-    authenticate(any_house, client)
-    with any_house.app.app_context():
+def test_marks_wait_while_the_database_is_away(any_harness: Harness) -> None:
+    client = any_harness.register("a")
+    authenticate(any_harness, client)
+    with any_harness.app.app_context():
         db.session.execute(db.text("ALTER TABLE clients RENAME TO away"))
         db.session.commit()
         for _ in range(2):
             with pytest.raises(SQLAlchemyError):
-                marks_of(any_house).flush()
+                marks_of(any_harness).flush()
         db.session.execute(db.text("ALTER TABLE away RENAME TO clients"))
         db.session.commit()
-    any_house.clock.advance(minutes=1)
-    authenticate(any_house, client, "192.0.2.2")
-    marks_of(any_house).flush()
-    assert last_used(any_house, "a") == (NOON + timedelta(minutes=1),) * 2
-    assert {address for address, _, _ in addresses(any_house, "a")} == {"192.0.2.1", "192.0.2.2"}
+    any_harness.clock.advance(minutes=1)
+    authenticate(any_harness, client, "192.0.2.2")
+    marks_of(any_harness).flush()
+    assert last_used_of(any_harness, "a") == (NOON + timedelta(minutes=1),) * 2
+    assert {address for address, _, _ in addresses(any_harness, "a")} == {"192.0.2.1", "192.0.2.2"}
 
 
 def test_the_older_schema_has_no_marks_and_a_newer_one_gets_them(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path, clock) as house:
-        client = house.register("a")
-        with house.app.app_context():
+    with open_harness(tmp_path, clock) as harness:
+        client = harness.register("a")
+        with harness.app.app_context():
             downgrade(revision="0001")
-        marks = worker(house)
-        marks.note("a", "s-x", "192.0.2.1")
+        last_used = worker(harness)
+        last_used.record("a", "s-x", "192.0.2.1")
         with pytest.raises(SQLAlchemyError):
-            marks.flush()
-        with house.app.app_context():
+            last_used.flush()
+        with harness.app.app_context():
             upgrade()
-        marks.flush()
-        authenticate(house, client)
-        assert last_used(house, "a")[0] == NOON
+        last_used.flush()
+        authenticate(harness, client)
+        assert last_used_of(harness, "a")[0] == NOON
 
 
 def test_a_flood_of_marks_is_bounded_and_told(
-    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.clients.last_used.MOST_MARKS", 500)
-    house.register("a")
-    secret = secret_of(house, "a")
-    marks = worker(house)
+    monkeypatch.setattr("app.clients.last_used.MOST_RECORDS", 500)
+    harness.register("a")
+    secret = secret_of(harness, "a")
+    last_used = worker(harness)
     for number in range(507):
-        marks.note("a", secret, f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        last_used.record("a", secret, f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     with caplog.at_level(logging.WARNING):
-        marks.flush()
+        last_used.flush()
     assert [record.getMessage() for record in caplog.records] == ["7 marks of uses were dropped: more than 500 waited"]
-    assert len(addresses(house, "a")) == MOST_ADDRESSES
+    assert len(addresses(harness, "a")) == MOST_ADDRESSES
 
 
-def test_the_latest_addresses_are_kept(any_house: House) -> None:
-    any_house.register("a")
-    secret = secret_of(any_house, "a")
-    marks = worker(any_house)
+def test_the_latest_addresses_are_kept(any_harness: Harness) -> None:
+    any_harness.register("a")
+    secret = secret_of(any_harness, "a")
+    last_used = worker(any_harness)
     for number in range(MOST_ADDRESSES + 5):
-        any_house.clock.advance(minutes=1)
-        marks.note("a", secret, f"192.0.2.{number}")
-        marks.flush()
-    kept = [address for address, _, _ in addresses(any_house, "a")]
+        any_harness.clock.advance(minutes=1)
+        last_used.record("a", secret, f"192.0.2.{number}")
+        last_used.flush()
+    kept = [address for address, _, _ in addresses(any_harness, "a")]
     assert kept == [f"192.0.2.{number}" for number in range(MOST_ADDRESSES + 4, 4, -1)]
 
 
-def test_a_secret_that_is_gone_is_no_trouble(any_house: House) -> None:
-    client = any_house.register("a")
-    authenticate(any_house, client)
-    marks = worker(any_house)
-    marks.note("nobody", "s-nothing", "192.0.2.1")
-    with any_house.app.app_context():
+def test_a_secret_that_is_gone_is_no_trouble(any_harness: Harness) -> None:
+    client = any_harness.register("a")
+    authenticate(any_harness, client)
+    last_used = worker(any_harness)
+    last_used.record("nobody", "s-nothing", "192.0.2.1")
+    with any_harness.app.app_context():
         db.session.execute(db.delete(ClientSecretRow))
         db.session.commit()
-    marks.flush()
-    marks_of(any_house).flush()
-    with any_house.app.app_context():
-        assert any_house.store.find("a").last_used_at == NOON
-        assert any_house.services.clients.secrets.uses("a") == {}
+    last_used.flush()
+    marks_of(any_harness).flush()
+    with any_harness.app.app_context():
+        assert any_harness.store.find("a").last_used_at == NOON
+        assert any_harness.services.clients.secrets.uses("a") == {}
 
 
-def test_a_use_without_a_secret_marks_the_client(any_house: House) -> None:
-    any_house.register("a")
-    marks = worker(any_house)
-    marks.note("a", None, None)
-    marks.flush()
-    assert last_used(any_house, "a") == (NOON, None)
+def test_a_use_without_a_secret_marks_the_client(any_harness: Harness) -> None:
+    any_harness.register("a")
+    last_used = worker(any_harness)
+    last_used.record("a", None, None)
+    last_used.flush()
+    assert last_used_of(any_harness, "a") == (NOON, None)
 
 
 # Peppers
 
 
 @contextmanager
-def house_with_peppers(folder: Path, clock: SettableClock, url: str, peppers: str) -> Iterator[House]:
-    with open_house(folder, clock, database_url=url, with_key=False, secret_peppers=peppers) as house:
-        yield house
+def house_with_peppers(folder: Path, clock: SettableClock, url: str, peppers: str) -> Iterator[Harness]:
+    with open_harness(folder, clock, database_url=url, with_key=False, secret_peppers=peppers) as harness:
+        yield harness
 
 
-def peppers_of(house: House) -> Sequence[tuple[str, bytes]]:
-    with house.app.app_context():
-        return [(secret.pepper_id, secret.digest) for secret in house.store.find("a").secrets]
+def peppers_of(harness: Harness) -> Sequence[tuple[str, bytes]]:
+    with harness.app.app_context():
+        return [(secret.pepper_id, secret.digest) for secret in harness.store.find("a").secrets]
 
 
 def test_a_successful_authentication_moves_a_digest_to_the_first_pepper(
     tmp_path: Path, clock: SettableClock, database_url: str
 ) -> None:
     old, new = f"p1:{'o' * 40}", f"p2:{'n' * 40}"
-    with house_with_peppers(tmp_path, clock, database_url, old) as house:
-        client = house.register("a")
-        ((pepper, digest),) = peppers_of(house)
+    with house_with_peppers(tmp_path, clock, database_url, old) as harness:
+        client = harness.register("a")
+        ((pepper, digest),) = peppers_of(harness)
         assert pepper == "p1"
-    with house_with_peppers(tmp_path, clock, database_url, f"{new},{old}") as house:
-        with house.app.app_context():
-            assert house.services.clients.secrets.count_by_pepper() == {"p2": 0, "p1": 1}
-        with writes(house) as written:
-            authenticate(house, client)
+    with house_with_peppers(tmp_path, clock, database_url, f"{new},{old}") as harness:
+        with harness.app.app_context():
+            assert harness.services.clients.secrets.count_by_pepper() == {"p2": 0, "p1": 1}
+        with writes(harness) as written:
+            authenticate(harness, client)
         assert written == []
-        assert peppers_of(house) == [("p1", digest)]
-        marks_of(house).flush()
-        ((pepper, moved),) = peppers_of(house)
+        assert peppers_of(harness) == [("p1", digest)]
+        marks_of(harness).flush()
+        ((pepper, moved),) = peppers_of(harness)
         assert pepper == "p2"
         assert moved != digest
-        with house.app.app_context():
-            assert house.services.clients.secrets.count_by_pepper() == {"p2": 1, "p1": 0}
-        authenticate(house, client)
-    with house_with_peppers(tmp_path, clock, database_url, new) as house:
-        authenticate(house, client)
+        with harness.app.app_context():
+            assert harness.services.clients.secrets.count_by_pepper() == {"p2": 1, "p1": 0}
+        authenticate(harness, client)
+    with house_with_peppers(tmp_path, clock, database_url, new) as harness:
+        authenticate(harness, client)
 
 
-def test_a_digest_that_has_changed_meanwhile_is_left_alone(any_house: House) -> None:
-    any_house.register("a")
-    ((pepper, digest),) = peppers_of(any_house)
-    marks = worker(any_house)
-    marks.renew(secret_of(any_house, "a"), b"not what is there", "p9", b"new")
-    marks.flush()
-    assert peppers_of(any_house) == [(pepper, digest)]
+def test_a_digest_that_has_changed_meanwhile_is_left_alone(any_harness: Harness) -> None:
+    any_harness.register("a")
+    ((pepper, digest),) = peppers_of(any_harness)
+    last_used = worker(any_harness)
+    last_used.rehash(secret_of(any_harness, "a"), b"not what is there", "p9", b"new")
+    last_used.flush()
+    assert peppers_of(any_harness) == [(pepper, digest)]
 
 
-def test_a_renewal_that_could_not_be_told_is_told_later(any_house: House) -> None:
-    any_house.register("a")
-    ((_, digest),) = peppers_of(any_house)
-    marks = worker(any_house)
-    marks.renew(secret_of(any_house, "a"), digest, "p9", b"n" * 32)
-    with any_house.app.app_context():
+def test_a_renewal_that_could_not_be_told_is_told_later(any_harness: Harness) -> None:
+    any_harness.register("a")
+    ((_, digest),) = peppers_of(any_harness)
+    last_used = worker(any_harness)
+    last_used.rehash(secret_of(any_harness, "a"), digest, "p9", b"n" * 32)
+    with any_harness.app.app_context():
         db.session.execute(db.text("ALTER TABLE client_secrets RENAME TO away"))
         db.session.commit()
         with pytest.raises(SQLAlchemyError):
-            marks.flush()
+            last_used.flush()
         db.session.execute(db.text("ALTER TABLE away RENAME TO client_secrets"))
         db.session.commit()
-    marks.flush()
-    assert peppers_of(any_house) == [("p9", b"n" * 32)]
+    last_used.flush()
+    assert peppers_of(any_harness) == [("p9", b"n" * 32)]
 
 
-def test_a_renewal_shows_no_digest(house: House) -> None:
-    marks = worker(house)
-    marks.renew("s-1", b"old sum", "p1", b"new sum")
-    assert "_Renewal(s-1)" in repr(vars(marks))
-    assert " sum" not in repr(vars(marks))
+def test_a_renewal_shows_no_digest(harness: Harness) -> None:
+    last_used = worker(harness)
+    last_used.rehash("s-1", b"old sum", "p1", b"new sum")
+    assert "_Renewal(s-1)" in repr(vars(last_used))
+    assert " sum" not in repr(vars(last_used))

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from unit.house import House
+from unit.harness import Harness
 
 from app.audit.events import SecretExpiring
-from app.clients.encrypted_secrets import ReadableSecrets
-from app.clients.last_used import MARK_DELAY
+from app.clients.encrypted_secrets import EncryptedSecrets
+from app.clients.last_used import RECORD_DELAY
 from app.clients.secret_digests import SecretDigester
 from app.clients.secrets import MOST_SECRETS, ClientSecrets, NewSecret, SecretState, state_of
 from app.database.models import ClientSecretRow, db
@@ -27,315 +27,315 @@ LATER = datetime(9999, 1, 1, tzinfo=UTC)
 IMPORTED = "an-imported-secret-of-some-length"
 
 
-def is_let_in(house: House, client_id: str, secret: str) -> bool:
+def is_let_in(harness: Harness, client_id: str, secret: str) -> bool:
     try:
-        with house.app.app_context():
-            house.verifier.verify_secret([Credentials(client_id, secret)], "client_secret_basic", "192.0.2.1")
+        with harness.app.app_context():
+            harness.verifier.verify_secret([Credentials(client_id, secret)], "client_secret_basic", "192.0.2.1")
     except InvalidClient:
         return False
     return True
 
 
 def rotate(
-    house: House, client_id: str = "a", overlap: timedelta = WEEK, expires_after: timedelta | None = None
+    harness: Harness, client_id: str = "a", overlap: timedelta = WEEK, expires_after: timedelta | None = None
 ) -> NewSecret:
-    with house.app.app_context():
-        return house.services.clients.secrets.rotate(client_id, overlap=overlap, expires_after=expires_after)[0]
+    with harness.app.app_context():
+        return harness.services.clients.secrets.rotate(client_id, overlap=overlap, expires_after=expires_after)[0]
 
 
-def use(house: House, client_id: str, secret: str) -> None:
-    assert is_let_in(house, client_id, secret)
-    house.verifier.marks.flush()
+def use(harness: Harness, client_id: str, secret: str) -> None:
+    assert is_let_in(harness, client_id, secret)
+    harness.verifier.last_used.flush()
 
 
-def working(house: House, client_id: str = "a") -> list[str]:
-    with house.app.app_context():
-        now = house.clock()
-        states = {row.secret_id: state_of(row, now) for row in house.store.find(client_id).secrets}
+def working(harness: Harness, client_id: str = "a") -> list[str]:
+    with harness.app.app_context():
+        now = harness.clock()
+        states = {row.secret_id: state_of(row, now) for row in harness.store.find(client_id).secrets}
         return [secret_id for secret_id, state in states.items() if state in {SecretState.VALID, SecretState.EXPIRING}]
 
 
-def finish(house: House, silent_for: timedelta, client_id: str = "a") -> list[str]:
-    with house.app.app_context():
-        return [row.secret_id for row in house.services.clients.secrets.finish(client_id, silent_for)]
+def finish(harness: Harness, silent_for: timedelta, client_id: str = "a") -> list[str]:
+    with harness.app.app_context():
+        return [row.secret_id for row in harness.services.clients.secrets.finish(client_id, silent_for)]
 
 
-def test_both_secrets_work_until_the_overlap_is_over(any_house: House) -> None:
-    old = any_house.register("a")
-    any_house.clock.advance(days=100)
-    new = rotate(any_house)
+def test_both_secrets_work_until_the_overlap_is_over(any_harness: Harness) -> None:
+    old = any_harness.register("a")
+    any_harness.clock.advance(days=100)
+    new = rotate(any_harness)
     assert new.expires_at is None
     assert new.secret.startswith("ths_")
-    any_house.clock.advance(days=7, microseconds=-1)
-    assert is_let_in(any_house, "a", old.secret)
-    assert is_let_in(any_house, "a", new.secret)
-    any_house.clock.advance(microseconds=1)
-    assert not is_let_in(any_house, "a", old.secret)
-    assert is_let_in(any_house, "a", new.secret)
+    any_harness.clock.advance(days=7, microseconds=-1)
+    assert is_let_in(any_harness, "a", old.secret)
+    assert is_let_in(any_harness, "a", new.secret)
+    any_harness.clock.advance(microseconds=1)
+    assert not is_let_in(any_harness, "a", old.secret)
+    assert is_let_in(any_harness, "a", new.secret)
 
 
-def test_an_end_that_comes_sooner_stays(any_house: House) -> None:
-    old = any_house.register("a", expires_after=timedelta(days=2))
-    rotate(any_house)
-    any_house.clock.advance(days=2)
-    assert not is_let_in(any_house, "a", old.secret)
+def test_an_end_that_comes_sooner_stays(any_harness: Harness) -> None:
+    old = any_harness.register("a", expires_after=timedelta(days=2))
+    rotate(any_harness)
+    any_harness.clock.advance(days=2)
+    assert not is_let_in(any_harness, "a", old.secret)
 
 
-def test_no_overlap_ends_the_old_one_at_once(any_house: House) -> None:
-    old = any_house.register("a")
-    new = rotate(any_house, overlap=timedelta())
-    assert not is_let_in(any_house, "a", old.secret)
-    assert is_let_in(any_house, "a", new.secret)
+def test_no_overlap_ends_the_old_one_at_once(any_harness: Harness) -> None:
+    old = any_harness.register("a")
+    new = rotate(any_harness, overlap=timedelta())
+    assert not is_let_in(any_harness, "a", old.secret)
+    assert is_let_in(any_harness, "a", new.secret)
 
 
-def test_the_overlapping_ones_are_told(any_house: House) -> None:
-    any_house.register("a")
-    first = rotate(any_house, overlap=timedelta(days=1))
-    any_house.clock.advance(hours=1)
-    with any_house.app.app_context():
-        _, older = any_house.services.clients.secrets.rotate("a", overlap=timedelta(hours=2))
+def test_the_overlapping_ones_are_told(any_harness: Harness) -> None:
+    any_harness.register("a")
+    first = rotate(any_harness, overlap=timedelta(days=1))
+    any_harness.clock.advance(hours=1)
+    with any_harness.app.app_context():
+        _, older = any_harness.services.clients.secrets.rotate("a", overlap=timedelta(hours=2))
         assert {row.expires_at for row in older} == {NOON + timedelta(hours=3)}
         assert first.secret_id in {row.secret_id for row in older}
         assert len(older) == 2
 
 
-def test_a_new_secret_may_end_itself(any_house: House) -> None:
-    any_house.register("a")
-    new = rotate(any_house, expires_after=timedelta(days=90))
+def test_a_new_secret_may_end_itself(any_harness: Harness) -> None:
+    any_harness.register("a")
+    new = rotate(any_harness, expires_after=timedelta(days=90))
     assert new.expires_at == NOON + timedelta(days=90)
-    any_house.clock.advance(days=90)
-    assert not is_let_in(any_house, "a", new.secret)
+    any_harness.clock.advance(days=90)
+    assert not is_let_in(any_harness, "a", new.secret)
 
 
-def test_an_imported_secret_is_taken_over(any_house: House) -> None:
-    any_house.register("a")
-    with any_house.app.app_context():
-        new, _ = any_house.services.clients.secrets.rotate("a", overlap=WEEK, secret=IMPORTED)
+def test_an_imported_secret_is_taken_over(any_harness: Harness) -> None:
+    any_harness.register("a")
+    with any_harness.app.app_context():
+        new, _ = any_harness.services.clients.secrets.rotate("a", overlap=WEEK, secret=IMPORTED)
         assert new.secret == IMPORTED
         with pytest.raises(ManagementError, match="16"):
-            any_house.services.clients.secrets.rotate("a", overlap=WEEK, secret="short")
-    assert is_let_in(any_house, "a", IMPORTED)
-    assert len(working(any_house)) == 2
+            any_harness.services.clients.secrets.rotate("a", overlap=WEEK, secret="short")
+    assert is_let_in(any_harness, "a", IMPORTED)
+    assert len(working(any_harness)) == 2
 
 
-def test_ten_secrets_work_at_once_and_not_eleven(any_house: House) -> None:
-    made = [any_house.register("a").secret]
-    made += [rotate(any_house).secret for _ in range(MOST_SECRETS - 1)]
+def test_ten_secrets_work_at_once_and_not_eleven(any_harness: Harness) -> None:
+    made = [any_harness.register("a").secret]
+    made += [rotate(any_harness).secret for _ in range(MOST_SECRETS - 1)]
     with pytest.raises(ManagementError, match="'a' has 10 secrets that work, and 10 is the most"):
-        rotate(any_house)
-    assert all(is_let_in(any_house, "a", secret) for secret in made)
-    assert len(working(any_house)) == MOST_SECRETS
+        rotate(any_harness)
+    assert all(is_let_in(any_harness, "a", secret) for secret in made)
+    assert len(working(any_harness)) == MOST_SECRETS
     # With no overlap the others end, and there is room.
-    rotate(any_house, overlap=timedelta())
-    assert len(working(any_house)) == 1
+    rotate(any_harness, overlap=timedelta())
+    assert len(working(any_harness)) == 1
 
 
-def test_of_rotations_at_the_same_time_no_more_succeed_than_may(any_house: House) -> None:
-    any_house.register("a")
+def test_of_rotations_at_the_same_time_no_more_succeed_than_may(any_harness: Harness) -> None:
+    any_harness.register("a")
     for _ in range(MOST_SECRETS - 3):
-        rotate(any_house)
+        rotate(any_harness)
     ready = threading.Barrier(6)
 
     def one(_: int) -> bool:
         ready.wait()
         try:
-            rotate(any_house)
+            rotate(any_harness)
         except ManagementError:
             return False
         return True
 
     with ThreadPoolExecutor(6) as pool:
         assert sorted(pool.map(one, range(6))) == [False] * 4 + [True] * 2
-    assert len(working(any_house)) == MOST_SECRETS
+    assert len(working(any_harness)) == MOST_SECRETS
 
 
-def test_a_client_that_is_not_there_has_nothing_to_rotate(any_house: House) -> None:
+def test_a_client_that_is_not_there_has_nothing_to_rotate(any_harness: Harness) -> None:
     with pytest.raises(ManagementError, match="there is no client 'nobody'"):
-        rotate(any_house, "nobody")
+        rotate(any_harness, "nobody")
 
 
-def test_a_secret_is_shown_by_no_repr(any_house: House) -> None:
-    any_house.register("a")
-    new = rotate(any_house)
+def test_a_secret_is_shown_by_no_repr(any_harness: Harness) -> None:
+    any_harness.register("a")
+    new = rotate(any_harness)
     assert repr(new) == f"NewSecret({new.secret_id})"
 
 
 # revoke
 
 
-def test_a_revoked_secret_ends_at_once_and_the_other_lives_on(any_house: House) -> None:
-    old = any_house.register("a")
-    new = rotate(any_house)
-    with any_house.app.app_context():
-        row, left = any_house.services.clients.secrets.revoke("a", new.secret_id)
+def test_a_revoked_secret_ends_at_once_and_the_other_lives_on(any_harness: Harness) -> None:
+    old = any_harness.register("a")
+    new = rotate(any_harness)
+    with any_harness.app.app_context():
+        row, left = any_harness.services.clients.secrets.revoke("a", new.secret_id)
         assert (row.revoked_at, left) == (NOON, 1)
-    assert is_let_in(any_house, "a", old.secret)
-    assert not is_let_in(any_house, "a", new.secret)
+    assert is_let_in(any_harness, "a", old.secret)
+    assert not is_let_in(any_harness, "a", new.secret)
 
 
-def test_revoking_twice_keeps_the_first_time(any_house: House) -> None:
-    any_house.register("a")
-    (secret_id,) = working(any_house)
-    with any_house.app.app_context():
-        any_house.services.clients.secrets.revoke("a", secret_id)
-        any_house.clock.advance(hours=1)
-        row, left = any_house.services.clients.secrets.revoke("a", secret_id)
+def test_revoking_twice_keeps_the_first_time(any_harness: Harness) -> None:
+    any_harness.register("a")
+    (secret_id,) = working(any_harness)
+    with any_harness.app.app_context():
+        any_harness.services.clients.secrets.revoke("a", secret_id)
+        any_harness.clock.advance(hours=1)
+        row, left = any_harness.services.clients.secrets.revoke("a", secret_id)
         assert (row.revoked_at, left) == (NOON, 0)
 
 
 @pytest.mark.parametrize("secret_id", ["s-nothing", "", "é", "s-of-b"])
-def test_a_secret_of_somebody_else_is_not_there(any_house: House, secret_id: str) -> None:
-    any_house.register("a")
-    any_house.register("b")
-    (of_b,) = working(any_house, "b")
+def test_a_secret_of_somebody_else_is_not_there(any_harness: Harness, secret_id: str) -> None:
+    any_harness.register("a")
+    any_harness.register("b")
+    (of_b,) = working(any_harness, "b")
     wanted = of_b if secret_id == "s-of-b" else secret_id
-    with any_house.app.app_context(), pytest.raises(ManagementError, match="'a' has no secret"):
-        any_house.services.clients.secrets.revoke("a", wanted)
-    assert len(working(any_house, "b")) == 1
+    with any_harness.app.app_context(), pytest.raises(ManagementError, match="'a' has no secret"):
+        any_harness.services.clients.secrets.revoke("a", wanted)
+    assert len(working(any_harness, "b")) == 1
 
 
 # finish
 
 
-def test_finish_retires_what_has_been_silent(any_house: House) -> None:
-    old = any_house.register("a")
-    (old_id,) = working(any_house)
-    use(any_house, "a", old.secret)
-    new = rotate(any_house)
-    use(any_house, "a", new.secret)
+def test_finish_retires_what_has_been_silent(any_harness: Harness) -> None:
+    old = any_harness.register("a")
+    (old_id,) = working(any_harness)
+    use(any_harness, "a", old.secret)
+    new = rotate(any_harness)
+    use(any_harness, "a", new.secret)
     silence = timedelta(hours=1)
-    any_house.clock.advance(seconds=(silence + MARK_DELAY).total_seconds() - 1)
+    any_harness.clock.advance(seconds=(silence + RECORD_DELAY).total_seconds() - 1)
     with pytest.raises(ManagementError, match=f"'a' may still use {old_id}"):
-        finish(any_house, silence)
-    any_house.clock.advance(seconds=1)
-    assert finish(any_house, silence) == [old_id]
-    assert working(any_house) == [new.secret_id]
-    assert finish(any_house, silence) == []
+        finish(any_harness, silence)
+    any_harness.clock.advance(seconds=1)
+    assert finish(any_harness, silence) == [old_id]
+    assert working(any_harness) == [new.secret_id]
+    assert finish(any_harness, silence) == []
 
 
-def test_finish_says_who_still_uses_it_from_where_since_when(any_house: House) -> None:
-    old = any_house.register("a")
-    (old_id,) = working(any_house)
-    rotate(any_house)
-    use(any_house, "a", old.secret)
-    any_house.clock.advance(minutes=30)
-    use(any_house, "a", old.secret)
+def test_finish_says_who_still_uses_it_from_where_since_when(any_harness: Harness) -> None:
+    old = any_harness.register("a")
+    (old_id,) = working(any_harness)
+    rotate(any_harness)
+    use(any_harness, "a", old.secret)
+    any_harness.clock.advance(minutes=30)
+    use(any_harness, "a", old.secret)
     with pytest.raises(ManagementError) as caught:
-        finish(any_house, timedelta(hours=1))
+        finish(any_harness, timedelta(hours=1))
     assert str(caught.value) == (
         f"'a' may still use {old_id} (…{old.secret[-4:]}) from 192.0.2.1 since 2026-01-31T12:00Z until "
         "2026-01-31T12:30Z. Nothing was retired"
     )
-    assert len(working(any_house)) == 2
+    assert len(working(any_harness)) == 2
 
 
-def test_finish_gives_a_secret_that_was_never_used_its_time(any_house: House) -> None:
-    any_house.register("a")
-    (old_id,) = working(any_house)
-    rotate(any_house)
+def test_finish_gives_a_secret_that_was_never_used_its_time(any_harness: Harness) -> None:
+    any_harness.register("a")
+    (old_id,) = working(any_harness)
+    rotate(any_harness)
     with pytest.raises(ManagementError, match="made at 2026-01-31T12:00Z and not used yet"):
-        finish(any_house, timedelta(hours=1))
-    any_house.clock.advance(hours=1, minutes=2)
-    assert finish(any_house, timedelta(hours=1)) == [old_id]
+        finish(any_harness, timedelta(hours=1))
+    any_harness.clock.advance(hours=1, minutes=2)
+    assert finish(any_harness, timedelta(hours=1)) == [old_id]
 
 
-def test_finish_retires_all_or_none(any_house: House) -> None:
-    any_house.register("a")
-    middle = rotate(any_house)
-    any_house.clock.advance(hours=2)
-    newest = rotate(any_house)
-    use(any_house, "a", middle.secret)
+def test_finish_retires_all_or_none(any_harness: Harness) -> None:
+    any_harness.register("a")
+    middle = rotate(any_harness)
+    any_harness.clock.advance(hours=2)
+    newest = rotate(any_harness)
+    use(any_harness, "a", middle.secret)
     with pytest.raises(ManagementError, match=middle.secret_id):
-        finish(any_house, timedelta(hours=1))
-    assert len(working(any_house)) == 3
-    any_house.clock.advance(hours=2)
-    assert len(finish(any_house, timedelta(hours=1))) == 2
-    assert working(any_house) == [newest.secret_id]
+        finish(any_harness, timedelta(hours=1))
+    assert len(working(any_harness)) == 3
+    any_harness.clock.advance(hours=2)
+    assert len(finish(any_harness, timedelta(hours=1))) == 2
+    assert working(any_harness) == [newest.secret_id]
 
 
-def test_the_only_secret_is_never_retired(any_house: House) -> None:
-    made = any_house.register("a")
-    any_house.clock.advance(days=1000)
-    assert finish(any_house, timedelta()) == []
-    assert is_let_in(any_house, "a", made.secret)
+def test_the_only_secret_is_never_retired(any_harness: Harness) -> None:
+    made = any_harness.register("a")
+    any_harness.clock.advance(days=1000)
+    assert finish(any_harness, timedelta()) == []
+    assert is_let_in(any_harness, "a", made.secret)
 
 
 # Reports
 
 
 @given(days=st.lists(st.integers(0, 400), min_size=1, max_size=4), asked=st.integers(0, 400))
-def test_reports_are_right_to_the_second(house: House, days: list[int], asked: int) -> None:
-    with house.app.app_context():
-        for row in house.store.list_all():
-            house.store.delete(row.client_id)
-    today = house.clock()
+def test_reports_are_right_to_the_second(harness: Harness, days: list[int], asked: int) -> None:
+    with harness.app.app_context():
+        for row in harness.store.list_all():
+            harness.store.delete(row.client_id)
+    today = harness.clock()
     ids = []
     for age in days:
-        house.clock.now = today - timedelta(days=age)
-        ids.append(house.register(expires_after=timedelta(days=age + 10)).client_id)
-    house.clock.now = today
+        harness.clock.now = today - timedelta(days=age)
+        ids.append(harness.register(expires_after=timedelta(days=age + 10)).client_id)
+    harness.clock.now = today
     span = timedelta(days=asked)
-    with house.app.app_context():
-        unused = {row.client_id for row in house.store.list_all(unused_for=span)}
-        older = {row.client_id for row in house.store.list_all(secrets_older_than=span)}
-        ending = {row.client_id for row in house.store.list_all(expiring_in=span)}
-        both = {row.client_id for row in house.store.list_all(unused_for=span, expiring_in=span)}
+    with harness.app.app_context():
+        unused = {row.client_id for row in harness.store.list_all(unused_for=span)}
+        older = {row.client_id for row in harness.store.list_all(secrets_older_than=span)}
+        ending = {row.client_id for row in harness.store.list_all(expiring_in=span)}
+        both = {row.client_id for row in harness.store.list_all(unused_for=span, expiring_in=span)}
     assert unused == older == {client_id for client_id, age in zip(ids, days, strict=True) if age >= asked}
     assert ending == (set(ids) if asked >= 10 else set())
     assert both == unused & ending
 
 
-def test_a_use_makes_a_client_used(any_house: House) -> None:
-    made = any_house.register("a")
-    any_house.register("b")
-    any_house.clock.advance(days=90)
-    use(any_house, "a", made.secret)
-    with any_house.app.app_context():
-        assert [row.client_id for row in any_house.store.list_all(unused_for=timedelta(days=90))] == ["b"]
+def test_a_use_makes_a_client_used(any_harness: Harness) -> None:
+    made = any_harness.register("a")
+    any_harness.register("b")
+    any_harness.clock.advance(days=90)
+    use(any_harness, "a", made.secret)
+    with any_harness.app.app_context():
+        assert [row.client_id for row in any_harness.store.list_all(unused_for=timedelta(days=90))] == ["b"]
 
 
-def test_a_secret_that_no_longer_works_is_in_no_report(any_house: House) -> None:
-    any_house.register("a")
-    any_house.clock.advance(days=400)
-    rotate(any_house, overlap=timedelta())
-    with any_house.app.app_context():
-        assert any_house.store.list_all(secrets_older_than=timedelta(days=365)) == []
-        assert any_house.store.list_all(expiring_in=timedelta(days=30)) == []
+def test_a_secret_that_no_longer_works_is_in_no_report(any_harness: Harness) -> None:
+    any_harness.register("a")
+    any_harness.clock.advance(days=400)
+    rotate(any_harness, overlap=timedelta())
+    with any_harness.app.app_context():
+        assert any_harness.store.list_all(secrets_older_than=timedelta(days=365)) == []
+        assert any_harness.store.list_all(expiring_in=timedelta(days=30)) == []
 
 
 # The end is told
 
 
-def told(house: House) -> list[SecretExpiring]:
-    return list(house.services.clients.secrets.claim_expiring())
+def told(harness: Harness) -> list[SecretExpiring]:
+    return list(harness.services.clients.secrets.claim_expiring())
 
 
-def test_the_end_of_a_secret_is_told_once_a_day_in_its_last_thirty(any_house: House) -> None:
-    any_house.register("a", expires_after=timedelta(days=31))
-    (secret_id,) = working(any_house)
-    any_house.clock.advance(days=1, seconds=-1)
-    assert told(any_house) == []
-    any_house.clock.advance(seconds=1)
+def test_the_end_of_a_secret_is_told_once_a_day_in_its_last_thirty(any_harness: Harness) -> None:
+    any_harness.register("a", expires_after=timedelta(days=31))
+    (secret_id,) = working(any_harness)
+    any_harness.clock.advance(days=1, seconds=-1)
+    assert told(any_harness) == []
+    any_harness.clock.advance(seconds=1)
     expected = SecretExpiring(
         client_id="a", secret_id=secret_id, expires_at=NOON + timedelta(days=31), last_used_at=None
     )
-    assert told(any_house) == [expected]
-    assert told(any_house) == []
+    assert told(any_harness) == [expected]
+    assert told(any_harness) == []
     days = 0
     for _ in range(30 * 24 * 2):
-        any_house.clock.advance(minutes=30)
-        days += len(told(any_house))
+        any_harness.clock.advance(minutes=30)
+        days += len(told(any_harness))
     assert days == 29
 
 
-def test_of_many_workers_one_tells(any_house: House) -> None:
+def test_of_many_workers_one_tells(any_harness: Harness) -> None:
     for number in range(5):
-        any_house.register(f"c{number}", expires_after=timedelta(days=3))
-    with any_house.app.app_context():
-        digester = SecretDigester(any_house.settings.secret_peppers)
-        outbox = any_house.services.outbox
+        any_harness.register(f"c{number}", expires_after=timedelta(days=3))
+    with any_harness.app.app_context():
+        digester = SecretDigester(any_harness.settings.secret_peppers)
+        outbox = any_harness.services.outbox
         workers = [
-            ClientSecrets(db.engine, db.session, digester, any_house.clock, outbox, ReadableSecrets(()), ())
+            ClientSecrets(db.engine, db.session, digester, any_harness.clock, outbox, EncryptedSecrets(()), ())
             for _ in range(6)
         ]
     ready = threading.Barrier(len(workers))
@@ -349,19 +349,19 @@ def test_of_many_workers_one_tells(any_house: House) -> None:
     assert sorted(heard) == [f"c{number}" for number in range(5)]
 
 
-def test_nothing_is_told_of_clients_that_are_switched_off_or_secrets_that_are_over(any_house: House) -> None:
+def test_nothing_is_told_of_clients_that_are_switched_off_or_secrets_that_are_over(any_harness: Harness) -> None:
     for name in ("disabled", "deleted", "revoked", "over"):
-        any_house.register(name, expires_after=timedelta(days=1 if name == "over" else 5))
-    with any_house.app.app_context():
-        any_house.store.disable("disabled")
-        any_house.store.delete("deleted")
-        (secret,) = any_house.store.find("revoked").secrets
-        any_house.services.clients.secrets.revoke("revoked", secret.secret_id)
-    any_house.clock.advance(days=1)
-    assert told(any_house) == []
+        any_harness.register(name, expires_after=timedelta(days=1 if name == "over" else 5))
+    with any_harness.app.app_context():
+        any_harness.store.disable("disabled")
+        any_harness.store.delete("deleted")
+        (secret,) = any_harness.store.find("revoked").secrets
+        any_harness.services.clients.secrets.revoke("revoked", secret.secret_id)
+    any_harness.clock.advance(days=1)
+    assert told(any_harness) == []
 
 
-def test_states(any_house: House) -> None:
+def test_states(any_harness: Harness) -> None:
     row = ClientSecretRow(expires_at=None, revoked_at=None)
     assert state_of(row, NOON) is SecretState.VALID
     row.expires_at = NOON
@@ -369,7 +369,7 @@ def test_states(any_house: House) -> None:
     assert state_of(row, NOON) is SecretState.EXPIRED
     row.revoked_at = NOON - timedelta(days=1)
     assert state_of(row, NOON - timedelta(hours=1)) is SecretState.REVOKED
-    assert any_house.store
+    assert any_harness.store
 
 
 # Whatever happens over time
@@ -392,62 +392,62 @@ class Known:
 class SecretsOverTime(RuleBasedStateMachine):
     """Rotations, uses and finishes at random moments; a model says which secrets work, and which may be retired."""
 
-    house: House
+    harness: Harness
     numbers = count()
 
     @initialize()
     def begin(self) -> None:
         self.client_id = f"over-time-{next(self.numbers)}"
-        made = self.house.register(self.client_id)
-        self.known = [Known(made.secret, self.house.clock())]
+        made = self.harness.register(self.client_id)
+        self.known = [Known(made.secret, self.harness.clock())]
 
     @rule(seconds=st.one_of(st.integers(1, 7200), st.integers(1, 20 * 86400)))
     def wait(self, seconds: int) -> None:
-        self.house.clock.advance(seconds=seconds)
+        self.harness.clock.advance(seconds=seconds)
 
     @rule(overlap=st.timedeltas(timedelta(), timedelta(days=14)), ends=st.none() | st.integers(60, 30 * 86400))
     def rotate(self, overlap: timedelta, ends: int | None) -> None:
-        now = self.house.clock()
+        now = self.harness.clock()
         lasting = [one for one in self.known if one.works(now) and overlap and (one.ends_at or LATER) > now]
         if len(lasting) >= MOST_SECRETS:
             with pytest.raises(ManagementError, match="10 is the most"):
-                rotate(self.house, self.client_id, overlap)
+                rotate(self.harness, self.client_id, overlap)
             return
-        new = rotate(self.house, self.client_id, overlap, timedelta(seconds=ends) if ends else None)
+        new = rotate(self.harness, self.client_id, overlap, timedelta(seconds=ends) if ends else None)
         for one in self.known:
             if one.works(now):
                 one.ends_at = min(one.ends_at or LATER, now + overlap)
         self.known.append(Known(new.secret, now, now + timedelta(seconds=ends) if ends else None))
-        self.house.clock.advance(seconds=1)
+        self.harness.clock.advance(seconds=1)
 
     @rule(which=st.integers(0, 30))
     def use(self, which: int) -> None:
-        now = self.house.clock()
+        now = self.harness.clock()
         one = self.known[which % len(self.known)]
-        assert is_let_in(self.house, self.client_id, one.secret) == one.works(now)
+        assert is_let_in(self.harness, self.client_id, one.secret) == one.works(now)
         if one.works(now):
-            self.house.verifier.marks.flush()
+            self.harness.verifier.last_used.flush()
             one.used_at = now.replace(second=0, microsecond=0)
 
     @rule(silent_for=st.timedeltas(timedelta(minutes=1), timedelta(days=3)))
     def finish(self, silent_for: timedelta) -> None:
-        now = self.house.clock()
+        now = self.harness.clock()
         older = [one for one in self.known if one.works(now)][:-1]
-        if any((one.used_at or one.made_at) > now - silent_for - MARK_DELAY for one in older):
+        if any((one.used_at or one.made_at) > now - silent_for - RECORD_DELAY for one in older):
             with pytest.raises(StillInUse):
-                finish(self.house, silent_for, self.client_id)
+                finish(self.harness, silent_for, self.client_id)
             return
-        assert len(finish(self.house, silent_for, self.client_id)) == len(older)
+        assert len(finish(self.harness, silent_for, self.client_id)) == len(older)
         for one in older:
             one.revoked = True
 
     @invariant()
     def those_that_work_are_shown_as_working(self) -> None:
         if hasattr(self, "known"):
-            now = self.house.clock()
-            assert len(working(self.house, self.client_id)) == sum(one.works(now) for one in self.known)
+            now = self.harness.clock()
+            assert len(working(self.harness, self.client_id)) == sum(one.works(now) for one in self.known)
 
 
-def test_secrets_work_exactly_as_long_as_was_said(house: House) -> None:
-    SecretsOverTime.house = house
+def test_secrets_work_exactly_as_long_as_was_said(harness: Harness) -> None:
+    SecretsOverTime.harness = harness
     run_state_machine_as_test(SecretsOverTime)  # type: ignore[no-untyped-call]

@@ -4,19 +4,19 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from app.database import circuit_breaker as room
-from app.database.circuit_breaker import DatabaseGate
+from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.errors import ServiceUnavailable
 
 FAILURE = OperationalError("SELECT 1", {}, Exception("silent"))
 
 
 @pytest.fixture
-def gate() -> DatabaseGate:
-    return DatabaseGate()
+def circuit_breaker() -> DatabaseCircuitBreaker:
+    return DatabaseCircuitBreaker()
 
 
-def refused(gate: DatabaseGate) -> str:
-    with pytest.raises(ServiceUnavailable) as caught, gate.entered():
+def refused(circuit_breaker: DatabaseCircuitBreaker) -> str:
+    with pytest.raises(ServiceUnavailable) as caught, circuit_breaker.allow():
         pass
     return caught.value.reason
 
@@ -29,29 +29,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def fail_after(seconds: float, gate: DatabaseGate, clock: list[float]) -> None:
-    def ask() -> None:
-        with gate.entered():
+def fail_after(seconds: float, circuit_breaker: DatabaseCircuitBreaker, clock: list[float]) -> None:
+    def execute() -> None:
+        with circuit_breaker.allow():
             clock[0] += seconds
             raise FAILURE
 
     with pytest.raises(OperationalError):
-        ask()
+        execute()
 
 
 def test_a_long_failure_shuts_it_and_an_answer_opens_it(
-    gate: DatabaseGate, clock: list[float], caplog: pytest.LogCaptureFixture
+    circuit_breaker: DatabaseCircuitBreaker, clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    fail_after(1.5, gate, clock)
-    assert refused(gate) == "database_silent"
+    fail_after(1.5, circuit_breaker, clock)
+    assert refused(circuit_breaker) == "database_silent"
 
     def fail() -> None:
         raise FAILURE
 
-    gate.look(fail)
-    assert refused(gate) == "database_silent"
-    gate.look(lambda: None)
-    with gate.entered():
+    circuit_breaker.poll(fail)
+    assert refused(circuit_breaker) == "database_silent"
+    circuit_breaker.poll(lambda: None)
+    with circuit_breaker.allow():
         pass
     assert [record.getMessage() for record in caplog.records] == [
         "the database fails: Exception: silent",
@@ -60,10 +60,12 @@ def test_a_long_failure_shuts_it_and_an_answer_opens_it(
     ]
 
 
-def test_a_short_failure_says_what_is_wrong_each_time(gate: DatabaseGate, clock: list[float]) -> None:
+def test_a_short_failure_says_what_is_wrong_each_time(
+    circuit_breaker: DatabaseCircuitBreaker, clock: list[float]
+) -> None:
     for _ in range(3):
-        fail_after(0.5, gate, clock)
+        fail_after(0.5, circuit_breaker, clock)
 
 
-def test_nobody_asks_while_it_is_open(gate: DatabaseGate) -> None:
-    gate.look(lambda: pytest.fail("asked"))
+def test_nobody_asks_while_it_is_open(circuit_breaker: DatabaseCircuitBreaker) -> None:
+    circuit_breaker.poll(lambda: pytest.fail("asked"))

@@ -12,7 +12,7 @@ from conftest import SettableClock
 from flask_migrate import downgrade, upgrade
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
-from unit.house import House, open_house
+from unit.harness import Harness, open_harness
 
 from app.database.engine import is_locked, migrating, reading_engine, writing_engine
 from app.database.models import ClientRow, ClientSecretRow, db
@@ -22,8 +22,8 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def session(any_house: House) -> Iterator[Any]:
-    with any_house.app.app_context():
+def session(any_harness: Harness) -> Iterator[Any]:
+    with any_harness.app.app_context():
         yield db.session
 
 
@@ -154,8 +154,8 @@ def test_an_error_of_the_database_quotes_no_value(session: Any) -> None:
     assert "[SQL parameters hidden due to hide_parameters=True]" in str(caught.value)
 
 
-def test_sqlite_is_in_wal_with_a_busy_timeout_and_foreign_keys(house: House) -> None:
-    with house.app.app_context():
+def test_sqlite_is_in_wal_with_a_busy_timeout_and_foreign_keys(harness: Harness) -> None:
+    with harness.app.app_context():
         for engine in (db.engine, db.engine.execution_options(tokenhouse_read_only=True)):
             with engine.connect() as connection:
                 pragmas = {
@@ -165,12 +165,12 @@ def test_sqlite_is_in_wal_with_a_busy_timeout_and_foreign_keys(house: House) -> 
             assert pragmas == {"journal_mode": "wal", "busy_timeout": 5000, "foreign_keys": 1, "cache_size": -256}
 
 
-def test_a_reader_does_not_wait_for_a_writer_on_sqlite(house: House) -> None:
-    made = house.register()
-    with house.app.app_context(), db.engine.connect() as writer:
+def test_a_reader_does_not_wait_for_a_writer_on_sqlite(harness: Harness) -> None:
+    made = harness.register()
+    with harness.app.app_context(), db.engine.connect() as writer:
         writer.exec_driver_sql("UPDATE clients SET client_name = 'x'")
         assert (
-            house.app.test_client()
+            harness.app.test_client()
             .post(
                 "/oauth/token",
                 data={"grant_type": "client_credentials"},
@@ -182,8 +182,8 @@ def test_a_reader_does_not_wait_for_a_writer_on_sqlite(house: House) -> None:
         writer.rollback()
 
 
-def test_reading_takes_no_lock_on_sqlite_and_writing_does(house: House) -> None:
-    with house.app.app_context():
+def test_reading_takes_no_lock_on_sqlite_and_writing_does(harness: Harness) -> None:
+    with harness.app.app_context():
         assert db.session.scalar(select(func.count()).select_from(ClientRow)) == 0
         with writing_engine(db.engine).begin() as writer:
             writer.exec_driver_sql("UPDATE clients SET client_name = 'x'")
@@ -195,19 +195,19 @@ def test_reading_takes_no_lock_on_sqlite_and_writing_does(house: House) -> None:
     assert is_locked(caught.value)
 
 
-def test_a_snapshot_that_was_read_does_not_keep_anybody_from_writing(house: House) -> None:
+def test_a_snapshot_that_was_read_does_not_keep_anybody_from_writing(harness: Harness) -> None:
     """A transaction that has read an older snapshot could never write on SQLite."""
-    house.register("a")
-    with house.app.app_context():
-        house.store.find("a")
+    harness.register("a")
+    with harness.app.app_context():
+        harness.store.find("a")
         with writing_engine(db.engine).begin() as writer:
             writer.exec_driver_sql("UPDATE clients SET description = 'newer'")
-        assert house.store.disable("a").description == "newer"
+        assert harness.store.disable("a").description == "newer"
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_postgresql_gives_up_on_a_statement_that_hangs(any_house: House) -> None:
-    with any_house.app.app_context(), db.engine.connect() as connection:
+def test_postgresql_gives_up_on_a_statement_that_hangs(any_harness: Harness) -> None:
+    with any_harness.app.app_context(), db.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "3s"
 
 
@@ -227,8 +227,8 @@ def test_the_urls_own_options_count_beside_ours(
 ) -> None:
     url = f"{database_url}{'&' if '?' in database_url else '?'}{query}"
     with (
-        open_house(tmp_path, clock, migrated=False, with_key=False, database_url=url) as house,
-        house.app.app_context(),
+        open_harness(tmp_path, clock, migrated=False, with_key=False, database_url=url) as harness,
+        harness.app.app_context(),
         db.engine.connect() as connection,
     ):
         assert {name: connection.exec_driver_sql(f"SHOW {name}").scalar() for name in found} == found
@@ -237,9 +237,11 @@ def test_the_urls_own_options_count_beside_ours(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_migration_may_take_its_time_and_a_request_may_not(any_house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_may_take_its_time_and_a_request_may_not(
+    any_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(BoundedConnection, "answer_seconds", 0.2)
-    with any_house.app.app_context():
+    with any_harness.app.app_context():
         with migrating(db.engine) as connection:
             assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "0"
             assert connection.exec_driver_sql("SELECT 1 FROM pg_sleep(0.5)").scalar() == 1

@@ -14,11 +14,11 @@ import psycopg
 import pytest
 from sqlalchemy import Select, String, bindparam, event, literal_column, select
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
-from unit.house import House
+from unit.harness import Harness
 
-from app.database.engine import was_stale
+from app.database.engine import is_stale_connection
 from app.database.models import ClientRow, ClientSecretRow, db
-from app.database.prepared_query import KeptConnections, Question
+from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 
 SECRETS_OF = (
     select(
@@ -35,21 +35,21 @@ SECRETS_OF = (
 ANY = {"one": "a", "other": "b"}
 
 
-def question(house: House, statement: Select[Any] = SECRETS_OF) -> Question:
-    with house.app.app_context():
-        return Question(KeptConnections(db.engine), statement)
+def question(harness: Harness, statement: Select[Any] = SECRETS_OF) -> PreparedQuery:
+    with harness.app.app_context():
+        return PreparedQuery(ThreadLocalConnections(db.engine), statement)
 
 
-def connections_made(house: House) -> list[object]:
+def connections_made(harness: Harness) -> list[object]:
     """Every connection that the pool opens from now on."""
     made: list[object] = []
-    with house.app.app_context():
+    with harness.app.app_context():
         event.listen(db.engine, "connect", lambda connection, _: made.append(connection))
     return made
 
 
-def dispose(house: House) -> None:
-    with house.app.app_context():
+def dispose(harness: Harness) -> None:
+    with harness.app.app_context():
         db.engine.dispose()
 
 
@@ -59,12 +59,12 @@ def in_a_thread(run: Callable[[], object]) -> None:
     thread.join()
 
 
-def test_it_answers_as_sqlalchemy_does(any_house: House) -> None:
-    any_house.register("a", access_token_lifetime=90)
-    any_house.register("b")
-    asked = question(any_house)
-    rows = asked.ask(ANY)
-    assert [tuple(row) for row in rows] == [tuple(row) for row in asked.ask_anew(ANY)]
+def test_it_answers_as_sqlalchemy_does(any_harness: Harness) -> None:
+    any_harness.register("a", access_token_lifetime=90)
+    any_harness.register("b")
+    asked = question(any_harness)
+    rows = asked.execute(ANY)
+    assert [tuple(row) for row in rows] == [tuple(row) for row in asked.execute_on_new_connection(ANY)]
     assert [(row.client_id, row.access_token_lifetime, len(row.digest)) for row in rows] == [
         ("a", 90, 32),
         ("b", None, 32),
@@ -72,111 +72,111 @@ def test_it_answers_as_sqlalchemy_does(any_house: House) -> None:
     assert [(row.created_at, row.created_at.tzinfo, row.revoked_at) for row in rows] == 2 * [
         (datetime(2026, 1, 31, 12, tzinfo=UTC), UTC, None)
     ]
-    assert asked.ask({"one": "x", "other": "y"}) == []
+    assert asked.execute({"one": "x", "other": "y"}) == []
 
 
 @pytest.mark.parametrize("text", ["", "a'b", '"', "%", "%s", "%(one)s", ":one", "?", "é😀", "\\", "a" * 10_000])
-def test_parameters_are_never_part_of_the_statement(any_house: House, text: str) -> None:
+def test_parameters_are_never_part_of_the_statement(any_harness: Harness, text: str) -> None:
     asked = question(
-        any_house, select(literal_column("'50 % of'", String).label("said"), bindparam("one", type_=String))
+        any_harness, select(literal_column("'50 % of'", String).label("said"), bindparam("one", type_=String))
     )
-    assert [tuple(row) for row in asked.ask({"one": text})] == [("50 % of", text)]
+    assert [tuple(row) for row in asked.execute({"one": text})] == [("50 % of", text)]
 
 
-def test_each_thread_keeps_one_connection(any_house: House) -> None:
-    asked, made = question(any_house), connections_made(any_house)
-    dispose(any_house)
+def test_each_thread_keeps_one_connection(any_harness: Harness) -> None:
+    asked, made = question(any_harness), connections_made(any_harness)
+    dispose(any_harness)
     for _ in range(3):
-        asked.ask(ANY)
+        asked.execute(ANY)
     assert len(made) == 1
-    in_a_thread(lambda: [asked.ask(ANY) for _ in range(3)])
+    in_a_thread(lambda: [asked.execute(ANY) for _ in range(3)])
     assert len(made) == 2
 
 
-def test_several_questions_share_it(any_house: House) -> None:
-    with any_house.app.app_context():
-        connections = KeptConnections(db.engine)
-    made = connections_made(any_house)
-    dispose(any_house)
+def test_several_questions_share_it(any_harness: Harness) -> None:
+    with any_harness.app.app_context():
+        connections = ThreadLocalConnections(db.engine)
+    made = connections_made(any_harness)
+    dispose(any_harness)
     for statement in (SECRETS_OF, SECRETS_OF.distinct()):
-        Question(connections, statement).ask(ANY)
+        PreparedQuery(connections, statement).execute(ANY)
     assert len(made) == 1
 
 
-def test_a_thread_that_ends_leaves_its_connection_to_others(any_house: House) -> None:
-    asked, made = question(any_house), connections_made(any_house)
-    dispose(any_house)
+def test_a_thread_that_ends_leaves_its_connection_to_others(any_harness: Harness) -> None:
+    asked, made = question(any_harness), connections_made(any_harness)
+    dispose(any_harness)
     for _ in range(3):
-        in_a_thread(lambda: asked.ask(ANY))
+        in_a_thread(lambda: asked.execute(ANY))
         gc.collect()
     assert len(made) == 1
-    with any_house.app.app_context():
+    with any_harness.app.app_context():
         assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
-def test_reading_leaves_no_transaction_open(any_house: House) -> None:
-    asked = question(any_house)
-    asked.ask(ANY)
-    any_house.register("a")
+def test_reading_leaves_no_transaction_open(any_harness: Harness) -> None:
+    asked = question(any_harness)
+    asked.execute(ANY)
+    any_harness.register("a")
     # A snapshot of before would not show it.
-    assert [row.client_id for row in asked.ask(ANY)] == ["a"]
-    with any_house.app.app_context():
+    assert [row.client_id for row in asked.execute(ANY)] == ["a"]
+    with any_harness.app.app_context():
         db.drop_all()
 
 
-def test_who_disposes_of_the_engine_closes_what_threads_keep(any_house: House) -> None:
-    asked, made = question(any_house), connections_made(any_house)
-    dispose(any_house)
-    asked.ask(ANY)
-    dispose(any_house)
+def test_who_disposes_of_the_engine_closes_what_threads_keep(any_harness: Harness) -> None:
+    asked, made = question(any_harness), connections_made(any_harness)
+    dispose(any_harness)
+    asked.execute(ANY)
+    dispose(any_harness)
     (connection,) = made
     with pytest.raises((psycopg.OperationalError, sqlite3.ProgrammingError), match="closed"):
         connection.execute("SELECT 1")  # type: ignore[attr-defined]
-    asked.ask(ANY)
+    asked.execute(ANY)
     assert len(made) == 2
 
 
-def test_a_fault_of_the_statement_is_sqlalchemys_and_quotes_no_value(any_house: House) -> None:
-    asked = question(any_house)
-    with any_house.app.app_context():
+def test_a_fault_of_the_statement_is_sqlalchemys_and_quotes_no_value(any_harness: Harness) -> None:
+    asked = question(any_harness)
+    with any_harness.app.app_context():
         db.drop_all()
     with pytest.raises(DBAPIError) as caught:
-        asked.ask({"one": "ths_pasted-secret", "other": ""})
+        asked.execute({"one": "ths_pasted-secret", "other": ""})
     assert not caught.value.connection_invalidated
     assert type(caught.value.orig).__name__ in {"OperationalError", "UndefinedTable"}
     assert "ths_" not in f"{caught.value} {caught.value!r}"
-    with any_house.app.app_context():
+    with any_harness.app.app_context():
         db.create_all()
-    assert asked.ask(ANY) == []
+    assert asked.execute(ANY) == []
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_connection_that_was_cut_is_used_no_more(any_house: House) -> None:
-    asked, made = question(any_house), connections_made(any_house)
-    dispose(any_house)
-    asked.ask(ANY)
-    with any_house.app.app_context(), db.engine.connect() as other:
+def test_a_connection_that_was_cut_is_used_no_more(any_harness: Harness) -> None:
+    asked, made = question(any_harness), connections_made(any_harness)
+    dispose(any_harness)
+    asked.execute(ANY)
+    with any_harness.app.app_context(), db.engine.connect() as other:
         # The other one was opened before the cut, too: asking anew finds it, and drops all of that age.
         other.exec_driver_sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
     with pytest.raises(OperationalError) as caught:
-        asked.ask(ANY)
+        asked.execute(ANY)
     assert caught.value.connection_invalidated
-    assert was_stale(caught.value)
-    assert asked.ask_anew(ANY) == []
-    assert asked.ask(ANY) == []
+    assert is_stale_connection(caught.value)
+    assert asked.execute_on_new_connection(ANY) == []
+    assert asked.execute(ANY) == []
     assert made[0].closed  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_no_request_fails_when_all_connections_were_cut(any_house: House) -> None:
+def test_no_request_fails_when_all_connections_were_cut(any_harness: Harness) -> None:
     threads = 4
     barrier = threading.Barrier(threads)
-    asked, failures = any_house.verifier, []
+    asked, failures = any_harness.verifier, []
 
-    def ask() -> None:
+    def execute() -> None:
         for _ in range(2):
             barrier.wait()
             try:
@@ -185,7 +185,7 @@ def test_no_request_fails_when_all_connections_were_cut(any_house: House) -> Non
                 failures.append(error)
             barrier.wait()
             if barrier.wait() == 0:
-                url = any_house.settings.database_url.get_secret_value().replace("+psycopg", "")
+                url = any_harness.settings.database_url.get_secret_value().replace("+psycopg", "")
                 with psycopg.connect(url, autocommit=True) as other:
                     other.execute(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -193,7 +193,7 @@ def test_no_request_fails_when_all_connections_were_cut(any_house: House) -> Non
                     )
             barrier.wait()
 
-    workers = [threading.Thread(target=ask) for _ in range(threads)]
+    workers = [threading.Thread(target=execute) for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -201,42 +201,42 @@ def test_no_request_fails_when_all_connections_were_cut(any_house: House) -> Non
     assert failures == []
 
 
-def test_a_file_that_was_replaced_is_opened_anew(house: House) -> None:
-    house.register("a")
-    asked = question(house)
-    assert [row.client_id for row in asked.ask(ANY)] == ["a"]
-    dispose(house)
-    asked.ask(ANY)
-    file = house.folder / "tokenhouse.db"
-    copy = Path(shutil.copy(file, house.folder / "copy.db"))
-    with house.app.app_context():
-        house.store.delete("a")
-        house.register("b")
+def test_a_file_that_was_replaced_is_opened_anew(harness: Harness) -> None:
+    harness.register("a")
+    asked = question(harness)
+    assert [row.client_id for row in asked.execute(ANY)] == ["a"]
+    dispose(harness)
+    asked.execute(ANY)
+    file = harness.folder / "tokenhouse.db"
+    copy = Path(shutil.copy(file, harness.folder / "copy.db"))
+    with harness.app.app_context():
+        harness.store.delete("a")
+        harness.register("b")
         db.session.remove()
     os.replace(copy, file)  # noqa: PTH105 - Atomic, as a restored backup comes.
     for name in ("tokenhouse.db-wal", "tokenhouse.db-shm"):
-        (house.folder / name).unlink(missing_ok=True)
-    assert [row.client_id for row in asked.ask(ANY)] == ["a"]
+        (harness.folder / name).unlink(missing_ok=True)
+    assert [row.client_id for row in asked.execute(ANY)] == ["a"]
 
 
-def test_a_file_that_was_taken_away_is_missed_and_found_again(house: House) -> None:
-    asked = question(house)
-    asked.ask(ANY)
-    file = house.folder / "tokenhouse.db"
-    file.rename(house.folder / "away.db")
+def test_a_file_that_was_taken_away_is_missed_and_found_again(harness: Harness) -> None:
+    asked = question(harness)
+    asked.execute(ANY)
+    file = harness.folder / "tokenhouse.db"
+    file.rename(harness.folder / "away.db")
     with pytest.raises(SQLAlchemyError, match="unable to open database file"):
-        asked.ask(ANY)
-    (house.folder / "away.db").rename(file)
-    assert asked.ask(ANY) == []
+        asked.execute(ANY)
+    (harness.folder / "away.db").rename(file)
+    assert asked.execute(ANY) == []
 
 
-def test_all_who_ask_share_the_connection_of_their_thread(house: House) -> None:
-    client = house.register(introspects=("*",))
+def test_all_who_ask_share_the_connection_of_their_thread(harness: Harness) -> None:
+    client = harness.register(introspects=("*",))
     made: list[Any] = []
-    with house.app.app_context():
+    with harness.app.app_context():
         db.engine.dispose()
         event.listen(db.engine, "connect", lambda *found: made.append(found))
         for _ in range(3):
-            house.services.clients.authenticator.answers()
-            house.services.oauth.revocations.reason_against(client.client_id, "j", house.clock())
+            harness.services.clients.authenticator.answers()
+            harness.services.oauth.revocations.reason_against(client.client_id, "j", harness.clock())
     assert len(made) == 1

@@ -10,11 +10,11 @@ import pytest
 from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.house import House
+from unit.harness import Harness
 from werkzeug.exceptions import HTTPException, RequestedRangeNotSatisfiable, ServiceUnavailable, TooManyRequests
 from werkzeug.test import TestResponse
 
-from app.errors import below_oauth
+from app.errors import http_error_body
 from app.http import application
 
 
@@ -75,7 +75,7 @@ def test_a_callers_own_request_id_is_not_taken_over(app: Flask) -> None:
 )
 def test_every_fault_is_json_of_the_same_form(app: Flask, method: str, path: str, status: int, more: set[str]) -> None:
     answer = app.test_client().open(path, method=method)
-    assert (answer.status_code, answer.json) == (status, below_oauth(status))
+    assert (answer.status_code, answer.json) == (status, http_error_body(status))
     assert set(answer.headers.keys()) & {"Allow", "Retry-After", "Location"} == more
 
 
@@ -101,11 +101,11 @@ def test_no_path_is_reflected_or_answered_in_another_form(text: str) -> None:
     made = application.Application("empty")
     answer = made.test_client().get("/" + text.replace("/", "_"))
     assert_common(answer)
-    assert (answer.status_code, answer.json) == (404, below_oauth(404))
+    assert (answer.status_code, answer.json) == (404, http_error_body(404))
 
 
-def test_the_real_application_answers_so_too(house: House) -> None:
-    caller = house.app.test_client()
+def test_the_real_application_answers_so_too(harness: Harness) -> None:
+    caller = harness.app.test_client()
     for method, path, status in [
         ("GET", "/", 404),
         ("GET", "/oauth/token", 405),
@@ -117,48 +117,48 @@ def test_the_real_application_answers_so_too(house: House) -> None:
     ]:
         answer = caller.open(path, method=method)
         assert_common(answer)
-        assert (answer.status_code, json.loads(answer.data)) == (status, below_oauth(status))
+        assert (answer.status_code, json.loads(answer.data)) == (status, http_error_body(status))
     assert caller.get("/oauth/token").headers["Allow"] == "POST"
 
 
-def test_no_answer_sets_a_cookie_and_no_session_can_be_kept(house: House) -> None:
-    @house.app.get("/session-of-a-test")
+def test_no_answer_sets_a_cookie_and_no_session_can_be_kept(harness: Harness) -> None:
+    @harness.app.get("/session-of-a-test")
     def keep_something() -> str:
         with pytest.raises(RuntimeError, match="session is unavailable"):
             flask.session["a"] = "b"
         return ""
 
-    answer = house.app.test_client().get("/session-of-a-test")
+    answer = harness.app.test_client().get("/session-of-a-test")
     assert (answer.status_code, answer.headers.getlist("Set-Cookie")) == (200, [])
 
 
 @pytest.mark.parametrize(
     "host", ["tokens.example.com", "another.example", "a.b:1", "[::1]:8080", "xn--bcher-kva.example"]
 )
-def test_routes_do_not_depend_on_the_host(house: House, host: str) -> None:
-    client = house.app.test_client()
+def test_routes_do_not_depend_on_the_host(harness: Harness, host: str) -> None:
+    client = harness.app.test_client()
     assert client.get("/livez", headers={"Host": host}).status_code == 200
     assert client.get("/livez/", headers={"Host": host}).status_code == 404
     assert client.put("/livez", headers={"Host": host}).status_code == 405
 
 
-def test_no_blueprint_asks_for_what_is_not_done(house: House) -> None:
+def test_no_blueprint_asks_for_what_is_not_done(harness: Harness) -> None:
     """Our Flask calls what the application and blueprints register after a request, and the former before one."""
-    app = house.app
+    app = harness.app
     assert set(app.before_request_funcs) <= {None}
     assert not any(app.url_value_preprocessors.values())
     assert not any(app.teardown_request_funcs.values())
 
 
-def test_what_is_registered_after_requests_is_called_the_blueprints_first(house: House) -> None:
+def test_what_is_registered_after_requests_is_called_the_blueprints_first(harness: Harness) -> None:
     called: list[str] = []
 
     def note(name: str) -> Any:
         return lambda answer: called.append(name) or answer
 
-    house.app.after_request_funcs.setdefault("discovery", []).append(note("blueprint"))
-    house.app.after_request_funcs.setdefault(None, []).append(note("application"))
-    client = house.app.test_client()
+    harness.app.after_request_funcs.setdefault("discovery", []).append(note("blueprint"))
+    harness.app.after_request_funcs.setdefault(None, []).append(note("application"))
+    client = harness.app.test_client()
     client.get("/.well-known/jwks.json")
     client.get("/livez")
     client.get("/nowhere")
@@ -177,7 +177,7 @@ def quick(app: application.Application) -> application.Application:
         "refuses": lambda _asked: fail(TooManyRequests(retry_after=9)),
     }
     for name, view in views.items():
-        blueprint.add_url_rule(f"/quick/{name}", name, application.at_once(view), methods=["GET", "POST"])
+        blueprint.add_url_rule(f"/quick/{name}", name, application.without_contexts(view), methods=["GET", "POST"])
 
     @blueprint.after_request
     def mark(response: flask.Response) -> flask.Response:
@@ -227,7 +227,7 @@ def test_what_is_asked_of_a_request_is_there(quick: application.Application) -> 
     quick.add_url_rule(
         "/asked",
         "asked",
-        application.at_once(
+        application.without_contexts(
             lambda asked: application.json_response(
                 200, [asked.args["a"], asked.remote_addr, asked.url, asked.headers["X-Asked"], asked.path, asked.method]
             )

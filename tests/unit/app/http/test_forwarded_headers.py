@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.config.values import parse_trusted_proxies
-from app.http.forwarded_headers import find_source, is_trusted, take_request_id
+from app.http.forwarded_headers import find_source, is_trusted, parse_request_id
 
 PROXIES = parse_trusted_proxies("10.0.0.0/8, fd00::/8, unix, 192.0.2.7")
 PROXY, OTHER_PROXY = "10.1.2.3", "10.9.9.9"
@@ -99,12 +99,12 @@ def test_whatever_stands_there_an_address_comes_out(forwarded_for: str, forwarde
 
 @pytest.mark.parametrize("given_id", ["a" * 8, "A-Z_a.z-09" * 12, "f" * 128])
 def test_a_request_id_that_may_stand_in_a_log_is_taken(given_id: str) -> None:
-    assert take_request_id(given_id) == given_id
+    assert parse_request_id(given_id) == given_id
 
 
 @pytest.mark.parametrize("given_id", [None, "", "a" * 7, "a" * 129, "a b c d e f", "a\nbcdefgh", "größe-größe"])
 def test_any_other_request_id_is_not(given_id: str | None) -> None:
-    assert take_request_id(given_id) is None
+    assert parse_request_id(given_id) is None
 
 
 @pytest.mark.parametrize("value", ["10.0.0.1/8", "proxy.example.com", "10.0.0.0/33", "unix:/s", "10.0.0.0/8 fd00::/8"])

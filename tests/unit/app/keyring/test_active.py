@@ -12,14 +12,14 @@ import pytest
 from conftest import SettableClock
 from sqlalchemy import text
 from support.keys import add_key
-from unit.house import House, open_house
+from unit.harness import Harness, open_harness
 
 from app.audit.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.database.models import db
 from app.errors import StartError
 from app.keyring import shared_state
-from app.keyring.active import CurrentRing
-from app.keyring.backends.base import KeyringHome
+from app.keyring.active import ActiveRing
+from app.keyring.backends.base import KeyringBackend
 from app.keyring.model import Ring
 
 ENCRYPTION = f"e1:{'k' * 40}"
@@ -28,13 +28,13 @@ ENCRYPTION = f"e1:{'k' * 40}"
 class Worker:
     """A process that serves with the ring of a house."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, harness: Harness) -> None:
         self.heard: list[Event] = []
-        self.current = CurrentRing(
-            house.services.keys.open_backend(house.settings.keyring),
-            house.services.keys.manager.rules,
+        self.current = ActiveRing(
+            harness.services.keys.open_backend(harness.settings.keyring),
+            harness.services.keys.manager.rules,
             self,
-            house.clock,
+            harness.clock,
         )
 
     def emit(self, event: Event) -> None:
@@ -45,60 +45,60 @@ class Worker:
 
 
 @pytest.fixture(params=["file", "database"])
-def house(request: pytest.FixtureRequest, tmp_path: Path, clock: SettableClock) -> Iterator[House]:
+def harness(request: pytest.FixtureRequest, tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
     """With a ring in each kind of home that changes."""
     more = {"keyring": "database", "encryption_keys": ENCRYPTION} if request.param == "database" else {}
-    with open_house(tmp_path, clock, with_key=False, **more) as made:
+    with open_harness(tmp_path, clock, with_key=False, **more) as made:
         made.services.keys.manager.generate()
         yield made
 
 
 @pytest.fixture
-def in_file(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
-    with open_house(tmp_path, clock, with_key=False) as made:
+def in_file(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
+    with open_harness(tmp_path, clock, with_key=False) as made:
         made.services.keys.manager.generate()
         yield made
 
 
 @pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> shared_state.LastGood:
+def memory(monkeypatch: pytest.MonkeyPatch) -> shared_state.SharedState:
     """What gunicorn's master shares with its workers."""
-    shared = shared_state.LastGood()
+    shared = shared_state.SharedState()
     monkeypatch.setattr(shared_state, "_shared", shared)
     return shared
 
 
-def ring_file(house: House) -> Path:
-    return house.folder / "keyring.toml"
+def ring_file(harness: Harness) -> Path:
+    return harness.folder / "keyring.toml"
 
 
-def break_ring(house: House) -> None:
-    if house.settings.keyring == "database":
-        with house.app.app_context():
+def break_ring(harness: Harness) -> None:
+    if harness.settings.keyring == "database":
+        with harness.app.app_context():
             db.session.execute(text("UPDATE key_ring SET version = version + 1"))
             db.session.execute(text("UPDATE signing_keys SET encryption_key_id = 'gone'"))
             db.session.commit()
     else:
-        ring_file(house).write_text("[[keys]]\nkid = ")
+        ring_file(harness).write_text("[[keys]]\nkid = ")
 
 
-def mend_ring(house: House, content: bytes) -> None:
-    if house.settings.keyring == "database":
-        with house.app.app_context():
+def mend_ring(harness: Harness, content: bytes) -> None:
+    if harness.settings.keyring == "database":
+        with harness.app.app_context():
             db.session.execute(text("UPDATE signing_keys SET encryption_key_id = 'e1'"))
             db.session.commit()
     else:
-        ring_file(house).write_bytes(content)
+        ring_file(harness).write_bytes(content)
 
 
-def test_a_change_is_taken_at_the_next_look_and_told(house: House) -> None:
-    worker = Worker(house)
+def test_a_change_is_taken_at_the_next_look_and_told(harness: Harness) -> None:
+    worker = Worker(harness)
     first = worker.signs_with()
-    house.clock.advance(days=8)
-    standby = worker.current().standbys(house.clock())[0].kid
-    house.services.keys.manager.rotate()
+    harness.clock.advance(days=8)
+    standby = worker.current().standbys(harness.clock())[0].kid
+    harness.services.keys.manager.rotate()
     worker.current.refresh()
-    house.clock.advance(minutes=7)
+    harness.clock.advance(minutes=7)
     assert worker.signs_with() == standby != first
     (event,) = worker.heard
     assert isinstance(event, KeyRingLoaded)
@@ -108,7 +108,7 @@ def test_a_change_is_taken_at_the_next_look_and_told(house: House) -> None:
     assert [type(event) for event in worker.heard[1:]] == [KeyStateChanged, KeyStateChanged]
 
 
-def test_no_request_looks_at_the_file(in_file: House) -> None:
+def test_no_request_looks_at_the_file(in_file: Harness) -> None:
     worker = Worker(in_file)
     first = worker.signs_with()
     in_file.services.keys.manager.revoke(first)
@@ -120,19 +120,19 @@ def test_no_request_looks_at_the_file(in_file: House) -> None:
 # What is told
 
 
-def test_each_change_of_state_is_told_with_its_moment(house: House) -> None:
-    worker = Worker(house)
+def test_each_change_of_state_is_told_with_its_moment(harness: Harness) -> None:
+    worker = Worker(harness)
     worker.current.refresh()
     first, standby = (key.kid for key in worker.current().keys)
     turn = worker.current().keys[1].signs_from
-    house.clock.advance(days=90, seconds=90)
+    harness.clock.advance(days=90, seconds=90)
     worker.current.refresh()
     assert worker.heard == [
         KeyStateChanged(kid=first, state="retiring", since=turn),
         KeyStateChanged(kid=standby, state="signing", since=turn),
     ]
     worker.heard.clear()
-    house.clock.advance(days=1)
+    harness.clock.advance(days=1)
     worker.current.refresh()
     gone_at = turn + timedelta(hours=24, seconds=60)
     assert worker.heard == [KeyStateChanged(kid=first, state="gone", since=gone_at)]
@@ -140,18 +140,18 @@ def test_each_change_of_state_is_told_with_its_moment(house: House) -> None:
     assert len(worker.heard) == 1
 
 
-def test_of_several_workers_one_tells(house: House, memory: shared_state.LastGood) -> None:
-    workers = [Worker(house) for _ in range(3)]
+def test_of_several_workers_one_tells(harness: Harness, memory: shared_state.SharedState) -> None:
+    workers = [Worker(harness) for _ in range(3)]
     for worker in workers:
         worker.current.refresh()
-    house.services.keys.manager.revoke(workers[0].signs_with())
+    harness.services.keys.manager.revoke(workers[0].signs_with())
     for worker in workers:
         worker.current.refresh()
     told = [type(event) for event in workers[0].heard]
     assert told == [KeyRingLoaded, KeyStateChanged, KeyStateChanged, KeyStateChanged]
     assert [worker.heard for worker in workers[1:]] == [[], []]
     # Another change of the same kind is told again, by whoever comes first.
-    house.services.keys.manager.revoke(workers[0].signs_with())
+    harness.services.keys.manager.revoke(workers[0].signs_with())
     for worker in reversed(workers):
         worker.current.refresh()
     assert [len(worker.heard) for worker in workers] == [4, 0, 4]
@@ -159,7 +159,7 @@ def test_of_several_workers_one_tells(house: House, memory: shared_state.LastGoo
 
 
 def test_processes_claim_once_and_again_after_a_while(
-    memory: shared_state.LastGood, monkeypatch: pytest.MonkeyPatch
+    memory: shared_state.SharedState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fork = multiprocessing.get_context("fork")
     first = fork.Value("i", 0)
@@ -186,15 +186,15 @@ def test_processes_claim_once_and_again_after_a_while(
 
 
 def test_a_clock_that_jumps_back_changes_nothing_and_is_told(
-    house: House, memory: shared_state.LastGood, caplog: pytest.LogCaptureFixture
+    harness: Harness, memory: shared_state.SharedState, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house.clock.advance(days=90)
-    worker = Worker(house)
+    harness.clock.advance(days=90)
+    worker = Worker(harness)
     worker.current.refresh()
     before = [key.kid for key in worker.current.published_keys()]
     signing = worker.current.signing_key()
     assert signing.kid != worker.current().keys[0].kid
-    house.clock.advance(hours=-1)
+    harness.clock.advance(hours=-1)
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             worker.current.refresh()
@@ -206,8 +206,8 @@ def test_a_clock_that_jumps_back_changes_nothing_and_is_told(
     assert event.behind_seconds == 3600
     # A worker that is born now has seen nothing itself.
     assert memory
-    assert Worker(house).current.signing_key() == signing
-    house.clock.advance(hours=1)
+    assert Worker(harness).current.signing_key() == signing
+    harness.clock.advance(hours=1)
     with caplog.at_level(logging.INFO):
         worker.current.refresh()
     assert not worker.current.is_clock_behind
@@ -219,17 +219,17 @@ def test_a_clock_that_jumps_back_changes_nothing_and_is_told(
     assert right == "the clock is right again"
 
 
-def test_keys_are_published_and_sign_though_the_clock_is_before_them(house: House) -> None:
+def test_keys_are_published_and_sign_though_the_clock_is_before_them(harness: Harness) -> None:
     """The ring was made an hour from now: one of two clocks was wrong, and no verifier must find an empty JWKS."""
-    house.clock.advance(hours=-1)
-    worker = Worker(house)
+    harness.clock.advance(hours=-1)
+    worker = Worker(harness)
     worker.current.refresh()
     assert len(worker.current.published_keys()) == 2
     assert worker.current.signing_key() == worker.current().keys[0]
     assert worker.current.is_clock_behind
 
 
-def test_a_ring_from_the_future_is_not_taken(in_file: House) -> None:
+def test_a_ring_from_the_future_is_not_taken(in_file: Harness) -> None:
     """Written on a machine whose clock is ten days ahead: its standby would sign before verifiers know it."""
     worker = Worker(in_file)
     before = worker.current()
@@ -243,11 +243,13 @@ def test_a_ring_from_the_future_is_not_taken(in_file: House) -> None:
     )
 
 
-def test_a_broken_ring_is_told_once_and_the_last_good_one_stays(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    worker = Worker(house)
+def test_a_broken_ring_is_told_once_and_the_last_good_one_stays(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(harness)
     before = worker.current()
-    content = ring_file(house).read_bytes() if ring_file(house).exists() else b""
-    break_ring(house)
+    content = ring_file(harness).read_bytes() if ring_file(harness).exists() else b""
+    break_ring(harness)
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             worker.current.refresh()
@@ -258,7 +260,7 @@ def test_a_broken_ring_is_told_once_and_the_last_good_one_stays(house: House, ca
     assert event.fault == worker.current.fault
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     caplog.clear()
-    mend_ring(house, content)
+    mend_ring(harness, content)
     with caplog.at_level(logging.INFO):
         worker.current.refresh()
     assert worker.current.fault is None
@@ -266,7 +268,7 @@ def test_a_broken_ring_is_told_once_and_the_last_good_one_stays(house: House, ca
     assert [record.getMessage() for record in caplog.records] == ["the key ring is good again"]
 
 
-def test_a_ring_that_is_gone_changes_nothing_for_who_has_one(in_file: House) -> None:
+def test_a_ring_that_is_gone_changes_nothing_for_who_has_one(in_file: Harness) -> None:
     worker = Worker(in_file)
     before = worker.current()
     ring_file(in_file).rename(in_file.folder / "away.toml")
@@ -275,16 +277,16 @@ def test_a_ring_that_is_gone_changes_nothing_for_who_has_one(in_file: House) -> 
     assert "there is no key ring at" in str(worker.current.fault)
 
 
-def test_a_process_that_never_had_a_ring_says_why(house: House) -> None:
-    break_ring(house)
-    worker = Worker(house)
+def test_a_process_that_never_had_a_ring_says_why(harness: Harness) -> None:
+    break_ring(harness)
+    worker = Worker(harness)
     with pytest.raises(StartError):
         worker.current()
     worker.current.refresh()
     assert worker.current.fault
 
 
-def test_an_edit_that_would_sign_too_early_is_not_taken(in_file: House) -> None:
+def test_an_edit_that_would_sign_too_early_is_not_taken(in_file: Harness) -> None:
     worker = Worker(in_file)
     first = worker.signs_with()
     standby = worker.current().standbys(in_file.clock())[0]
@@ -307,11 +309,11 @@ def test_an_edit_that_would_sign_too_early_is_not_taken(in_file: House) -> None:
     assert worker.signs_with() == standby.kid
 
 
-def test_an_edit_that_claims_an_old_publication_is_not_believed(in_file: House) -> None:
+def test_an_edit_that_claims_an_old_publication_is_not_believed(in_file: Harness) -> None:
     worker = Worker(in_file)
     first = worker.signs_with()
     add_key(
-        in_file.services.keys.manager.home,
+        in_file.services.keys.manager.backend,
         published_at=in_file.clock() - timedelta(days=30),
         signs_from=in_file.clock() + timedelta(minutes=1),
     )
@@ -321,11 +323,11 @@ def test_an_edit_that_claims_an_old_publication_is_not_believed(in_file: House) 
     assert "before verifiers know it" in str(worker.current.fault)
 
 
-def test_an_edit_that_drops_a_key_with_live_tokens_is_not_taken(in_file: House) -> None:
+def test_an_edit_that_drops_a_key_with_live_tokens_is_not_taken(in_file: Harness) -> None:
     worker = Worker(in_file)
     first = worker.current().signing_key(in_file.clock())
     in_file.clock.advance(days=90)
-    in_file.services.keys.manager.home.change(lambda ring: Ring(ring.keys[1:], ring.signing_alg, ring.written_at))
+    in_file.services.keys.manager.backend.change(lambda ring: Ring(ring.keys[1:], ring.signing_alg, ring.written_at))
     worker.current.refresh()
     assert worker.current.fault == (
         f"{first.kid} would leave the JWKS while tokens of it are alive: the earliest safe time is 2026-05-02T12:01:00Z"
@@ -338,7 +340,7 @@ def test_an_edit_that_drops_a_key_with_live_tokens_is_not_taken(in_file: House) 
 def test_a_link_that_is_swapped_is_a_change(tmp_path: Path, clock: SettableClock) -> None:
     """As Kubernetes does it: a link to a link to a folder."""
     (tmp_path / "a").mkdir()
-    with open_house(tmp_path / "a", clock, with_key=False) as maker:
+    with open_harness(tmp_path / "a", clock, with_key=False) as maker:
         maker.services.keys.manager.generate()
         content = {path.name: path.read_bytes() for path in maker.folder.glob("*[lm]")}
         clock.advance(days=8)
@@ -353,9 +355,9 @@ def test_a_link_that_is_swapped_is_a_change(tmp_path: Path, clock: SettableClock
     (mount / "..data").symlink_to("..1")
     (mount / "keyring.toml").symlink_to("..data/keyring.toml")
     clock.advance(days=-8)
-    with open_house(tmp_path, clock, with_key=False, keyring=str(mount / "keyring.toml")) as house:
-        assert house.services.keys.manager.rules.propagation_seconds == 300
-        worker = Worker(house)
+    with open_harness(tmp_path, clock, with_key=False, keyring=str(mount / "keyring.toml")) as harness:
+        assert harness.services.keys.manager.rules.propagation_seconds == 300
+        worker = Worker(harness)
         assert len(worker.current().keys) == 2
         clock.advance(days=8, hours=1)
         (mount / "..new").symlink_to("..2")
@@ -368,56 +370,56 @@ def test_a_link_that_is_swapped_is_a_change(tmp_path: Path, clock: SettableClock
 # The last good one, for a worker that starts meanwhile
 
 
-def test_a_new_worker_starts_with_the_last_good_ring(house: House, memory: shared_state.LastGood) -> None:
-    old = Worker(house)
+def test_a_new_worker_starts_with_the_last_good_ring(harness: Harness, memory: shared_state.SharedState) -> None:
+    old = Worker(harness)
     signing = old.signs_with()
-    break_ring(house)
-    new = Worker(house)
+    break_ring(harness)
+    new = Worker(harness)
     assert new.signs_with() == signing
     assert new.current.fault
-    assert memory.recall("RS256") == old.current()
+    assert memory.load_ring("RS256") == old.current()
 
 
-def test_a_worker_of_another_server_finds_no_ring_there(house: House) -> None:
-    Worker(house).current()
-    break_ring(house)
+def test_a_worker_of_another_server_finds_no_ring_there(harness: Harness) -> None:
+    Worker(harness).current()
+    break_ring(harness)
     with pytest.raises(StartError):
-        Worker(house).current()
+        Worker(harness).current()
 
 
-def test_the_memory_follows_every_change(house: House, memory: shared_state.LastGood) -> None:
-    worker = Worker(house)
+def test_the_memory_follows_every_change(harness: Harness, memory: shared_state.SharedState) -> None:
+    worker = Worker(harness)
     worker.current()
-    house.clock.advance(days=8)
-    ring = house.services.keys.manager.rotate()
+    harness.clock.advance(days=8)
+    ring = harness.services.keys.manager.rotate()
     worker.current.refresh()
-    recalled = memory.recall("RS256")
+    recalled = memory.load_ring("RS256")
     assert recalled == ring
-    assert recalled.written_at == house.clock()
+    assert recalled.written_at == harness.clock()
     for kept, key in zip(recalled.keys, ring.keys, strict=True):
         assert kept.private_key.private_numbers() == key.private_key.private_numbers()  # type: ignore[union-attr]
 
 
-def test_empty_memory_and_half_a_write_are_nothing(house: House, memory: shared_state.LastGood) -> None:
-    assert memory.recall("RS256") is None
-    memory.keep(house.services.keys.manager.home.read())
-    assert memory.recall("RS256")
+def test_empty_memory_and_half_a_write_are_nothing(harness: Harness, memory: shared_state.SharedState) -> None:
+    assert memory.load_ring("RS256") is None
+    memory.store_ring(harness.services.keys.manager.backend.read())
+    assert memory.load_ring("RS256")
     whole: Any = memory._memory  # noqa: SLF001 - Another worker's write, half-way.
     whole[200] ^= 1
-    assert memory.recall("RS256") is None
-    memory.keep(house.services.keys.manager.home.read())
-    assert memory.recall("RS256")
+    assert memory.load_ring("RS256") is None
+    memory.store_ring(harness.services.keys.manager.backend.read())
+    assert memory.load_ring("RS256")
     whole[:8] = (2**40).to_bytes(8)
-    assert memory.recall("RS256") is None
+    assert memory.load_ring("RS256") is None
 
 
 def test_a_ring_that_does_not_fit_is_not_remembered(
-    house: House, memory: shared_state.LastGood, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, memory: shared_state.SharedState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_state, "SIZE_BYTES", 100)
-    memory.keep(house.services.keys.manager.home.read())
+    memory.store_ring(harness.services.keys.manager.backend.read())
     monkeypatch.undo()
-    assert memory.recall("RS256") is None
+    assert memory.load_ring("RS256") is None
 
 
 # The cache time
@@ -425,11 +427,11 @@ def test_a_ring_that_does_not_fit_is_not_remembered(
 
 def test_the_longest_cache_time_is_noted_and_never_falls(tmp_path: Path, clock: SettableClock) -> None:
     def noted(max_age: str) -> set[int]:
-        with open_house(tmp_path, clock, with_key=False, jwks_max_age=max_age) as house:
-            if house.services.keys.manager.home.is_empty():
-                house.services.keys.manager.generate()
-            house.services.keys.active.note_max_age()
-            return {key.jwks_max_age for key in house.services.keys.manager.home.read().keys}
+        with open_harness(tmp_path, clock, with_key=False, jwks_max_age=max_age) as harness:
+            if harness.services.keys.manager.backend.is_empty():
+                harness.services.keys.manager.generate()
+            harness.services.keys.active.note_max_age()
+            return {key.jwks_max_age for key in harness.services.keys.manager.backend.read().keys}
 
     assert noted("5m") == {300}
     assert noted("1h") == {3600}
@@ -437,19 +439,19 @@ def test_the_longest_cache_time_is_noted_and_never_falls(tmp_path: Path, clock: 
 
 
 def test_a_longer_cache_time_puts_off_a_turn_that_would_be_too_early(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path, clock, with_key=False, key_announce="10m", key_rotation_interval="10m") as house:
-        house.services.keys.manager.generate()
-    with open_house(tmp_path, clock, with_key=False, jwks_max_age="1h") as house:
-        house.services.keys.active.note_max_age()
-        (standby,) = house.services.keys.manager.home.read().standbys(clock())
+    with open_harness(tmp_path, clock, with_key=False, key_announce="10m", key_rotation_interval="10m") as harness:
+        harness.services.keys.manager.generate()
+    with open_harness(tmp_path, clock, with_key=False, jwks_max_age="1h") as harness:
+        harness.services.keys.active.note_max_age()
+        (standby,) = harness.services.keys.manager.backend.read().standbys(clock())
         assert standby.signs_from == clock() + timedelta(seconds=3603)
 
 
 def test_a_ring_that_cannot_be_written_is_used_as_it_is(
-    in_file: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    in_file: Harness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_house(in_file.folder, in_file.clock, with_key=False, jwks_max_age="1h") as longer:
-        home: KeyringHome = longer.services.keys.active.home
+    with open_harness(in_file.folder, in_file.clock, with_key=False, jwks_max_age="1h") as longer:
+        backend: KeyringBackend = longer.services.keys.active.backend
         logging.getLogger("app.keyring.active").addHandler(caplog.handler)
 
         def refuse(*_: object) -> None:
@@ -460,7 +462,7 @@ def test_a_ring_that_cannot_be_written_is_used_as_it_is(
         logging.getLogger("app.keyring.active").removeHandler(caplog.handler)
         (record,) = caplog.records
         assert record.getMessage() == (
-            f"the cache time of the JWKS could not be noted: {home.name} cannot be written, and is as it was: "
+            f"the cache time of the JWKS could not be noted: {backend.name} cannot be written, and is as it was: "
             "Read-only file system"
         )
 
@@ -468,14 +470,14 @@ def test_a_ring_that_cannot_be_written_is_used_as_it_is(
 # What is seen of it over HTTP
 
 
-def test_ready_is_degraded_while_the_ring_is_broken_and_tokens_go_on(house: House) -> None:
-    client = house.register("a")
-    caller = house.app.test_client()
+def test_ready_is_degraded_while_the_ring_is_broken_and_tokens_go_on(harness: Harness) -> None:
+    client = harness.register("a")
+    caller = harness.app.test_client()
     form = {"grant_type": "client_credentials", "client_id": "a", "client_secret": client.secret}
     assert caller.post("/oauth/token", data=form).status_code == 200
-    content = ring_file(house).read_bytes() if ring_file(house).exists() else b""
-    break_ring(house)
-    house.services.keys.active.refresh()
+    content = ring_file(harness).read_bytes() if ring_file(harness).exists() else b""
+    break_ring(harness)
+    harness.services.keys.active.refresh()
     ready = caller.get("/readyz")
     assert (ready.status_code, ready.get_json()) == (
         200,
@@ -486,6 +488,6 @@ def test_ready_is_degraded_while_the_ring_is_broken_and_tokens_go_on(house: Hous
     )
     assert caller.post("/oauth/token", data=form).status_code == 200
     assert len(json.loads(caller.get("/.well-known/jwks.json").data)["keys"]) == 2
-    mend_ring(house, content)
-    house.services.keys.active.refresh()
+    mend_ring(harness, content)
+    harness.services.keys.active.refresh()
     assert caller.get("/readyz").get_json()["status"] == "ok"

@@ -23,7 +23,7 @@ from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
 from app.keyring.model import KeyState, Ring
 from app.keyring.rotation_plan import Planner, Rules, with_max_age
-from app.keyring.validation import faults, unsafe_change
+from app.keyring.validation import faults, find_unsafe_changes
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 PRIVATE_KEY = rsa.generate_private_key(65537, 2048)
@@ -233,7 +233,7 @@ class Rotation(RuleBasedStateMachine):
         if not excused:
             assert faults(self.ring, self.now, self.rules) == []
             if len(self.written) > 1 and self.written[-1][0] == self.now:
-                assert unsafe_change(self.written[-2][1], self.ring, self.now, self.rules) == []
+                assert find_unsafe_changes(self.written[-2][1], self.ring, self.now, self.rules) == []
 
     @precondition(lambda self: len(self.written) > 1)
     @rule()

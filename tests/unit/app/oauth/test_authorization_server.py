@@ -26,13 +26,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jws
 from support.keys import add_key
-from unit.house import House, statements
+from unit.harness import Harness, statements
 from werkzeug.test import TestResponse
 
 from app.audit.log import AuditLog
 from app.errors import InvalidRequest
 from app.http.forms import parse_form
-from app.oauth.authorization_server import MOST_WAITING, WAIT_MARGIN_SECONDS
+from app.oauth.authorization_server import DELAY_MARGIN_SECONDS, MOST_DELAYED
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints.token import PATH
 from app.oauth.grants import GRANTS
@@ -92,10 +92,10 @@ def stock(stock_app: Flask) -> FlaskClient:
 
 
 @pytest.fixture
-def ours(house: House) -> FlaskClient:
-    house.register("known", secret=SECRET, scope=("read", "write"))
-    house.register("a b", secret=SECRET, scope=("read", "write"))
-    return house.app.test_client()
+def ours(harness: Harness) -> FlaskClient:
+    harness.register("known", secret=SECRET, scope=("read", "write"))
+    harness.register("a b", secret=SECRET, scope=("read", "write"))
+    return harness.app.test_client()
 
 
 def basic(text: str | bytes) -> dict[str, str]:
@@ -243,14 +243,18 @@ def test_12_stock_fails_on_input_that_is_reflected(ours: FlaskClient) -> None:
         assert answer.status_code == 400
 
 
-def test_13_joserfc_signs_with_a_random_key_of_a_set(house: House, ours: FlaskClient) -> None:
+def test_13_joserfc_signs_with_a_random_key_of_a_set(harness: Harness, ours: FlaskClient) -> None:
     keys = [joserfc.jwk.OctKey.generate_key(256, {"kid": f"k{number}"}) for number in range(8)]
     key_set = joserfc.jwk.KeySet(keys)
     tokens = [jws.serialize_compact({"alg": "HS256"}, b"x", key_set) for _ in range(60)]
     assert len({jwt.get_unverified_header(token)["kid"] for token in tokens}) > 1
-    add_key(house.services.keys.manager.home, published_at=house.clock(), signs_from=house.clock().replace(year=2027))
+    add_key(
+        harness.services.keys.manager.backend,
+        published_at=harness.clock(),
+        signs_from=harness.clock().replace(year=2027),
+    )
     kids = {jwt.get_unverified_header(granted(post(ours))["access_token"])["kid"] for _ in range(20)}
-    assert kids == {house.services.keys.active().signing_key(house.clock()).kid}
+    assert kids == {harness.services.keys.active().signing_key(harness.clock()).kid}
 
 
 def test_14_stocks_generator_of_rfc_9068_reads_its_key_for_each_token_and_aims_at_the_client() -> None:
@@ -281,10 +285,10 @@ def test_14_stocks_generator_of_rfc_9068_reads_its_key_for_each_token_and_aims_a
     assert "known" in jwt.decode(encoded, options={"verify_signature": False})["aud"]
 
 
-def test_14_ours_names_its_key_and_aims_at_the_default_audience(house: House, ours: FlaskClient) -> None:
+def test_14_ours_names_its_key_and_aims_at_the_default_audience(harness: Harness, ours: FlaskClient) -> None:
     encoded = granted(post(ours))["access_token"]
-    assert jwt.get_unverified_header(encoded)["kid"] == house.services.keys.active().signing_key(house.clock()).kid
-    assert jwt.decode(encoded, options={"verify_signature": False})["aud"] == house.settings.issuer
+    assert jwt.get_unverified_header(encoded)["kid"] == harness.services.keys.active().signing_key(harness.clock()).kid
+    assert jwt.decode(encoded, options={"verify_signature": False})["aud"] == harness.settings.issuer
 
 
 def test_15_stocks_client_keeps_its_secret_in_clear() -> None:
@@ -294,10 +298,10 @@ def test_15_stocks_client_keeps_its_secret_in_clear() -> None:
     assert made.check_client_secret(SECRET) is True
 
 
-def test_18_stock_ignores_a_resource(stock: FlaskClient, house: House, ours: FlaskClient) -> None:
+def test_18_stock_ignores_a_resource(stock: FlaskClient, harness: Harness, ours: FlaskClient) -> None:
     granted(post(stock, {**GRANT, "resource": "urn:api"}))
     assert refused(post(ours, {**GRANT, "resource": "urn:api"}))[0] == "invalid_target"
-    house.register("two", secret=SECRET, audiences=("urn:a", "urn:b"))
+    harness.register("two", secret=SECRET, audiences=("urn:a", "urn:b"))
     form = {**basic(f"two:{SECRET}"), "Content-Type": "application/x-www-form-urlencoded"}
     encoded = granted(post(ours, "grant_type=client_credentials&resource=urn:b&resource=urn:a", form))["access_token"]
     assert jwt.decode(encoded, options={"verify_signature": False})["aud"] == ["urn:b", "urn:a"]
@@ -458,8 +462,8 @@ def test_no_authentication_is_refused(ours: FlaskClient) -> None:
         assert post(ours, body, {}).get_json() == REFUSED
 
 
-def test_a_client_without_the_grant_is_unauthorized(house: House, ours: FlaskClient) -> None:
-    house.register("reader", secret=SECRET, grant_types=())
+def test_a_client_without_the_grant_is_unauthorized(harness: Harness, ours: FlaskClient) -> None:
+    harness.register("reader", secret=SECRET, grant_types=())
     told = refused(post(ours, headers=basic(f"reader:{SECRET}")))
     assert told == ("unauthorized_client", "The client is not authorized to use this grant type.")
 
@@ -475,37 +479,37 @@ def test_the_answer_is_exactly_that_of_the_contract(ours: FlaskClient) -> None:
     assert answer.headers["Content-Type"] == "application/json"
 
 
-def test_a_client_without_scopes_gets_no_scope(house: House, ours: FlaskClient) -> None:
-    house.register("bare", secret=SECRET)
+def test_a_client_without_scopes_gets_no_scope(harness: Harness, ours: FlaskClient) -> None:
+    harness.register("bare", secret=SECRET)
     answer = granted(post(ours, headers=basic(f"bare:{SECRET}")))
     assert list(answer) == ["access_token", "token_type", "expires_in"]
 
 
 def test_a_fault_of_ours_is_told_without_its_cause(
-    house: House, ours: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, ours: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_arguments: Any, **_options: Any) -> Any:
         raise RuntimeError("hidden cause")
 
-    monkeypatch.setattr(house.services.oauth.server, "issue", broken)
+    monkeypatch.setattr(harness.services.oauth.server, "issue", broken)
     answer = post(ours)
     assert refused(answer, 500) == ("server_error", "The server failed to handle the request.")
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_a_database_that_is_away_is_worth_a_retry(house: House, ours: FlaskClient) -> None:
-    for path in house.folder.glob("tokenhouse.db*"):
+def test_a_database_that_is_away_is_worth_a_retry(harness: Harness, ours: FlaskClient) -> None:
+    for path in harness.folder.glob("tokenhouse.db*"):
         path.unlink()
-    with house.app.app_context():
+    with harness.app.app_context():
         importlib.import_module("app.database.models").db.engine.dispose()
     answer = post(ours)
     assert refused(answer, 503) == ("server_error", "The server cannot handle the request right now.")
     assert answer.headers["Retry-After"] == "1"
 
 
-def test_every_answer_is_one_event(house: House, ours: FlaskClient) -> None:
+def test_every_answer_is_one_event(harness: Harness, ours: FlaskClient) -> None:
     told = io.StringIO()
-    house.services.oauth.server._events.subscribe(AuditLog("json", house.clock, NonBlockingStream(lambda: told)))  # noqa: SLF001 - As create_app does.
+    harness.services.oauth.server._events.subscribe(AuditLog("json", harness.clock, NonBlockingStream(lambda: told)))  # noqa: SLF001 - As create_app does.
     exchanges: list[tuple[dict[str, Any], str, str | None]] = [
         ({}, "issued", "known"),
         ({"headers": basic("nobody:x")}, "unknown_client", None),
@@ -555,70 +559,70 @@ def test_the_endpoint_knows_the_parameters_of_its_registries(ours: FlaskClient) 
 
 
 @pytest.fixture
-def pauses(house: House, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def pauses(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long the server has waited; meanwhile the clock moves on."""
     waited: list[float] = []
 
     def pause(seconds: float) -> None:
         waited.append(seconds)
-        house.clock.advance(seconds=seconds)
+        harness.clock.advance(seconds=seconds)
 
-    monkeypatch.setattr(house.services.oauth.server, "_pause", pause)
+    monkeypatch.setattr(harness.services.oauth.server, "_pause", pause)
     return waited
 
 
 def test_a_token_waits_out_the_second_in_which_its_clients_were_taken_back(
-    house: House, ours: FlaskClient, pauses: list[float]
+    harness: Harness, ours: FlaskClient, pauses: list[float]
 ) -> None:
-    house.clock.advance(milliseconds=250)
-    with house.app.app_context():
-        until = house.store.revoke_tokens("known").tokens_not_before
+    harness.clock.advance(milliseconds=250)
+    with harness.app.app_context():
+        until = harness.store.revoke_tokens("known").tokens_not_before
     assert until is not None
     token = post(ours).json["access_token"]  # type: ignore[index]
-    assert pauses == [pytest.approx(0.75 + WAIT_MARGIN_SECONDS)]
+    assert pauses == [pytest.approx(0.75 + DELAY_MARGIN_SECONDS)]
     assert (
         jwt.decode(token, options={"verify_signature": False, "verify_exp": False})["iat"] == int(until.timestamp()) + 1
     )
-    assert house.services.oauth.revocations.reason_against("known", "j", house.clock()) is None
+    assert harness.services.oauth.revocations.reason_against("known", "j", harness.clock()) is None
     post(ours)
     assert len(pauses) == 1
 
 
 def test_few_wait_at_once_and_others_come_again(
-    house: House, ours: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, ours: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with house.app.app_context():
-        house.store.revoke_tokens("known")
+    with harness.app.app_context():
+        harness.store.revoke_tokens("known")
     statuses: list[int] = []
 
     def pause(_seconds: float) -> None:
         # Another request of the same client comes meanwhile, and so on.
-        if len(statuses) < MOST_WAITING + 1:
+        if len(statuses) < MOST_DELAYED + 1:
             statuses.append(0)
-            statuses[0] = post(house.app.test_client()).status_code
-        house.clock.advance(seconds=1)
+            statuses[0] = post(harness.app.test_client()).status_code
+        harness.clock.advance(seconds=1)
 
-    monkeypatch.setattr(house.services.oauth.server, "_pause", pause)
+    monkeypatch.setattr(harness.services.oauth.server, "_pause", pause)
     assert post(ours).status_code == 200
-    assert len(statuses) == MOST_WAITING
+    assert len(statuses) == MOST_DELAYED
     assert post(ours).status_code == 200
 
 
 def test_a_second_that_never_ends_is_worth_a_retry(
-    house: House, ours: FlaskClient, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    harness: Harness, ours: FlaskClient, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with house.app.app_context():
-        house.store.revoke_tokens("known")
-    house.clock.advance(seconds=-60)
+    with harness.app.app_context():
+        harness.store.revoke_tokens("known")
+    harness.clock.advance(seconds=-60)
     answer = post(ours)
     assert (answer.status_code, answer.headers["Retry-After"], pauses) == (503, "1", [])
-    house.clock.advance(seconds=60)
-    monkeypatch.setattr(house.services.oauth.server, "_pause", lambda _seconds: None)
+    harness.clock.advance(seconds=60)
+    monkeypatch.setattr(harness.services.oauth.server, "_pause", lambda _seconds: None)
     assert post(ours).status_code == 503
 
 
-def test_the_token_path_asks_one_question_whatever_was_taken_back(house: House, ours: FlaskClient) -> None:
+def test_the_token_path_asks_one_question_whatever_was_taken_back(harness: Harness, ours: FlaskClient) -> None:
     post(ours)
-    with statements(house) as seen:
+    with statements(harness) as seen:
         assert post(ours).status_code == 200
     assert len(seen) == 1

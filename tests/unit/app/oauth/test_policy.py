@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from app.clients.scopes import parse_scope
 from app.errors import InvalidScope, InvalidTarget
-from app.oauth.policy import Policy, decide
-from app.types import Client, Decision
+from app.oauth.policy import Policy, grant
+from app.types import AccessTokenGrant, Client
 
 POLICY = Policy(access_token_lifetime=3600, default_audience="https://tokens.example.com")
 # RFC 6749 section 3.3: scope-token = 1*( %x21 / %x23-5B / %x5D-7E )
@@ -29,7 +29,7 @@ def client(
 
 
 def decide_scope(granted: tuple[str, ...], asked: str | None) -> tuple[str, ...]:
-    return decide(client(scope=granted), scope=asked, resources=[], policy=POLICY).scope
+    return grant(client(scope=granted), scope=asked, resources=[], policy=POLICY).scope
 
 
 @pytest.mark.parametrize(
@@ -149,13 +149,13 @@ def test_a_refusal_is_small_and_in_the_characters_of_an_error_description(asked:
 def test_an_audience_is_what_was_asked_for_or_the_first_or_the_servers(
     audiences: tuple[str, ...], asked: list[str], given_audiences: tuple[str, ...]
 ) -> None:
-    assert decide(client(audiences=audiences), scope=None, resources=asked, policy=POLICY).audiences == given_audiences
+    assert grant(client(audiences=audiences), scope=None, resources=asked, policy=POLICY).audiences == given_audiences
 
 
 @pytest.mark.parametrize("asked", ["junk #", "", "\x00é", "a b", "relative", "https://api.example.com/#part"])
 def test_a_resource_that_breaks_its_grammar_is_refused_and_never_quoted(asked: str) -> None:
     with pytest.raises(InvalidTarget) as caught:
-        decide(client(audiences=("urn:a",)), scope=None, resources=[asked], policy=POLICY)
+        grant(client(audiences=("urn:a",)), scope=None, resources=[asked], policy=POLICY)
     assert caught.value.description == "A resource must be an absolute URI without a fragment."
     assert (caught.value.error, caught.value.reason) == ("invalid_target", "malformed_resource")
 
@@ -164,7 +164,7 @@ def test_a_resource_that_breaks_its_grammar_is_refused_and_never_quoted(asked: s
 def test_a_resource_that_was_not_granted_is_refused_and_named(asked: str) -> None:
     for audiences in ((), ("urn:a",)):
         with pytest.raises(InvalidTarget) as caught:
-            decide(client(audiences=audiences), scope=None, resources=[asked], policy=POLICY)
+            grant(client(audiences=audiences), scope=None, resources=[asked], policy=POLICY)
         refused = caught.value
         assert refused.description == f"The client was not granted: {asked}"
         assert (refused.error, refused.reason, refused.client_id) == ("invalid_target", "resource_not_granted", "c")
@@ -173,7 +173,7 @@ def test_a_resource_that_was_not_granted_is_refused_and_named(asked: str) -> Non
 @given(st.lists(resources, unique=True), st.lists(resources))
 def test_a_token_is_for_granted_resources_only(audiences: list[str], asked: list[str]) -> None:
     try:
-        given_audiences = decide(
+        given_audiences = grant(
             client(audiences=tuple(audiences)), scope=None, resources=asked, policy=POLICY
         ).audiences
     except InvalidTarget:
@@ -185,13 +185,13 @@ def test_a_token_is_for_granted_resources_only(audiences: list[str], asked: list
 
 @pytest.mark.parametrize(("own", "lifetime"), [(None, 3600), (1, 1), (86400, 86400)])
 def test_a_lifetime_is_the_clients_own_or_the_servers(own: int | None, lifetime: int) -> None:
-    decided = decide(client(access_token_lifetime=own), scope=None, resources=[], policy=POLICY)
-    assert decided == Decision((), ("https://tokens.example.com",), lifetime)
+    decided = grant(client(access_token_lifetime=own), scope=None, resources=[], policy=POLICY)
+    assert decided == AccessTokenGrant((), ("https://tokens.example.com",), lifetime)
 
 
 def test_the_scope_is_settled_before_the_resources() -> None:
     with pytest.raises(InvalidScope):
-        decide(client(), scope="x", resources=["urn:x"], policy=POLICY)
+        grant(client(), scope="x", resources=["urn:x"], policy=POLICY)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,9 @@ def test_the_scope_is_settled_before_the_resources() -> None:
 )
 def test_what_may_be_a_secret_is_not_named(asked: str, told: str) -> None:
     with pytest.raises(InvalidScope) as caught:
-        decide(client(scope=()), scope=asked, resources=[], policy=POLICY, never_named=["imported-secret"])
+        grant(client(scope=()), scope=asked, resources=[], policy=POLICY, never_named=["imported-secret"])
     assert caught.value.description == f"The client was not granted: {told}"
     resources = [f"urn:{word}" for word in asked.split()]
     with pytest.raises(InvalidTarget) as target:
-        decide(client(), scope=None, resources=resources, policy=POLICY, never_named=["imported-secret"])
+        grant(client(), scope=None, resources=resources, policy=POLICY, never_named=["imported-secret"])
     assert "imported-secret" not in target.value.description

@@ -4,28 +4,28 @@ from pathlib import Path
 
 import pytest
 from conftest import SettableClock
-from unit.house import House, open_house
+from unit.harness import Harness, open_harness
 
 from app.database.models import db
 
 
-def test_alive_is_alive(house: House) -> None:
-    answer = house.app.test_client().get("/livez")
+def test_alive_is_alive(harness: Harness) -> None:
+    answer = harness.app.test_client().get("/livez")
     assert (answer.status_code, answer.get_json()) == (200, {"status": "ok"})
 
 
-def test_ready_is_ready(any_house: House) -> None:
-    answer = any_house.app.test_client().get("/readyz")
+def test_ready_is_ready(any_harness: Harness) -> None:
+    answer = any_harness.app.test_client().get("/readyz")
     assert (answer.status_code, answer.get_json()) == (
         200,
         {"status": "ok", "checks": {"database": "ok", "keyring": "ok", "settings": "ok", "audit_log": "ok"}},
     )
 
 
-def test_without_tables_it_is_alive_and_not_ready(any_house: House) -> None:
-    with any_house.app.app_context():
+def test_without_tables_it_is_alive_and_not_ready(any_harness: Harness) -> None:
+    with any_harness.app.app_context():
         db.drop_all()
-    caller = any_house.app.test_client()
+    caller = any_harness.app.test_client()
     answer = caller.get("/readyz")
     assert (answer.status_code, answer.get_json()) == (
         503,
@@ -36,9 +36,9 @@ def test_without_tables_it_is_alive_and_not_ready(any_house: House) -> None:
 
 @pytest.mark.parametrize("with_key", [True, False])
 def test_without_a_key_that_may_sign_it_is_not_ready(tmp_path: Path, clock: SettableClock, *, with_key: bool) -> None:
-    with open_house(tmp_path, clock, with_key=with_key) as house:
-        house.clock.now = house.clock().replace(year=2025)
-        answer = house.app.test_client().get("/readyz")
+    with open_harness(tmp_path, clock, with_key=with_key) as harness:
+        harness.clock.now = harness.clock().replace(year=2025)
+        answer = harness.app.test_client().get("/readyz")
         assert (answer.status_code, answer.get_json()) == (
             503,
             {
@@ -52,7 +52,7 @@ def test_a_failure_is_logged_without_the_databases_address(
     tmp_path: Path, clock: SettableClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = "postgresql+psycopg://user:hidden-password@127.0.0.1:1/hidden-name"
-    with open_house(tmp_path, clock, migrated=False, database_url=url) as house:
-        answer = house.app.test_client().get("/readyz")
+    with open_harness(tmp_path, clock, migrated=False, database_url=url) as harness:
+        answer = harness.app.test_client().get("/readyz")
         assert answer.get_json()["checks"]["database"] == "failed"
         assert "hidden" not in answer.text + caplog.text

@@ -16,7 +16,7 @@ from opentelemetry.util.re import parse_env_headers
 from app.config.values import PROJECT_FOLDER
 from app.errors import StartError
 from app.observability import otel_variables
-from app.observability.otel_variables import check, find_faults, is_wanted, reads_parents
+from app.observability.otel_variables import check, find_faults, is_enabled, reads_parents
 
 OTLP = "OTEL_EXPORTER_OTLP_"
 URL_RULE = "must be an http or https URL without user, query and fragment: keys go into OTEL_EXPORTER_OTLP_HEADERS"
@@ -215,4 +215,4 @@ def test_parents_are_read_unless_others_are_named() -> None:
 def test_who_names_a_collector_or_says_so_wants_traces(
     *, traces: bool | None, environ: dict[str, str], wanted: bool
 ) -> None:
-    assert is_wanted(traces, environ) is wanted
+    assert is_enabled(traces, environ) is wanted

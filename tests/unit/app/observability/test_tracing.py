@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from unit.house import House
+from unit.harness import Harness
 
 from app.observability import tracing
 from app.observability.tracing import Reasons, RequestSpans, Served, TellingExporter
@@ -189,13 +189,13 @@ def test_a_failure_is_told_once_by_its_kind(
 
 
 def test_a_variable_that_nothing_can_be_made_of_costs_no_token(
-    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "ths_key")
-    served = house.app.wsgi_app
-    instrumentation = house.app.extensions["instrumentation"]
-    tracing.begin(house.app, house.settings, instrumentation)
-    assert house.app.wsgi_app == served
+    served = harness.app.wsgi_app
+    instrumentation = harness.app.extensions["instrumentation"]
+    tracing.begin(harness.app, harness.settings, instrumentation)
+    assert harness.app.wsgi_app == served
     assert instrumentation.span("database") is None
     (record,) = [record for record in caplog.records if record.name == "app.observability.tracing"]
     assert record.getMessage() == "there are no traces: a variable OTEL_… is wrong (ValueError)"

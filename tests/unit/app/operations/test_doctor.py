@@ -13,7 +13,7 @@ from support.assertions import signer
 from support.keys import add_key
 from support.publisher import publishing
 from support.redis import running_redis
-from unit.house import House, open_house
+from unit.harness import Harness, open_harness
 
 from app.clients.fields import ClientFields
 from app.database.models import ClientKeySetRow, ClientSecretRow, db
@@ -23,37 +23,37 @@ STRONG = "p1:abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 @pytest.fixture
-def house(tmp_path: Path, clock: SettableClock) -> Iterator[House]:
-    with open_house(tmp_path, clock) as made:
+def harness(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
+    with open_harness(tmp_path, clock) as made:
         yield made
 
 
-def found(house: House) -> list[Finding]:
-    with house.app.app_context():
-        return [one for one in examine(house.services) if one.severity is not Severity.OK]
+def found(harness: Harness) -> list[Finding]:
+    with harness.app.app_context():
+        return [one for one in examine(harness.services) if one.severity is not Severity.OK]
 
 
 def found_in(tmp_path: Path, clock: SettableClock, **settings: str) -> list[tuple[str, str]]:
     """What is wrong beside the ring, with these settings."""
-    with open_house(tmp_path, clock, **settings) as house:
-        return [(str(one.severity), f"{one.check}: {one.what}") for one in found(house) if one.check != "key ring"]
+    with open_harness(tmp_path, clock, **settings) as harness:
+        return [(str(one.severity), f"{one.check}: {one.what}") for one in found(harness) if one.check != "key ring"]
 
 
-def test_where_nothing_is_wrong_nothing_is_found(any_house: House) -> None:
-    any_house.services.keys.manager.home.read()
-    with any_house.app.app_context():
+def test_where_nothing_is_wrong_nothing_is_found(any_harness: Harness) -> None:
+    any_harness.services.keys.manager.backend.read()
+    with any_harness.app.app_context():
         add_key(
-            any_house.services.keys.manager.home,
-            published_at=any_house.clock(),
-            signs_from=any_house.clock() + timedelta(days=9),
+            any_harness.services.keys.manager.backend,
+            published_at=any_harness.clock(),
+            signs_from=any_harness.clock() + timedelta(days=9),
         )
         path = db.engine.url.database
         if db.engine.dialect.name == "sqlite":
             Path(str(path)).chmod(0o600)
     # The clock of the tests stands still, the database's does not.
-    assert {one.check for one in found(any_house)} <= {"clock"}
-    with any_house.app.app_context():
-        well = {one.check for one in examine(any_house.services) if one.severity is Severity.OK}
+    assert {one.check for one in found(any_harness)} <= {"clock"}
+    with any_harness.app.app_context():
+        well = {one.check for one in examine(any_harness.services) if one.severity is Severity.OK}
     assert {"issuer", "keys", "database", "demo client", "key ring"} <= well
 
 
@@ -66,8 +66,8 @@ def test_every_finding_says_why_and_how(tmp_path: Path, clock: SettableClock) ->
         "metrics_address": "0.0.0.0:9464",
         "redis_url": "redis://127.0.0.1:1",
     }
-    with open_house(tmp_path, clock, migrated=False, with_key=False, **settings) as house:
-        told = found(house)
+    with open_harness(tmp_path, clock, migrated=False, with_key=False, **settings) as harness:
+        told = found(harness)
     assert len(told) >= 8
     for one in told:
         assert one.what, one
@@ -125,54 +125,54 @@ def test_plain_http_is_what_development_is_for(tmp_path: Path, clock: SettableCl
     assert not [one for one in told if one[1].startswith("issuer")]
 
 
-def test_a_database_that_is_behind_or_ahead(any_house: House) -> None:
+def test_a_database_that_is_behind_or_ahead(any_harness: Harness) -> None:
     for there, severity, what in (
         ("0003", Severity.ERROR, "at migration 0003, and the code needs "),
         ("9999", Severity.WARNING, "at migration 9999, and the code is of "),
         ("abcd", Severity.WARNING, "at migration abcd, and the code is of "),
     ):
-        with any_house.app.app_context(), db.engine.begin() as connection:
+        with any_harness.app.app_context(), db.engine.begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = :there"), {"there": there})
-        (told,) = [one for one in found(any_house) if one.check == "database"]
+        (told,) = [one for one in found(any_harness) if one.check == "database"]
         assert (told.severity, told.what[: len(what)]) == (severity, what)
-    with any_house.app.app_context(), db.engine.begin() as connection:
+    with any_harness.app.app_context(), db.engine.begin() as connection:
         connection.execute(text("DROP TABLE alembic_version"))
-    (told,) = [one for one in found(any_house) if one.check == "database"]
+    (told,) = [one for one in found(any_harness) if one.check == "database"]
     assert (told.severity, told.how) == (Severity.ERROR, "`flask db upgrade`")
     assert "at migration none" in told.what
 
 
-def test_a_database_that_is_away_is_an_error_and_stops_no_start(house: House, tmp_path: Path) -> None:
+def test_a_database_that_is_away_is_an_error_and_stops_no_start(harness: Harness, tmp_path: Path) -> None:
     (tmp_path / "tokenhouse.db").rename(tmp_path / "moved")
-    (told,) = [one for one in found(house) if one.check == "database"]
+    (told,) = [one for one in found(harness) if one.check == "database"]
     assert told.severity is Severity.ERROR
-    with house.app.app_context():
-        (told,) = [one for one in examine_start(house.services) if one.check == "database"]
-        assert "demo client" not in {one.check for one in examine(house.services)}, "nobody can know"
+    with harness.app.app_context():
+        (told,) = [one for one in examine_start(harness.services) if one.check == "database"]
+        assert "demo client" not in {one.check for one in examine(harness.services)}, "nobody can know"
     assert told.severity is Severity.WARNING
 
 
-def test_a_clock_that_is_not_the_databases(any_house: House) -> None:
-    told = [one for one in found(any_house) if one.check == "clock"]
-    with any_house.app.app_context():
+def test_a_clock_that_is_not_the_databases(any_harness: Harness) -> None:
+    told = [one for one in found(any_harness) if one.check == "clock"]
+    with any_harness.app.app_context():
         is_postgresql = db.engine.dialect.name == "postgresql"
     assert len(told) == is_postgresql
     assert all("s apart from the database's" in one.what for one in told)
 
 
-def test_a_demo_client_is_found_where_it_gets_tokens(house: House) -> None:
-    house.register("demo")
-    assert [one.what for one in found(house) if one.check == "demo client"] == ["the client 'demo' gets tokens here"]
-    with house.app.app_context():
-        house.store.disable("demo")
-    assert not [one for one in found(house) if one.check == "demo client"]
+def test_a_demo_client_is_found_where_it_gets_tokens(harness: Harness) -> None:
+    harness.register("demo")
+    assert [one.what for one in found(harness) if one.check == "demo client"] == ["the client 'demo' gets tokens here"]
+    with harness.app.app_context():
+        harness.store.disable("demo")
+    assert not [one for one in found(harness) if one.check == "demo client"]
 
 
 def test_sqlite_with_what_is_for_several_machines_and_a_file_for_all(tmp_path: Path, clock: SettableClock) -> None:
     settings = {"keyring": "database", "encryption_keys": f"k1:{STRONG[3:]}"}
-    with open_house(tmp_path, clock, with_key=False, **settings) as house:
+    with open_harness(tmp_path, clock, with_key=False, **settings) as harness:
         (tmp_path / "tokenhouse.db").chmod(0o644)
-        told = {one.check: one.what for one in found(house)}
+        told = {one.check: one.what for one in found(harness)}
     assert told["machines"] == (
         "SQLite is a file of this machine, and there are several by TOKENHOUSE_KEYRING=database"
     )
@@ -186,58 +186,60 @@ def test_a_redis_that_evicts_and_one_that_is_away(tmp_path: Path, clock: Settabl
         with redis.client() as client:
             client.config_set("maxmemory-policy", "noeviction")
         assert not [one for one in found_in(tmp_path / "b", clock, redis_url=redis.url) if one[1].startswith("redis")]
-    with open_house(tmp_path / "c", clock, redis_url=redis.url) as house, house.app.app_context():
-        (away,) = [one for one in examine(house.services) if one.check == "redis"]
+    with open_harness(tmp_path / "c", clock, redis_url=redis.url) as harness, harness.app.app_context():
+        (away,) = [one for one in examine(harness.services) if one.check == "redis"]
         assert (away.severity, away.what[:21]) == (Severity.ERROR, "it does not answer: C")
-        (away,) = [one for one in examine_start(house.services) if one.check == "redis"]
+        (away,) = [one for one in examine_start(harness.services) if one.check == "redis"]
         assert away.severity is Severity.WARNING
 
 
-def test_secrets_whose_key_is_missing(house: House) -> None:
-    house.register("c")
-    with house.app.app_context(), db.engine.begin() as connection:
+def test_secrets_whose_key_is_missing(harness: Harness) -> None:
+    harness.register("c")
+    with harness.app.app_context(), db.engine.begin() as connection:
         connection.execute(update(ClientSecretRow).values(pepper_id="lost"))
-    (told,) = [one for one in found(house) if one.check == "secrets"]
+    (told,) = [one for one in found(harness) if one.check == "secrets"]
     assert told.what == "1 secrets are refused: their pepper 'lost' is not in TOKENHOUSE_SECRET_PEPPERS"
 
 
-def test_a_ring_that_is_unsafe_broken_or_without_a_standby(house: House) -> None:
-    assert [one.what for one in found(house) if one.check == "key ring"] == [
+def test_a_ring_that_is_unsafe_broken_or_without_a_standby(harness: Harness) -> None:
+    assert [one.what for one in found(harness) if one.check == "key ring"] == [
         "no standby is announced: `flask keys rotate --if-due` announces one"
     ]
     add_key(
-        house.services.keys.manager.home, published_at=house.clock(), signs_from=house.clock() + timedelta(seconds=5)
+        harness.services.keys.manager.backend,
+        published_at=harness.clock(),
+        signs_from=harness.clock() + timedelta(seconds=5),
     )
-    assert Severity.ERROR in {one.severity for one in found(house) if one.check == "key ring"}
-    Path(str(house.settings.keyring)).write_text("x")
-    (told,) = [one for one in found(house) if one.check == "key ring"]
+    assert Severity.ERROR in {one.severity for one in found(harness) if one.check == "key ring"}
+    Path(str(harness.settings.keyring)).write_text("x")
+    (told,) = [one for one in found(harness) if one.check == "key ring"]
     assert (told.severity, told.why) == (Severity.ERROR, "without it no server starts")
 
 
-def test_a_client_whose_keys_cannot_be_fetched(house: House) -> None:
+def test_a_client_whose_keys_cannot_be_fetched(harness: Harness) -> None:
     one = signer("ES256")
-    with publishing() as publisher, house.app.app_context():
+    with publishing() as publisher, harness.app.app_context():
         publisher.publish(one.jwk | {"kid": one.kid})
         auth_fields = {"jwks_uri": publisher.url}
         fields = ClientFields(client_name="A", token_endpoint_auth_method="private_key_jwt", auth_fields=auth_fields)
-        found_set = house.services.clients.jwks_cache.fetch(publisher.url)
-        house.store.register(fields, client_id="c", with_secret=False, key_set=found_set)
+        found_set = harness.services.clients.jwks_cache.fetch(publisher.url)
+        harness.store.register(fields, client_id="c", with_secret=False, key_set=found_set)
         with db.engine.begin() as connection:
             connection.execute(update(ClientKeySetRow).values(fault="gone"))
-    (told,) = [one for one in found(house) if one.check == "client keys"]
+    (told,) = [one for one in found(harness) if one.check == "client keys"]
     assert told.what == "the published keys of 'c' cannot be fetched"
 
 
-def test_the_command_shows_the_worst_last_and_fails_for_errors(house: House) -> None:
-    done = house.run("doctor", "--offline")
+def test_the_command_shows_the_worst_last_and_fails_for_errors(harness: Harness) -> None:
+    done = harness.run("doctor", "--offline")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0].startswith("ok       ")
     assert "warning  key ring: no standby is announced" in done.stdout
     assert "           mend: " in done.stdout
-    with house.app.app_context(), db.engine.begin() as connection:
+    with harness.app.app_context(), db.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-    done = house.run("doctor", "--offline", "--json")
+    done = harness.run("doctor", "--offline", "--json")
     assert done.exit_code == 1
     told: list[dict[str, Any]] = json.loads(done.stdout)
     assert {"check", "severity", "what", "why", "how"} == set(told[0])
@@ -247,20 +249,20 @@ def test_the_command_shows_the_worst_last_and_fails_for_errors(house: House) -> 
 def test_the_command_reads_what_verifiers_read(tmp_path: Path, clock: SettableClock) -> None:
     with publishing() as publisher:
         issuer = publisher.url.removesuffix("/jwks.json")
-        with open_house(tmp_path, clock, issuer=issuer) as house:
+        with open_harness(tmp_path, clock, issuer=issuer) as harness:
             for body, severity, what in (
                 ({"issuer": issuer}, "ok", "is this installation's"),
                 ({"issuer": f"{issuer}/"}, "error", f'says that the issuer is "{issuer}/"'),
                 ([], "error", "says that the issuer is null"),
             ):
                 publisher.answer = _answering(json.dumps(body).encode())
-                told = json.loads(house.run("doctor", "--json").stdout)[-1]
+                told = json.loads(harness.run("doctor", "--json").stdout)[-1]
                 assert (told["check"], told["severity"]) == ("metadata", severity)
                 assert told["what"].endswith(what)
             publisher.answer = _answering(b"x")
-            assert json.loads(house.run("doctor", "--json").stdout)[-1]["severity"] == "warning"
-    with open_house(tmp_path / "b", clock, issuer=issuer) as house:
-        told = json.loads(house.run("doctor", "--json").stdout)[-1]
+            assert json.loads(harness.run("doctor", "--json").stdout)[-1]["severity"] == "warning"
+    with open_harness(tmp_path / "b", clock, issuer=issuer) as harness:
+        told = json.loads(harness.run("doctor", "--json").stdout)[-1]
     assert (told["severity"], "Connection refused" in told["what"]) == ("warning", True)
 
 

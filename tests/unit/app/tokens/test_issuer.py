@@ -22,7 +22,7 @@ from app.crypto.algorithms import ALGORITHMS
 from app.errors import ServiceUnavailable, StartError
 from app.keyring.model import Ring, SigningKey
 from app.tokens.issuer import AccessTokenIssuer
-from app.types import AccessToken, Client, Decision
+from app.types import AccessToken, AccessTokenGrant, Client
 
 ISSUER = "https://tokens.example.com"
 NOON = int(datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp())
@@ -50,9 +50,9 @@ def ring() -> Ring:
     return Ring(tuple(signing_key(kid, number, time) for number, (kid, time) in enumerate(RING_TIMES.items())))
 
 
-def issue(ring: Ring, clock: SettableClock, decision: Decision) -> AccessToken:
+def issue(ring: Ring, clock: SettableClock, grant: AccessTokenGrant) -> AccessToken:
     client = Client("an-id", "A service", "client_secret", ("client_credentials",), ("read",), (), None)
-    return AccessTokenIssuer(ISSUER, lambda: ring.signing_key(clock()), clock).issue(client, decision)
+    return AccessTokenIssuer(ISSUER, lambda: ring.signing_key(clock()), clock).issue(client, grant)
 
 
 def parts(token: AccessToken) -> tuple[dict[str, object], dict[str, object]]:
@@ -61,7 +61,7 @@ def parts(token: AccessToken) -> tuple[dict[str, object], dict[str, object]]:
 
 
 def test_header_and_claims_are_exactly_those_of_the_contract(ring: Ring, clock: SettableClock) -> None:
-    token = issue(ring, clock, Decision(("write", "read"), ("urn:a",), 900))
+    token = issue(ring, clock, AccessTokenGrant(("write", "read"), ("urn:a",), 900))
     header, claims = parts(token)
     assert header == {"alg": "RS256", "typ": "at+jwt", "kid": "current"}
     assert claims == {
@@ -74,25 +74,25 @@ def test_header_and_claims_are_exactly_those_of_the_contract(ring: Ring, clock: 
         "jti": token.jti,
         "scope": "write read",
     }
-    assert (token.kid, token.decision) == ("current", Decision(("write", "read"), ("urn:a",), 900))
+    assert (token.kid, token.grant) == ("current", AccessTokenGrant(("write", "read"), ("urn:a",), 900))
 
 
 def test_several_audiences_are_a_list(ring: Ring, clock: SettableClock) -> None:
-    assert parts(issue(ring, clock, Decision((), ("urn:b", "urn:a"), 1)))[1]["aud"] == ["urn:b", "urn:a"]
+    assert parts(issue(ring, clock, AccessTokenGrant((), ("urn:b", "urn:a"), 1)))[1]["aud"] == ["urn:b", "urn:a"]
 
 
 def test_a_token_without_scopes_has_no_scope_claim(ring: Ring, clock: SettableClock) -> None:
-    assert "scope" not in parts(issue(ring, clock, Decision((), ("urn:a",), 1)))[1]
+    assert "scope" not in parts(issue(ring, clock, AccessTokenGrant((), ("urn:a",), 1)))[1]
 
 
 def test_iat_is_never_ahead(ring: Ring, clock: SettableClock) -> None:
     clock.advance(microseconds=999_999)
-    claims = parts(issue(ring, clock, Decision((), ("urn:a",), 60)))[1]
+    claims = parts(issue(ring, clock, AccessTokenGrant((), ("urn:a",), 60)))[1]
     assert (claims["iat"], claims["exp"]) == (NOON, NOON + 60)
 
 
 def test_each_token_has_a_jti_of_128_random_bits(ring: Ring, clock: SettableClock) -> None:
-    ids = {issue(ring, clock, Decision((), ("urn:a",), 60)).jti for _ in range(50)}
+    ids = {issue(ring, clock, AccessTokenGrant((), ("urn:a",), 60)).jti for _ in range(50)}
     assert len(ids) == 50
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{22}", jti) for jti in ids)
 
@@ -103,7 +103,7 @@ def test_pyjwt_reads_what_was_issued(
     ring: Ring, scope: tuple[str, ...], audiences: tuple[str, ...], clock: SettableClock
 ) -> None:
     clock.now = datetime.now(UTC)
-    token = issue(ring, clock, Decision(scope, audiences, 60))
+    token = issue(ring, clock, AccessTokenGrant(scope, audiences, 60))
     by_kid = {key.kid: jwt.PyJWK(key.public_jwk) for key in ring.published_keys(clock())}
     decoded = jwt.decode_complete(
         token.encoded,
@@ -117,7 +117,7 @@ def test_pyjwt_reads_what_was_issued(
 
 
 def test_the_signature_is_rs256_over_header_and_claims(ring: Ring, clock: SettableClock) -> None:
-    token = issue(ring, clock, Decision((), ("urn:a",), 60))
+    token = issue(ring, clock, AccessTokenGrant((), ("urn:a",), 60))
     signed, _, signature = token.encoded.rpartition(".")
     raw = base64.urlsafe_b64decode(signature + "==")
     private_key(1).public_key().verify(raw, signed.encode(), PKCS1v15(), SHA256())
@@ -154,8 +154,8 @@ def test_a_token_is_what_joserfc_would_have_made(  # noqa: PLR0913, PLR0917 - Al
 ) -> None:
     key = key_of(alg)
     client = Client(client_id, "A", "client_secret", (), (), (), None)
-    decision = Decision(tuple(scope), tuple(audiences), lifetime)
-    ours = AccessTokenIssuer(issuer, lambda: key, lambda: now).issue(client, decision).encoded
+    grant = AccessTokenGrant(tuple(scope), tuple(audiences), lifetime)
+    ours = AccessTokenIssuer(issuer, lambda: key, lambda: now).issue(client, grant).encoded
     found = joserfc_jwt.decode(ours, key.jwk, registry=REGISTRY)
     theirs = joserfc_jwt.encode(found.header, found.claims, key.jwk, registry=REGISTRY)
     assert ours.rpartition(".")[0] == theirs.rpartition(".")[0]
@@ -170,7 +170,7 @@ def test_exactly_the_key_signs_whose_time_has_come(ring: Ring, clock: SettableCl
     for moment, kids in moments.items():
         clock.now = moment
         for _ in range(20):
-            token = issue(ring, clock, Decision((), ("urn:a",), 60))
+            token = issue(ring, clock, AccessTokenGrant((), ("urn:a",), 60))
             kids |= {token.kid, str(parts(token)[0]["kid"])}
     assert list(moments.values()) == [{"current"}, {"next"}]
 
@@ -178,7 +178,7 @@ def test_exactly_the_key_signs_whose_time_has_come(ring: Ring, clock: SettableCl
 def test_without_a_key_that_may_sign_the_service_is_unavailable(ring: Ring, clock: SettableClock) -> None:
     clock.now = datetime(2024, 1, 1, tzinfo=UTC)
     with pytest.raises(ServiceUnavailable) as caught:
-        issue(ring, clock, Decision((), ("urn:a",), 60))
+        issue(ring, clock, AccessTokenGrant((), ("urn:a",), 60))
     assert (caught.value.reason, int(caught.value.status_code)) == ("no_signing_key", 503)
 
 
@@ -188,4 +188,4 @@ def test_a_ring_that_cannot_be_read_makes_the_service_unavailable(clock: Settabl
 
     client = Client("an-id", "A", "client_secret", (), (), (), None)
     with pytest.raises(ServiceUnavailable):
-        AccessTokenIssuer(ISSUER, broken, clock).issue(client, Decision((), ("urn:a",), 60))
+        AccessTokenIssuer(ISSUER, broken, clock).issue(client, AccessTokenGrant((), ("urn:a",), 60))

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from unit.house import House, statements
+from unit.harness import Harness, statements
 
 from app.tokens import revocation_feed as feed_module
 from app.tokens.revocation_feed import FeedDocument
@@ -16,40 +16,40 @@ A, B = "https://a.example", "https://b.example"
 
 
 @pytest.fixture
-def house(any_house: House) -> House:
-    return any_house
+def harness(any_harness: Harness) -> Harness:
+    return any_harness
 
 
-def document(house: House, *resources: str, client_id: str = "reader") -> FeedDocument:
-    with house.app.app_context():
-        return house.services.oauth.revocation_feed.document_for(client_id, resources)
+def document(harness: Harness, *resources: str, client_id: str = "reader") -> FeedDocument:
+    with harness.app.app_context():
+        return harness.services.oauth.revocation_feed.document_for(client_id, resources)
 
 
-def payload(house: House, *resources: str) -> dict[str, Any]:
-    _, claims, _ = document(house, *resources).content.split(b".")
+def payload(harness: Harness, *resources: str) -> dict[str, Any]:
+    _, claims, _ = document(harness, *resources).content.split(b".")
     found: dict[str, Any] = json.loads(urlsafe_b64decode(claims + b"=="))
     return found
 
 
-def named(house: House, *resources: str) -> tuple[set[str], set[str]]:
-    found = payload(house, *resources)
+def named(harness: Harness, *resources: str) -> tuple[set[str], set[str]]:
+    found = payload(harness, *resources)
     return set(found["revoked_tokens"]), set(found["clients_revoked_until"])
 
 
-def revoke(house: House, jti: str, *audiences: str, seconds: int = 3600) -> None:
-    with house.app.app_context():
-        token = RevokedToken(jti, "c", audiences, int(house.clock().timestamp()) + seconds)
-        house.services.oauth.revocations.revoke(token)
+def revoke(harness: Harness, jti: str, *audiences: str, seconds: int = 3600) -> None:
+    with harness.app.app_context():
+        token = RevokedToken(jti, "c", audiences, int(harness.clock().timestamp()) + seconds)
+        harness.services.oauth.revocations.revoke(token)
 
 
-def test_a_document_says_exactly_this(house: House) -> None:
-    client = house.register(audiences=(A,))
-    revoke(house, "j", A)
-    with house.app.app_context():
-        house.store.revoke_tokens(client.client_id)
-    now = int(house.clock().timestamp())
-    assert payload(house, A) == {
-        "iss": house.settings.issuer,
+def test_a_document_says_exactly_this(harness: Harness) -> None:
+    client = harness.register(audiences=(A,))
+    revoke(harness, "j", A)
+    with harness.app.app_context():
+        harness.store.revoke_tokens(client.client_id)
+    now = int(harness.clock().timestamp())
+    assert payload(harness, A) == {
+        "iss": harness.settings.issuer,
         "aud": "reader",
         "iat": now - now % 300,
         "exp": now - now % 300 + 3600,
@@ -58,90 +58,90 @@ def test_a_document_says_exactly_this(house: House) -> None:
     }
 
 
-def test_it_names_what_concerns_its_reader(house: House) -> None:
+def test_it_names_what_concerns_its_reader(harness: Harness) -> None:
     for jti, audiences in (
         ("for a", (A,)),
         ("for b", (B,)),
         ("for both", (A, B)),
-        ("default", (house.settings.issuer,)),
+        ("default", (harness.settings.issuer,)),
     ):
-        revoke(house, jti, *audiences)
+        revoke(harness, jti, *audiences)
     for client_id, audiences in (("a", (A,)), ("b", (B,)), ("none", ()), ("untouched", (A,))):
-        house.register(client_id, audiences=audiences)
-    with house.app.app_context():
+        harness.register(client_id, audiences=audiences)
+    with harness.app.app_context():
         for client_id in ("a", "b", "none"):
-            house.store.revoke_tokens(client_id)
-    assert named(house, A) == ({"for a", "for both"}, {"a"})
-    assert named(house, B) == ({"for b", "for both"}, {"b"})
-    assert named(house, A, B) == ({"for a", "for b", "for both"}, {"a", "b"})
-    assert named(house, house.settings.issuer) == ({"default"}, {"none"})
-    assert named(house, "https://c.example") == (set(), set())
-    assert named(house, "*") == ({"for a", "for b", "for both", "default"}, {"a", "b", "none"})
+            harness.store.revoke_tokens(client_id)
+    assert named(harness, A) == ({"for a", "for both"}, {"a"})
+    assert named(harness, B) == ({"for b", "for both"}, {"b"})
+    assert named(harness, A, B) == ({"for a", "for b", "for both"}, {"a", "b"})
+    assert named(harness, harness.settings.issuer) == ({"default"}, {"none"})
+    assert named(harness, "https://c.example") == (set(), set())
+    assert named(harness, "*") == ({"for a", "for b", "for both", "default"}, {"a", "b", "none"})
 
 
 @pytest.mark.parametrize("verb", ["disable", "delete", "revoke_tokens"])
-def test_an_audience_that_was_taken_from_a_client_still_learns_of_its_tokens(house: House, verb: str) -> None:
-    house.register("c", audiences=(A,))
-    house.register("d")
-    with house.app.app_context():
+def test_an_audience_that_was_taken_from_a_client_still_learns_of_its_tokens(harness: Harness, verb: str) -> None:
+    harness.register("c", audiences=(A,))
+    harness.register("d")
+    with harness.app.app_context():
         for client_id in ("c", "d"):
-            house.store.update(client_id, audiences=(B,))
-            getattr(house.store, verb)(client_id)
-    assert named(house, A) == (set(), {"c"})
-    assert named(house, B) == (set(), {"c", "d"})
-    assert named(house, house.settings.issuer) == (set(), {"d"})
+            harness.store.update(client_id, audiences=(B,))
+            getattr(harness.store, verb)(client_id)
+    assert named(harness, A) == (set(), {"c"})
+    assert named(harness, B) == (set(), {"c", "d"})
+    assert named(harness, harness.settings.issuer) == (set(), {"d"})
 
 
-def test_what_has_expired_is_named_no_more(house: House) -> None:
-    house.register("c", audiences=(A,))
-    revoke(house, "j", A, seconds=60)
-    with house.app.app_context():
-        house.store.revoke_tokens("c")
-    house.clock.now += timedelta(seconds=59) + LEEWAY
-    assert named(house, A) == ({"j"}, {"c"})
-    house.clock.now += timedelta(minutes=5)
-    assert named(house, A) == (set(), {"c"})
-    house.clock.now += timedelta(days=1)
-    assert named(house, A) == (set(), set())
+def test_what_has_expired_is_named_no_more(harness: Harness) -> None:
+    harness.register("c", audiences=(A,))
+    revoke(harness, "j", A, seconds=60)
+    with harness.app.app_context():
+        harness.store.revoke_tokens("c")
+    harness.clock.now += timedelta(seconds=59) + LEEWAY
+    assert named(harness, A) == ({"j"}, {"c"})
+    harness.clock.now += timedelta(minutes=5)
+    assert named(harness, A) == (set(), {"c"})
+    harness.clock.now += timedelta(days=1)
+    assert named(harness, A) == (set(), set())
 
 
-def test_a_document_stays_until_something_was_taken_back_or_it_grows_old(house: House) -> None:
-    house.clock.now = house.clock.now.replace(minute=0, second=1)
-    house.register("c", audiences=(A,))
-    first = document(house, A)
-    with statements(house) as seen:
-        assert document(house, A) is first
+def test_a_document_stays_until_something_was_taken_back_or_it_grows_old(harness: Harness) -> None:
+    harness.clock.now = harness.clock.now.replace(minute=0, second=1)
+    harness.register("c", audiences=(A,))
+    first = document(harness, A)
+    with statements(harness) as seen:
+        assert document(harness, A) is first
     assert len(seen) == 1
-    revoke(house, "for somebody else", B)
-    same = document(house, A)
+    revoke(harness, "for somebody else", B)
+    same = document(harness, A)
     assert same.etag == first.etag
-    revoke(house, "j", A)
-    assert document(house, A).etag != first.etag
-    second = document(house, A)
-    house.clock.now += timedelta(seconds=298)
-    assert document(house, A) is second
-    house.clock.now += timedelta(seconds=1)
-    assert document(house, A).etag != second.etag
+    revoke(harness, "j", A)
+    assert document(harness, A).etag != first.etag
+    second = document(harness, A)
+    harness.clock.now += timedelta(seconds=298)
+    assert document(harness, A) is second
+    harness.clock.now += timedelta(seconds=1)
+    assert document(harness, A).etag != second.etag
 
 
 @pytest.mark.parametrize("verb", ["disable", "delete", "revoke_tokens"])
-def test_the_next_document_knows(house: House, verb: str) -> None:
-    house.register("c", audiences=(A,))
-    house.register("d", audiences=(A,))
-    with house.app.app_context():
-        house.store.revoke_tokens("d")
-    document(house, A)
-    with house.app.app_context():
-        getattr(house.store, verb)("c")
-    assert named(house, A)[1] == {"c", "d"}
+def test_the_next_document_knows(harness: Harness, verb: str) -> None:
+    harness.register("c", audiences=(A,))
+    harness.register("d", audiences=(A,))
+    with harness.app.app_context():
+        harness.store.revoke_tokens("d")
+    document(harness, A)
+    with harness.app.app_context():
+        getattr(harness.store, verb)("c")
+    assert named(harness, A)[1] == {"c", "d"}
 
 
-def test_documents_are_kept_within_bounds(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len(document(house, A, client_id="reader 0").content)
+def test_documents_are_kept_within_bounds(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(document(harness, A, client_id="reader 0").content)
     monkeypatch.setattr(feed_module, "_KEPT_BYTES", 3 * size + size // 2)
-    made = [document(house, A, client_id=f"reader {n}") for n in range(5)]
-    with statements(house) as seen:
-        assert document(house, A, client_id="reader 4") is made[4]
+    made = [document(harness, A, client_id=f"reader {n}") for n in range(5)]
+    with statements(harness) as seen:
+        assert document(harness, A, client_id="reader 4") is made[4]
         assert len(seen) == 1
-        document(house, A, client_id="reader 0")
+        document(harness, A, client_id="reader 0")
     assert len(seen) > 2

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from app.crypto.algorithms import ALGORITHMS
 from app.keyring.model import RETIRE_AFTER, Ring, SigningKey
 from app.tokens.issuer import AccessTokenIssuer
-from app.tokens.validation import Inspection, inspect_token
-from app.types import Client, Decision
+from app.tokens.validation import TokenValidation, validate_token
+from app.types import AccessTokenGrant, Client
 
 ISSUER = "https://tokens.example.com"
 CLIENT = Client("an-id", "A", "client_secret", (), (), (), None)
@@ -35,16 +35,16 @@ RING = Ring(tuple(key(alg) for alg in ALGORITHMS))
 
 
 def token(alg: str = "RS256", lifetime: int = 600, issuer: str = ISSUER, scope: tuple[str, ...] = ("read",)) -> str:
-    decision = Decision(scope, ("urn:a",), lifetime)
-    return AccessTokenIssuer(issuer, lambda: key(alg), lambda: NOON).issue(CLIENT, decision).encoded
+    grant = AccessTokenGrant(scope, ("urn:a",), lifetime)
+    return AccessTokenIssuer(issuer, lambda: key(alg), lambda: NOON).issue(CLIENT, grant).encoded
 
 
-def look(unverified: str, now: datetime = NOON, ring: Ring = RING) -> Inspection:
-    return inspect_token(unverified, ISSUER, ring, now)
+def poll(unverified: str, now: datetime = NOON, ring: Ring = RING) -> TokenValidation:
+    return validate_token(unverified, ISSUER, ring, now)
 
 
 def reasons(unverified: str, now: datetime = NOON, ring: Ring = RING) -> list[str]:
-    return [fault.reason for fault in look(unverified, now, ring).faults]
+    return [fault.reason for fault in poll(unverified, now, ring).faults]
 
 
 def encode(part: object) -> str:
@@ -65,7 +65,7 @@ def forged(header: dict[str, Any] | None = None, claims: dict[str, Any] | None =
 @pytest.mark.parametrize("alg", ALGORITHMS)
 def test_what_we_issue_is_good_until_it_ends(alg: str) -> None:
     ours = token(alg)
-    found = look(ours)
+    found = poll(ours)
     assert found.is_good
     assert (found.unverified_header or {})["kid"] == f"kid-{alg}"
     assert (found.unverified_claims or {})["client_id"] == "an-id"
@@ -147,7 +147,7 @@ def test_a_key_that_was_revoked_or_has_gone_is_told(clock: SettableClock) -> Non
     ["", "a", "a.b", "a.b.c.d", ".", "..", "a..c", " a.b.c", "a.b.c\n", "é.b.c", "a=.b.c", "a.b.c=", "a" * 20_000],
 )
 def test_what_is_no_token_is_told(text: str) -> None:
-    found = look(text)
+    found = poll(text)
     assert [fault.reason for fault in found.faults] == ["malformed_token"]
     assert (found.unverified_header, found.unverified_claims) == (None, None)
 
@@ -171,24 +171,24 @@ members = st.dictionaries(
 
 @given(members, members)
 def test_nothing_that_is_signed_by_nobody_is_good(header: dict[str, Any], claims: dict[str, Any]) -> None:
-    assert not look(f"{encode(header)}.{encode(claims)}.{encode('a signature')}").is_good
+    assert not poll(f"{encode(header)}.{encode(claims)}.{encode('a signature')}").is_good
 
 
 @given(members, members)
 def test_what_is_good_is_good_for_a_strict_verifier_too(header: dict[str, Any], claims: dict[str, Any]) -> None:
     unverified = forged(header, claims)
-    if look(unverified).is_good:
+    if poll(unverified).is_good:
         options = {"verify_aud": False, "verify_exp": False, "verify_iat": False, "require": ["iss", "exp", "iat"]}
         jwt.decode(unverified, key("RS256").public_key, algorithms=["RS256"], issuer=ISSUER, options=options)
 
 
 @given(st.text() | st.binary().map(lambda raw: raw.decode("latin-1")))
 def test_whatever_it_is_nothing_is_raised(text: str) -> None:
-    assert not look(text).is_good
+    assert not poll(text).is_good
 
 
 def test_no_sentence_quotes_the_token() -> None:
     pasted = "ths_a-secret"
-    told = look(forged({"typ": pasted, "alg": pasted, "kid": pasted}, {"iss": pasted, "aud": 1})).faults
+    told = poll(forged({"typ": pasted, "alg": pasted, "kid": pasted}, {"iss": pasted, "aud": 1})).faults
     assert len(told) == 4
     assert not any(pasted in fault.told for fault in told)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SettableClock
-from unit.house import open_house
+from unit.harness import open_harness
 
 from app.errors import ManagementError, StartError
 from app.keyring.backends.environment import StaticKeyring
@@ -17,8 +17,8 @@ def written(tmp_path: Path, clock: SettableClock) -> Callable[..., str]:
     """A ring as such a variable holds it, of a ring in a file."""
 
     def write(passphrase: str | None = None) -> str:
-        with open_house(tmp_path, clock, migrated=False, with_key=False) as house:
-            ring, _ = house.services.keys.manager.generate()
+        with open_harness(tmp_path, clock, migrated=False, with_key=False) as harness:
+            ring, _ = harness.services.keys.manager.generate()
         entries = [
             f'[[keys]]\nkid = "{key.kid}"\nalg = "RS256"\n'
             f"published_at = {key.published_at:%Y-%m-%dT%H:%M:%SZ}\nsigns_from = {key.signs_from:%Y-%m-%dT%H:%M:%SZ}\n"
@@ -34,13 +34,13 @@ def test_it_signs_with_what_the_variable_holds(
     written: Callable[..., str], clock: SettableClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEYS", written())
-    with open_house(tmp_path, clock, with_key=False, keyring="env:MY_KEYS") as house:
-        assert len(house.services.keys.active().keys) == 2
-        client = house.register("a")
+    with open_harness(tmp_path, clock, with_key=False, keyring="env:MY_KEYS") as harness:
+        assert len(harness.services.keys.active().keys) == 2
+        client = harness.register("a")
         form = {"grant_type": "client_credentials", "client_id": "a", "client_secret": client.secret}
-        assert house.app.test_client().post("/oauth/token", data=form).status_code == 200
+        assert harness.app.test_client().post("/oauth/token", data=form).status_code == 200
         with pytest.raises(ManagementError, match=r"the key ring in \$MY_KEYS is static: change the variable"):
-            house.services.keys.manager.rotate()
+            harness.services.keys.manager.rotate()
 
 
 def test_its_keys_may_be_encrypted(written: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +90,6 @@ def test_what_is_wrong_is_one_line_that_quotes_nothing(
 
 
 def test_it_allows_for_a_deployment(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path, clock, migrated=False, with_key=False, keyring="env:MY_KEYS") as house:
-        rules = house.services.keys.manager.rules
+    with open_harness(tmp_path, clock, migrated=False, with_key=False, keyring="env:MY_KEYS") as harness:
+        rules = harness.services.keys.manager.rules
         assert (rules.propagation_seconds, rules.skew_seconds) == (300, 60)

@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.house import House, statements
+from unit.harness import Harness, statements
 
 from app.errors import InvalidClient, InvalidRequest, OAuthError
 from app.oauth.client_auth import METHODS
@@ -38,12 +38,12 @@ def basic(text: str | bytes, scheme: str = "Basic") -> str:
     return f"{scheme} {base64.b64encode(raw).decode()}"
 
 
-def by_basic(house: House, authorization: str, **parameters: str) -> Authentication:
-    return ClientSecretBasic(doors(house.verifier)).authenticate(Request(authorization, parameters))
+def by_basic(harness: Harness, authorization: str, **parameters: str) -> Authentication:
+    return ClientSecretBasic(dependencies(harness.verifier)).authenticate(Request(authorization, parameters))
 
 
-def by_post(house: House, **parameters: str) -> Authentication:
-    return ClientSecretPost(doors(house.verifier)).authenticate(Request(None, parameters))
+def by_post(harness: Harness, **parameters: str) -> Authentication:
+    return ClientSecretPost(dependencies(harness.verifier)).authenticate(Request(None, parameters))
 
 
 def reason_of(error: type[OAuthError], method: Any, *arguments: Any, **parameters: str) -> str:
@@ -52,7 +52,7 @@ def reason_of(error: type[OAuthError], method: Any, *arguments: Any, **parameter
     return str(caught.value.reason)
 
 
-def doors(store: Any) -> Any:
+def dependencies(store: Any) -> Any:
     """The one that these methods ask."""
     return SimpleNamespace(secrets=store)
 
@@ -72,12 +72,12 @@ class RecordingStore:
 
 def readings(authorization: str) -> tuple[tuple[str, str], ...]:
     store = RecordingStore()
-    ClientSecretBasic(doors(store)).authenticate(Request(authorization))  # type: ignore[arg-type]
+    ClientSecretBasic(dependencies(store)).authenticate(Request(authorization))  # type: ignore[arg-type]
     return store.asked[0]
 
 
 def test_the_registry_lists_the_methods_in_order() -> None:
-    assert [(method.name, method.secret_bearing, set(method.parameters)) for method in METHODS] == [
+    assert [(method.name, method.has_secrets, set(method.parameters)) for method in METHODS] == [
         ("client_secret_basic", True, {"client_id"}),
         ("client_secret_post", True, {"client_id", "client_secret"}),
         ("client_secret_jwt", True, {"client_id", "client_assertion", "client_assertion_type"}),
@@ -85,8 +85,11 @@ def test_the_registry_lists_the_methods_in_order() -> None:
     ]
 
 
-def test_what_presents_which_method(house: House) -> None:
-    basic_method, post = ClientSecretBasic(doors(house.verifier)), ClientSecretPost(doors(house.verifier))
+def test_what_presents_which_method(harness: Harness) -> None:
+    basic_method, post = (
+        ClientSecretBasic(dependencies(harness.verifier)),
+        ClientSecretPost(dependencies(harness.verifier)),
+    )
     for request, presented in [
         (Request(), (False, False)),
         (Request("Basic x"), (True, False)),
@@ -110,20 +113,20 @@ def test_what_presents_which_method(house: House) -> None:
         ("a&b=c", "&=?#/\\\"'<>~^`{|}"),
     ],
 )
-def test_basic_is_read_raw_and_form_encoded(house: House, client_id: str, secret: str) -> None:
+def test_basic_is_read_raw_and_form_encoded(harness: Harness, client_id: str, secret: str) -> None:
     secret = secret.ljust(20, ".")
-    house.register(client_id, secret=secret)
+    harness.register(client_id, secret=secret)
     if ":" not in client_id:
-        assert by_basic(house, basic(f"{client_id}:{secret}")).client.client_id == client_id
+        assert by_basic(harness, basic(f"{client_id}:{secret}")).client.client_id == client_id
     for encode in (quote_plus, lambda text: quote(text, safe=""), lambda text: "".join(f"%{ord(c):02x}" for c in text)):
-        found = by_basic(house, basic(f"{encode(client_id)}:{encode(secret)}"))
+        found = by_basic(harness, basic(f"{encode(client_id)}:{encode(secret)}"))
         assert (found.client.client_id, found.method) == (client_id, "client_secret_basic")
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "basic", "BASIC", "Basic  "])
-def test_the_scheme_is_read_in_any_case(house: House, scheme: str) -> None:
-    house.register("c", secret=SECRET)
-    assert by_basic(house, basic(f"c:{SECRET}", scheme)).client.client_id == "c"
+def test_the_scheme_is_read_in_any_case(harness: Harness, scheme: str) -> None:
+    harness.register("c", secret=SECRET)
+    assert by_basic(harness, basic(f"c:{SECRET}", scheme)).client.client_id == "c"
 
 
 @pytest.mark.parametrize(
@@ -147,18 +150,18 @@ def test_there_are_two_readings_and_never_a_mixture(sent: str, read: tuple[tuple
     assert readings(basic(sent)) == read
 
 
-def test_a_raw_id_with_a_decoded_secret_fails(house: House) -> None:
-    house.register("a+c", secret="a secret with blanks")
-    house.register("a%FF", secret="another one with blanks")
-    assert reason_of(InvalidClient, by_basic, house, basic("a+c:a+secret+with+blanks")) == "wrong_secret"
-    assert reason_of(InvalidClient, by_basic, house, basic("a%FF:another+one+with+blanks")) == "wrong_secret"
+def test_a_raw_id_with_a_decoded_secret_fails(harness: Harness) -> None:
+    harness.register("a+c", secret="a secret with blanks")
+    harness.register("a%FF", secret="another one with blanks")
+    assert reason_of(InvalidClient, by_basic, harness, basic("a+c:a+secret+with+blanks")) == "wrong_secret"
+    assert reason_of(InvalidClient, by_basic, harness, basic("a%FF:another+one+with+blanks")) == "wrong_secret"
 
 
-def test_a_decoded_id_with_a_raw_secret_fails(house: House) -> None:
-    house.register("a d", secret="a+secret+with+plusses")
-    house.register("a e", secret="a-secret-with-%FF-in-it")
-    assert reason_of(InvalidClient, by_basic, house, basic("a+d:a+secret+with+plusses")) == "wrong_secret"
-    assert reason_of(InvalidClient, by_basic, house, basic("a+e:a-secret-with-%FF-in-it")) == "unknown_client"
+def test_a_decoded_id_with_a_raw_secret_fails(harness: Harness) -> None:
+    harness.register("a d", secret="a+secret+with+plusses")
+    harness.register("a e", secret="a-secret-with-%FF-in-it")
+    assert reason_of(InvalidClient, by_basic, harness, basic("a+d:a+secret+with+plusses")) == "wrong_secret"
+    assert reason_of(InvalidClient, by_basic, harness, basic("a+e:a-secret-with-%FF-in-it")) == "unknown_client"
 
 
 @given(
@@ -174,8 +177,8 @@ def test_each_credential_is_among_the_readings_of_both_forms(client_id: str, sec
     "authorization",
     ["Bearer abc", "Basi", "Basicx eA==", "Negotiate abc", "basic\teDp5", "Digest username=x", "é", "Bäsic x", "\x00"],
 )
-def test_another_scheme_is_refused(house: House, authorization: str) -> None:
-    assert reason_of(InvalidClient, by_basic, house, authorization) == "unsupported_scheme"
+def test_another_scheme_is_refused(harness: Harness, authorization: str) -> None:
+    assert reason_of(InvalidClient, by_basic, harness, authorization) == "unsupported_scheme"
 
 
 @pytest.mark.parametrize(
@@ -203,9 +206,9 @@ def test_another_scheme_is_refused(house: House, authorization: str) -> None:
         basic("c:\x7f"),
     ],
 )
-def test_malformed_basic_is_refused_before_the_database(house: House, authorization: str) -> None:
-    with statements(house) as seen:
-        assert reason_of(InvalidClient, by_basic, house, authorization) == "malformed_credentials"
+def test_malformed_basic_is_refused_before_the_database(harness: Harness, authorization: str) -> None:
+    with statements(harness) as seen:
+        assert reason_of(InvalidClient, by_basic, harness, authorization) == "malformed_credentials"
     assert seen == []
 
 
@@ -213,7 +216,7 @@ def test_malformed_basic_is_refused_before_the_database(house: House, authorizat
 def test_whatever_stands_in_the_header_is_read_or_refused(authorization: str) -> None:
     store = RecordingStore()
     try:
-        ClientSecretBasic(doors(store)).authenticate(Request(authorization))  # type: ignore[arg-type]
+        ClientSecretBasic(dependencies(store)).authenticate(Request(authorization))  # type: ignore[arg-type]
     except InvalidClient as error:
         assert error.reason in {"unsupported_scheme", "malformed_credentials"}  # noqa: PT017 - Either is right.
         assert store.asked == []
@@ -223,27 +226,27 @@ def test_whatever_stands_in_the_header_is_read_or_refused(authorization: str) ->
             assert all(" " <= character <= "~" for character in text)
 
 
-def test_a_body_id_beside_basic_must_be_the_same(house: House) -> None:
-    house.register("a b", secret=SECRET)
+def test_a_body_id_beside_basic_must_be_the_same(harness: Harness) -> None:
+    harness.register("a b", secret=SECRET)
     for sent in ("a b", "a+b"):
-        assert by_basic(house, basic(f"{sent}:{SECRET}"), client_id="a b").client.client_id == "a b"
-    assert reason_of(InvalidRequest, by_basic, house, basic(f"a+b:{SECRET}"), client_id="a+b") == "other_client_id"
-    assert reason_of(InvalidRequest, by_basic, house, basic(f"a b:{SECRET}"), client_id="other") == "other_client_id"
-    assert reason_of(InvalidRequest, by_basic, house, basic("a b:wrong"), client_id="other") == "other_client_id"
-    assert reason_of(InvalidClient, by_basic, house, basic("a b:wrong"), client_id="a b") == "wrong_secret"
+        assert by_basic(harness, basic(f"{sent}:{SECRET}"), client_id="a b").client.client_id == "a b"
+    assert reason_of(InvalidRequest, by_basic, harness, basic(f"a+b:{SECRET}"), client_id="a+b") == "other_client_id"
+    assert reason_of(InvalidRequest, by_basic, harness, basic(f"a b:{SECRET}"), client_id="other") == "other_client_id"
+    assert reason_of(InvalidRequest, by_basic, harness, basic("a b:wrong"), client_id="other") == "other_client_id"
+    assert reason_of(InvalidClient, by_basic, harness, basic("a b:wrong"), client_id="a b") == "wrong_secret"
 
 
-def test_a_secret_in_the_body_has_one_reading(house: House) -> None:
-    house.register("a b", secret=SECRET)
-    found = by_post(house, client_id="a b", client_secret=SECRET)
+def test_a_secret_in_the_body_has_one_reading(harness: Harness) -> None:
+    harness.register("a b", secret=SECRET)
+    found = by_post(harness, client_id="a b", client_secret=SECRET)
     assert (found.client.client_id, found.method) == ("a b", "client_secret_post")
-    assert reason_of(InvalidClient, by_post, house, client_id="a+b", client_secret=SECRET) == "unknown_client"
-    assert reason_of(InvalidClient, by_post, house, client_id="a b", client_secret="wrong") == "wrong_secret"
+    assert reason_of(InvalidClient, by_post, harness, client_id="a+b", client_secret=SECRET) == "unknown_client"
+    assert reason_of(InvalidClient, by_post, harness, client_id="a b", client_secret="wrong") == "wrong_secret"
 
 
-def test_a_secret_in_the_body_needs_an_id(house: House) -> None:
+def test_a_secret_in_the_body_needs_an_id(harness: Harness) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        by_post(house, client_secret=SECRET)
+        by_post(harness, client_secret=SECRET)
     assert (caught.value.reason, caught.value.description) == (
         "missing_parameter",
         "The parameter client_id is missing.",
@@ -251,8 +254,10 @@ def test_a_secret_in_the_body_needs_an_id(house: House) -> None:
 
 
 @pytest.mark.parametrize("bad", ["a\x00b", "é", "a\n", "\x7f", "\ufffd", "😀"])
-def test_malformed_credentials_in_the_body_are_refused_before_the_database(house: House, bad: str) -> None:
-    with statements(house) as seen:
-        assert reason_of(InvalidClient, by_post, house, client_id=bad, client_secret=SECRET) == "malformed_credentials"
-        assert reason_of(InvalidClient, by_post, house, client_id="c", client_secret=bad) == "malformed_credentials"
+def test_malformed_credentials_in_the_body_are_refused_before_the_database(harness: Harness, bad: str) -> None:
+    with statements(harness) as seen:
+        assert (
+            reason_of(InvalidClient, by_post, harness, client_id=bad, client_secret=SECRET) == "malformed_credentials"
+        )
+        assert reason_of(InvalidClient, by_post, harness, client_id="c", client_secret=bad) == "malformed_credentials"
     assert seen == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import SettableClock
 from support.keys import add_key
-from unit.house import House, open_house
+from unit.harness import Harness, open_harness
 
 JWKS = "/.well-known/jwks.json"
 METADATA = ("/.well-known/oauth-authorization-server", "/.well-known/openid-configuration")
@@ -17,9 +17,11 @@ METHODS = ["client_secret_basic", "client_secret_post", "private_key_jwt"]
 ALGS = ["RS256", "PS256", "ES256", "EdDSA"]
 
 
-def test_the_metadata_is_exactly_this_at_both_paths(house: House) -> None:
+def test_the_metadata_is_exactly_this_at_both_paths(harness: Harness) -> None:
     for path in METADATA:
-        answer = house.app.test_client().get(path, headers={"Host": "evil.example", "X-Forwarded-Host": "evil.example"})
+        answer = harness.app.test_client().get(
+            path, headers={"Host": "evil.example", "X-Forwarded-Host": "evil.example"}
+        )
         assert answer.get_json() == {
             "issuer": ISSUER,
             "token_endpoint": f"{ISSUER}/oauth/token",
@@ -42,8 +44,8 @@ def test_the_metadata_is_exactly_this_at_both_paths(house: House) -> None:
 
 
 @pytest.mark.parametrize("path", [JWKS, *METADATA])
-def test_a_document_may_be_cached_and_read_from_browsers(house: House, path: str) -> None:
-    answer = house.app.test_client().get(path)
+def test_a_document_may_be_cached_and_read_from_browsers(harness: Harness, path: str) -> None:
+    answer = harness.app.test_client().get(path)
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers["Cache-Control"] == "public, max-age=300"
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
@@ -51,8 +53,8 @@ def test_a_document_may_be_cached_and_read_from_browsers(house: House, path: str
 
 
 @pytest.mark.parametrize("path", [JWKS, *METADATA])
-def test_a_document_that_is_known_is_not_sent_again(house: House, path: str) -> None:
-    caller = house.app.test_client()
+def test_a_document_that_is_known_is_not_sent_again(harness: Harness, path: str) -> None:
+    caller = harness.app.test_client()
     etag = caller.get(path).headers["ETag"]
     for known in (etag, f'"other", {etag}', f"W/{etag}", "*"):
         answer = caller.get(path, headers={"If-None-Match": known})
@@ -62,32 +64,32 @@ def test_a_document_that_is_known_is_not_sent_again(house: House, path: str) -> 
     assert caller.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_the_jwks_holds_the_published_keys_and_public_members_only(house: House) -> None:
-    keys = house.app.test_client().get(JWKS).get_json()["keys"]
-    (own,) = house.services.keys.active().keys
+def test_the_jwks_holds_the_published_keys_and_public_members_only(harness: Harness) -> None:
+    keys = harness.app.test_client().get(JWKS).get_json()["keys"]
+    (own,) = harness.services.keys.active().keys
     assert keys == [own.public_jwk]
     assert list(keys[0]) == ["kty", "kid", "use", "alg", "n", "e"]
 
 
-def test_the_jwks_changes_with_the_clock_alone(house: House) -> None:
-    later = house.clock() + timedelta(days=30)
-    following = add_key(house.services.keys.manager.home, published_at=later, signs_from=later + timedelta(days=7))
-    caller = house.app.test_client()
+def test_the_jwks_changes_with_the_clock_alone(harness: Harness) -> None:
+    later = harness.clock() + timedelta(days=30)
+    following = add_key(harness.services.keys.manager.backend, published_at=later, signs_from=later + timedelta(days=7))
+    caller = harness.app.test_client()
     first = caller.get(JWKS)
-    house.clock.now = later
+    harness.clock.now = later
     second = caller.get(JWKS)
     assert [key["kid"] for key in second.get_json()["keys"]] == [first.get_json()["keys"][0]["kid"], following.kid]
     assert first.headers["ETag"] != second.headers["ETag"]
 
 
 def test_the_cache_time_is_a_setting(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path, clock, jwks_max_age="1h") as house:
-        assert house.app.test_client().get(JWKS).headers["Cache-Control"] == "public, max-age=3600"
+    with open_harness(tmp_path, clock, jwks_max_age="1h") as harness:
+        assert harness.app.test_client().get(JWKS).headers["Cache-Control"] == "public, max-age=3600"
 
 
 def test_an_issuer_with_a_path_has_its_documents_where_the_rfcs_say(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path, clock, issuer="https://example.com/auth/eu") as house:
-        caller = house.app.test_client()
+    with open_harness(tmp_path, clock, issuer="https://example.com/auth/eu") as harness:
+        caller = harness.app.test_client()
         found = [
             caller.get(path).get_json()
             for path in (
@@ -104,37 +106,37 @@ def test_an_issuer_with_a_path_has_its_documents_where_the_rfcs_say(tmp_path: Pa
         assert caller.get("/auth/eu/oauth/token").status_code == caller.get("/oauth/token").status_code == 405
 
 
-def test_documents_are_json_of_ascii(house: House) -> None:
+def test_documents_are_json_of_ascii(harness: Harness) -> None:
     for path in (JWKS, *METADATA):
-        assert json.loads(house.app.test_client().get(path).data.decode("ascii"))
+        assert json.loads(harness.app.test_client().get(path).data.decode("ascii"))
 
 
 @pytest.mark.parametrize("path", [JWKS, *METADATA])
-def test_a_browser_may_ask_before_it_reads(house: House, path: str) -> None:
+def test_a_browser_may_ask_before_it_reads(harness: Harness, path: str) -> None:
     headers = {"Origin": "https://app.example", "Access-Control-Request-Headers": "x-trace"}
-    answer = house.app.test_client().options(path, headers=headers)
+    answer = harness.app.test_client().options(path, headers=headers)
     assert (answer.status_code, answer.data) == (200, b"")
     assert answer.headers["Access-Control-Allow-Origin"] == answer.headers["Access-Control-Allow-Headers"] == "*"
     assert "Content-Type" not in answer.headers
 
 
 @pytest.mark.parametrize("path", ["/oauth/token", "/livez", "/readyz", "/nowhere"])
-def test_nothing_else_may_be_read_from_browsers(house: House, path: str) -> None:
+def test_nothing_else_may_be_read_from_browsers(harness: Harness, path: str) -> None:
     for method in ("GET", "POST", "OPTIONS"):
-        answer = house.app.test_client().open(path, method=method, headers={"Origin": "https://app.example"})
+        answer = harness.app.test_client().open(path, method=method, headers={"Origin": "https://app.example"})
         assert not [name for name, _ in answer.headers if name.startswith("Access-Control-")]
 
 
-def test_the_scopes_of_clients_are_listed_at_both_paths_as_of_the_last_look(house: House) -> None:
+def test_the_scopes_of_clients_are_listed_at_both_paths_as_of_the_last_look(harness: Harness) -> None:
     # Nobody else looks.
-    house.app.before_request_funcs.clear()
-    caller = house.app.test_client()
+    harness.app.before_request_funcs.clear()
+    caller = harness.app.test_client()
     for path in METADATA:
         assert "scopes_supported" not in caller.get(path).json
     tag = caller.get(METADATA[0]).headers["ETag"]
-    house.register(scope=("write", "read"))
+    harness.register(scope=("write", "read"))
     assert caller.get(METADATA[0]).headers["ETag"] == tag
-    house.services.oauth.registered_scopes.look()
+    harness.services.oauth.registered_scopes.poll()
     for path in METADATA:
         answer = caller.get(path)
         assert answer.json["scopes_supported"] == ["read", "write"]
@@ -142,8 +144,8 @@ def test_the_scopes_of_clients_are_listed_at_both_paths_as_of_the_last_look(hous
 
 
 def test_a_setting_keeps_scopes_to_ourselves(tmp_path: Path, clock: SettableClock) -> None:
-    with open_house(tmp_path, clock, publish_scopes="false") as house:
-        house.register(scope=("read",))
-        house.services.oauth.registered_scopes.look()
+    with open_harness(tmp_path, clock, publish_scopes="false") as harness:
+        harness.register(scope=("read",))
+        harness.services.oauth.registered_scopes.poll()
         for path in METADATA:
-            assert "scopes_supported" not in house.app.test_client().get(path).json
+            assert "scopes_supported" not in harness.app.test_client().get(path).json

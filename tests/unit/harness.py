@@ -21,16 +21,16 @@ from support.server import NewClient, environment_for
 from app import create_app
 from app.clients.authentication import SecretVerifier
 from app.clients.fields import ClientFields
-from app.clients.repository import ClientStore
+from app.clients.repository import ClientRepository
 from app.config.loader import load_settings
 from app.config.settings import Settings
 from app.database.models import db
-from app.database.prepared_query import Question
+from app.database.prepared_query import PreparedQuery
 from app.services import Services
 
 
 @dataclass(frozen=True)
-class House:
+class Harness:
     """An application with its clock, migrated and with a signing key unless made otherwise."""
 
     app: Flask
@@ -45,7 +45,7 @@ class House:
         return found
 
     @property
-    def store(self) -> ClientStore:
+    def store(self) -> ClientRepository:
         """The door to clients. Needs an application context for all but verifying."""
         return self.services.clients.repository
 
@@ -90,23 +90,23 @@ def logging_as_it_was() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_house(
+def open_harness(
     folder: Path, clock: SettableClock, *, migrated: bool = True, with_key: bool = True, **settings: str
-) -> Iterator[House]:
+) -> Iterator[Harness]:
     """Build an application in ``folder``. ``settings`` are variables without their prefix, in lower case."""
     overrides = {f"TOKENHOUSE_{name.upper()}": value for name, value in settings.items()}
     overrides.setdefault("TOKENHOUSE_SECRET_PEPPERS", f"p1:{secrets.token_urlsafe(32)}")
     with logging_as_it_was():
         loaded = load_settings(environment_for(folder, **overrides))
         app = create_app(loaded, clock=clock)
-        house = House(app, clock, loaded, folder)
+        harness = Harness(app, clock, loaded, folder)
         with app.app_context():
             if migrated:
                 upgrade()
             if with_key:
-                add_key(house.services.keys.manager.home, published_at=clock(), signs_from=clock())
+                add_key(harness.services.keys.manager.backend, published_at=clock(), signs_from=clock())
         try:
-            yield house
+            yield harness
         finally:
             app.extensions["background"].stop()
             with app.app_context():
@@ -115,19 +115,19 @@ def open_house(
 
 
 @contextlib.contextmanager
-def statements(house: House) -> Iterator[list[tuple[str, Any]]]:
+def statements(harness: Harness) -> Iterator[list[tuple[str, Any]]]:
     """Every statement that reaches the driver within, with its parameters."""
     seen: list[tuple[str, Any]] = []
-    ask = Question.ask
+    ask = PreparedQuery.execute
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         seen.append((statement, parameters))
 
-    def note_question(question: Question, parameters: dict[str, str]) -> list[Any]:
-        seen.append((question.text, question.arranged(parameters)))
+    def note_question(question: PreparedQuery, parameters: dict[str, str]) -> list[Any]:
+        seen.append((question.text, question.arrange(parameters)))
         return ask(question, parameters)
 
-    with house.app.app_context(), patch.object(Question, "ask", note_question):
+    with harness.app.app_context(), patch.object(PreparedQuery, "execute", note_question):
         event.listen(db.engine, "before_cursor_execute", note)
         try:
             yield seen
