@@ -25,13 +25,13 @@ from app.database.build import build as build_database
 from app.http.application import Application
 from app.keyring.active import POLL_SECONDS
 from app.keyring.build import build as build_keys
-from app.keyring.validation import faults
+from app.keyring.validation import find_problems
 from app.oauth.build import build as build_oauth
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints import ENDPOINTS
 from app.observability import health_endpoint
 from app.observability.instrumentation import Instrumentation
-from app.operations.background_jobs import Background, Job
+from app.operations.background_jobs import PeriodicTask, Scheduler
 from app.services import Services
 from app.types import Clock
 
@@ -76,40 +76,42 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     services = Services(settings, clock, keys, clients, oauth, audit_log, outbox)
     services.install(app)
     app.extensions["instrumentation"] = instrumentation
-    _background(services, events).install(app)
+    _scheduler(services, events).install(app)
     _mount(app, services)
     app.cli.commands.update({str(command.name): command for command in COMMANDS})
     return app
 
 
-def _background(services: Services, events: Events) -> Background:
+def _scheduler(services: Services, events: Events) -> Scheduler:
     """What a worker does beside its requests."""
     clients, keys, oauth = services.clients, services.keys, services.oauth
-    tell_expiring = partial(_tell_expiring, clients.secrets, events)
-    return Background(
-        Job("the look at the key ring", POLL_SECONDS, keys.active.refresh, on_the_second=True),
-        Job("the look at the audit log", POLL_SECONDS, services.audit_log.poll),
-        Job("the look whether logs were moved away", POLL_SECONDS, follow_files),
-        Job("the events of commands", DRAIN_SECONDS, partial(services.outbox.drain, services.audit_log.write_past)),
-        Job("the look whether the database answers", circuit_breaker.POLL_SECONDS, clients.authenticator.poll),
-        Job("the count of signed tokens", FLUSH_SECONDS, keys.usage.flush, at_exit=True),
-        Job("the marks of used secrets", FLUSH_SECONDS, clients.last_used.flush, at_exit=True),
-        Job(
+    emit_expiring = partial(_emit_expiring, clients.secrets, events)
+    return Scheduler(
+        PeriodicTask("the look at the key ring", POLL_SECONDS, keys.active.refresh, on_the_second=True),
+        PeriodicTask("the look at the audit log", POLL_SECONDS, services.audit_log.poll),
+        PeriodicTask("the look whether logs were moved away", POLL_SECONDS, follow_files),
+        PeriodicTask(
+            "the events of commands", DRAIN_SECONDS, partial(services.outbox.drain, services.audit_log.write_past)
+        ),
+        PeriodicTask("the look whether the database answers", circuit_breaker.POLL_SECONDS, clients.authenticator.poll),
+        PeriodicTask("the count of signed tokens", FLUSH_SECONDS, keys.usage.flush, at_exit=True),
+        PeriodicTask("the marks of used secrets", FLUSH_SECONDS, clients.last_used.flush, at_exit=True),
+        PeriodicTask(
             "the look at clients' scopes",
             LOOK_AT_SCOPES_SECONDS,
             clients.registered_scopes.poll,
             at_start=True,
             on_the_second=True,
         ),
-        Job("the look at what was used", LOOK_AT_REPLAY_SECONDS, oauth.replay_store.poll, at_start=True),
-        Job("the fetch of clients' keys", LOOK_AT_KEYS_SECONDS, clients.jwks_cache.poll),
-        Job("the end of used assertions", FORGET_SECONDS, oauth.replay_store.delete_expired),
-        Job("the end of old revocations", FORGET_SECONDS, oauth.revocations.delete_expired),
-        Job("the look for secrets that expire", EXPIRY_LOOK_SECONDS, tell_expiring),
+        PeriodicTask("the look at what was used", LOOK_AT_REPLAY_SECONDS, oauth.replay_store.poll, at_start=True),
+        PeriodicTask("the fetch of clients' keys", LOOK_AT_KEYS_SECONDS, clients.jwks_cache.poll),
+        PeriodicTask("the end of used assertions", FORGET_SECONDS, oauth.replay_store.delete_expired),
+        PeriodicTask("the end of old revocations", FORGET_SECONDS, oauth.revocations.delete_expired),
+        PeriodicTask("the look for secrets that expire", EXPIRY_LOOK_SECONDS, emit_expiring),
     )
 
 
-def _tell_expiring(client_secrets: ClientSecrets, events: Events) -> None:
+def _emit_expiring(client_secrets: ClientSecrets, events: Events) -> None:
     for event in client_secrets.claim_expiring():
         events.emit(event)
 
@@ -123,8 +125,8 @@ def check_start(app: Flask) -> None:
     active = services.keys.active
     active.refresh()
     active.signing_key()
-    active.note_max_age()
-    for fault in faults(active(), active.now(), services.keys.manager.rules):
+    active.record_max_age()
+    for fault in find_problems(active(), active.now(), services.keys.manager.rules):
         log.error("the key ring is not safe: %s", fault)
 
 

@@ -62,50 +62,50 @@ logger_class = "app.operations.gunicorn_hooks.GunicornLogger"
 errorlog = "-"
 
 
-# What the hooks do is in app/operations/gunicorn_hooks.py; no room can be imported before gunicorn knows the folder.
+# What the hooks do is in app/operations/gunicorn_hooks.py. They import it late: gunicorn must know the folder first.
 
 
 def on_starting(server: Any) -> None:
-    """Stop with one line, before there is a worker, when the settings or the keys are wrong."""
-    from app.operations.gunicorn_hooks import watch_over  # noqa: PLC0415
+    """Stop with one line, before any worker exists, if the settings or the keys are wrong."""
+    from app.operations import gunicorn_hooks  # noqa: PLC0415
 
     if server.cfg.is_ssl and worker_class != "gthread":
         sys.exit("tokenhouse: certfile and keyfile: TLS ends in a proxy before Tokenhouse, see README.md")
     if worker_class == "gthread":
         server.log.warning("Without epoll a stock worker serves, which slow callers can block: not for production")
-    watch_over(server)
+    gunicorn_hooks.on_starting(server)
 
 
-def post_fork(server: Any, _worker: Any) -> None:
+def post_fork(server: Any, worker: Any) -> None:
     """Keep the master from ending with a worker that cannot start."""
-    from app.operations.gunicorn_hooks import outlive  # noqa: PLC0415
+    from app.operations import gunicorn_hooks  # noqa: PLC0415
 
-    outlive(server)
+    gunicorn_hooks.post_fork(server, worker)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Note that workers can start, and let this one begin."""
-    from app.operations.gunicorn_hooks import note_served  # noqa: PLC0415
+    """Start what a worker does beside its requests."""
+    from app.operations import gunicorn_hooks  # noqa: PLC0415
 
-    note_served(worker)
+    gunicorn_hooks.post_worker_init(worker)
 
 
 def pre_exec(_server: Any) -> None:
-    """Leave the new master of USR2 the log files of now, not those that were rotated away."""
+    """Give the new master of USR2 the current log files, not those that were rotated away."""
     from app.audit.streams import follow_files  # noqa: PLC0415
 
     follow_files()
 
 
-def worker_exit(_server: Any, worker: Any) -> None:
-    """Do not try again at once."""
-    from app.operations.gunicorn_hooks import pause_after_failure  # noqa: PLC0415
+def worker_exit(server: Any, worker: Any) -> None:
+    """Delay the replacement of a worker that could not start."""
+    from app.operations import gunicorn_hooks  # noqa: PLC0415
 
-    pause_after_failure(worker)
+    gunicorn_hooks.worker_exit(server, worker)
 
 
 def on_exit(server: Any) -> None:
-    """Leave nothing behind."""
-    from app.operations.gunicorn_hooks import clear_up  # noqa: PLC0415
+    """Remove the folder of the metrics."""
+    from app.operations import gunicorn_hooks  # noqa: PLC0415
 
-    clear_up(server)
+    gunicorn_hooks.on_exit(server)

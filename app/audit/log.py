@@ -122,11 +122,11 @@ class AuditLog:
 
     def _rendered(self, happened_at: datetime, name: str, facts: dict[str, Any]) -> str:
         time = happened_at.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
-        told: dict[str, Any] = {"time": f"{time}Z", "event": name}
+        fields: dict[str, Any] = {"time": f"{time}Z", "event": name}
         for fact, value in facts.items():
             if value is not None:
-                told[fact] = _whole_seconds(value) if isinstance(value, datetime) else value
-        return f"{self._render(told)}\n"
+                fields[fact] = _whole_seconds(value) if isinstance(value, datetime) else value
+        return f"{self._render(fields)}\n"
 
 
 @cache

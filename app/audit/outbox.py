@@ -23,7 +23,7 @@ from app.types import Clock
 DRAIN_SECONDS = 1.0
 AT_ONCE = 100
 
-Tell = Callable[[datetime, str, dict[str, Any]], None]
+WriteEvent = Callable[[datetime, str, dict[str, Any]], None]
 """Writes one event to the audit log: when it happened, its name, its facts."""
 
 
@@ -59,7 +59,7 @@ class Outbox:
         with self._writing.begin() as connection:
             self.put(connection, event)
 
-    def drain(self, tell: Tell) -> None:
+    def drain(self, write: WriteEvent) -> None:
         """Take out what is there and tell it; by one of all workers, whichever asks first.
 
         :raises SQLAlchemyError: the database does not answer.
@@ -74,4 +74,4 @@ class Outbox:
             rows = sorted(connection.execute(taken).all(), key=lambda row: int(row.outbox_id))
             # Before the transaction ends: what cannot be told now is told later.
             for row in rows:
-                tell(row.happened_at, row.event, json.loads(row.facts))
+                write(row.happened_at, row.event, json.loads(row.facts))

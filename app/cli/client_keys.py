@@ -21,8 +21,8 @@ from app.cli.output import (
     print_json,
     print_table,
     read_secret,
+    report,
     secret_file_for,
-    tell,
     timestamp,
 )
 from app.clients.fields import ClientFields
@@ -189,7 +189,7 @@ def show_keys(client_id: str, *, fetch: bool, as_json: bool) -> None:
         return
     print_table(("kid", "kty", "alg"), [(key["kid"], key["kty"], key.get("alg", "any of its kind")) for key in keys])
     if state:
-        tell("")
+        report("")
         print_fields({name: value for name, value in state.items() if value is not None})
 
 
@@ -210,8 +210,8 @@ def add_keys(client_id: str, file: str) -> None:
     """Add the public keys in FILE (- for standard input); those that the client has go on working."""
     new = read_key_set(file)["keys"]
     row = services().clients.repository.update(client_id, lambda before: _with_keys(before, lambda old: old + new))
-    told = ", ".join(key["kid"] for key in new)
-    tell(f"{row.client_id} may sign with {told} too. `flask clients keys-remove` ends an old one.")
+    message = ", ".join(key["kid"] for key in new)
+    report(f"{row.client_id} may sign with {message} too. `flask clients keys-remove` ends an old one.")
 
 
 @click.command("keys-remove", context_settings=KID_FIRST)
@@ -230,7 +230,7 @@ def remove_key(client_id: str, kid: str) -> None:
         return left
 
     services().clients.repository.update(client_id, lambda before: _with_keys(before, without))
-    tell(f"{client_id} may not sign with {kid} any more.")
+    report(f"{client_id} may not sign with {kid} any more.")
 
 
 def _with_keys(before: ClientFields, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> dict[str, Any]:

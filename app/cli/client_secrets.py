@@ -14,9 +14,9 @@ from app.cli.output import (
     print_json,
     print_table,
     read_secret,
+    report,
     seconds,
     secret_file_for,
-    tell,
     timestamp,
 )
 from app.cli.secret_words import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
@@ -125,9 +125,9 @@ def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
 def revoke_secret(client_id: str, secret_id: str, *, as_json: bool) -> None:
     """End one secret now."""
     row, left = services().clients.secrets.revoke(client_id, secret_id)
-    tell(f"{secret_id} (…{row.last_four}) is worth nothing from now on.")
+    report(f"{secret_id} (…{row.last_four}) is worth nothing from now on.")
     if not left:
-        tell(f"Warning: {client_id} has no secret that works: `flask clients rotate-secret` makes one.")
+        report(f"Warning: {client_id} has no secret that works: `flask clients rotate-secret` makes one.")
     if as_json:
         print_json(describe_secret(row, services().clock()))
 
@@ -149,7 +149,7 @@ def _show_counted(what: str, keys: Sequence[IdentifiedKey], counted: Mapping[str
     print_table((f"{what}_id", "secrets", "state"), [list(row.values()) for row in rows])
     if any(row["state"] == "missing" for row in rows):
         variable = "TOKENHOUSE_SECRET_PEPPERS" if what == "pepper" else "TOKENHOUSE_ENCRYPTION_KEYS"
-        tell(f"Warning: secrets of a missing {what.replace('_', ' ')} are refused until {variable} has it again.")
+        report(f"Warning: secrets of a missing {what.replace('_', ' ')} are refused until {variable} has it again.")
 
 
 def _finish(client_id: str, silence: timedelta, *, as_json: bool) -> None:
@@ -158,13 +158,13 @@ def _finish(client_id: str, silence: timedelta, *, as_json: bool) -> None:
     if as_json:
         print_json([describe_secret(secret, now) for secret in retired])
     for secret in retired:
-        tell(f"{secret.secret_id} (…{secret.last_four}) is worth nothing from now on.")
+        report(f"{secret.secret_id} (…{secret.last_four}) is worth nothing from now on.")
     if not retired:
-        tell(f"{client_id} has no older secret that works: there is nothing to finish.")
+        report(f"{client_id} has no older secret that works: there is nothing to finish.")
     elif not any(
         left.last_used_at for left in services().clients.repository.find(client_id).secrets if not left.revoked_at
     ):
-        tell("Warning: the secret that is left has never been used.")
+        report("Warning: the secret that is left has never been used.")
 
 
 def _print_rotation(
@@ -183,9 +183,9 @@ def _print_rotation(
         return
     print_fields(described)
     if shown:
-        tell("\nThe secret is shown this once.")
+        report("\nThe secret is shown this once.")
     for secret in older:
-        tell(f"{secret.secret_id} (…{secret.last_four}) works until {timestamp(secret.expires_at)}.")
+        report(f"{secret.secret_id} (…{secret.last_four}) works until {timestamp(secret.expires_at)}.")
 
 
 def _describe_use(use: ClientSecretUseRow) -> dict[str, Any]:

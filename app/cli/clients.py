@@ -28,9 +28,9 @@ from app.cli.output import (
     print_json_list,
     print_table,
     read_secret,
+    report,
     seconds,
     secret_file_for,
-    tell,
     timestamp,
 )
 from app.cli.secret_words import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
@@ -140,7 +140,7 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
                 pair.write()
             _print_new_client(row, secret, shown=options["secret_out"] is None, as_json=as_json)
             if pair:
-                tell(
+                report(
                     f"Its private key is in {generate_key}, and nowhere else: docs/client-keys.md shows how to use it."
                 )
             _warn(row, imported)
@@ -173,7 +173,7 @@ def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *,
     store.end_reading()
     print_table(LIST_COLUMNS, rows[: limit or TABLE_ROWS], pages=True)
     if len(rows) > (limit or TABLE_ROWS):
-        tell(f"These are the {TABLE_ROWS} oldest: --limit shows more, filters show fewer.")
+        report(f"These are the {TABLE_ROWS} oldest: --limit shows more, filters show fewer.")
 
 
 @clients.command("show")
@@ -187,7 +187,7 @@ def show_client(client_id: str, *, as_json: bool) -> None:
         return
     print_fields({name: value for name, value in _describe(row).items() if name != "secrets"})
     for secret in row.secrets:
-        tell("")
+        report("")
         described = describe_secret(secret, services().clock())
         print_fields({f"secret {name}": value for name, value in described.items()})
 
@@ -211,9 +211,9 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
     row = services().clients.repository.update(client_id, decide_changes, published_keys(given), **changes)
     if as_json:
         print_json(_describe(row))
-    tell(f"{row.client_id} was changed. Tokens that it has keep what they say until they expire.")
+    report(f"{row.client_id} was changed. Tokens that it has keep what they say until they expire.")
     if row.token_endpoint_auth_method in METHODS_WITH_SECRETS and not services().clients.secrets.has_usable_secret(row):
-        tell(
+        report(
             f"Warning: it has no secret that works with {row.token_endpoint_auth_method}: "
             f"`flask clients rotate-secret {row.client_id}` makes one."
         )
@@ -226,7 +226,7 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
 def disable_client(client_id: str) -> None:
     """Refuse a client from now on."""
     row = services().clients.repository.disable(client_id)
-    tell(
+    report(
         f"{row.client_id} gets no more tokens, and those that it has are dead: introspection says so at once. "
         "Verifiers that work offline accept them until they expire, or until they read the revocation feed."
     )
@@ -236,7 +236,9 @@ def disable_client(client_id: str) -> None:
 @click.argument("client_id", metavar="ID")
 def enable_client(client_id: str) -> None:
     """Serve a disabled client again."""
-    tell(f"{services().clients.repository.enable(client_id).client_id} gets tokens again. Those that it had stay dead.")
+    report(
+        f"{services().clients.repository.enable(client_id).client_id} gets tokens again. Those that it had stay dead."
+    )
 
 
 @clients.command("delete")
@@ -251,7 +253,7 @@ def delete_client(client_id: str, *, yes: bool) -> None:
             raise ManagementError(f"deleting {client_id!r} cannot be undone: say --yes")
         click.confirm(f"Delete {client_id} ({name}) for good?", abort=True, err=True)
     services().clients.repository.delete(client_id)
-    tell(f"{client_id} was deleted.")
+    report(f"{client_id} was deleted.")
 
 
 for command in (show_secrets, rotate_secret, revoke_secret, show_keys, add_keys, remove_key):
@@ -323,7 +325,7 @@ def _labels(given: Sequence[str]) -> dict[str, str]:
 
 def _warn(row: ClientRow, imported: str | None) -> None:
     if ":" in row.client_id:
-        tell("Warning: Basic cannot carry an id with a colon raw: form-encode it, or send it in the body.")
+        report("Warning: Basic cannot carry an id with a colon raw: form-encode it, or send it in the body.")
     warn_of_weak(imported)
     _warn_of_short_lifetime(row)
 
@@ -331,7 +333,7 @@ def _warn(row: ClientRow, imported: str | None) -> None:
 def _warn_of_short_lifetime(row: ClientRow) -> None:
     lifetime = row.access_token_lifetime
     if lifetime is not None and lifetime < CACHED_SECONDS:
-        tell(
+        report(
             f"Warning: tokens live for {format_duration(lifetime)}. A caller that replaces them five minutes early, as "
             "many do, asks for one again and again: have it replace them at half of their life."
         )
@@ -355,11 +357,11 @@ def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, 
     print_fields(described)
     method = row.token_endpoint_auth_method
     if secret and shown and method == ClientSecretJwt.name:
-        tell("\nThe secret is shown this once: docs/client-keys.md shows how to sign with it.")
+        report("\nThe secret is shown this once: docs/client-keys.md shows how to sign with it.")
     elif secret and shown:
-        tell("\nThe secret is shown this once. Try it:\n")
+        report("\nThe secret is shown this once. Try it:\n")
         endpoint = services().oauth.metadata["token_endpoint"]
-        tell(f"  {curl_line(endpoint, row.client_id, secret.secret, method)}")
+        report(f"  {curl_line(endpoint, row.client_id, secret.secret, method)}")
 
 
 def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:

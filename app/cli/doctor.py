@@ -43,9 +43,9 @@ def doctor(context: click.Context, *, offline: bool, as_json: bool) -> None:
 
 def _print(found: Finding) -> None:
     print_line(f"{found.severity:<8} {found.check}: {found.what}")
-    for word, told in (("why", found.why), ("mend", found.how)):
-        if told:
-            print_line(f"{'':<8}   {word}: {told}")
+    for word, message in (("why", found.why), ("mend", found.how)):
+        if message:
+            print_line(f"{'':<8}   {word}: {message}")
 
 
 def _ask_as_verifiers_do(settings: Settings) -> Finding:
@@ -56,9 +56,9 @@ def _ask_as_verifiers_do(settings: Settings) -> Finding:
         with urlopen(Request(url, headers={"Accept": "application/json"}), timeout=SECONDS) as answer:  # noqa: S310 - Of the settings.
             document: Any = json.loads(answer.read(MOST_BYTES))
     except (URLError, OSError, ValueError, http.client.HTTPException) as error:
-        told = getattr(error, "reason", None) or error
+        message = getattr(error, "reason", None) or error
         how = "does the server run, does the proxy let this path through, does the name lead to it from here?"
-        return Finding("metadata", Severity.WARNING, f"{url} cannot be read: {told}", why, how)
+        return Finding("metadata", Severity.WARNING, f"{url} cannot be read: {message}", why, how)
     theirs = document.get("issuer") if isinstance(document, dict) else None
     if theirs != settings.issuer:
         return Finding(

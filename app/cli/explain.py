@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from app.cli.output import SingleCommand, json_option, print_fields, print_json, shown, tell
+from app.cli.output import SingleCommand, json_option, print_fields, print_json, report, shown
 from app.errors import ManagementError
 
 _WRAPPINGS = ("log", "MESSAGE", "message", "msg", "line")
@@ -187,13 +187,13 @@ def explain(request_id: str, log: str, *, as_json: bool) -> None:
             "in it for what was refused before it reached an endpoint?"
         )
     if as_json:
-        print_json([{"line": facts, "told": told, "mend": mend} for facts, (told, mend) in map(_explained, found)])
+        print_json([{"line": facts, "told": message, "mend": fix} for facts, (message, fix) in map(_explained, found)])
         return
-    for facts, (told, mend) in map(_explained, found):
+    for facts, (message, fix) in map(_explained, found):
         print_fields({shown(name): shown(value) for name, value in facts.items()})
-        tell(told)
-        if mend:
-            tell(f"To mend it: {mend}")
+        report(message)
+        if fix:
+            report(f"To mend it: {fix}")
 
 
 def _explained(facts: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
@@ -214,14 +214,14 @@ def _in_words(facts: Mapping[str, Any]) -> tuple[str, str]:
         known = ABOUT_TOKENS.get(reason)
     elif event in {"TokenRefused", "RequestRefused"}:
         known = REFUSALS.get(reason) or next(
-            (told for start, told in REFUSALS.items() if start.endswith("_") and reason.startswith(start)), None
+            (message for start, message in REFUSALS.items() if start.endswith("_") and reason.startswith(start)), None
         )
     else:
         return "It did not reach an endpoint, or the server has more to say of it: see the line.", ""
     if known is None:
         return f"The reason is {shown(reason)}, which this version does not know.", ""
-    told, mend = known
-    return told.format(client=client), mend.format(client=client)
+    message, fix = known
+    return message.format(client=client), fix.format(client=client)
 
 
 def _lines_of(request_id: str, log: str) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.audit.events import KeyRingChanged
 from app.audit.outbox import system_user
-from app.cli.output import KID_FIRST, CommandGroup, json_option, print_json, print_line, print_table, tell, timestamp
+from app.cli.output import KID_FIRST, CommandGroup, json_option, print_json, print_line, print_table, report, timestamp
 from app.config.values import DAY, YEAR, format_duration, parse_keyring
 from app.crypto.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
 from app.errors import ManagementError, StartError
@@ -24,7 +24,7 @@ from app.keyring.serialization import public_pem
 from app.keyring.service import rules_for
 from app.keyring.timeline import draw_svg, draw_text
 from app.keyring.usage_counters import KeyUsage
-from app.keyring.validation import faults, find_unsafe_changes, warnings
+from app.keyring.validation import find_problems, find_unsafe_changes, find_warnings
 from app.services import Services, services
 
 
@@ -74,10 +74,10 @@ def generate_key(alg: str | None, bits: str | None, *, as_json: bool) -> None:
     before = _kids(here)
     ring, key = here.keys.manager.generate(alg, int(bits) if bits else None)
     _leave_trace(here, "generated", [other.kid for other in ring.keys if other.kid not in before])
-    _tell_start(here, key)
+    _report_start(here, key)
     if as_json:
         print_json(_describe(ring, key, here.clock()))
-    _tell_warnings(here, ring)
+    _report_warnings(here, ring)
 
 
 @keys.command("rotate")
@@ -105,13 +105,13 @@ def rotate_keys(*, if_due: bool, at: datetime | None, unsafe: bool, yes: bool, a
             print_json(_describe_all(here.keys.manager.backend.read(), now))
         return
     if ring.standbys(now):
-        tell(f"{ring.standbys(now)[0].kid} signs from {timestamp(ring.standbys(now)[0].signs_from)} on.")
+        report(f"{ring.standbys(now)[0].kid} signs from {timestamp(ring.standbys(now)[0].signs_from)} on.")
         _leave_trace(here, "rotated", [standby.kid for standby in ring.standbys(now)])
     if as_json:
         print_json(_describe_all(ring, now))
     else:
         print_line(draw_text(ring, now, now + timedelta(seconds=YEAR)))
-    _tell_warnings(here, ring)
+    _report_warnings(here, ring)
 
 
 @keys.command("revoke", context_settings=KID_FIRST)
@@ -125,7 +125,7 @@ def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
     ring = here.keys.manager.backend.read()
     key = find(ring, kid)
     if ring.state_of(key, now) is KeyState.REVOKED:
-        tell(f"{kid} was revoked at {timestamp(key.revoked_at)} already.")
+        report(f"{kid} was revoked at {timestamp(key.revoked_at)} already.")
     else:
         harm = _harm_of_revoking(ring, key, now, _longest_token(here))
         _ask(f"revoking {kid} cannot be undone and {harm}", yes=yes)
@@ -147,9 +147,9 @@ def prune_keys(*, as_json: bool) -> None:
     if as_json:
         print_json(list(removed))
     for kid in removed:
-        tell(f"{kid} was removed.")
+        report(f"{kid} was removed.")
     if not removed:
-        tell("No key has been gone or revoked for 30 days.")
+        report("No key has been gone or revoked for 30 days.")
 
 
 @keys.command("retire")
@@ -167,7 +167,7 @@ def retire_algorithm(alg: str, *, yes: bool, as_json: bool) -> None:
     ring = here.keys.manager.retire(alg)
     _leave_trace(here, "retired", [key.kid for key in ring.keys if key.alg == alg and key.signs_until])
     until = max(key.signs_until for key in ring.keys if key.alg == alg and key.signs_until)
-    tell(
+    report(
         f"{alg} keys sign no more from {timestamp(until)} on, and leave the JWKS at {timestamp(until + RETIRE_AFTER)}."
     )
     if as_json:
@@ -194,19 +194,19 @@ def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
         except OSError as error:
             raise ManagementError(f"{svg} cannot be written: {error.strerror}") from None
     rules = rules_for(here.settings, backend)
-    warned = warnings(ring, now, rules)
-    found = faults(ring, now, rules)
+    warned = find_warnings(ring, now, rules)
+    found = find_problems(ring, now, rules)
     if file and not here.keys.manager.backend.is_empty():
         step = find_unsafe_changes(here.keys.manager.backend.read(), ring, now, here.keys.manager.rules)
         found = list(dict.fromkeys([*found, *step]))
     if as_json:
-        told = {"is_safe": not found, "faults": found, "warnings": warned, "keys": _describe_all(ring, now)}
-        print_json(told)
+        message = {"is_safe": not found, "faults": found, "warnings": warned, "keys": _describe_all(ring, now)}
+        print_json(message)
     for warning in warned:
-        tell(f"Warning: {warning}.")
+        report(f"Warning: {warning}.")
     if found:
         raise ManagementError("; ".join(found))
-    tell(f"{backend.name} is safe.")
+    report(f"{backend.name} is safe.")
 
 
 @keys.command("export", context_settings=KID_FIRST)
@@ -235,7 +235,7 @@ def move_ring(destination: str, *, as_json: bool) -> None:
         raise ManagementError(f"{here.keys.manager.backend.name} is there already")
     ring = here.keys.manager.move_to(here.keys.open_backend(place))
     _leave_trace(here, "moved", [key.kid for key in ring.keys])
-    tell(
+    report(
         f"{len(ring.keys)} keys were copied from {here.keys.manager.backend.name}. "
         f"Set TOKENHOUSE_KEYRING={destination} on every server and restart it; "
         "change no key meanwhile. Then remove the old ring."
@@ -271,11 +271,11 @@ def _file_home(here: Services, path: Path) -> KeyringBackend:
     return backend
 
 
-def _tell_start(here: Services, key: SigningKey) -> None:
+def _report_start(here: Services, key: SigningKey) -> None:
     if key.alg == here.settings.signing_alg:
-        tell(f"{key.kid} signs from {timestamp(key.signs_from)} on.")
+        report(f"{key.kid} signs from {timestamp(key.signs_from)} on.")
     else:
-        tell(
+        report(
             f"{key.kid} may sign from {timestamp(key.signs_from)} on, and does when TOKENHOUSE_SIGNING_ALG={key.alg} "
             f"is set then. Some verifiers refuse a JWKS with keys of several algorithms, which it is until then."
         )
@@ -304,24 +304,24 @@ def _harm_of_revoking(ring: Ring, key: SigningKey, now: datetime, longest_token:
 def _tell_revocation(here: Services, ring: Ring, kid: str, harm: str) -> None:
     now = here.clock()
     wait = here.keys.manager.rules.propagation_seconds
-    tell(f"{kid} leaves the JWKS of each worker when it sees this, within {wait} s; it {harm}.")
+    report(f"{kid} leaves the JWKS of each worker when it sees this, within {wait} s; it {harm}.")
     try:
         signing = ring.signing_key(now)
     except StartError as error:
-        tell(f"Warning: {error}.")
+        report(f"Warning: {error}.")
         return
-    tell(f"{signing.kid} signs.")
+    report(f"{signing.kid} signs.")
     known = here.keys.manager.rules.known_from(ring, signing)
     if known > now:
-        tell(
+        report(
             f"Warning: no standby had been announced for long enough. Until {timestamp(known)} a verifier may have a "
             f"JWKS without {signing.kid}, and refuse fresh tokens."
         )
 
 
-def _tell_warnings(here: Services, ring: Ring) -> None:
-    for warning in warnings(ring, here.clock(), here.keys.manager.rules):
-        tell(f"Warning: {warning}.")
+def _report_warnings(here: Services, ring: Ring) -> None:
+    for warning in find_warnings(ring, here.clock(), here.keys.manager.rules):
+        report(f"Warning: {warning}.")
 
 
 def _describe_all(ring: Ring, now: datetime) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def shown(value: object) -> str:
     return str(value) if is_plain else json.dumps(value)
 
 
-def tell(message: str) -> None:
+def report(message: str) -> None:
     """Say something to a person: standard error. That nobody listens undoes nothing."""
     with suppress(OSError):
         click.echo(message, err=True)

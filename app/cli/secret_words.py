@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from app.cli.output import tell, timestamp
+from app.cli.output import report, timestamp
 from app.clients.authentication import ANY_SECRET_METHOD
 from app.clients.secret_digests import IMPORTED_SECRET_SAFE_CHARACTERS
 from app.clients.secrets import state_of
@@ -32,4 +32,4 @@ def describe_secret(secret: ClientSecretRow, now: datetime) -> dict[str, Any]:
 def warn_of_weak(imported: str | None) -> None:
     """Say it when a secret that was taken over is short."""
     if imported is not None and len(imported) < IMPORTED_SECRET_SAFE_CHARACTERS:
-        tell(f"Warning: the secret has under {IMPORTED_SECRET_SAFE_CHARACTERS} characters; a generated one is safer.")
+        report(f"Warning: the secret has under {IMPORTED_SECRET_SAFE_CHARACTERS} characters; a generated one is safer.")

@@ -17,8 +17,8 @@ from app.cli.output import (
     print_line,
     print_table,
     read_secret,
+    report,
     shown,
-    tell,
     timestamp,
 )
 from app.clients.fields import split_scopes
@@ -28,7 +28,7 @@ from app.errors import ManagementError, OAuthError, ServiceUnavailable
 from app.oauth.grants.client_credentials import ClientCredentialsGrant
 from app.oauth.policy import grant
 from app.services import Services, services
-from app.tokens.validation import Fault, TokenValidation, from_epoch, validate_token
+from app.tokens.validation import Problem, TokenValidation, from_epoch, validate_token
 
 _MEANINGS = {
     "iss": "who issued it",
@@ -83,17 +83,19 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
     except OAuthError as error:
         raise ManagementError(f"{error.error}: {error.description}") from None
     scope = " ".join(granted.scope) or None
-    told = {"scope": scope, "audience": granted.audiences, "expires_in": granted.lifetime_seconds}
+    message = {"scope": scope, "audience": granted.audiences, "expires_in": granted.lifetime_seconds}
     # The trace first: there is no token without one.
     here.outbox.put_alone(
-        TokenChanged(by=system_user(), change="issued", client_id=client_id, jti=token.jti, **told)  # type: ignore[arg-type]
+        TokenChanged(by=system_user(), change="issued", client_id=client_id, jti=token.jti, **message)  # type: ignore[arg-type]
     )
     if as_json:
-        scoped = {"scope": told["scope"]} if granted.scope else {}
-        print_json({"access_token": token.encoded, "token_type": "Bearer", "expires_in": told["expires_in"], **scoped})
+        scoped = {"scope": message["scope"]} if granted.scope else {}
+        print_json(
+            {"access_token": token.encoded, "token_type": "Bearer", "expires_in": message["expires_in"], **scoped}
+        )
     else:
         print_line(token.encoded)
-        tell(f"It is good for {format_duration(granted.lifetime_seconds)}: `flask tokens inspect -` explains it.")
+        report(f"It is good for {format_duration(granted.lifetime_seconds)}: `flask tokens inspect -` explains it.")
 
 
 @tokens.command("revoke")
@@ -106,18 +108,18 @@ def revoke(file: str | None, client_id: str | None) -> None:
         raise ManagementError("name a file (- for standard input) or --client ID, and not both")
     if client_id is not None:
         until = here.clients.repository.revoke_tokens(client_id).tokens_not_before
-        tell(f"All tokens that {client_id} got until {timestamp(until)} are dead; {_WHO_KNOWS}")
+        report(f"All tokens that {client_id} got until {timestamp(until)} are dead; {_WHO_KNOWS}")
         return
     status = here.oauth.statuses.of_token(_token_in(read_secret(str(file), "token in")))
     if status.claims is None:
         raise ManagementError(f"there is nothing to revoke: {status.reason} (`flask tokens inspect` says more)")
     if status.reason:
-        tell(f"It is dead already. {_DEAD[status.reason]}")
+        report(f"It is dead already. {_DEAD[status.reason]}")
         return
     token = status.as_revoked()
     event = TokenChanged(by=system_user(), change="revoked", client_id=token.client_id, jti=token.jti)
     here.oauth.revocations.revoke(token, within=lambda connection: here.outbox.put(connection, event))
-    tell(f"The token {token.jti} of {token.client_id} is dead; {_WHO_KNOWS}")
+    report(f"The token {token.jti} of {token.client_id} is dead; {_WHO_KNOWS}")
 
 
 @tokens.command("inspect")
@@ -134,12 +136,14 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
     now = here.keys.active.now()
     inspection = validate_token(_token_in(read_secret(file, "token in")), here.settings.issuer, here.keys.active(), now)
     revocation = _revocation_reason(here, inspection)
-    faults = inspection.faults if revocation in {None, _UNKNOWN} else (Fault(str(revocation), _DEAD[str(revocation)]),)
+    problems = (
+        inspection.problems if revocation in {None, _UNKNOWN} else (Problem(str(revocation), _DEAD[str(revocation)]),)
+    )
     if as_json:
         print_json(
             {
-                "good": not faults,
-                "faults": [{"reason": fault.reason, "told": fault.told} for fault in faults],
+                "good": not problems,
+                "faults": [{"reason": problem.reason, "told": problem.message} for problem in problems],
                 "revocation_known": revocation != _UNKNOWN,
                 "header": inspection.unverified_header,
                 "claims": inspection.unverified_claims,
@@ -150,15 +154,15 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
             print_fields({name: shown(value) for name, value in inspection.unverified_header.items()})
         if inspection.unverified_claims:
             print_table(("claim", "value", "meaning"), _explained(inspection.unverified_claims, now))
-        for fault in faults:
-            tell(f"Refused: {fault.told}")
-        if not faults:
-            tell("Good: whoever it is for accepts it.")
+        for problem in problems:
+            report(f"Refused: {problem.message}")
+        if not problems:
+            report("Good: whoever it is for accepts it.")
         if revocation == _UNKNOWN:
-            tell("Whether it was revoked is not known: the database does not answer.")
+            report("Whether it was revoked is not known: the database does not answer.")
         elif revocation:
-            tell(f"Introspection says so; {_WHO_KNOWS}")
-    context.exit(1 if faults else 0)
+            report(f"Introspection says so; {_WHO_KNOWS}")
+    context.exit(1 if problems else 0)
 
 
 def _token_in(text: str) -> str:

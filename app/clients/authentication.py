@@ -119,12 +119,12 @@ class SecretVerifier:
         for candidate, digest_by_pepper in zip(candidates, digests, strict=True):
             mine = [row for row in rows if row.asked_id == candidate.client_id]
             matching = _matching_secrets(mine, digest_by_pepper)
-            working = [row for row in matching if _still_works(row, now)]
+            working = [row for row in matching if _is_usable(row, now)]
             reason = _refusal_reason(mine[0], matching, working, method)
             if reason is None:
                 right = working[0]
                 proven = Authentication(to_client(right), method, right.secret_id, right.expires_at)
-                self._note(right, digest_by_pepper, source_address)
+                self._record_use(right, digest_by_pepper, source_address)
             elif reason != "unknown_client":
                 known_id, refused_for = candidate.client_id, reason
         if proven is None:
@@ -148,7 +148,7 @@ class SecretVerifier:
             question, ids = self._about_two, {"one_id": one_id, "other_id": other_id}
         return question.execute_through(self._circuit_breaker, ids)
 
-    def _note(self, secret: Any, digest_by_pepper: Mapping[str, bytes], source_address: str | None) -> None:
+    def _record_use(self, secret: Any, digest_by_pepper: Mapping[str, bytes], source_address: str | None) -> None:
         """Remember the use, in memory; a digest of an old pepper is to be made anew with the first."""
         self.last_used.record(secret.client_id, secret.secret_id, source_address)
         newest = self._digester.newest_pepper_id
@@ -185,7 +185,7 @@ def _matching_secrets(rows: Sequence[Any], digest_by_pepper: Mapping[str, bytes]
     return matching
 
 
-def _still_works(secret: Any, now: datetime) -> bool:
+def _is_usable(secret: Any, now: datetime) -> bool:
     return secret.revoked_at is None and (secret.expires_at is None or secret.expires_at > now)
 
 

@@ -14,7 +14,7 @@ from app.errors import ManagementError
 ENCRYPTED_SECRET_MIN_CHARACTERS = 32
 """A key for HS256 is no shorter than its hash: RFC 7518 section 3.2."""
 
-_NOBODYS = "nobody"
+_DUMMY_BINDING = "nobody"
 
 
 class EncryptedSecrets:
@@ -28,7 +28,7 @@ class EncryptedSecrets:
         self.key_ids = tuple(key.id for key in keys)
         # Read where there is nothing, so that an unknown client costs what a known one does. Random: nobody has it.
         self._dummy = secrets.token_urlsafe(32)
-        self._encrypted_dummy = self._encrypter.encrypt(self._dummy.encode(), bound_to=_NOBODYS) if keys else None
+        self._encrypted_dummy = self._encrypter.encrypt(self._dummy.encode(), bound_to=_DUMMY_BINDING) if keys else None
 
     @property
     def newest_key_id(self) -> str | None:
@@ -65,7 +65,7 @@ class EncryptedSecrets:
             except DecryptionError:
                 return self._dummy, False
         if self._encrypted_dummy:
-            self._encrypter.decrypt(*self._encrypted_dummy, bound_to=_NOBODYS)
+            self._encrypter.decrypt(*self._encrypted_dummy, bound_to=_DUMMY_BINDING)
         return self._dummy, False
 
 

@@ -209,14 +209,14 @@ class JwksCache:
         try:
             found = self._fetched(uri)
         except FetchError as error:
-            self._note_failure(client_id, uri, str(error))
+            self._record_failure(client_id, uri, str(error))
         except Exception as error:
             log.exception("the fetch of the keys of %r failed", client_id)
-            self._note_failure(client_id, uri, type(error).__name__)
+            self._record_failure(client_id, uri, type(error).__name__)
         else:
-            self._note_success(client_id, found)
+            self._record_success(client_id, found)
 
-    def _note_success(self, client_id: str, found: FetchedJwks) -> None:
+    def _record_success(self, client_id: str, found: FetchedJwks) -> None:
         now = self._clock()
         # Not all in the same moment, though they were made so.
         rest = found.lifetime * (_EARLY - random.uniform(0, 0.1))  # noqa: S311 - No secret.
@@ -234,7 +234,7 @@ class JwksCache:
         if kept.fault:
             log.warning("the keys of %r can be fetched again from %s", client_id, without_query(found.uri))
 
-    def _note_failure(self, client_id: str, uri: str, fault: str) -> None:
+    def _record_failure(self, client_id: str, uri: str, fault: str) -> None:
         before = select(ClientKeySetRow.failures, ClientKeySetRow.fault).where(_is(client_id, uri))
         with writing_engine(self._engine).begin() as connection:
             kept = connection.execute(before.with_for_update()).first()

@@ -114,7 +114,7 @@ class LastUsedTracker:
             # In order, so that no two workers wait for each other.
             for uses in _batches(sorted(waiting, key=_order)):
                 with self._writing.begin() as connection:
-                    self._tell(connection, [(use, *waiting[use]) for use in uses])
+                    self._write(connection, [(use, *waiting[use]) for use in uses])
                 for use in uses:
                     del waiting[use]
             for secret_ids in _batches(sorted(renewals)):
@@ -133,7 +133,7 @@ class LastUsedTracker:
         known_first, known_last = self._waiting.get(use, (first, last))
         self._waiting[use] = min(first, known_first), max(last, known_last)
 
-    def _tell(self, connection: Connection, last_used: Sequence[tuple[_Use, datetime, datetime]]) -> None:
+    def _write(self, connection: Connection, last_used: Sequence[tuple[_Use, datetime, datetime]]) -> None:
         clients = [{"key": use[0], "used_at": last} for use, _, last in last_used]
         connection.execute(_move_forward(ClientRow), clients)
         with_secret = [(use[1], use[2], first, last) for use, first, last in last_used if use[1] is not None]
@@ -142,7 +142,7 @@ class LastUsedTracker:
             connection.execute(_move_forward(ClientSecretRow), secrets)
             names = ("secret_id", "address", "first", "last")
             uses = [{f"told_{name}": value for name, value in zip(names, use, strict=True)} for use in with_secret]
-            connection.execute(_note_address(connection.engine), uses)
+            connection.execute(_record_address(connection.engine), uses)
             _forget_addresses(connection, sorted({secret_id for secret_id, *_ in with_secret}))
 
 
@@ -163,7 +163,7 @@ def _move_forward(table: type[ClientRow] | type[ClientSecretRow]) -> Update:
     return update(table).where(primary_key == bindparam("key"), is_older).values(last_used_at=used_at)
 
 
-def _note_address(engine: Engine) -> Any:
+def _record_address(engine: Engine) -> Any:
     # Out of the secret's own row, which is kept from being deleted meanwhile: a secret that is gone gets no row.
     values = select(
         ClientSecretRow.secret_id,
@@ -175,9 +175,9 @@ def _note_address(engine: Engine) -> Any:
         ["secret_id", "source_address", "first_used_at", "last_used_at"],
         values.with_for_update(read=True, key_share=True),
     )
-    known, told = ClientSecretUseRow, row.excluded
-    earlier = case((told.first_used_at < known.first_used_at, told.first_used_at), else_=known.first_used_at)
-    later = case((told.last_used_at > known.last_used_at, told.last_used_at), else_=known.last_used_at)
+    known, new = ClientSecretUseRow, row.excluded
+    earlier = case((new.first_used_at < known.first_used_at, new.first_used_at), else_=known.first_used_at)
+    later = case((new.last_used_at > known.last_used_at, new.last_used_at), else_=known.last_used_at)
     times = {"first_used_at": earlier, "last_used_at": later}
     return row.on_conflict_do_update(index_elements=["secret_id", "source_address"], set_=times)
 

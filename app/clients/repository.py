@@ -122,11 +122,11 @@ class ClientRepository:
         new_id = client_id or _generate_client_id(fields.client_name)
         now = self._clock()
         with writing(self._session) as session:
-            self._stand_in_line(session)
+            self._lock_registrations(session)
             self._refuse_taken_id(session, new_id)
-            row = ClientRow(client_id=new_id, form_decoded_id=_other_reading(new_id), created_at=now, updated_at=now)
+            row = ClientRow(client_id=new_id, form_decoded_id=_form_decoded(new_id), created_at=now, updated_at=now)
             _apply(row, fields)
-            _remember_audiences(row)
+            _add_to_audiences_ever(row)
             session.add(row)
             store_jwks(session, row, key_set, now)
             made = self._secrets.add(row, secret, secret_expires_after) if with_secret else None
@@ -157,9 +157,9 @@ class ClientRepository:
             row = find_client(session, client_id, for_change=True)
             before = describe(row)
             after = replace(before, **changes, **decide_changes(before))
-            _remember_audiences(row)
+            _add_to_audiences_ever(row)
             _apply(row, after)
-            _remember_audiences(row)
+            _add_to_audiences_ever(row)
             self._secrets.match_storage_to_method(row)
             row.updated_at = self._clock()
             store_jwks(session, row, key_set, row.updated_at)
@@ -193,7 +193,7 @@ class ClientRepository:
         """Forget all of a client but its id and the time: an id is never reused."""
         with writing(self._session) as session:
             row = self.find(client_id)
-            _remember_audiences(row)
+            _add_to_audiences_ever(row)
             _apply(row, ClientFields(client_name="deleted", grant_types=()))
             row.secrets.clear()
             row.deleted_at = row.updated_at = self._clock()
@@ -213,14 +213,14 @@ class ClientRepository:
         now = self._clock().replace(microsecond=0)
         row.tokens_not_before = max(now, row.tokens_not_before or now)
 
-    def _stand_in_line(self, session: scoped_session[Any]) -> None:
+    def _lock_registrations(self, session: scoped_session[Any]) -> None:
         if session.get_bind().dialect.name == "postgresql":
             session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _REGISTRATION_LOCK})
 
     def _refuse_taken_id(self, session: scoped_session[Any], client_id: str) -> None:
         """Refuse an id that is or was in use, and one that a form-encoding client would send as another's."""
         taken = select(ClientRow.client_id).where(
-            ClientRow.client_id.in_([client_id, _other_reading(client_id)]) | (ClientRow.form_decoded_id == client_id)
+            ClientRow.client_id.in_([client_id, _form_decoded(client_id)]) | (ClientRow.form_decoded_id == client_id)
         )
         other = session.scalars(taken.limit(1)).first()
         if other == client_id:
@@ -249,7 +249,7 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
     :param secrets_older_than: with a secret that works and was made so long ago.
     :param expiring_in: with a secret that works and ends within this time.
     """
-    works = usable_at(now) & (ClientSecretRow.client_id == ClientRow.client_id)
+    is_usable = usable_at(now) & (ClientSecretRow.client_id == ClientRow.client_id)
     found: list[ColumnElement[bool]] = [ClientRow.deleted_at.is_(None)]
     if name is not None:
         found.append(ClientRow.client_name.icontains(name, autoescape=True))
@@ -261,9 +261,9 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
     if unused_for is not None:
         found.append(func.coalesce(ClientRow.last_used_at, ClientRow.created_at) <= now - unused_for)
     if secrets_older_than is not None:
-        found.append(exists().where(works, ClientSecretRow.created_at <= now - secrets_older_than))
+        found.append(exists().where(is_usable, ClientSecretRow.created_at <= now - secrets_older_than))
     if expiring_in is not None:
-        found.append(exists().where(works, ClientSecretRow.expires_at <= now + expiring_in))
+        found.append(exists().where(is_usable, ClientSecretRow.expires_at <= now + expiring_in))
     return found
 
 
@@ -324,12 +324,12 @@ def _apply(row: ClientRow, fields: ClientFields) -> None:
     row.access_token_lifetime = fields.access_token_lifetime
 
 
-def _remember_audiences(row: ClientRow) -> None:
+def _add_to_audiences_ever(row: ClientRow) -> None:
     """Tokens for an audience that is taken from a client live on, and who verifies them is told of their end."""
     row.audiences_ever = list(dict.fromkeys([*(row.audiences_ever or ()), *(row.audiences or [DEFAULT_AUDIENCE])]))
 
 
-def _other_reading(client_id: str) -> str:
+def _form_decoded(client_id: str) -> str:
     """Give the id as a form-encoding client's Basic header would be read; the id itself where it has no other reading.
 
     What no id may hold (beyond %x20-7E) cannot be another client's either, and does not fit its column.

@@ -32,10 +32,10 @@ from app.types import Clock, Credentials
 MOST_SECRETS = 10
 """Secrets of one client that work at once. Each request is compared with all of them."""
 
-EXPIRY_TOLD_BEFORE = timedelta(days=30)
+EXPIRY_REPORTED_BEFORE = timedelta(days=30)
 """How long before its end operators are told of it; ``server`` tells the client."""
 
-_TELL_AGAIN_AFTER = timedelta(hours=23, minutes=59)
+_REPORT_AGAIN_AFTER = timedelta(hours=23, minutes=59)
 _ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 12
 
@@ -71,7 +71,7 @@ def state_of(secret: ClientSecretRow, now: datetime) -> SecretState:
     return SecretState.EXPIRING if secret.expires_at > now else SecretState.EXPIRED
 
 
-def works(secret: ClientSecretRow, now: datetime) -> bool:
+def is_usable(secret: ClientSecretRow, now: datetime) -> bool:
     """Whether ``secret`` proves its client at ``now``."""
     return state_of(secret, now) in {SecretState.VALID, SecretState.EXPIRING}
 
@@ -156,7 +156,7 @@ class ClientSecrets:
     def has_usable_secret(self, row: ClientRow) -> bool:
         """Whether a secret of ``row`` works, and with its authentication method."""
         reads = row.token_endpoint_auth_method in self._read_by
-        return any(works(kept, self._clock()) and reads == (kept.encrypted is not None) for kept in row.secrets)
+        return any(is_usable(kept, self._clock()) and reads == (kept.encrypted is not None) for kept in row.secrets)
 
     def _keep(self, row: ClientRow, stored: ClientSecretRow, secret: str) -> None:
         if row.token_endpoint_auth_method in self._read_by:
@@ -186,10 +186,10 @@ class ClientSecrets:
             row = find_client(self._session, client_id, for_change=True)
             now = self._clock()
             end = now + overlap
-            older = [old for old in row.secrets if works(old, now)]
+            older = [old for old in row.secrets if is_usable(old, now)]
             for old in older:
                 old.expires_at = min(old.expires_at or end, end)
-            overlapping = [old for old in older if works(old, now)]
+            overlapping = [old for old in older if is_usable(old, now)]
             if len(overlapping) >= MOST_SECRETS:
                 raise ManagementError(
                     f"{client_id!r} has {len(overlapping)} secrets that work, and {MOST_SECRETS} is the most: end some "
@@ -215,14 +215,14 @@ class ClientSecrets:
         with writing(self._session):
             row = find_client(self._session, client_id, for_change=True)
             now = self._clock()
-            working = sorted((old for old in row.secrets if works(old, now)), key=lambda old: old.created_at)
+            working = sorted((old for old in row.secrets if is_usable(old, now)), key=lambda old: old.created_at)
             older = working[:-1]
             # A use is known to the minute, and a little later than it happens.
             heard = now - silent_for - RECORD_DELAY
             noisy = [old for old in older if (old.last_used_at or old.created_at) > heard]
             if noisy:
-                told = "; ".join(self._who_uses(old, heard) for old in noisy)
-                raise StillInUse(f"{client_id!r} may still use {told}. Nothing was retired")
+                used_by = "; ".join(self._who_uses(old, heard) for old in noisy)
+                raise StillInUse(f"{client_id!r} may still use {used_by}. Nothing was retired")
             for old in older:
                 old.revoked_at = now
             if older:
@@ -245,7 +245,7 @@ class ClientSecrets:
             if found.revoked_at is None:
                 found.revoked_at = self._clock()
                 self.record_change(client_id, "secret_revoked", secret_ids=[secret_id])
-            return found, sum(works(secret, self._clock()) for secret in row.secrets)
+            return found, sum(is_usable(secret, self._clock()) for secret in row.secrets)
 
     def uses(self, client_id: str) -> dict[str, Sequence[ClientSecretUseRow]]:
         """From where each secret of a client was used, by its id, the latest first."""
@@ -280,12 +280,12 @@ class ClientSecrets:
         return dict.fromkeys(known, 0) | {row[0]: row[1] for row in rows}
 
     def count_expiring(self) -> int:
-        """How many secrets that work end within :data:`EXPIRY_TOLD_BEFORE`, of clients that are served.
+        """How many secrets that work end within :data:`EXPIRY_REPORTED_BEFORE`, of clients that are served.
 
         :raises SQLAlchemyError: the database does not answer.
         """
         now = self._clock()
-        ends = ClientSecretRow.expires_at <= now + EXPIRY_TOLD_BEFORE
+        ends = ClientSecretRow.expires_at <= now + EXPIRY_REPORTED_BEFORE
         counted = select(func.count()).where(usable_at(now), ends, ClientSecretRow.client_id.in_(SERVED_IDS))
         with reading_engine(self._engine).connect() as connection:
             return connection.scalar(counted) or 0
@@ -296,12 +296,12 @@ class ClientSecrets:
         :raises SQLAlchemyError: the database does not answer.
         """
         now = self._clock()
-        not_told = or_(
-            ClientSecretRow.expiry_told_at.is_(None), ClientSecretRow.expiry_told_at <= now - _TELL_AGAIN_AFTER
+        not_reported = or_(
+            ClientSecretRow.expiry_told_at.is_(None), ClientSecretRow.expiry_told_at <= now - _REPORT_AGAIN_AFTER
         )
         claim = (
             update(ClientSecretRow)
-            .where(usable_at(now), ClientSecretRow.expires_at <= now + EXPIRY_TOLD_BEFORE, not_told)
+            .where(usable_at(now), ClientSecretRow.expires_at <= now + EXPIRY_REPORTED_BEFORE, not_reported)
             .where(ClientSecretRow.client_id.in_(SERVED_IDS))
             .values(expiry_told_at=now)
             .returning(

@@ -43,7 +43,7 @@ class CircuitBreaker:
     def __init__(self, span: Span = lambda _: None) -> None:
         self.span = span
         self._is_open = False
-        self._told: str | None = None
+        self._reported_fault: str | None = None
         self._lock = threading.Lock()
 
     def allow(self) -> "_Call":
@@ -74,7 +74,7 @@ class CircuitBreaker:
         except self.failures:
             return
         self._is_open = False
-        self._tell(None)
+        self._report(None)
 
     def require_closed(self) -> None:
         """Refuse while it is silent."""
@@ -83,31 +83,31 @@ class CircuitBreaker:
 
     def record_success(self) -> None:
         """Note that it has answered."""
-        if self._told:
-            self._tell(None)
+        if self._reported_fault:
+            self._report(None)
 
     def record_failure(self, error: Exception, seconds: float) -> None:
         """Note that it has failed, after so long."""
-        self._tell(describe(error))
+        self._report(describe(error))
         if seconds > SILENCE_SECONDS:
             self._trip()
 
     @property
     def is_failing(self) -> bool:
         """Whether the last answer was none."""
-        return self._told is not None
+        return self._reported_fault is not None
 
     @property
     def _name(self) -> str:
         return "the database" if self.what == "database" else self.what
 
-    def _tell(self, fault: str | None) -> None:
+    def _report(self, fault: str | None) -> None:
         """Say what is wrong when that changes, not for each request."""
         with self._lock:
-            told, self._told = self._told, fault
-        if fault and fault != told:
+            before, self._reported_fault = self._reported_fault, fault
+        if fault and fault != before:
             log.error("%s fails: %s", self._name, fault)
-        elif told and not fault:
+        elif before and not fault:
             log.warning("%s answers again", self._name)
 
     def _trip(self) -> None:

@@ -152,27 +152,27 @@ def describe(error: Exception) -> str:
     driver = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
     sqlstate = getattr(driver, "sqlstate", None)
     diagnosis = getattr(getattr(driver, "diag", None), "message_primary", None)
-    told = str(diagnosis or driver).strip().splitlines()[:1]
+    message = str(diagnosis or driver).strip().splitlines()[:1]
     if sqlstate and sqlstate.startswith(_DATA_EXCEPTION):
         # These quote the value that could not be.
-        told = []
+        message = []
     name = f"{type(driver).__name__} {sqlstate}" if sqlstate else type(driver).__name__
-    return ": ".join([name, *told])
+    return ": ".join([name, *message])
 
 
 def explain(error: Exception) -> str:
     """One line for who runs a command: what is wrong with the database, and what to do."""
     if is_locked(error):
         return f"another command has been writing to the database for {BUSY_TIMEOUT_MS // 1000} s: try again"
-    told = describe(error)
+    message = describe(error)
     hints = (
         ("password authentication failed", "is the password in TOKENHOUSE_DATABASE_URL right?"),
         ("does not exist", "is it the right one, and has `flask db upgrade` run?"),
         ("unable to open database file", "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"),
         ("no such table", "has `flask db upgrade` run?"),
     )
-    hint = next((hint for words, hint in hints if words in told), "is TOKENHOUSE_DATABASE_URL right, does it run?")
-    return f"the database cannot be used ({told}): {hint}"
+    hint = next((hint for words, hint in hints if words in message), "is TOKENHOUSE_DATABASE_URL right, does it run?")
+    return f"the database cannot be used ({message}): {hint}"
 
 
 def is_stale_connection(error: DBAPIError) -> bool:

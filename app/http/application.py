@@ -12,7 +12,9 @@ from functools import wraps
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Request, Response
+from flask import Flask
+from flask import Request as FlaskRequest
+from flask import Response as FlaskResponse
 from flask.ctx import RequestContext
 from flask.globals import request_ctx
 from flask.sessions import NullSession, SessionInterface
@@ -39,7 +41,7 @@ _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for sta
 """As Werkzeug writes them."""
 
 
-class Answer(Response):
+class Response(FlaskResponse):
     """A response that is sent once, as it is: nothing of it is copied, and nothing is to be closed.
 
     :param body: the whole of it, in bytes.
@@ -51,7 +53,7 @@ class Answer(Response):
         body: bytes = b"",
         status: int = HTTPStatus.OK,
         headers: Iterable[tuple[str, str]] = (),
-        content_type: str = Response.default_mimetype,  # type: ignore[assignment]
+        content_type: str = FlaskResponse.default_mimetype,  # type: ignore[assignment]
     ) -> None:
         # What Werkzeug's own does, for the one kind of body that we have; it looks at each header several times.
         self.headers = Headers()
@@ -77,7 +79,7 @@ class Answer(Response):
         return self.response
 
 
-class Asked(Request):
+class Request(FlaskRequest):
     """A request, with what is known of each.
 
     :ivar request_id: unique, for the log and the answer.
@@ -115,7 +117,7 @@ class Asked(Request):
             )
         self.request_id = self.request_id or secrets.token_hex(REQUEST_ID_RANDOM_BYTES)
 
-    def finish(self, response: Response) -> None:
+    def finish(self, response: FlaskResponse) -> None:
         """Say in ``response`` what every answer says."""
         headers = response.headers
         # An id that was given has passed a grammar.
@@ -136,7 +138,7 @@ class _NoSessions(SessionInterface):
 
     _none = NullSession()
 
-    def open_session(self, app: Flask, request: Request) -> NullSession:  # noqa: ARG002
+    def open_session(self, app: Flask, request: FlaskRequest) -> NullSession:  # noqa: ARG002
         return self._none
 
 
@@ -146,7 +148,7 @@ class Application(Flask):
     :param trusted_proxies: from whom an address and a request id are taken.
     """
 
-    request_class = Asked
+    request_class = Request
     session_interface = _NoSessions()
 
     def __init__(self, name: str, trusted_proxies: TrustedProxies = (), **options: Any) -> None:
@@ -165,40 +167,40 @@ class Application(Flask):
         if known is None:
             return super().wsgi_app(environ, start_response)
         view, last_steps = known
-        asked = Asked(environ)
-        asked.begin(self._trusted_proxies)
+        request = Request(environ)
+        request.begin(self._trusted_proxies)
         try:
-            answer = view(asked)
+            response = view(request)
             for step in last_steps:
-                answer = step(answer)
-            asked.finish(answer)
+                response = step(response)
+            request.finish(response)
         except Exception as error:  # noqa: BLE001 - It is answered as Flask does.
-            with RequestContext(self, environ, asked):
-                answer = self.finalize_request(self.handle_user_exception(error))
-        return answer(environ, start_response)
+            with RequestContext(self, environ, request):
+                response = self.finalize_request(self.handle_user_exception(error))
+        return response(environ, start_response)
 
     def preprocess_request(self) -> Any:
         """Find out who asks before anything else is done."""
-        asked: Asked = request_ctx.request  # type: ignore[assignment]
-        asked.begin(self._trusted_proxies)
-        return _answer_options(asked) or super().preprocess_request()
+        request: Request = request_ctx.request  # type: ignore[assignment]
+        request.begin(self._trusted_proxies)
+        return _answer_options(request) or super().preprocess_request()
 
     def dispatch_request(self) -> Any:
         """Call the view, and remember it for the short way if it needs nothing of this one."""
-        asked: Asked = request_ctx.request  # type: ignore[assignment]
-        rule, path = asked.url_rule, asked.environ.get("PATH_INFO")
-        if rule and rule.rule == path and asked.method != "OPTIONS":
+        request: Request = request_ctx.request  # type: ignore[assignment]
+        rule, path = request.url_rule, request.environ.get("PATH_INFO")
+        if rule and rule.rule == path and request.method != "OPTIONS":
             view = getattr(self.view_functions[rule.endpoint], "without_contexts", None)
             if view:
-                self._contextless_views[path, asked.method] = view, self._last_steps(rule.endpoint)
+                self._contextless_views[path, request.method] = view, self._last_steps(rule.endpoint)
         return super().dispatch_request()
 
     def process_response(self, response: Any) -> Any:
         """Do what is to be done after each request; there is no session to save."""
-        asked: Asked = request_ctx.request  # type: ignore[assignment]
-        for step in self._last_steps(asked.endpoint):
+        request: Request = request_ctx.request  # type: ignore[assignment]
+        for step in self._last_steps(request.endpoint):
             response = step(response)
-        asked.finish(response)
+        request.finish(response)
         return response
 
     def _last_steps(self, endpoint: str | None) -> "Sequence[_Step]":
@@ -207,18 +209,18 @@ class Application(Flask):
         steps: Any = (step for name in names for step in reversed(self.after_request_funcs.get(name, ())))
         return tuple(steps)
 
-    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+    def create_url_adapter(self, request: FlaskRequest | None) -> MapAdapter | None:
         """Find routes by path and method alone; what a ``Host`` header says is of no interest."""
         if request is None:
             return None
         return MapAdapter(self.url_map, "localhost", "/", "", "http", request.path, request.method)
 
 
-_View = Callable[[Asked], Response]
-_Step = Callable[[Response], Response]
+_View = Callable[[Request], FlaskResponse]
+_Step = Callable[[FlaskResponse], FlaskResponse]
 
 
-def without_contexts(view: _View) -> Callable[[], Response]:
+def without_contexts(view: _View) -> Callable[[], FlaskResponse]:
     """Let ``view`` be served without Flask's contexts.
 
     It is given the request, and uses neither ``flask.g`` nor a session of the database; what is to be done before each
@@ -226,40 +228,42 @@ def without_contexts(view: _View) -> Callable[[], Response]:
     """
 
     @wraps(view)
-    def in_contexts() -> Response:
+    def in_contexts() -> FlaskResponse:
         return view(request_ctx.request)  # type: ignore[arg-type]
 
     in_contexts.without_contexts = view  # type: ignore[attr-defined]
     return in_contexts
 
 
-def json_response(status: int, body: object) -> Answer:
+def json_response(status: int, body: object) -> Response:
     """A JSON answer without more."""
-    return Answer(encode_json(body), status, content_type="application/json")
+    return Response(encode_json(body), status, content_type="application/json")
 
 
-def _answer_options(asked: Request) -> Response | None:
+def _answer_options(request: FlaskRequest) -> FlaskResponse | None:
     """``OPTIONS *`` asks about the server as a whole: RFC 9110 section 9.3.7."""
-    if asked.method != "OPTIONS" or asked.environ.get("RAW_URI") != "*":
+    if request.method != "OPTIONS" or request.environ.get("RAW_URI") != "*":
         return None
-    return Answer(headers=[("Allow", "GET, HEAD, POST, OPTIONS")])
+    return Response(headers=[("Allow", "GET, HEAD, POST, OPTIONS")])
 
 
-def _answer_http_error(error: HTTPException) -> Response:
+def _answer_http_error(error: HTTPException) -> FlaskResponse:
     """Answer 404, 405 and their like in our form, with the ``Allow`` that a 405 must have."""
     status = error.code or 500
-    asked: Asked = request_ctx.request  # type: ignore[assignment]
+    request: Request = request_ctx.request  # type: ignore[assignment]
     # Not the path: what stands in it is the caller's.
-    log.info("Refused with %d: %s from %s, request_id=%s", status, error.name, asked.source_address, asked.request_id)
-    answer = json_response(status, http_error_body(status))
+    log.info(
+        "Refused with %d: %s from %s, request_id=%s", status, error.name, request.source_address, request.request_id
+    )
+    response = json_response(status, http_error_body(status))
     for name, value in error.get_headers():
         if name in {"Allow", "Retry-After"}:
-            answer.headers[name] = value
-    return answer
+            response.headers[name] = value
+    return response
 
 
-def _answer_unexpected(error: Exception) -> Response:
-    asked: Asked = request_ctx.request  # type: ignore[assignment]
+def _answer_unexpected(error: Exception) -> FlaskResponse:
+    request: Request = request_ctx.request  # type: ignore[assignment]
     # The endpoint, not the path: what stands in a path is the caller's.
-    log.error("a request failed, request_id=%s endpoint=%s", asked.request_id, asked.endpoint, exc_info=error)
+    log.error("a request failed, request_id=%s endpoint=%s", request.request_id, request.endpoint, exc_info=error)
     return json_response(500, http_error_body(500))

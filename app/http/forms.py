@@ -96,8 +96,8 @@ def _refuse_repeated_parameters(pairs: Sequence[tuple[str, str]], known: set[str
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen and name != REPEATABLE:
-            told = f"The parameter {name} is repeated." if name in known else "A parameter is repeated."
-            raise InvalidRequest("repeated_parameter", told)
+            message = f"The parameter {name} is repeated." if name in known else "A parameter is repeated."
+            raise InvalidRequest("repeated_parameter", message)
         seen.add(name)
 
 

@@ -94,7 +94,7 @@ class ActiveRing:
         self._watch_clock()
         self._watch_states()
 
-    def note_max_age(self) -> None:
+    def record_max_age(self) -> None:
         """Note in the ring how long its JWKS may be cached, since a later, shorter time does not shorten old copies.
 
         A ring that cannot be written from here stays as it is: whoever mounts it has to remember.
@@ -134,7 +134,7 @@ class ActiveRing:
             published = tuple(key.kid for key in self.published_keys())
             log.info("the key ring was taken: %s signs", self.signing_key().kid)
             event = KeyRingLoaded(signing=self.signing_key().kid, published=published)
-            self._tell(event, f"{event} {self._version}")
+            self._emit_once(event, f"{event} {self._version}")
 
     def _go_on_without(self, fault: str) -> Ring:
         known = self._ring or self._recall()
@@ -156,7 +156,9 @@ class ActiveRing:
                 behind,
                 self._reached.strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
-            self._tell(ClockFellBehind(reached_at=self._reached, behind_seconds=round(behind)), "the clock fell behind")
+            self._emit_once(
+                ClockFellBehind(reached_at=self._reached, behind_seconds=round(behind)), "the clock fell behind"
+            )
         elif was_behind and not self.is_clock_behind:
             log.info("the clock is right again")
 
@@ -171,9 +173,9 @@ class ActiveRing:
         for key in ring.keys:
             state = self._states[key.kid]
             if before.get(key.kid) != state:
-                self._tell(KeyStateChanged(kid=key.kid, state=str(state), since=ring.since(key, now)))
+                self._emit_once(KeyStateChanged(kid=key.kid, state=str(state), since=ring.since(key, now)))
 
-    def _tell(self, event: Event, what: str | None = None) -> None:
+    def _emit_once(self, event: Event, what: str | None = None) -> None:
         """Tell ``event`` unless another worker of this server has just told ``what``, which is all of it otherwise."""
         shared = shared_state.shared()
         if shared is None or shared.claim(what or str(event)):
@@ -192,7 +194,7 @@ class ActiveRing:
         if fault != self.fault:
             self.fault = fault
             log.error("the key ring was not taken, and the last good one stays in use: %s", fault)
-            self._tell(KeyRingRejected(fault=fault), f"{fault} {self._version}")
+            self._emit_once(KeyRingRejected(fault=fault), f"{fault} {self._version}")
 
 
 def _steps(ring: Ring) -> list[SigningKey]:

@@ -57,8 +57,8 @@ class SharedState:
             fcntl.lockf(self._turn, fcntl.LOCK_EX)
             try:
                 now = time.monotonic()
-                told = [place for place in _CLAIMS if self._cells[place + 1] > now - CLAIMED_SECONDS]
-                if any(self._cells[place] == mark for place in told):
+                recent = [place for place in _CLAIMS if self._cells[place + 1] > now - CLAIMED_SECONDS]
+                if any(self._cells[place] == mark for place in recent):
                     return False
                 oldest = min(_CLAIMS, key=lambda place: self._cells[place + 1])
                 self._cells[oldest], self._cells[oldest + 1] = mark, now

@@ -141,7 +141,7 @@ def _x(time: datetime, start: datetime, end: datetime) -> float:
 def _band(band: Band, top: int, start: datetime, end: datetime) -> str:
     left, right = _x(band.start, start, end), _x(band.end, start, end)
     width = max(right - left, 2.0)
-    told = f"{band.key.kid}: {band.state} from {band.start:%Y-%m-%d %H:%M} to {band.end:%Y-%m-%d %H:%M} UTC"
+    message = f"{band.key.kid}: {band.state} from {band.start:%Y-%m-%d %H:%M} to {band.end:%Y-%m-%d %H:%M} UTC"
     light = band.state in {KeyState.SIGNING, KeyState.REVOKED}
     label = (
         f'<text x="{left + 6}" y="{top + 17}" font-size="11" fill="{_PAPER if light else _INK}">{band.state}</text>'
@@ -149,7 +149,7 @@ def _band(band: Band, top: int, start: datetime, end: datetime) -> str:
         else ""
     )
     return (
-        f'<g><title>{escape(told)}</title><rect x="{left}" y="{top + 3}" width="{round(width, 1)}" height="{_BAND}" '
+        f'<g><title>{escape(message)}</title><rect x="{left}" y="{top + 3}" width="{round(width, 1)}" height="{_BAND}" '
         f'rx="2" fill="{_FILLS[band.state]}"/>{label}</g>'
     )
 

@@ -12,7 +12,7 @@ from app.keyring.model import RETIRE_AFTER, KeyState, Ring, SigningKey
 from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS, Rules, shown, signing_or_none
 
 
-def faults(ring: Ring, now: datetime, rules: Rules) -> list[str]:
+def find_problems(ring: Ring, now: datetime, rules: Rules) -> list[str]:
     """Every step of ``ring``, from now on or too recent to be over, that could break a verifier: a line for each."""
     found = []
     try:
@@ -64,10 +64,10 @@ def find_unsafe_changes(old: Ring, new: Ring, now: datetime, rules: Rules) -> li
                 for key in new.keys
             ),
         )
-    return found + faults(new, now, rules)
+    return found + find_problems(new, now, rules)
 
 
-def warnings(ring: Ring, now: datetime, rules: Rules) -> list[str]:
+def find_warnings(ring: Ring, now: datetime, rules: Rules) -> list[str]:
     """What is not unsafe and yet not as it should be: a line for each."""
     found = []
     if not ring.standbys(now):

@@ -20,7 +20,6 @@ from authlib.oauth2.rfc6749 import (
     UnsupportedGrantTypeError,
 )
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
-from flask import Response
 from orjson import dumps as encode_json
 
 from app.audit.events import Event, Events, RequestFacts, RequestRefused, TokenIssued, TokenRefused
@@ -34,7 +33,7 @@ from app.errors import (
     UnsupportedGrantType,
     render,
 )
-from app.http.application import Answer, Asked
+from app.http.application import Request, Response
 from app.http.forms import REPEATABLE, read_authorization, read_form, require_parameter
 from app.oauth.policy import Policy
 from app.tokens.issuer import AccessTokenIssuer
@@ -91,10 +90,10 @@ class StrictRequest(OAuth2Request):
     uri = "https://localhost/"
     _body = None
 
-    def __init__(self, asked: Asked, authorization: str | None, pairs: Sequence[tuple[str, str]]) -> None:
-        self.asked = asked
-        self.method = asked.method
-        self.source_address: str | None = asked.source_address
+    def __init__(self, http_request: Request, authorization: str | None, pairs: Sequence[tuple[str, str]]) -> None:
+        self.http_request = http_request
+        self.method = http_request.method
+        self.source_address: str | None = http_request.source_address
         self.presented_secrets: list[str] = []
         self.authorization = authorization
         self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]
@@ -148,16 +147,16 @@ class TokenServer(AuthorizationServer):
         super().register_endpoint(endpoint)
         self._parameters[endpoint.ENDPOINT_NAME] = self._by_authentication | endpoint.PARAMETERS
 
-    def create_token_response(self, request: Asked) -> Response:  # type: ignore[override]
+    def create_token_response(self, request: Request) -> Response:  # type: ignore[override]
         """Answer a token request; whatever happens, the answer is JSON and an event tells of it."""
         return self._answer(TOKEN, request, self._issue)
 
-    def create_endpoint_response(self, name: str, request: Asked) -> Response:  # type: ignore[override]
+    def create_endpoint_response(self, name: str, request: Request) -> Response:  # type: ignore[override]
         """Answer a request at another endpoint, likewise."""
         (endpoint,) = self._endpoints[name]  # type: ignore[attr-defined]  # The stubs lack it.
         return self._answer(name, request, endpoint.create_endpoint_response)
 
-    def _answer(self, endpoint: str, request: Asked, act: Callable[["StrictRequest"], EndpointResponse]) -> Response:
+    def _answer(self, endpoint: str, request: Request, act: Callable[["StrictRequest"], EndpointResponse]) -> Response:
         parsed: StrictRequest | None = None
         try:
             parsed = self.create_oauth2_request(request, endpoint)
@@ -195,7 +194,7 @@ class TokenServer(AuthorizationServer):
         if revoked_at + ONE_SECOND > self._clock():
             raise ServiceUnavailable("tokens_just_revoked")
 
-    def create_oauth2_request(self, request: Asked, endpoint: str = TOKEN) -> StrictRequest:
+    def create_oauth2_request(self, request: Request, endpoint: str = TOKEN) -> StrictRequest:
         """Read ``request`` strictly.
 
         :raises InvalidRequest: it is not one complete form with each parameter once.
@@ -240,7 +239,7 @@ class TokenServer(AuthorizationServer):
         grant = request.access_token.grant
         self._events.emit(
             TokenIssued(
-                request=request_facts(request.asked),
+                request=request_facts(request.http_request),
                 client_id=request.authentication.client.client_id,
                 auth_method=request.authentication.method,
                 secret_id=request.authentication.secret_id,
@@ -253,7 +252,7 @@ class TokenServer(AuthorizationServer):
             )
         )
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Tell what an endpoint has done."""
         self._events.emit(event)
 
@@ -262,22 +261,22 @@ class TokenServer(AuthorizationServer):
     ) -> Response:
         """Make the HTTP answer, never to be stored by a cache unless it is a document that says so."""
         if isinstance(body, Document):
-            return Answer(body.content, status, headers, content_type=body.content_type)
-        return Answer(encode_json(body), status, [*headers, *NO_STORE], content_type="application/json")
+            return Response(body.content, status, headers, content_type=body.content_type)
+        return Response(encode_json(body), status, [*headers, *NO_STORE], content_type="application/json")
 
     def handle_error_response(  # type: ignore[override]
-        self, request: StrictRequest | Asked, error: OAuthError, endpoint: str = TOKEN
+        self, request: StrictRequest | Request, error: OAuthError, endpoint: str = TOKEN
     ) -> Response:
         """Tell that a request was refused and why; render only what the caller may know.
 
         :param request: as far as it could be read.
         """
-        asked: Any = request
+        http_request: Any = request
         authentication = None
         if isinstance(request, StrictRequest):
-            asked, authentication = request.asked, request.authentication
+            http_request, authentication = request.http_request, request.authentication
         facts: dict[str, Any] = {
-            "request": request_facts(asked),
+            "request": request_facts(http_request),
             "client_id": authentication.client.client_id if authentication else error.client_id,
             "error": error.error,
             "status": int(error.status_code),
@@ -291,7 +290,7 @@ class TokenServer(AuthorizationServer):
             self._events.emit(RequestRefused(endpoint=endpoint, **facts))
         return self.handle_response(*render(error, self._announce_expiry(authentication)))
 
-    def _requested(self, request: StrictRequest | Asked) -> dict[str, str | None]:
+    def _requested(self, request: StrictRequest | Request) -> dict[str, str | None]:
         """What is known of a token request that was refused, of what is known here."""
         if not isinstance(request, StrictRequest):
             return {}
@@ -307,18 +306,18 @@ class TokenServer(AuthorizationServer):
         return [(EXPIRY_HEADER, format_datetime(ends, usegmt=True))]
 
 
-def _refuse_query_parameters(request: Asked, known: set[str]) -> None:
+def _refuse_query_parameters(request: Request, known: set[str]) -> None:
     """Refuse a known parameter in the query string, where proxies log it; others' are ignored (section 2.3.1)."""
     if not known.isdisjoint(request.args):
         name = next(name for name in sorted(known) if name in request.args)
         raise InvalidRequest("query_parameter", f"The parameter {name} must be in the body, not in the URL.")
 
 
-def request_facts(asked: Asked) -> RequestFacts:
+def request_facts(http_request: Request) -> RequestFacts:
     """What an event says of its request."""
     return RequestFacts(
-        request_id=asked.request_id,
-        source_address=asked.source_address,
-        duration_ms=(time.perf_counter() - asked.received_at) * 1000,
-        trace_id=asked.environ.get("tokenhouse.trace_id"),
+        request_id=http_request.request_id,
+        source_address=http_request.source_address,
+        duration_ms=(time.perf_counter() - http_request.received_at) * 1000,
+        trace_id=http_request.environ.get("tokenhouse.trace_id"),
     )

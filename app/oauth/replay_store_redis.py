@@ -78,8 +78,8 @@ class RedisReplayStore:
             # Asked again after a lost answer it is still ours.
             transaction.set(key, ours, nx=True, ex=max(until - now, 1))
             transaction.get(key)
-            noted, _, held = transaction.execute()
-        epoch = self._epoch(noted)
+            recorded, _, held = transaction.execute()
+        epoch = self._epoch(recorded)
         if held != ours or issued_at <= epoch:
             return False
         if issued_at > now or issued_at <= epoch + SKEW_SECONDS:
@@ -91,8 +91,8 @@ class RedisReplayStore:
         self._circuit_breaker.poll(self._redis.ping)
         try:
             with self._circuit_breaker.allow_blocking():
-                noted = self._redis.get(_EPOCH)
-            self._epoch(noted)
+                recorded = self._redis.get(_EPOCH)
+            self._epoch(recorded)
         except ServiceUnavailable:
             return
 
@@ -108,9 +108,9 @@ class RedisReplayStore:
     def _now(self) -> int:
         return int(self._clock().timestamp())
 
-    def _epoch(self, noted: Any) -> int:
+    def _epoch(self, recorded: Any) -> int:
         """Since when nothing was forgotten, in seconds since 1970; begins an epoch where that is not known."""
-        known = self._read_epoch(noted)
+        known = self._read_epoch(recorded)
         if known is not None:
             return known
         epoch = self._now()
@@ -122,18 +122,18 @@ class RedisReplayStore:
             with blocking:
                 self._pause(OTHERS_SECONDS)
             with self._circuit_breaker.allow_blocking():
-                noted = self._redis.get(_EPOCH)
-            known = self._read_epoch(noted)
+                recorded = self._redis.get(_EPOCH)
+            known = self._read_epoch(recorded)
             if known is not None:
                 return known
-        why = "it is empty" if noted is None else "it has restarted"
+        why = "it is empty" if recorded is None else "it has restarted"
         log.warning("redis may have forgotten what was used (%s): assertions from before now are refused", why)
         self._begin(epoch)
         return epoch
 
-    def _read_epoch(self, noted: Any) -> int | None:
+    def _read_epoch(self, recorded: Any) -> int | None:
         """The epoch that is ``noted``, if it is of the process that answers."""
-        process, _, since = (noted or b"").decode("ascii", "replace").partition(" ")
+        process, _, since = (recorded or b"").decode("ascii", "replace").partition(" ")
         return int(since) if process == self._process and since.isdecimal() else None
 
     def _begin(self, epoch: int) -> None:
@@ -144,8 +144,8 @@ class RedisReplayStore:
         """Learn, with each connection, which process answers: another one may know less."""
         connection.on_connect()
         connection.send_command("INFO", "server")
-        told = connection.read_response()
-        lines = told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)
+        response = connection.read_response()
+        lines = response.decode("utf-8", "replace") if isinstance(response, bytes) else str(response)
         ids = [line.partition(":")[2].strip() for line in lines.splitlines() if line.startswith("run_id:")]
         self._process = next(iter(ids), "unknown")
 

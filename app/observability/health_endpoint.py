@@ -2,9 +2,9 @@
 
 import logging
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
-from app.http.application import Asked, json_response, without_contexts
+from app.http.application import Request, Response, json_response, without_contexts
 from app.observability.health import check_health, ring_problem
 from app.services import Services
 
@@ -21,7 +21,7 @@ def create_blueprint(services: Services) -> Blueprint:
 
     @blueprint.get("/livez")
     @without_contexts
-    def show_alive(_asked: Asked) -> Response:
+    def show_alive(_request: Request) -> Response:
         return json_response(200, {"status": "ok"})
 
     @blueprint.get("/readyz")

@@ -32,7 +32,7 @@ class MetricsRecorder(Protocol):
 class Spans(Protocol):
     """Traces what it is told."""
 
-    def tell(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         """Note ``event`` in the span of the request that caused it."""
         ...
 
@@ -61,7 +61,7 @@ class Instrumentation:
         if self._recorder:
             self._recorder.count(event)
         if self._spans:
-            self._spans.tell(event)
+            self._spans.record(event)
 
     def span(self, part: str) -> AbstractContextManager[None] | None:
         """What ``part`` of a request happens within, where requests are traced."""

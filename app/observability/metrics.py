@@ -231,10 +231,10 @@ class Listener:
         try:
             start_http_server(port, host, registry)
         except OSError as error:
-            told = f"nobody listens for metrics at {host}:{port}: {error.strerror or error}"
-            if told != self._told:
-                log.warning("%s (TOKENHOUSE_METRICS_ADDRESS)", told)
-            self._told = told
+            message = f"nobody listens for metrics at {host}:{port}: {error.strerror or error}"
+            if message != self._told:
+                log.warning("%s (TOKENHOUSE_METRICS_ADDRESS)", message)
+            self._told = message
             return
         self._is_serving, self._told = True, ""
 
@@ -298,7 +298,7 @@ def remove() -> None:
         _folder.remove()
 
 
-def begin(services: Services, instrumentation: Instrumentation) -> Listener | None:
+def start(services: Services, instrumentation: Instrumentation) -> Listener | None:
     """In a worker: count from now on; who listens, or ``None`` where there are no metrics."""
     address = services.settings.metrics_address
     if address is None or _folder is None:

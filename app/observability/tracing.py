@@ -41,7 +41,7 @@ STOP_SECONDS = 2.0
 _SERVER_FAULTS = 500
 _LONGEST_PARENT = 512
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
-_TOLD = (
+_EVENT_FIELDS = (
     *("outcome", "endpoint", "client_id", "auth_method", "secret_id", "grant_type", "scope", "jti", "kid"),
     *("expires_in", "error", "reason", "active", "was_live"),
 )
@@ -94,14 +94,14 @@ class RequestSpans:
             environ["tokenhouse.trace_id"] = format_trace_id(span.get_span_context().trace_id)
 
             def start_traced(status: str, headers: Any, *exc_info: Any) -> Any:
-                _note_status(span, int(status[:3]))
+                _record_status(span, int(status[:3]))
                 return start_response(status, headers, *exc_info)
 
             with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
                 try:
                     return serve(environ, start_traced)
                 except BaseException as error:
-                    _note_failure(span, error)
+                    _record_failure(span, error)
                     raise
 
         return serve_traced
@@ -124,7 +124,7 @@ class RequestSpans:
                 span.set_attribute("error.type", type(error).__name__)
                 raise
 
-    def tell(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         """Note ``event`` in the span of the request that caused it."""
         request: RequestFacts | None = getattr(event, "request", None)
         span = get_current_span()
@@ -133,7 +133,7 @@ class RequestSpans:
         attributes: dict[str, Any] = {"tokenhouse.request_id": request.request_id}
         if request.source_address is not None:
             attributes["client.address"] = request.source_address
-        for name in _TOLD:
+        for name in _EVENT_FIELDS:
             if (value := getattr(event, name, None)) is not None:
                 attributes[f"tokenhouse.{name}"] = value
         span.set_attributes(attributes)
@@ -162,27 +162,27 @@ class RequestSpans:
         return self._propagator.extract({"traceparent": traceparent}, Context())
 
 
-def _note_status(span: Span, status: int) -> None:
+def _record_status(span: Span, status: int) -> None:
     span.set_attribute("http.response.status_code", status)
     if status >= _SERVER_FAULTS:
         span.set_attribute("error.type", str(status))
         span.set_status(Status(StatusCode.ERROR))
 
 
-def _note_failure(span: Span, error: BaseException) -> None:
+def _record_failure(span: Span, error: BaseException) -> None:
     span.set_attribute("error.type", type(error).__name__)
     span.set_status(Status(StatusCode.ERROR))
 
 
-class TellingExporter(SpanExporter):
+class ReportingExporter(SpanExporter):
     """Sends spans by another exporter, and tells when that begins to fail and when it ends: not for each attempt.
 
     :param said: what that one says in the log, which nobody else hears.
     """
 
-    def __init__(self, exporter: SpanExporter, said: "Reasons") -> None:
+    def __init__(self, exporter: SpanExporter, captured_log: "CapturedLog") -> None:
         self._exporter = exporter
-        self._said = said
+        self._captured_log = captured_log
         self._lost = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -190,7 +190,7 @@ class TellingExporter(SpanExporter):
         result = self._exporter.export(spans)
         if result is not SpanExportResult.SUCCESS:
             if not self._lost:
-                log.error("traces cannot be sent, and are lost meanwhile: %s", self._said.last)
+                log.error("traces cannot be sent, and are lost meanwhile: %s", self._captured_log.last)
             self._lost += len(spans)
         elif self._lost:
             log.warning("traces can be sent again; spans lost: %d", self._lost)
@@ -202,7 +202,7 @@ class TellingExporter(SpanExporter):
         self._exporter.shutdown()
 
 
-class Reasons(logging.Filter):
+class CapturedLog(logging.Filter):
     """Keeps what a logger says to itself, and remembers the kind of the last fault: its words may hold a key."""
 
     last = "no reason is known"
@@ -237,7 +237,7 @@ class _Ending:
         self._done.set()
 
 
-def begin(app: Flask, settings: Settings, instrumentation: Instrumentation) -> None:
+def start(app: Flask, settings: Settings, instrumentation: Instrumentation) -> None:
     """In a worker: trace what ``app`` is asked from now on. What is wrong with a variable costs nobody a token."""
     try:
         provider = _open_provider()
@@ -262,12 +262,12 @@ def begin(app: Flask, settings: Settings, instrumentation: Instrumentation) -> N
 
 
 def _open_provider() -> TracerProvider:
-    said = Reasons()
+    captured_log = CapturedLog()
     exporter = trace_exporter.OTLPSpanExporter()
-    logging.getLogger(trace_exporter.__name__).addFilter(said)
+    logging.getLogger(trace_exporter.__name__).addFilter(captured_log)
     ours = {SERVICE_NAME: "tokenhouse", SERVICE_VERSION: installed_version()}
     # What the environment says of the service wins.
-    told = Resource(ours).merge(OTELResourceDetector().detect())
-    provider = TracerProvider(resource=Resource.create().merge(told), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(TellingExporter(exporter, said)))
+    message = Resource(ours).merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=Resource.create().merge(message), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(ReportingExporter(exporter, captured_log)))
     return provider

@@ -24,7 +24,7 @@ STOP_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PeriodicTask:
     """Something that is done every ``seconds``.
 
     :param at_start: whether it runs at once, and not only after ``seconds``.
@@ -41,23 +41,23 @@ class Job:
     on_the_second: bool = False
 
 
-class Background:
+class Scheduler:
     """Runs jobs in the process that serves."""
 
-    def __init__(self, *jobs: Job) -> None:
-        self._jobs = jobs
+    def __init__(self, *tasks: PeriodicTask) -> None:
+        self._tasks = tasks
         self._lock = threading.Lock()
         self._pid: int | None = None
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def add(self, job: Job) -> None:
+    def add(self, task: PeriodicTask) -> None:
         """A further job, before they start."""
-        self._jobs += (job,)
+        self._tasks += (task,)
 
     def install(self, app: Flask) -> None:
         """Start with the first request."""
-        app.extensions["background"] = self
+        app.extensions["scheduler"] = self
         app.before_request(self.start)
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class Background:
                 return
             self._stopping = threading.Event()
             self._threads = [
-                threading.Thread(target=self._repeat, args=(job,), name=job.name, daemon=True) for job in self._jobs
+                threading.Thread(target=self._repeat, args=(task,), name=task.name, daemon=True) for task in self._tasks
             ]
             for thread in self._threads:
                 thread.start()
@@ -84,26 +84,26 @@ class Background:
         self._stopping.set()
         for thread in self._threads:
             thread.join(STOP_SECONDS)
-        for job in self._jobs:
-            if job.at_exit:
-                _try(job)
+        for task in self._tasks:
+            if task.at_exit:
+                _run_once(task)
 
-    def _repeat(self, job: Job) -> None:
-        went_well = _try(job) if job.at_start else True
-        while not self._stopping.wait(job.seconds - (time.time() % job.seconds if job.on_the_second else 0)):
-            went_well = _try(job, told=not went_well)
+    def _repeat(self, task: PeriodicTask) -> None:
+        went_well = _run_once(task) if task.at_start else True
+        while not self._stopping.wait(task.seconds - (time.time() % task.seconds if task.on_the_second else 0)):
+            went_well = _run_once(task, is_repeated=not went_well)
 
 
-def _try(job: Job, *, told: bool = False) -> bool:
+def _run_once(task: PeriodicTask, *, is_repeated: bool = False) -> bool:
     """Run ``job``. Of several failures in a row only the first is told: an outage would fill the log."""
     try:
-        job.run()
+        task.run()
     except SQLAlchemyError as error:
-        if not told:
-            log.error("%s failed, and comes again: %s", job.name, describe(error))  # noqa: TRY400 - It says all.
+        if not is_repeated:
+            log.error("%s failed, and comes again: %s", task.name, describe(error))  # noqa: TRY400 - It says all.
         return False
     except Exception:
-        if not told:
-            log.exception("%s failed, and comes again", job.name)
+        if not is_repeated:
+            log.exception("%s failed, and comes again", task.name)
         return False
     return True

@@ -19,7 +19,7 @@ from app.config.values import KEYRING_IN_DATABASE, PROJECT_FOLDER, is_loopback
 from app.database.engine import describe, reading_engine
 from app.database.models import db
 from app.errors import ManagementError, StartError
-from app.keyring.validation import faults, warnings
+from app.keyring.validation import find_problems, find_warnings
 from app.observability.otel_variables import find_faults as otel_faults
 from app.observability.otel_variables import is_enabled
 from app.services import Services
@@ -219,11 +219,11 @@ def _find_lonely_database(services: Services) -> Found:
         "TOKENHOUSE_KEYRING=database": settings.keyring == KEYRING_IN_DATABASE,
         "TOKENHOUSE_REDIS_URL": settings.redis_url,
     }
-    if told := [name for name, is_set in shares.items() if is_set]:
+    if message := [name for name, is_set in shares.items() if is_set]:
         yield Finding(
             "machines",
             Severity.WARNING,
-            f"SQLite is a file of this machine, and there are several by {' and '.join(told)}",
+            f"SQLite is a file of this machine, and there are several by {' and '.join(message)}",
             "each machine would have clients of its own",
             "TOKENHOUSE_DATABASE_URL=postgresql+psycopg://…",
         )
@@ -329,8 +329,8 @@ def _find_ring_faults(services: Services) -> Found:
     try:
         ring = services.keys.manager.backend.read()
         now = services.keys.active.now()
-        wrong = faults(ring, now, services.keys.manager.rules)
-        imperfect = warnings(ring, now, services.keys.manager.rules)
+        wrong = find_problems(ring, now, services.keys.manager.rules)
+        imperfect = find_warnings(ring, now, services.keys.manager.rules)
     except StartError as error:
         yield Finding("key ring", Severity.ERROR, str(error), "without it no server starts", see)
         return

@@ -30,7 +30,7 @@ from app.errors import StartError
 from app.keyring import shared_state
 from app.observability import otel_variables
 from app.observability.instrumentation import Instrumentation
-from app.operations.background_jobs import Background, Job
+from app.operations.background_jobs import PeriodicTask, Scheduler
 from app.operations.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.services import Services
 
@@ -72,7 +72,7 @@ class GunicornLogger(Logger):
             send_to_standard_error(log_format if log_format in {"console", "json"} else "json", level)
 
 
-def watch_over(server: Any) -> None:
+def on_starting(server: Any) -> None:
     """Check all, before there is a worker; at SIGHUP stay with the workers that serve when their heirs could not.
 
     Ends the process with one line that says what is wrong.
@@ -93,32 +93,32 @@ def watch_over(server: Any) -> None:
     server.spawn_worker = lambda: _spawn_reachable(spawn)
 
 
-def outlive(server: Any) -> None:
+def post_fork(server: Any, _worker: Any) -> None:
     """In a new worker: if it cannot start, the master tries another instead of ending, once any has started."""
     if (shared := shared_state.shared()) and shared.has_started_worker:
         server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = 1
 
 
-def note_served(worker: Any) -> None:
+def post_worker_init(worker: Any) -> None:
     """In a worker that has started: begin with what it does beside its requests, whether or not one comes."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
     extensions = getattr(worker.wsgi, "extensions", {})
-    if background := extensions.get("background"):
-        _begin_to_count(background, extensions["tokenhouse"], extensions["instrumentation"])
+    if scheduler := extensions.get("scheduler"):
+        _begin_to_count(scheduler, extensions["tokenhouse"], extensions["instrumentation"])
         _begin_to_trace(worker.wsgi, extensions["tokenhouse"].settings, extensions["instrumentation"])
-        background.start()
+        scheduler.start()
     begin_non_blocking()
     if shared := shared_state.shared():
         shared.has_started_worker = True
 
 
-def clear_up(_server: Any) -> None:
+def on_exit(_server: Any) -> None:
     """In the master, at its end: leave nothing behind."""
     if metrics := sys.modules.get("app.observability.metrics"):
         metrics.remove()
 
 
-def pause_after_failure(worker: Any) -> None:
+def worker_exit(_server: Any, worker: Any) -> None:
     """In a worker that ends without having started: not to be tried again at once."""
     if not worker.booted and worker.pid == os.getpid():
         time.sleep(TRY_AGAIN_SECONDS)
@@ -139,21 +139,21 @@ def create_served_app() -> Flask:
     return app
 
 
-def _begin_to_count(background: Background, services: Services, instrumentation: Instrumentation) -> None:
+def _begin_to_count(scheduler: Scheduler, services: Services, instrumentation: Instrumentation) -> None:
     # Where nothing is counted, nobody pays for what counts; else the master has imported it, for all workers.
     if services.settings.metrics_address is None:
         return
     from app.observability import metrics  # noqa: PLC0415
 
-    if listener := metrics.begin(services, instrumentation):
-        background.add(Job("the listener of metrics", metrics.POLL_SECONDS, listener.poll, at_start=True))
+    if listener := metrics.start(services, instrumentation):
+        scheduler.add(PeriodicTask("the listener of metrics", metrics.POLL_SECONDS, listener.poll, at_start=True))
 
 
 def _begin_to_trace(app: Flask, settings: Settings, instrumentation: Instrumentation) -> None:
     if _is_traced(settings):
         from app.observability import tracing  # noqa: PLC0415 - As above.
 
-        tracing.begin(app, settings, instrumentation)
+        tracing.start(app, settings, instrumentation)
 
 
 def _is_traced(settings: Settings) -> bool:
@@ -280,8 +280,8 @@ def _reload_if_sound(server: Any, reload: Callable[[], None]) -> None:
             raise
         # A ring is looked at again and again, and told of by itself; settings are not.
         shared.reload_failed = shared.reload_failed or not isinstance(error, RingFault)
-        told = str(error) if isinstance(error, StartError) else f"{type(error).__name__}: {error}"
-        server.log.error("SIGHUP changes nothing: mend this, then send it again: %s", told)  # noqa: TRY400
+        message = str(error) if isinstance(error, StartError) else f"{type(error).__name__}: {error}"
+        server.log.error("SIGHUP changes nothing: mend this, then send it again: %s", message)  # noqa: TRY400
 
 
 def _check_gunicorns_settings(server: Any) -> None:

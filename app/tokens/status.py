@@ -64,8 +64,8 @@ class TokenStatuses:
 
     def of_validated(self, inspection: TokenValidation) -> TokenStatus:
         """Likewise, of one whose content has been looked at."""
-        if inspection.faults or inspection.unverified_claims is None:
-            return TokenStatus(None, inspection.faults[0].reason)
+        if inspection.problems or inspection.unverified_claims is None:
+            return TokenStatus(None, inspection.problems[0].reason)
         claims = inspection.unverified_claims
         return TokenStatus(
             claims, self._revocations.reason_against(claims["client_id"], claims["jti"], from_epoch(claims["iat"]))

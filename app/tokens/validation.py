@@ -23,7 +23,7 @@ _TIMES = ("iat", "exp")
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Problem:
     """Why a verifier refuses a token.
 
     :param reason: in snake_case.
@@ -31,7 +31,7 @@ class Fault:
     """
 
     reason: str
-    told: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,14 @@ class TokenValidation:
     :param faults: empty for a token of ours that is good. What it says is true only then.
     """
 
-    faults: tuple[Fault, ...]
+    problems: tuple[Problem, ...]
     unverified_header: Mapping[str, Any] | None = None
     unverified_claims: Mapping[str, Any] | None = None
 
     @property
     def is_good(self) -> bool:
         """Whether a verifier that it is for accepts it."""
-        return not self.faults
+        return not self.problems
 
 
 def validate_token(unverified_token: str, issuer: str, ring: Ring, now: datetime) -> TokenValidation:
@@ -58,18 +58,18 @@ def validate_token(unverified_token: str, issuer: str, ring: Ring, now: datetime
     """
     found = parse_unverified(unverified_token, MAX_CHARACTERS)
     if found is None:
-        told = "It is no JWS in compact form: three parts of base64url with points between them."
-        return TokenValidation((Fault("malformed_token", told),))
+        message = "It is no JWS in compact form: three parts of base64url with points between them."
+        return TokenValidation((Problem("malformed_token", message),))
     header, claims = found.header, found.claims
     if header is None or claims is None:
-        told = f"Its {'header' if header is None else 'payload'} is no JSON object."
-        return TokenValidation((Fault("malformed_token", told),), header, claims)
-    faults = (
-        *_faults_of_header(header),
-        *_faults_of_signature(header, found.signed, found.signature, ring, now),
-        *_faults_of_claims(claims, issuer, now),
+        message = f"Its {'header' if header is None else 'payload'} is no JSON object."
+        return TokenValidation((Problem("malformed_token", message),), header, claims)
+    problems = (
+        *_header_problems(header),
+        *_signature_problems(header, found.signed, found.signature, ring, now),
+        *_claim_problems(claims, issuer, now),
     )
-    return TokenValidation(faults, header, claims)
+    return TokenValidation(problems, header, claims)
 
 
 def from_epoch(seconds: int) -> datetime:
@@ -77,53 +77,55 @@ def from_epoch(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _faults_of_header(header: Mapping[str, Any]) -> Iterator[Fault]:
+def _header_problems(header: Mapping[str, Any]) -> Iterator[Problem]:
     if header.get("typ") != TOKEN_TYPE:
-        yield Fault("other_type", f"It is no access token: its typ is not {TOKEN_TYPE}.")
+        yield Problem("other_type", f"It is no access token: its typ is not {TOKEN_TYPE}.")
     if "crit" in header:
-        yield Fault("critical_header", "It asks for extensions (crit) that nobody knows here.")
+        yield Problem("critical_header", "It asks for extensions (crit) that nobody knows here.")
 
 
-def _faults_of_signature(
+def _signature_problems(
     header: Mapping[str, Any], signed: bytes, signature: bytes, ring: Ring, now: datetime
-) -> Iterator[Fault]:
+) -> Iterator[Problem]:
     kid = header.get("kid")
     key = ring.find(kid) if isinstance(kid, str) else None
     if key is None:
-        yield Fault("unknown_key", "No key of our ring has its kid: it was signed elsewhere, or the key was removed.")
+        yield Problem("unknown_key", "No key of our ring has its kid: it was signed elsewhere, or the key was removed.")
         return
     if header.get("alg") != key.alg:
-        yield Fault("other_algorithm", f"Its alg is not that of the key that it names, which is {key.alg}.")
+        yield Problem("other_algorithm", f"Its alg is not that of the key that it names, which is {key.alg}.")
         return
     try:
         key.verify(signature, signed)
     except InvalidSignature:
-        yield Fault("wrong_signature", "Its signature is not that of the key that it names: it was changed, or forged.")
-    yield from _faults_of_key(key, ring, now)
+        yield Problem(
+            "wrong_signature", "Its signature is not that of the key that it names: it was changed, or forged."
+        )
+    yield from _key_problems(key, ring, now)
 
 
-def _faults_of_key(key: SigningKey, ring: Ring, now: datetime) -> Iterator[Fault]:
+def _key_problems(key: SigningKey, ring: Ring, now: datetime) -> Iterator[Problem]:
     state = ring.state_of(key, now)
     if state is KeyState.REVOKED:
-        yield Fault("revoked_key", "The key that it names was revoked, and is not in the JWKS any more.")
+        yield Problem("revoked_key", "The key that it names was revoked, and is not in the JWKS any more.")
     elif state is KeyState.GONE:
-        yield Fault("key_gone", "The key that it names has retired, and is not in the JWKS any more.")
+        yield Problem("key_gone", "The key that it names has retired, and is not in the JWKS any more.")
 
 
-def _faults_of_claims(claims: Mapping[str, Any], issuer: str, now: datetime) -> Iterator[Fault]:
+def _claim_problems(claims: Mapping[str, Any], issuer: str, now: datetime) -> Iterator[Problem]:
     texts = [name for name in _TEXTS if not isinstance(claims.get(name), str)]
     times = [name for name in _TIMES if type(claims.get(name)) is not int]
     if wrong := texts + times:
-        yield Fault("missing_claim", f"A claim is missing or of a wrong type: {', '.join(wrong)}.")
+        yield Problem("missing_claim", f"A claim is missing or of a wrong type: {', '.join(wrong)}.")
     if not _is_audience(claims.get("aud")):
-        yield Fault("missing_claim", "A claim is missing or of a wrong type: aud.")
+        yield Problem("missing_claim", "A claim is missing or of a wrong type: aud.")
     if "iss" not in texts and claims["iss"] != issuer:
-        yield Fault("other_issuer", f"Another server issued it: our iss is {issuer}.")
+        yield Problem("other_issuer", f"Another server issued it: our iss is {issuer}.")
     seconds = int(now.timestamp())
     if "exp" not in times and claims["exp"] <= seconds:
-        yield Fault("expired", "It has expired.")
+        yield Problem("expired", "It has expired.")
     if "iat" not in times and claims["iat"] > seconds:
-        yield Fault("not_yet", "It was issued in the future: a clock is wrong.")
+        yield Problem("not_yet", "It was issued in the future: a clock is wrong.")
 
 
 def _is_audience(value: object) -> bool:

@@ -108,7 +108,7 @@ def open_harness(
         try:
             yield harness
         finally:
-            app.extensions["background"].stop()
+            app.extensions["scheduler"].stop()
             with app.app_context():
                 db.session.remove()
                 db.engine.dispose()

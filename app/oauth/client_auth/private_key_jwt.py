@@ -33,7 +33,7 @@ class PrivateKeyJwt(AssertionMethod):
         """See :meth:`AssertionMethod.examine`."""
         row = self._dependencies.lookup.find(assertion.client_id)
         # Read anew each time, and where there is nothing something of nobody's: what was kept would tell who was here.
-        fields = json.loads(row.auth_fields or _nobodys_fields())
+        fields = json.loads(row.auth_fields or _dummy_fields())
         published = json.loads(row.published_jwks) if row.published_jwks else fields.get("jwks")
         keys = published["keys"] if published and row.auth_fields else ()
         fault = _wrong_signature(assertion, keys)
@@ -65,13 +65,13 @@ def _wrong_signature(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> str
         return "assertion_algorithm"
     # Always as many, so that neither an unknown client nor one with many keys shows.
     count = KEYS_WITHOUT_KID if kid is None else 1
-    candidates = [_nobodys(alg)] * count + matching(keys, alg, kid)
+    candidates = [_dummy_key(alg)] * count + matching(keys, alg, kid)
     verified = [verifies(key, alg, assertion.signature, assertion.signed) for key in candidates[-count:]]
     return None if any(verified) else "assertion_signature"
 
 
 @lru_cache(maxsize=len(SIGNING_ALGS))
-def _nobodys(alg: str) -> Jwk:
+def _dummy_key(alg: str) -> Jwk:
     """A key that nobody has, of the kind that ``alg`` needs: what it refuses takes as long as what a client's does."""
     if ALGORITHMS[alg].kind != ALGORITHMS["RS256"].kind:
         return dict(to_jwk(ALGORITHMS[alg].generate(RSA_MIN_BITS)).as_dict(private=False))
@@ -82,5 +82,5 @@ def _nobodys(alg: str) -> Jwk:
 
 
 @lru_cache(maxsize=1)
-def _nobodys_fields() -> str:
-    return json.dumps({"jwks": {"keys": [{**_nobodys("RS256"), "kid": "x" * 43}]}})
+def _dummy_fields() -> str:
+    return json.dumps({"jwks": {"keys": [{**_dummy_key("RS256"), "kid": "x" * 43}]}})

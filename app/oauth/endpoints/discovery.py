@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from app.config.settings import Settings
-from app.http.application import Answer, Asked, without_contexts
+from app.http.application import Request, Response, without_contexts
 from app.oauth.services import Endpoint, OAuthServices
 from app.types import Metadata
 
@@ -44,15 +44,15 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
 
     @blueprint.get(JWKS_PATH)
     @without_contexts
-    def show_jwks(asked: Asked) -> Response:
-        return _public_document(asked, *read_jwks(), max_age)
+    def show_jwks(request: Request) -> Response:
+        return _public_document(request, *read_jwks(), max_age)
 
     @blueprint.get(OAUTH_METADATA_PATH)
     @blueprint.get(OPENID_METADATA_PATH)
     @blueprint.get(f"{OAUTH_METADATA_PATH}{urlsplit(services.settings.issuer).path}", endpoint="at_issuer_path")
     @without_contexts
-    def show_metadata(asked: Asked) -> Response:
-        return _public_document(asked, *read_metadata(), max_age)
+    def show_metadata(request: Request) -> Response:
+        return _public_document(request, *read_metadata(), max_age)
 
     return blueprint
 
@@ -84,15 +84,15 @@ def _reader(find: Callable[[], _Content], describe: Callable[[_Content], Any]) -
     return read
 
 
-def _public_document(asked: Asked, body: bytes, etag: str, max_age: int) -> Response:
+def _public_document(request: Request, body: bytes, etag: str, max_age: int) -> Response:
     headers = [("ETag", f'"{etag}"'), ("Cache-Control", f"public, max-age={max_age}")]
-    conditions = _CONDITIONS.intersection(asked.environ)
-    if conditions == {"HTTP_IF_NONE_MATCH"} and asked.environ["HTTP_IF_NONE_MATCH"] == headers[0][1]:
+    conditions = _CONDITIONS.intersection(request.environ)
+    if conditions == {"HTTP_IF_NONE_MATCH"} and request.environ["HTTP_IF_NONE_MATCH"] == headers[0][1]:
         # As nearly all ask; a list of tags, weak ones and dates are Werkzeug's to read.
-        return Answer(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-    response = Answer(body, headers=headers, content_type="application/json")
-    if conditions or asked.method == "HEAD":
-        response.make_conditional(asked)
+        return Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+    response = Response(body, headers=headers, content_type="application/json")
+    if conditions or request.method == "HEAD":
+        response.make_conditional(request)
     return response
 
 

@@ -7,13 +7,13 @@ from http import HTTPStatus
 from typing import Any
 
 from authlib.oauth2.rfc6749 import TokenEndpoint
-from flask import Blueprint, Response
+from flask import Blueprint
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from app.audit.events import TokenIntrospected
 from app.config.settings import Settings
-from app.http.application import Asked, without_contexts
+from app.http.application import Request, Response, without_contexts
 from app.http.forms import require_parameter
 from app.oauth.authorization_server import Document, EndpointResponse, StrictRequest, TokenServer, request_facts
 from app.oauth.services import Endpoint, OAuthServices
@@ -25,7 +25,7 @@ MEDIA_TYPE = "application/token-introspection+jwt"
 TYP = "token-introspection+jwt"
 """RFC 9701 sections 4 and 5."""
 
-_TOLD = ("scope", "client_id", "exp", "iat", "sub", "aud", "iss", "jti", "cnf")
+_SHOWN_CLAIMS = ("scope", "client_id", "exp", "iat", "sub", "aud", "iss", "jti", "cnf")
 
 
 class Introspection(TokenEndpoint):
@@ -50,26 +50,26 @@ class Introspection(TokenEndpoint):
         status = self._services.statuses.of_token(require_parameter(request.parameters, "token"))
         reason = status.reason if may_introspect(caller, status) else status.reason or "not_for_this_caller"
         jti = status.claims["jti"] if status.claims else None
-        told: dict[str, Any] = {"active": False} if reason else _describe(status)
-        self.server.tell(
+        description: dict[str, Any] = {"active": False} if reason else _describe(status)
+        self.server.emit(
             TokenIntrospected(
-                request=request_facts(request.asked),
+                request=request_facts(request.http_request),
                 client_id=caller.client_id,
                 active=reason is None,
                 reason=reason,
                 jti=jti,
             )
         )
-        if _wants_it_signed(request.asked):
-            return HTTPStatus.OK, self._signed(told, caller.client_id), []
-        return HTTPStatus.OK, told, []
+        if _wants_it_signed(request.http_request):
+            return HTTPStatus.OK, self._signed(description, caller.client_id), []
+        return HTTPStatus.OK, description, []
 
-    def _signed(self, told: dict[str, Any], audience: str) -> Document:
+    def _signed(self, description: dict[str, Any], audience: str) -> Document:
         claims = {
             "iss": self._services.settings.issuer,
             "aud": audience,
             "iat": int(self._services.clock().timestamp()),
-            "token_introspection": told,
+            "token_introspection": description,
         }
         return Document(self._services.issuer.sign(claims, TYP).encode(), MEDIA_TYPE)
 
@@ -78,13 +78,13 @@ def _describe(status: TokenStatus) -> dict[str, Any]:
     claims = status.claims or {}
     confirmation = claims.get("cnf")
     is_dpop = isinstance(confirmation, dict) and "jkt" in confirmation
-    told = {name: claims[name] for name in _TOLD if name in claims}
-    return {"active": True, "token_type": "DPoP" if is_dpop else "Bearer", **told}
+    description = {name: claims[name] for name in _SHOWN_CLAIMS if name in claims}
+    return {"active": True, "token_type": "DPoP" if is_dpop else "Bearer", **description}
 
 
-def _wants_it_signed(asked: Asked) -> bool:
+def _wants_it_signed(http_request: Request) -> bool:
     """Whether the caller prefers the media type of RFC 9701; ``*/*`` means JSON."""
-    accepted = parse_accept_header(asked.environ.get("HTTP_ACCEPT"), MIMEAccept)
+    accepted = parse_accept_header(http_request.environ.get("HTTP_ACCEPT"), MIMEAccept)
     named = [(kind.lower(), quality) for kind, quality in accepted]
     signed = max((quality for kind, quality in named if kind == MEDIA_TYPE), default=0)
     plain = max((quality for kind, quality in named if kind == "application/json"), default=0)
@@ -97,8 +97,8 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
 
     @blueprint.post(PATH, provide_automatic_options=False)
     @without_contexts
-    def introspect(asked: Asked) -> Response:
-        return services.server.create_endpoint_response(Introspection.ENDPOINT_NAME, asked)
+    def introspect(http_request: Request) -> Response:
+        return services.server.create_endpoint_response(Introspection.ENDPOINT_NAME, http_request)
 
     return blueprint
 

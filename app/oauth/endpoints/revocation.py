@@ -7,11 +7,11 @@ nothing to learn (section 2.2).
 from http import HTTPStatus
 
 from authlib.oauth2.rfc6749 import TokenEndpoint
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from app.audit.events import TokenRevoked
 from app.config.settings import Settings
-from app.http.application import Asked, without_contexts
+from app.http.application import Request, Response, without_contexts
 from app.http.forms import require_parameter
 from app.oauth.authorization_server import EndpointResponse, StrictRequest, TokenServer, request_facts
 from app.oauth.services import Endpoint, OAuthServices
@@ -48,9 +48,9 @@ class Revocation(TokenEndpoint):
                 reason = "other_clients_token"
         if reason is None:
             self._services.revocations.revoke(status.as_revoked())
-        self.server.tell(
+        self.server.emit(
             TokenRevoked(
-                request=request_facts(request.asked),
+                request=request_facts(request.http_request),
                 client_id=caller.client_id,
                 was_live=reason is None,
                 reason=reason,
@@ -66,8 +66,8 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
 
     @blueprint.post(PATH, provide_automatic_options=False)
     @without_contexts
-    def revoke(asked: Asked) -> Response:
-        return services.server.create_endpoint_response(Revocation.ENDPOINT_NAME, asked)
+    def revoke(http_request: Request) -> Response:
+        return services.server.create_endpoint_response(Revocation.ENDPOINT_NAME, http_request)
 
     return blueprint
 

@@ -8,11 +8,11 @@ The format is described in ``docs/revocation-feed.md``.
 from http import HTTPStatus
 
 from authlib.oauth2.rfc6749 import TokenEndpoint
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from app.config.settings import Settings
 from app.errors import UnauthorizedClient
-from app.http.application import Asked, without_contexts
+from app.http.application import Request, Response, without_contexts
 from app.oauth.authorization_server import NO_STORE, Document, EndpointResponse, StrictRequest, TokenServer
 from app.oauth.services import Endpoint, OAuthServices
 from app.tokens.revocation_feed import MAX_AGE_SECONDS, MEDIA_TYPE
@@ -55,14 +55,14 @@ class RevocationFeedEndpoint(TokenEndpoint):
             ("Cache-Control", f"private, max-age={MAX_AGE_SECONDS}"),
             ("Vary", "Authorization"),
         ]
-        if _has(request.asked, document.etag):
+        if _has(request.http_request, document.etag):
             return HTTPStatus.NOT_MODIFIED, Document(b"", MEDIA_TYPE), headers
         return HTTPStatus.OK, Document(document.content, MEDIA_TYPE), headers
 
 
-def _has(asked: Asked, etag: str) -> bool:
+def _has(http_request: Request, etag: str) -> bool:
     """Whether the caller has that very document: RFC 9110 section 13.1.2."""
-    return asked.if_none_match.contains_weak(etag)
+    return http_request.if_none_match.contains_weak(etag)
 
 
 def _create_blueprint(services: OAuthServices) -> Blueprint:
@@ -71,8 +71,8 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
 
     @blueprint.route(PATH, methods=["GET", "POST"], provide_automatic_options=False)
     @without_contexts
-    def show_revocations(asked: Asked) -> Response:
-        return services.server.create_endpoint_response(RevocationFeedEndpoint.ENDPOINT_NAME, asked)
+    def show_revocations(http_request: Request) -> Response:
+        return services.server.create_endpoint_response(RevocationFeedEndpoint.ENDPOINT_NAME, http_request)
 
     return blueprint
 

@@ -1,9 +1,9 @@
 """``POST /oauth/token``: RFC 6749 section 3.2. All that can be decided is decided in ``server`` and beyond."""
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from app.config.settings import Settings
-from app.http.application import Asked, without_contexts
+from app.http.application import Request, Response, without_contexts
 from app.oauth.services import Endpoint, OAuthServices
 from app.types import Metadata
 
@@ -15,8 +15,8 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
 
     @blueprint.post(PATH, provide_automatic_options=False)
     @without_contexts
-    def issue_token(asked: Asked) -> Response:
-        return services.server.create_token_response(asked)
+    def issue_token(request: Request) -> Response:
+        return services.server.create_token_response(request)
 
     return blueprint
 

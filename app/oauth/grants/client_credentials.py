@@ -76,12 +76,12 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
             never_named=request.presented_secrets,
         )
         request.access_token = self.server.issue(client, granted)
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "access_token": request.access_token.encoded,
             "token_type": "Bearer",
             "expires_in": granted.lifetime_seconds,
         }
         if granted.scope:
-            answer["scope"] = " ".join(granted.scope)
-        self.server.save_token(answer, request)
-        return HTTPStatus.OK, answer, []
+            response["scope"] = " ".join(granted.scope)
+        self.server.save_token(response, request)
+        return HTTPStatus.OK, response, []

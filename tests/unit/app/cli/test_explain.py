@@ -135,7 +135,7 @@ def test_every_reason_of_the_code_is_documented() -> None:
         "oauth/endpoints/revocation.py",
     ):
         for node in ast.walk(ast.parse((PROJECT / "app" / path).read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Fault":
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Problem":
                 found.add(ast.literal_eval(node.args[0]))
             if isinstance(node, ast.Assign | ast.AnnAssign) and "reason" in ast.unparse(node).split("=")[0]:
                 values = node.value.keys if isinstance(node.value, ast.Dict) else ast.walk(node.value or node)

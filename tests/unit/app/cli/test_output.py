@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.output import SecretFile, print_fields, print_json, print_table, read_secret, tell, timestamp
+from app.cli.output import SecretFile, print_fields, print_json, print_table, read_secret, report, timestamp
 from app.errors import ManagementError
 
 
 def test_data_goes_to_standard_output_and_talk_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"name": "Größe"})
-    tell("said")
+    report("said")
     written = capsys.readouterr()
     assert written.out == '{\n  "name": "Gr\\u00f6\\u00dfe"\n}\n'
     assert written.err == "said\n"

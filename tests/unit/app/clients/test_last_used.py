@@ -168,20 +168,20 @@ def test_whatever_workers_note_and_whenever_they_tell_the_latest_use_is_known(
         db.session.commit()
     secret = secret_of(harness, "a")
     workers = [worker(harness) for _ in range(3)]
-    noted: dict[str, list[datetime]] = {}
+    recorded: dict[str, list[datetime]] = {}
     for kind, number, address in steps:
         if kind == "note":
             workers[number].record("a", secret, address)
-            noted.setdefault(address or "unknown", []).append(harness.clock().replace(second=0, microsecond=0))
+            recorded.setdefault(address or "unknown", []).append(harness.clock().replace(second=0, microsecond=0))
         elif kind == "flush":
             workers[number].flush()
         else:
             harness.clock.advance(seconds=number)
     for one in workers:
         one.flush()
-    every = [time for times in noted.values() for time in times]
+    every = [time for times in recorded.values() for time in times]
     assert last_used_of(harness, "a") == ((max(every),) * 2 if every else (None, None))
-    expected = {(address, min(times), max(times)) for address, times in noted.items()}
+    expected = {(address, min(times), max(times)) for address, times in recorded.items()}
     assert set(addresses(harness, "a") if every else []) == expected
 
 

@@ -176,8 +176,8 @@ def test_a_secret_works_by_the_registered_method_only(
     any_harness: Harness, registered: str, *, basic: bool, post: bool
 ) -> None:
     made = any_harness.register(token_endpoint_auth_method=registered)
-    for method, works in ((BASIC, basic), (POST, post)):
-        if works:
+    for method, is_usable in ((BASIC, basic), (POST, post)):
+        if is_usable:
             assert verify(any_harness, credentials(made), method=method).method == method
         else:
             assert refusal(any_harness, credentials(made), method=method) == ("other_method_registered", made.client_id)
@@ -293,11 +293,11 @@ def test_both_readings_are_digested_and_compared_whatever_they_are(
         compared: list[tuple[int, int]] = []
         compare = hmac.compare_digest
 
-        def noted(one: bytes, other: bytes) -> bool:
+        def recorded(one: bytes, other: bytes) -> bool:
             compared.append((len(one), len(other)))
             return compare(one, other)
 
-        monkeypatch.setattr("app.clients.authentication.hmac.compare_digest", noted)
+        monkeypatch.setattr("app.clients.authentication.hmac.compare_digest", recorded)
         last_used = LastUsedTracker(db.engine, harness.clock)
         verifier = SecretVerifier(
             ThreadLocalConnections(db.engine), digester, harness.clock, last_used, DatabaseCircuitBreaker()

@@ -385,7 +385,7 @@ class Known:
     revoked: bool = False
     used_at: datetime | None = None
 
-    def works(self, now: datetime) -> bool:
+    def is_usable(self, now: datetime) -> bool:
         return not self.revoked and (self.ends_at is None or self.ends_at > now)
 
 
@@ -408,14 +408,14 @@ class SecretsOverTime(RuleBasedStateMachine):
     @rule(overlap=st.timedeltas(timedelta(), timedelta(days=14)), ends=st.none() | st.integers(60, 30 * 86400))
     def rotate(self, overlap: timedelta, ends: int | None) -> None:
         now = self.harness.clock()
-        lasting = [one for one in self.known if one.works(now) and overlap and (one.ends_at or LATER) > now]
+        lasting = [one for one in self.known if one.is_usable(now) and overlap and (one.ends_at or LATER) > now]
         if len(lasting) >= MOST_SECRETS:
             with pytest.raises(ManagementError, match="10 is the most"):
                 rotate(self.harness, self.client_id, overlap)
             return
         new = rotate(self.harness, self.client_id, overlap, timedelta(seconds=ends) if ends else None)
         for one in self.known:
-            if one.works(now):
+            if one.is_usable(now):
                 one.ends_at = min(one.ends_at or LATER, now + overlap)
         self.known.append(Known(new.secret, now, now + timedelta(seconds=ends) if ends else None))
         self.harness.clock.advance(seconds=1)
@@ -424,15 +424,15 @@ class SecretsOverTime(RuleBasedStateMachine):
     def use(self, which: int) -> None:
         now = self.harness.clock()
         one = self.known[which % len(self.known)]
-        assert is_let_in(self.harness, self.client_id, one.secret) == one.works(now)
-        if one.works(now):
+        assert is_let_in(self.harness, self.client_id, one.secret) == one.is_usable(now)
+        if one.is_usable(now):
             self.harness.verifier.last_used.flush()
             one.used_at = now.replace(second=0, microsecond=0)
 
     @rule(silent_for=st.timedeltas(timedelta(minutes=1), timedelta(days=3)))
     def finish(self, silent_for: timedelta) -> None:
         now = self.harness.clock()
-        older = [one for one in self.known if one.works(now)][:-1]
+        older = [one for one in self.known if one.is_usable(now)][:-1]
         if any((one.used_at or one.made_at) > now - silent_for - RECORD_DELAY for one in older):
             with pytest.raises(StillInUse):
                 finish(self.harness, silent_for, self.client_id)
@@ -445,7 +445,7 @@ class SecretsOverTime(RuleBasedStateMachine):
     def those_that_work_are_shown_as_working(self) -> None:
         if hasattr(self, "known"):
             now = self.harness.clock()
-            assert len(working(self.harness, self.client_id)) == sum(one.works(now) for one in self.known)
+            assert len(working(self.harness, self.client_id)) == sum(one.is_usable(now) for one in self.known)
 
 
 def test_secrets_work_exactly_as_long_as_was_said(harness: Harness) -> None:

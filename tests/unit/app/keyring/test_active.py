@@ -426,23 +426,23 @@ def test_a_ring_that_does_not_fit_is_not_remembered(
 
 
 def test_the_longest_cache_time_is_noted_and_never_falls(tmp_path: Path, clock: SettableClock) -> None:
-    def noted(max_age: str) -> set[int]:
+    def recorded(max_age: str) -> set[int]:
         with open_harness(tmp_path, clock, with_key=False, jwks_max_age=max_age) as harness:
             if harness.services.keys.manager.backend.is_empty():
                 harness.services.keys.manager.generate()
-            harness.services.keys.active.note_max_age()
+            harness.services.keys.active.record_max_age()
             return {key.jwks_max_age for key in harness.services.keys.manager.backend.read().keys}
 
-    assert noted("5m") == {300}
-    assert noted("1h") == {3600}
-    assert noted("5m") == {3600}
+    assert recorded("5m") == {300}
+    assert recorded("1h") == {3600}
+    assert recorded("5m") == {3600}
 
 
 def test_a_longer_cache_time_puts_off_a_turn_that_would_be_too_early(tmp_path: Path, clock: SettableClock) -> None:
     with open_harness(tmp_path, clock, with_key=False, key_announce="10m", key_rotation_interval="10m") as harness:
         harness.services.keys.manager.generate()
     with open_harness(tmp_path, clock, with_key=False, jwks_max_age="1h") as harness:
-        harness.services.keys.active.note_max_age()
+        harness.services.keys.active.record_max_age()
         (standby,) = harness.services.keys.manager.backend.read().standbys(clock())
         assert standby.signs_from == clock() + timedelta(seconds=3603)
 
@@ -458,7 +458,7 @@ def test_a_ring_that_cannot_be_written_is_used_as_it_is(
             raise OSError(30, "Read-only file system")
 
         monkeypatch.setattr("app.keyring.backends.file.write_private_file", refuse)
-        longer.services.keys.active.note_max_age()
+        longer.services.keys.active.record_max_age()
         logging.getLogger("app.keyring.active").removeHandler(caplog.handler)
         (record,) = caplog.records
         assert record.getMessage() == (

@@ -23,7 +23,7 @@ from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
 from app.keyring.model import KeyState, Ring
 from app.keyring.rotation_plan import Planner, Rules, with_max_age
-from app.keyring.validation import faults, find_unsafe_changes
+from app.keyring.validation import find_problems, find_unsafe_changes
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 PRIVATE_KEY = rsa.generate_private_key(65537, 2048)
@@ -150,16 +150,16 @@ class Rotation(RuleBasedStateMachine):
     def serve_with_another_max_age(self, max_age: int) -> None:
         """A server starts with another setting, and notes it."""
         self.rules = replace(self.rules, jwks_max_age_seconds=max_age)
-        noted = with_max_age(self.ring, self.now, self.rules)
-        if faults(noted, self.now, self.rules):
+        recorded = with_max_age(self.ring, self.now, self.rules)
+        if find_problems(recorded, self.now, self.rules):
             # A turn that was too near to be put off is held to be early: nobody knows which copies are older than it.
-            self.alarmed_until = self.now + timedelta(seconds=2 * self.rules.floor_seconds(noted))
-        floor = timedelta(seconds=self.rules.floor_seconds(noted))
-        for key in noted.keys:
+            self.alarmed_until = self.now + timedelta(seconds=2 * self.rules.floor_seconds(recorded))
+        floor = timedelta(seconds=self.rules.floor_seconds(recorded))
+        for key in recorded.keys:
             if self.hurried.get(key.kid, T0) > self.now:
                 self.hurried[key.kid] = key.published_at + floor
-        if noted != self.ring:
-            self.write(noted)
+        if recorded != self.ring:
+            self.write(recorded)
 
     @rule(seconds=st.sampled_from([1, 2, 7, 30, 61, 301, 400, 3600, DAY // 2, DAY, 8 * DAY, 91 * DAY]))
     def wait(self, seconds: int) -> None:
@@ -231,7 +231,7 @@ class Rotation(RuleBasedStateMachine):
     def no_step_of_a_command_is_ever_found_unsafe(self) -> None:
         excused = any(time > self.now for time in self.hurried.values()) or self.alarmed_until > self.now
         if not excused:
-            assert faults(self.ring, self.now, self.rules) == []
+            assert find_problems(self.ring, self.now, self.rules) == []
             if len(self.written) > 1 and self.written[-1][0] == self.now:
                 assert find_unsafe_changes(self.written[-2][1], self.ring, self.now, self.rules) == []
 

@@ -264,7 +264,7 @@ def test_a_question_is_a_part_of_the_request_where_requests_are_traced(harness: 
     parts: list[str] = []
 
     class Spans:
-        def tell(self, _event: object) -> None:
+        def record(self, _event: object) -> None:
             raise AssertionError("nothing has happened")
 
         @contextmanager

@@ -101,9 +101,9 @@ def test_what_is_wrong_is_named_and_not_quoted(name: str, value: str, rule: str)
 
 
 def test_a_batch_is_no_larger_than_the_queue() -> None:
-    told = ["OTEL_BSP_MAX_EXPORT_BATCH_SIZE must be at most OTEL_BSP_MAX_QUEUE_SIZE (2048 unless set)"]
-    assert list(find_faults({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "2049"})) == told
-    assert list(find_faults({"OTEL_BSP_MAX_QUEUE_SIZE": "511"})) == told
+    message = ["OTEL_BSP_MAX_EXPORT_BATCH_SIZE must be at most OTEL_BSP_MAX_QUEUE_SIZE (2048 unless set)"]
+    assert list(find_faults({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "2049"})) == message
+    assert list(find_faults({"OTEL_BSP_MAX_QUEUE_SIZE": "511"})) == message
     assert list(find_faults({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "511", "OTEL_BSP_MAX_QUEUE_SIZE": "511"})) == []
 
 
@@ -122,16 +122,16 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = ["traces need OpenTelemetry, which is not installed: pip install '.[otel]'"]
+    message = ["traces need OpenTelemetry, which is not installed: pip install '.[otel]'"]
     for missing in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
         monkeypatch.setattr(
             otel_variables, "find_spec", lambda name, missing=missing: None if name == missing else find_spec(name)
         )
-        assert list(find_faults({})) == told
+        assert list(find_faults({})) == message
     monkeypatch.setattr(otel_variables, "find_spec", find_spec)
     monkeypatch.delitem(sys.modules, "opentelemetry.exporter.otlp.proto.http")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto", None)
-    assert list(find_faults({})) == told
+    assert list(find_faults({})) == message
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))

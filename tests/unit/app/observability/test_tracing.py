@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from unit.harness import Harness
 
 from app.observability import tracing
-from app.observability.tracing import Reasons, RequestSpans, Served, TellingExporter
+from app.observability.tracing import CapturedLog, ReportingExporter, RequestSpans, Served
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = re.compile(r"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*|[ \t]*)")
@@ -43,10 +43,10 @@ class Traced:
     def ask(self, path: str = "/oauth/token", method: str = "POST", **environ: str) -> Sequence[ReadableSpan]:
         """The spans of one request."""
         self.kept.clear()
-        said: list[Any] = []
+        captured_log: list[Any] = []
         asked = {"REQUEST_METHOD": method, "PATH_INFO": path, **environ}
-        assert self.serve(asked, lambda *told: said.append(told)) == [b"answer"]
-        assert len(said) == 1
+        assert self.serve(asked, lambda *message: captured_log.append(message)) == [b"answer"]
+        assert len(captured_log) == 1
         return self.kept.get_finished_spans()
 
 
@@ -176,16 +176,16 @@ class Failing(SpanExporter):
     ids=str,
 )
 def test_a_failure_is_told_once_by_its_kind(
-    caplog: pytest.LogCaptureFixture, faults: list[object], told: list[str]
+    caplog: pytest.LogCaptureFixture, faults: list[object], message: list[str]
 ) -> None:
-    logger, said = logging.getLogger("exporter.of.this.test"), Reasons()
-    logger.addFilter(said)
-    exporter = TellingExporter(Failing(logger, *faults), said)
+    logger, captured_log = logging.getLogger("exporter.of.this.test"), CapturedLog()
+    logger.addFilter(captured_log)
+    exporter = ReportingExporter(Failing(logger, *faults), captured_log)
     (span,) = _traced.ask()
     for _ in faults:
         exporter.export([span])
-    logger.removeFilter(said)
-    assert [record.getMessage() for record in caplog.records] == told
+    logger.removeFilter(captured_log)
+    assert [record.getMessage() for record in caplog.records] == message
 
 
 def test_a_variable_that_nothing_can_be_made_of_costs_no_token(
@@ -194,7 +194,7 @@ def test_a_variable_that_nothing_can_be_made_of_costs_no_token(
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "ths_key")
     served = harness.app.wsgi_app
     instrumentation = harness.app.extensions["instrumentation"]
-    tracing.begin(harness.app, harness.settings, instrumentation)
+    tracing.start(harness.app, harness.settings, instrumentation)
     assert harness.app.wsgi_app == served
     assert instrumentation.span("database") is None
     (record,) = [record for record in caplog.records if record.name == "app.observability.tracing"]

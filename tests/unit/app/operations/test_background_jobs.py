@@ -9,7 +9,7 @@ import pytest
 from flask import Flask
 from sqlalchemy.exc import OperationalError
 
-from app.operations.background_jobs import Background, Job
+from app.operations.background_jobs import PeriodicTask, Scheduler
 
 WAIT_SECONDS = 10
 
@@ -40,63 +40,63 @@ def threads(name: str) -> list[threading.Thread]:
 
 def test_jobs_begin_with_the_first_request_and_once() -> None:
     work = Work()
-    background = Background(Job("count", 0.01, work))
+    scheduler = Scheduler(PeriodicTask("count", 0.01, work))
     app = Flask("test")
-    background.install(app)
+    scheduler.install(app)
     assert threads("count") == []
     caller = app.test_client()
     for _ in range(3):
         caller.get("/")
     work.wait_for(2)
     assert len(threads("count")) == 1
-    background.stop()
+    scheduler.stop()
     assert threads("count") == []
 
 
 def test_a_command_line_starts_nothing() -> None:
     app = Flask("test")
-    Background(Job("count at the command line", 0.01, Work())).install(app)
+    Scheduler(PeriodicTask("count at the command line", 0.01, Work())).install(app)
     with app.app_context():
         assert threads("count at the command line") == []
 
 
 def test_a_job_that_fails_comes_again_and_is_told_once_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
     work = Work(failures=3)
-    background = Background(Job("the count", 0.01, work))
+    scheduler = Scheduler(PeriodicTask("the count", 0.01, work))
     with caplog.at_level(logging.ERROR):
-        background.start()
+        scheduler.start()
         work.wait_for(5)
-        background.stop()
+        scheduler.stop()
     assert [record.getMessage() for record in caplog.records] == ["the count failed, and comes again"]
 
 
 def test_the_end_runs_what_wants_it_a_last_time() -> None:
     last, other = Work(), Work()
-    background = Background(Job("last", 3600, last, at_exit=True), Job("other", 3600, other))
-    background.start()
-    background.stop()
+    scheduler = Scheduler(PeriodicTask("last", 3600, last, at_exit=True), PeriodicTask("other", 3600, other))
+    scheduler.start()
+    scheduler.stop()
     assert (last.runs, other.runs) == (1, 0)
-    background.stop()
+    scheduler.stop()
     assert last.runs == 1
 
 
 def test_what_never_began_has_no_end() -> None:
     work = Work()
-    Background(Job("last", 3600, work, at_exit=True)).stop()
+    Scheduler(PeriodicTask("last", 3600, work, at_exit=True)).stop()
     assert work.runs == 0
 
 
 def test_a_forked_process_starts_jobs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work()
-    background = Background(Job("in each process", 3600, work, at_exit=True))
-    background.start()
+    scheduler = Scheduler(PeriodicTask("in each process", 3600, work, at_exit=True))
+    scheduler.start()
     here: Any = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: here + 1)
-    background.stop()
+    scheduler.stop()
     assert work.runs == 0
-    background.start()
+    scheduler.start()
     assert len(threads("in each process")) == 2
-    background.stop()
+    scheduler.stop()
     assert work.runs == 1
 
 
@@ -107,10 +107,10 @@ def test_a_database_that_does_not_answer_is_told_in_one_line(caplog: pytest.LogC
         failed.set()
         raise OperationalError("SELECT 1", {}, Exception("no answer"))
 
-    background = Background(Job("the question", 0.01, ask))
-    background.start()
+    scheduler = Scheduler(PeriodicTask("the question", 0.01, ask))
+    scheduler.start()
     assert failed.wait(WAIT_SECONDS)
-    background.stop()
+    scheduler.stop()
     (record,) = caplog.records
     assert record.getMessage() == "the question failed, and comes again: Exception: no answer"
     assert record.exc_info is None

@@ -67,9 +67,9 @@ def test_every_finding_says_why_and_how(tmp_path: Path, clock: SettableClock) ->
         "redis_url": "redis://127.0.0.1:1",
     }
     with open_harness(tmp_path, clock, migrated=False, with_key=False, **settings) as harness:
-        told = found(harness)
-    assert len(told) >= 8
-    for one in told:
+        message = found(harness)
+    assert len(message) >= 8
+    for one in message:
         assert one.what, one
         assert one.why, one
         assert one.how, one
@@ -121,8 +121,8 @@ def test_settings_that_will_not(tmp_path: Path, clock: SettableClock, settings: 
 
 
 def test_plain_http_is_what_development_is_for(tmp_path: Path, clock: SettableClock) -> None:
-    told = found_in(tmp_path, clock, config="development", issuer="http://localhost:8080")
-    assert not [one for one in told if one[1].startswith("issuer")]
+    message = found_in(tmp_path, clock, config="development", issuer="http://localhost:8080")
+    assert not [one for one in message if one[1].startswith("issuer")]
 
 
 def test_a_database_that_is_behind_or_ahead(any_harness: Harness) -> None:
@@ -133,31 +133,31 @@ def test_a_database_that_is_behind_or_ahead(any_harness: Harness) -> None:
     ):
         with any_harness.app.app_context(), db.engine.begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = :there"), {"there": there})
-        (told,) = [one for one in found(any_harness) if one.check == "database"]
-        assert (told.severity, told.what[: len(what)]) == (severity, what)
+        (message,) = [one for one in found(any_harness) if one.check == "database"]
+        assert (message.severity, message.what[: len(what)]) == (severity, what)
     with any_harness.app.app_context(), db.engine.begin() as connection:
         connection.execute(text("DROP TABLE alembic_version"))
-    (told,) = [one for one in found(any_harness) if one.check == "database"]
-    assert (told.severity, told.how) == (Severity.ERROR, "`flask db upgrade`")
-    assert "at migration none" in told.what
+    (message,) = [one for one in found(any_harness) if one.check == "database"]
+    assert (message.severity, message.how) == (Severity.ERROR, "`flask db upgrade`")
+    assert "at migration none" in message.what
 
 
 def test_a_database_that_is_away_is_an_error_and_stops_no_start(harness: Harness, tmp_path: Path) -> None:
     (tmp_path / "tokenhouse.db").rename(tmp_path / "moved")
-    (told,) = [one for one in found(harness) if one.check == "database"]
-    assert told.severity is Severity.ERROR
+    (message,) = [one for one in found(harness) if one.check == "database"]
+    assert message.severity is Severity.ERROR
     with harness.app.app_context():
-        (told,) = [one for one in examine_start(harness.services) if one.check == "database"]
+        (message,) = [one for one in examine_start(harness.services) if one.check == "database"]
         assert "demo client" not in {one.check for one in examine(harness.services)}, "nobody can know"
-    assert told.severity is Severity.WARNING
+    assert message.severity is Severity.WARNING
 
 
 def test_a_clock_that_is_not_the_databases(any_harness: Harness) -> None:
-    told = [one for one in found(any_harness) if one.check == "clock"]
+    message = [one for one in found(any_harness) if one.check == "clock"]
     with any_harness.app.app_context():
         is_postgresql = db.engine.dialect.name == "postgresql"
-    assert len(told) == is_postgresql
-    assert all("s apart from the database's" in one.what for one in told)
+    assert len(message) == is_postgresql
+    assert all("s apart from the database's" in one.what for one in message)
 
 
 def test_a_demo_client_is_found_where_it_gets_tokens(harness: Harness) -> None:
@@ -172,17 +172,17 @@ def test_sqlite_with_what_is_for_several_machines_and_a_file_for_all(tmp_path: P
     settings = {"keyring": "database", "encryption_keys": f"k1:{STRONG[3:]}"}
     with open_harness(tmp_path, clock, with_key=False, **settings) as harness:
         (tmp_path / "tokenhouse.db").chmod(0o644)
-        told = {one.check: one.what for one in found(harness)}
-    assert told["machines"] == (
+        message = {one.check: one.what for one in found(harness)}
+    assert message["machines"] == (
         "SQLite is a file of this machine, and there are several by TOKENHOUSE_KEYRING=database"
     )
-    assert told["database file"].endswith("may be read or written by others (mode 0644)")
+    assert message["database file"].endswith("may be read or written by others (mode 0644)")
 
 
 def test_a_redis_that_evicts_and_one_that_is_away(tmp_path: Path, clock: SettableClock) -> None:
     with running_redis("--maxmemory", "10mb", "--maxmemory-policy", "allkeys-lru") as redis:
-        told = found_in(tmp_path / "a", clock, redis_url=redis.url)
-        assert ("error", "redis: it evicts what it has no room for (maxmemory-policy allkeys-lru)") in told
+        message = found_in(tmp_path / "a", clock, redis_url=redis.url)
+        assert ("error", "redis: it evicts what it has no room for (maxmemory-policy allkeys-lru)") in message
         with redis.client() as client:
             client.config_set("maxmemory-policy", "noeviction")
         assert not [one for one in found_in(tmp_path / "b", clock, redis_url=redis.url) if one[1].startswith("redis")]
@@ -197,8 +197,8 @@ def test_secrets_whose_key_is_missing(harness: Harness) -> None:
     harness.register("c")
     with harness.app.app_context(), db.engine.begin() as connection:
         connection.execute(update(ClientSecretRow).values(pepper_id="lost"))
-    (told,) = [one for one in found(harness) if one.check == "secrets"]
-    assert told.what == "1 secrets are refused: their pepper 'lost' is not in TOKENHOUSE_SECRET_PEPPERS"
+    (message,) = [one for one in found(harness) if one.check == "secrets"]
+    assert message.what == "1 secrets are refused: their pepper 'lost' is not in TOKENHOUSE_SECRET_PEPPERS"
 
 
 def test_a_ring_that_is_unsafe_broken_or_without_a_standby(harness: Harness) -> None:
@@ -212,8 +212,8 @@ def test_a_ring_that_is_unsafe_broken_or_without_a_standby(harness: Harness) -> 
     )
     assert Severity.ERROR in {one.severity for one in found(harness) if one.check == "key ring"}
     Path(str(harness.settings.keyring)).write_text("x")
-    (told,) = [one for one in found(harness) if one.check == "key ring"]
-    assert (told.severity, told.why) == (Severity.ERROR, "without it no server starts")
+    (message,) = [one for one in found(harness) if one.check == "key ring"]
+    assert (message.severity, message.why) == (Severity.ERROR, "without it no server starts")
 
 
 def test_a_client_whose_keys_cannot_be_fetched(harness: Harness) -> None:
@@ -226,8 +226,8 @@ def test_a_client_whose_keys_cannot_be_fetched(harness: Harness) -> None:
         harness.store.register(fields, client_id="c", with_secret=False, key_set=found_set)
         with db.engine.begin() as connection:
             connection.execute(update(ClientKeySetRow).values(fault="gone"))
-    (told,) = [one for one in found(harness) if one.check == "client keys"]
-    assert told.what == "the published keys of 'c' cannot be fetched"
+    (message,) = [one for one in found(harness) if one.check == "client keys"]
+    assert message.what == "the published keys of 'c' cannot be fetched"
 
 
 def test_the_command_shows_the_worst_last_and_fails_for_errors(harness: Harness) -> None:
@@ -241,9 +241,9 @@ def test_the_command_shows_the_worst_last_and_fails_for_errors(harness: Harness)
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     done = harness.run("doctor", "--offline", "--json")
     assert done.exit_code == 1
-    told: list[dict[str, Any]] = json.loads(done.stdout)
-    assert {"check", "severity", "what", "why", "how"} == set(told[0])
-    assert [one["check"] for one in told if one["severity"] == "error"] == ["database"]
+    message: list[dict[str, Any]] = json.loads(done.stdout)
+    assert {"check", "severity", "what", "why", "how"} == set(message[0])
+    assert [one["check"] for one in message if one["severity"] == "error"] == ["database"]
 
 
 def test_the_command_reads_what_verifiers_read(tmp_path: Path, clock: SettableClock) -> None:
@@ -256,14 +256,14 @@ def test_the_command_reads_what_verifiers_read(tmp_path: Path, clock: SettableCl
                 ([], "error", "says that the issuer is null"),
             ):
                 publisher.answer = _answering(json.dumps(body).encode())
-                told = json.loads(harness.run("doctor", "--json").stdout)[-1]
-                assert (told["check"], told["severity"]) == ("metadata", severity)
-                assert told["what"].endswith(what)
+                message = json.loads(harness.run("doctor", "--json").stdout)[-1]
+                assert (message["check"], message["severity"]) == ("metadata", severity)
+                assert message["what"].endswith(what)
             publisher.answer = _answering(b"x")
             assert json.loads(harness.run("doctor", "--json").stdout)[-1]["severity"] == "warning"
     with open_harness(tmp_path / "b", clock, issuer=issuer) as harness:
-        told = json.loads(harness.run("doctor", "--json").stdout)[-1]
-    assert (told["severity"], "Connection refused" in told["what"]) == ("warning", True)
+        message = json.loads(harness.run("doctor", "--json").stdout)[-1]
+    assert (message["severity"], "Connection refused" in message["what"]) == ("warning", True)
 
 
 def _answering(body: bytes) -> Any:
@@ -276,11 +276,11 @@ def test_traces_that_cannot_be_sent_are_found(
     tmp_path: Path, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    told = ("error", "traces: OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf, which is what the extra otel sends")
+    message = ("error", "traces: OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf, which is what the extra otel sends")
     (tmp_path / "on").mkdir()
     (tmp_path / "off").mkdir()
-    assert told in found_in(tmp_path / "on", clock, secret_peppers=STRONG, traces="true")
-    assert told not in found_in(tmp_path / "off", clock, secret_peppers=STRONG)
+    assert message in found_in(tmp_path / "on", clock, secret_peppers=STRONG, traces="true")
+    assert message not in found_in(tmp_path / "off", clock, secret_peppers=STRONG)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
     (tmp_path / "asked").mkdir()
-    assert ("warning", told[1]) in found_in(tmp_path / "asked", clock, secret_peppers=STRONG)
+    assert ("warning", message[1]) in found_in(tmp_path / "asked", clock, secret_peppers=STRONG)

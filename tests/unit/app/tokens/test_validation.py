@@ -44,7 +44,7 @@ def poll(unverified: str, now: datetime = NOON, ring: Ring = RING) -> TokenValid
 
 
 def reasons(unverified: str, now: datetime = NOON, ring: Ring = RING) -> list[str]:
-    return [fault.reason for fault in poll(unverified, now, ring).faults]
+    return [problem.reason for problem in poll(unverified, now, ring).problems]
 
 
 def encode(part: object) -> str:
@@ -129,8 +129,8 @@ def test_a_header_that_is_not_ours(header: dict[str, Any], reason: str) -> None:
         ({"iss": "x", "exp": 1, "aud": 1}, ["missing_claim", "other_issuer", "expired"]),
     ],
 )
-def test_claims_that_are_not_ours(claims: dict[str, Any], told: list[str]) -> None:
-    assert reasons(forged(claims=claims)) == told
+def test_claims_that_are_not_ours(claims: dict[str, Any], message: list[str]) -> None:
+    assert reasons(forged(claims=claims)) == message
 
 
 def test_a_key_that_was_revoked_or_has_gone_is_told(clock: SettableClock) -> None:
@@ -148,7 +148,7 @@ def test_a_key_that_was_revoked_or_has_gone_is_told(clock: SettableClock) -> Non
 )
 def test_what_is_no_token_is_told(text: str) -> None:
     found = poll(text)
-    assert [fault.reason for fault in found.faults] == ["malformed_token"]
+    assert [problem.reason for problem in found.problems] == ["malformed_token"]
     assert (found.unverified_header, found.unverified_claims) == (None, None)
 
 
@@ -189,6 +189,6 @@ def test_whatever_it_is_nothing_is_raised(text: str) -> None:
 
 def test_no_sentence_quotes_the_token() -> None:
     pasted = "ths_a-secret"
-    told = poll(forged({"typ": pasted, "alg": pasted, "kid": pasted}, {"iss": pasted, "aud": 1})).faults
-    assert len(told) == 4
-    assert not any(pasted in fault.told for fault in told)
+    message = poll(forged({"typ": pasted, "alg": pasted, "kid": pasted}, {"iss": pasted, "aud": 1})).problems
+    assert len(message) == 4
+    assert not any(pasted in problem.message for problem in message)
