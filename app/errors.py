@@ -1,8 +1,8 @@
-"""Every refusal on one screen: its code, its status and the one sentence that a caller reads.
+"""Every refusal on one screen: code, status, and the one sentence that the caller reads.
 
-The form of each answer is that of RFC 6749 section 5.2, for every status. The sentence is constant, so that nothing a
-caller sent comes back, except scopes and resources that have passed their grammar. Why a request was refused in truth
-is the ``reason``: it goes to the log, never to the wire. When to raise what is left to the rooms above.
+Responses have the form of RFC 6749 section 5.2, whatever the status. The sentence is constant, so that nothing a
+caller sent is reflected, except scopes and resources that have passed their grammar. The true cause is the
+``reason``: it goes to the log, never to the caller.
 """
 
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from typing import ClassVar
 from authlib.oauth2 import OAuth2Error
 
 BODY_LIMIT_BYTES = 16 * 1024
-"""The largest request body, in bytes. The worker buffers up to this much, and the server refuses more."""
+"""The longest request body, in bytes."""
 
 RETRY_AFTER_SECONDS = 1
-"""What ``Retry-After`` says while something that we need is away: callers back off from there by themselves."""
+"""The ``Retry-After`` of a 503, in seconds. Callers back off from there by themselves."""
 
 Rendered = tuple[int, dict[str, str], list[tuple[str, str]]]
 """Status, JSON body, headers."""
@@ -26,24 +26,24 @@ class StartError(Exception):
 
 
 class ManagementError(Exception):
-    """A change to clients or keys that is refused: one line that names what is wrong and what is allowed."""
+    """A refused change to clients or keys: one line that says what is wrong and what is allowed."""
 
     exit_status: ClassVar[int] = 1
-    """What the command line ends with."""
+    """The exit status of the command."""
 
 
 class StillInUse(ManagementError):
-    """A secret that was to be retired and is not silent yet: a script may wait and try again."""
+    """A secret that was to be retired is still in use: a script may wait and try again."""
 
     exit_status = 3
 
 
 class OAuthError(OAuth2Error):
-    """A refusal: the caller reads code and description, the log also the ``reason``.
+    """A refusal. The caller reads code and description, the log has the ``reason`` too.
 
-    :param reason: why, in snake_case, for the operator; never sent to the caller.
+    :param reason: the cause in snake_case, for the operator; never sent to the caller.
     :param description: a sentence for the caller, in the characters of RFC 6749 section 5.2.
-    :param client_id: the client, when it is known to exist.
+    :param client_id: the client, if it is known to exist.
     """
 
     error: str
@@ -57,7 +57,7 @@ class OAuthError(OAuth2Error):
         self.client_id = client_id
 
     def extra_headers(self) -> list[tuple[str, str]]:
-        """Headers that this refusal adds."""
+        """Return the headers that this refusal adds."""
         return []
 
 
@@ -69,7 +69,7 @@ class InvalidRequest(OAuthError):
 
 
 class BodyTooLarge(InvalidRequest):
-    """The body is longer than :data:`BODY_LIMIT_BYTES`; it has not been parsed."""
+    """The body is longer than :data:`BODY_LIMIT_BYTES`; it was not parsed."""
 
     status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     description = f"The request body is longer than {BODY_LIMIT_BYTES} bytes."
@@ -84,13 +84,13 @@ class InvalidClient(OAuthError):
     description = "Client authentication failed."
 
     def extra_headers(self) -> list[tuple[str, str]]:
-        """The challenge of RFC 6749 section 5.2, with the error in it for clients that read it before the body."""
+        """Return the challenge of RFC 6749 section 5.2, with the error for clients that read it before the body."""
         challenge = f'Basic realm="tokenhouse", error="{self.error}", error_description="{self.description}"'
         return [("WWW-Authenticate", challenge)]
 
 
 class UnauthorizedClient(OAuthError):
-    """The client is who it says, and may not use this grant."""
+    """The client is authenticated, but may not use this grant."""
 
     error = "unauthorized_client"
     description = "The client is not authorized to use this grant type."
@@ -106,21 +106,21 @@ class UnsupportedGrantType(OAuthError):
 
 
 class InvalidScope(OAuthError):
-    """The scope breaks the grammar of RFC 6749 section 3.3, or asks for more than the client was granted."""
+    """The scope breaks the grammar of RFC 6749 section 3.3, or contains a scope that the client was not granted."""
 
     error = "invalid_scope"
     description = "The scope must be scope tokens separated by single spaces."
 
 
 class InvalidTarget(OAuthError):
-    """A resource that is malformed or that the client was not granted: RFC 8707 section 2."""
+    """A resource is malformed, or the client was not granted it: RFC 8707 section 2."""
 
     error = "invalid_target"
     description = "A resource must be an absolute URI without a fragment."
 
 
 class ServerError(OAuthError):
-    """Something of ours failed."""
+    """The server failed."""
 
     error = "server_error"
     status_code = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -128,13 +128,13 @@ class ServerError(OAuthError):
 
 
 class ServiceUnavailable(ServerError):
-    """Something that we need is away: worth a retry."""
+    """Something that the server needs is away: the caller may retry."""
 
     status_code = HTTPStatus.SERVICE_UNAVAILABLE
     description = "The server cannot handle the request right now."
 
     def extra_headers(self) -> list[tuple[str, str]]:
-        """When to come again."""
+        """Return when to retry."""
         return [("Retry-After", str(RETRY_AFTER_SECONDS))]
 
 
@@ -157,9 +157,9 @@ _HTTP_ERRORS: dict[int, tuple[str, str]] = {
 
 
 def http_error_body(status: int) -> dict[str, str]:
-    """Body of an error answer for a fault below OAuth: HTTP framing, an unknown path, a wrong method.
+    """Return the body of an error below OAuth: HTTP framing, an unknown path, a wrong method.
 
-    :param status: the HTTP status; one without a sentence of its own reads as 400 below 500, and as 500 from there on.
+    :param status: the HTTP status. A status that is not listed gets the sentence of 400 or, from 500 on, of 500.
     """
     fallback = HTTPStatus.BAD_REQUEST if status < HTTPStatus.INTERNAL_SERVER_ERROR else HTTPStatus.INTERNAL_SERVER_ERROR
     code, description = _HTTP_ERRORS.get(status, _HTTP_ERRORS[fallback])
@@ -167,6 +167,6 @@ def http_error_body(status: int) -> dict[str, str]:
 
 
 def render(error: OAuthError, extra: Iterable[tuple[str, str]] = ()) -> Rendered:
-    """What goes over the wire for ``error``."""
+    """Return status, body and headers of the response to ``error``."""
     body = {"error": error.error, "error_description": error.description}
     return error.status_code, body, [*error.extra_headers(), *extra]

@@ -1,8 +1,8 @@
-"""The shapes that rooms share: Protocols and frozen dataclasses, nothing that acts.
+"""Shapes that packages share: Protocols and frozen dataclasses without behaviour.
 
-A feature (a grant, a client authentication method, an endpoint) carries all its facets in one object, and the
-registries ``client_auth.METHODS``, ``grants.GRANTS`` and ``endpoints.ENDPOINTS`` list those objects. Metadata, the
-command line's choices and the checks of client fields iterate the registries.
+A grant, a client authentication method or an endpoint carries all its facets in one object. The registries
+``oauth.client_auth.METHODS``, ``oauth.grants.GRANTS`` and ``oauth.endpoints.ENDPOINTS`` list those objects; the
+metadata, the command line's choices and the checks of client fields iterate them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,29 +11,29 @@ from datetime import datetime
 from typing import Any, Protocol
 
 Clock = Callable[[], datetime]
-"""Now, as an aware datetime in UTC."""
+"""Returns the current time as an aware datetime in UTC."""
 
 Metadata = dict[str, Any]
 """Members of the authorization server metadata document (RFC 8414 section 2)."""
 
 ALL_RESOURCES = "*"
-"""Stands, among the resources whose tokens a client may ask about, for all."""
+"""Among the resources whose tokens a client may introspect: all resources."""
 
 DEFAULT_AUDIENCE = ""
-"""Stands, among those that a client's tokens may be for, for the server's default."""
+"""Among the audiences of a client's tokens: the server's default audience."""
 
 SECRET_PREFIX = "ths_"  # noqa: S105 - The part that secret scanners look for.
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client as the request path sees it: frozen, no row, no secret. Authlib is handed this one.
+    """A client on the request path: frozen, no database row, no secret. Authlib gets this object.
 
-    :param scope: the scope tokens that it may ask for, in registration order.
+    :param scope: the scopes that the client was granted, in registration order.
     :param audiences: the resources that its tokens may be for; the first is the default.
-    :param access_token_lifetime: whole seconds, or ``None`` for the server's own default.
-    :param introspects: the resources whose tokens it may ask about; ``*`` stands for all.
-    :param tokens_not_before: its tokens that were issued then, or earlier, are dead.
+    :param access_token_lifetime: whole seconds, or ``None`` for the server's default.
+    :param introspects: the resources whose tokens it may introspect; ``*`` stands for all.
+    :param tokens_not_before: its tokens issued then or earlier are revoked.
     """
 
     client_id: str
@@ -47,21 +47,21 @@ class Client:
     tokens_not_before: datetime | None = None
 
     def get_client_id(self) -> str:
-        """Name that Authlib's code calls."""
+        """Return the client id; Authlib's name for it."""
         return self.client_id
 
     def check_grant_type(self, grant_type: str) -> bool:
-        """Whether the client may use ``grant_type``; Authlib's name for it."""
+        """Return whether the client may use ``grant_type``; Authlib's name for it."""
         return grant_type in self.grant_types
 
 
 @dataclass(frozen=True, slots=True)
 class Authentication:
-    """Who a request came from, and how that was proven.
+    """The authenticated client of a request, and how it authenticated.
 
-    :param method: the method's name in the metadata's terms, such as ``client_secret_basic``.
-    :param secret_id: which of the client's secrets it was, where the method has secrets.
-    :param secret_expires_at: when that secret ends, if it does.
+    :param method: the method's name as in the metadata, such as ``client_secret_basic``.
+    :param secret_id: which of the client's secrets was used, if the method has secrets.
+    :param secret_expires_at: when that secret expires, if it does.
     """
 
     client: Client
@@ -72,21 +72,21 @@ class Authentication:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """An id with a secret in clear text, as a request presented them. Lives for one request."""
+    """A client id and a secret in clear text, as a request presented them. Lives for one request."""
 
     client_id: str
     secret: str
 
     def __repr__(self) -> str:
-        """Keep the secret out of every traceback and log."""
+        """Keep the secret out of tracebacks and logs."""
         return "Credentials(…)"
 
 
 @dataclass(frozen=True, slots=True)
 class AccessTokenGrant:
-    """What an access token may say: settled by policy, signed by the issuer.
+    """What an access token may contain: decided by the policy, signed by the issuer.
 
-    :param scope: scope tokens, in the order in which they were asked for.
+    :param scope: scopes, in the order of the request.
     :param audiences: one or more resources.
     """
 
@@ -97,7 +97,7 @@ class AccessTokenGrant:
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """A signed access token and what the answer and the audit log say of it. ``encoded`` is a secret."""
+    """A signed access token, and its facts for the response and the audit log. ``encoded`` is a secret."""
 
     encoded: str
     jti: str
@@ -105,7 +105,7 @@ class AccessToken:
     grant: AccessTokenGrant
 
     def __repr__(self) -> str:
-        """Keep the token out of every traceback and log."""
+        """Keep the token out of tracebacks and logs."""
         return f"AccessToken(jti={self.jti!r})"
 
 
@@ -113,59 +113,59 @@ class TokenRequest(Protocol):
     """A request at an OAuth endpoint, parsed strictly: each parameter once, none empty, all decoded."""
 
     authorization: str | None
-    """The value of the ``Authorization`` header; ``None`` when absent or empty."""
+    """The value of the ``Authorization`` header; ``None`` if absent or empty."""
 
     parameters: Mapping[str, str]
-    """Form parameters. Those that may be repeated stand in :attr:`resources` only."""
+    """Form parameters, except repeatable ones, which are in :attr:`resources`."""
 
     resources: Sequence[str]
-    """Values of ``resource`` (RFC 8707 section 2), in order."""
+    """The values of ``resource`` (RFC 8707 section 2), in order."""
 
     source_address: str | None
-    """The TCP peer."""
+    """The caller's address."""
 
     presented_secrets: list[str]
-    """What the request proves itself with, in each reading: nothing of it may come back in an answer or a log."""
+    """Secrets and assertions that the request contains, in each reading: no response and no log may contain them."""
 
 
 class Authenticator(Protocol):
-    """A way for a client to prove who it is, as requests need it."""
+    """A client authentication method, as requests use it."""
 
     name: str
-    """The method's registered name (RFC 7591 section 2), as the metadata advertises it."""
+    """The method's registered name (RFC 7591 section 2), as in the metadata."""
 
     parameters: frozenset[str]
-    """The form parameters that it reads."""
+    """The form parameters that the method reads."""
 
     def is_presented(self, request: TokenRequest) -> bool:
-        """Whether ``request`` uses this method, well or badly."""
+        """Return whether ``request`` uses this method, correctly or not."""
         ...
 
     def authenticate(self, request: TokenRequest) -> Authentication:
-        """Who sent ``request``.
+        """Authenticate the client that sent ``request``.
 
-        :raises InvalidClient: whatever is wrong, with the reason for the log.
+        :raises InvalidClient: authentication failed, with the reason for the log.
         """
         ...
 
 
 class ClientAuthMethod(Authenticator, Protocol):
-    """A way for a client to prove who it is. See CONTRIBUTING.md for how to add one."""
+    """A client authentication method. CONTRIBUTING.md shows how to add one."""
 
     has_secrets: bool
-    """Whether a client of this method has secrets that we generate."""
+    """Whether clients of this method have secrets that we generate."""
 
     uses_secret_as_key: bool
-    """Whether it must read these secrets again, so that they are kept encrypted instead of as digests."""
+    """Whether the method uses a secret as the key of a MAC: such secrets are stored encrypted, not as digests."""
 
     @property
     def signing_algs(self) -> tuple[str, ...]:
-        """The algorithms of its assertions, as the metadata advertises them; empty for a method without assertions."""
+        """The algorithms of the method's assertions, as in the metadata; empty for a method without assertions."""
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Check what a client of this method registers beside its secrets, before it is stored.
+        """Check what a client of this method registers besides its secrets, before it is stored.
 
-        :raises ManagementError: something is missing, wrong, or does not belong there.
+        :raises ManagementError: a field is missing, wrong, or unknown to this method.
         """
         ...

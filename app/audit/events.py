@@ -1,9 +1,8 @@
-"""Typed facts, past tense, safe to log by construction: no field can hold a secret, an assertion, a token or a key.
+"""Events: what happened, in the past tense. Safe to log: no field can hold a secret, an assertion, a token or a key.
 
-Whoever wants to know subscribes: the audit log (``logs``), the metrics. An event of a request carries its facts
-in ``request``; one that no request caused has no such field. An event never holds what an
-unauthenticated caller wrote: a client's id stands in it only when there is such a client, since people paste secrets
-into the wrong field.
+The audit log (``audit.log``), metrics and traces subscribe. An event of a request has its facts in ``request``;
+other events have no such field. An event never holds what an unauthenticated caller wrote: it names a client only if
+that client exists, since people paste secrets into the wrong field.
 """
 
 import logging
@@ -20,9 +19,9 @@ log = logging.getLogger(__name__)
 class RequestFacts:
     """What is known of every request.
 
-    :param source_address: the TCP peer.
+    :param source_address: the caller's address.
     :param duration_ms: from the complete request to the event.
-    :param trace_id: of its trace, where requests are traced.
+    :param trace_id: the id of its trace, if requests are traced.
     """
 
     request_id: str
@@ -50,14 +49,14 @@ class TokenIssued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRefused:
-    """A request at the token endpoint got no token.
+    """A token request was refused.
 
-    :param client_id: the client, when there is one of the id that was sent.
+    :param client_id: the client, if one with the id that was sent exists.
     :param error: the code that the caller reads.
-    :param reason: what was wrong in truth.
-    :param detail: more of the reason, from values that have passed their grammar.
-    :param auth_method: how the request has tried to authenticate, when it has.
-    :param grant_type: what it has asked for, when that is a grant of ours.
+    :param reason: the true cause.
+    :param detail: more about the cause, from values that have passed their grammar.
+    :param auth_method: how the request tried to authenticate, if it did.
+    :param grant_type: the requested grant, if it is registered.
     """
 
     request: RequestFacts
@@ -73,9 +72,9 @@ class TokenRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRefused:
-    """A request at another endpoint than that for tokens was refused; fields as in :class:`TokenRefused`.
+    """A request at another endpoint than the token endpoint was refused; fields as in :class:`TokenRefused`.
 
-    :param endpoint: its name: ``introspection``, ``revocation``, ``revocation_feed``.
+    :param endpoint: the endpoint: ``introspection``, ``revocation`` or ``revocation_feed``.
     """
 
     request: RequestFacts
@@ -90,12 +89,12 @@ class RequestRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenIntrospected:
-    """A client has asked whether a token is good.
+    """A client has introspected a token.
 
-    :param client_id: who asked.
-    :param active: what it was told.
-    :param reason: why it was told that the token is not good.
-    :param jti: the token's, when it is one of ours.
+    :param client_id: the client.
+    :param active: the answer.
+    :param reason: why the answer was not ``active``.
+    :param jti: the token's id, if it is one of ours.
     """
 
     request: RequestFacts
@@ -108,9 +107,9 @@ class TokenIntrospected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRevoked:
-    """A client has taken a token back.
+    """A client has revoked a token.
 
-    :param was_live: false where there was nothing to take back: an unknown token, or another client's.
+    :param was_live: false if there was nothing to revoke: an unknown token, or another client's.
     :param reason: why not.
     """
 
@@ -124,9 +123,9 @@ class TokenRevoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRingLoaded:
-    """A worker signs and publishes with another ring from now on.
+    """A worker signs and publishes with a changed ring from now on.
 
-    :param published: the ``kid`` of each key of the JWKS, oldest first.
+    :param published: the ``kid`` of each key in the JWKS, oldest first.
     """
 
     signing: str
@@ -136,9 +135,9 @@ class KeyRingLoaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRingRejected:
-    """The ring was changed to one that a worker will not take; it goes on with the one that it has.
+    """A worker has rejected a changed ring and continues with its own.
 
-    :param fault: one line, without a word of what is in a private key.
+    :param fault: one line that quotes nothing of a private key.
     """
 
     fault: str
@@ -147,9 +146,9 @@ class KeyRingRejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyStateChanged:
-    """A key has come to another state, by the clock or by a change of the ring. Told once by all workers together.
+    """A key has changed its state, by the clock or by a change of the ring. Emitted once per server.
 
-    :param since: when it did.
+    :param since: when the state changed.
     """
 
     kid: str
@@ -160,7 +159,7 @@ class KeyStateChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockFellBehind:
-    """The clock says a time that is over by what was seen: keys stay in the states that they had reached."""
+    """The clock shows an earlier time than before: keys stay in the states that they had reached."""
 
     reached_at: datetime
     behind_seconds: int
@@ -169,7 +168,7 @@ class ClockFellBehind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretExpiring:
-    """A secret that still works will not for long. Told once a day for each, in its last 30 days."""
+    """A valid secret will expire within 30 days. Emitted once a day for each secret."""
 
     client_id: str
     secret_id: str
@@ -180,10 +179,10 @@ class SecretExpiring:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientChanged:
-    """Somebody made, changed or ended a client, or a secret of one.
+    """A client or one of its secrets was created, changed or deleted.
 
     :param by: the system user.
-    :param fields: what of it is another now, by name.
+    :param fields: the names of the changed fields.
     """
 
     by: str
@@ -196,7 +195,7 @@ class ClientChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenChanged:
-    """Somebody made a token for a client, or took one back.
+    """A token was issued or revoked by a command.
 
     :param by: the system user.
     """
@@ -213,10 +212,10 @@ class TokenChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRingChanged:
-    """Somebody changed the key ring.
+    """The key ring was changed.
 
     :param by: the system user.
-    :param kids: the keys that were made or changed.
+    :param kids: the keys that were created or changed.
     """
 
     by: str
@@ -227,7 +226,7 @@ class KeyRingChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditLinesLost:
-    """So many lines found no room while the audit log took none."""
+    """Lines were dropped while the audit log took none."""
 
     lines: int
     outcome: str = field(default="lost", init=False)
@@ -250,7 +249,7 @@ Subscriber = Callable[[Event], None]
 
 
 class Events:
-    """Hands each event to every subscriber, in the order in which they subscribed."""
+    """Hands each event to every subscriber, in the order of subscription."""
 
     def __init__(self) -> None:
         self._subscribers: list[Subscriber] = []
@@ -260,9 +259,9 @@ class Events:
         self._subscribers.append(subscriber)
 
     def emit(self, event: Event) -> None:
-        """Tell all subscribers. One that fails costs nobody a token; it is logged.
+        """Call all subscribers. A failing subscriber is logged and prevents no token.
 
-        :raises ServiceUnavailable: a subscriber says that without it there may be no token.
+        :raises ServiceUnavailable: a subscriber requires that no token is issued without it.
         """
         for subscriber in self._subscribers:
             try:

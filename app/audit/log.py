@@ -1,7 +1,7 @@
-"""Two streams: the audit log on standard output, diagnostics on standard error; one JSON object a line in production.
+"""The audit log on standard output, and diagnostics on standard error; one JSON object per line in production.
 
-The audit log is made of events alone, whatever the level. Diagnostics are what libraries and we say through
-:mod:`logging`; their level is a setting. Authlib logs whole tokens at DEBUG, so it never gets below WARNING.
+The audit log consists of events alone, at every level. Diagnostics are what libraries and we send to :mod:`logging`;
+their level is a setting. Authlib logs whole tokens at DEBUG, so its level is never below WARNING.
 """
 
 import json
@@ -23,31 +23,31 @@ from app.types import Clock
 from buffered_worker.stream import NonBlockingStream
 
 if TYPE_CHECKING:
-    # Imported where a line is made: it takes a tenth of a second, and most commands have nothing to log.
+    # Imported when the first line is formatted: the import takes 0.1 s, and most commands log nothing.
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 log = logging.getLogger(__name__)
 
 REQUIRED_WITHIN_SECONDS = 1.0
-"""How long a token waits for its line where the setting says that it must."""
+"""How long a token waits for its audit line, if lines are required."""
 
-# Libraries whose DEBUG lines hold tokens, secrets or the values of statements; the last one's are noise.
+# Libraries that log tokens, secrets or values of statements at DEBUG; the last one is only noisy.
 _NEVER_BELOW_WARNING = ("authlib", "sqlalchemy", "urllib3", "joserfc", "psycopg", "alembic.runtime.plugins")
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send everything that is logged in this process to standard error, as the settings say."""
+    """Send all logging of this process to standard error, as the settings say."""
     send_to_standard_error(settings.log_format, settings.log_level)
 
 
 def send_to_standard_error(log_format: str, level: str) -> None:
-    """Send everything that is logged in this process to standard error."""
+    """Send all logging of this process to standard error."""
     handler = logging.StreamHandler(STDERR)
     handler.setFormatter(_Formatter(log_format, STDERR))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # gunicorn gives its logger a handler and a level of its own, at its start and at each reload.
+    # gunicorn sets its logger's handler and level at its start and at each reload.
     server = logging.getLogger("gunicorn.error")
     server.handlers.clear()
     server.setLevel(logging.NOTSET)
@@ -60,8 +60,8 @@ def send_to_standard_error(log_format: str, level: str) -> None:
 class AuditLog:
     """Subscriber that writes each event as one line.
 
-    :param writer: where lines go.
-    :param is_required: no token without its line: the rule of some.
+    :param writer: the stream.
+    :param is_required: whether a token may be issued only if its line was written.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class AuditLog:
         writer.describe_loss = lambda lines: self._line(AuditLinesLost(lines=lines))
 
     def __call__(self, event: Event) -> None:
-        """Write ``event``, or let it wait while the log takes none.
+        """Write ``event``, or queue it while the log takes no lines.
 
-        :raises ServiceUnavailable: a token's line is required and cannot be written.
+        :raises ServiceUnavailable: the line of a token is required and cannot be written.
         """
         is_needed = self._is_required and isinstance(event, TokenIssued)
         if is_needed and self._writer.is_stalled:
@@ -90,11 +90,11 @@ class AuditLog:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether lines wait for long, or were lost."""
+        """Whether a line has waited for long, or lines were lost."""
         return self._writer.is_stalled
 
     def poll(self) -> None:
-        """Say once when the log takes no lines, and once when it does again."""
+        """Log once when the audit log takes no lines, and once when it does again."""
         was_stalled, self._was_stalled = self._was_stalled, self.is_stalled
         if self._was_stalled and not was_stalled:
             log.error("the audit log takes no lines (%s): they wait", self._writer.fault or "its reader is slow")
@@ -102,11 +102,11 @@ class AuditLog:
             log.warning("the audit log takes lines again")
 
     def write_past(self, happened_at: datetime, name: str, facts: dict[str, Any]) -> None:
-        """Write an event that a command has left."""
+        """Write an event that a command has left in the outbox."""
         self._writer.put(self._rendered(happened_at, name, facts))
 
     def _line(self, event: Event) -> str:
-        """``event`` as a line: its time and name first, what is empty left out."""
+        """Format ``event`` as a line: time and name first, empty fields left out."""
         kind: Any = type(event)
         names, values_of = _reader(kind)
         facts: dict[str, Any] = {}
@@ -131,7 +131,7 @@ class AuditLog:
 
 @cache
 def _reader(kind: Any) -> tuple[tuple[str, ...], Callable[[Event], tuple[Any, ...]]]:
-    """The names of the fields of an event, and what gives their values."""
+    """Return the names of an event's fields, and a function that returns their values."""
     names = tuple(field.name for field in fields(kind))
     return names, attrgetter(*names)
 
@@ -141,7 +141,7 @@ def _whole_seconds(time: datetime) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """Makes the true one when the first line comes."""
+    """Creates the real formatter at the first line."""
 
     def __init__(self, log_format: str, stream: NonBlockingStream) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _Formatter(logging.Formatter):
         self._make = partial(_formatter, log_format, stream)
 
     def format(self, record: logging.LogRecord) -> str:
-        """``record`` as a line."""
+        """Format ``record`` as a line."""
         self._true = self._true or self._make()
         return self._true.format(record)
 
@@ -188,12 +188,12 @@ def _as_json(facts: dict[str, Any], **options: Any) -> str:
     try:
         return orjson.dumps(facts).decode("ascii")
     except (TypeError, UnicodeDecodeError):
-        # What is not ASCII is escaped: a terminal must not obey what stands in a log.
+        # Escape other characters than ASCII: a log must not control the reader's terminal.
         return json.dumps(facts, separators=(",", ":"), **options)
 
 
 def _time_and_event_first(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
-    """What a person's eye looks for first."""
+    """Put first what a reader looks for first."""
     return {"time": event.pop("time"), "event": event.pop("event"), **event}
 
 

@@ -1,7 +1,7 @@
-"""Events of commands, on their way to the audit log: a command has no standard output to log on, servers have.
+"""The outbox: carries events of commands to the audit log, which is the standard output of a server.
 
-A row in the transaction of the change itself, so that no change is without a trace; one of all workers takes it out
-and tells it, with the time at which it happened, within seconds.
+An event is a row in the transaction of its change, so no change goes unrecorded. Within seconds one of all workers
+removes the row and writes it to the audit log, with the time of the change.
 """
 
 import json
@@ -24,11 +24,11 @@ DRAIN_SECONDS = 1.0
 AT_ONCE = 100
 
 WriteEvent = Callable[[datetime, str, dict[str, Any]], None]
-"""Writes one event to the audit log: when it happened, its name, its facts."""
+"""Writes one event to the audit log: time, name, fields."""
 
 
 def system_user() -> str:
-    """Who runs this process, and for whom: the user, and who became it with sudo."""
+    """Return the user that runs this process, and the user behind sudo."""
     try:
         name = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -38,7 +38,7 @@ def system_user() -> str:
 
 
 class Outbox:
-    """Events that no server has told yet."""
+    """Events that no server has written yet."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._reading = reading_engine(engine)
@@ -46,13 +46,13 @@ class Outbox:
         self._clock = clock
 
     def put(self, connection: Connection, event: ClientChanged | KeyRingChanged | TokenChanged) -> None:
-        """Leave ``event``, in the transaction of what it tells of."""
+        """Add ``event`` in the transaction of its change."""
         facts = {name: value for name, value in asdict(event).items() if value not in (None, ())}
         row = {"happened_at": self._clock(), "event": type(event).__name__, "facts": json.dumps(facts)}
         connection.execute(insert(OutboxRow).values(**row))
 
     def put_alone(self, event: KeyRingChanged | TokenChanged) -> None:
-        """Leave an event of what is not in the database.
+        """Add an event whose change is not in the database.
 
         :raises SQLAlchemyError: the database does not answer.
         """
@@ -60,7 +60,7 @@ class Outbox:
             self.put(connection, event)
 
     def drain(self, write: WriteEvent) -> None:
-        """Take out what is there and tell it; by one of all workers, whichever asks first.
+        """Remove waiting events and write them; each event is written by one of all workers.
 
         :raises SQLAlchemyError: the database does not answer.
         """
@@ -72,6 +72,6 @@ class Outbox:
         with self._writing.begin() as connection:
             taken = delete(OutboxRow).where(OutboxRow.outbox_id.in_(ids)).returning(*OutboxRow.__table__.c)
             rows = sorted(connection.execute(taken).all(), key=lambda row: int(row.outbox_id))
-            # Before the transaction ends: what cannot be told now is told later.
+            # Within the transaction: an event that cannot be written stays for later.
             for row in rows:
                 write(row.happened_at, row.event, json.loads(row.facts))

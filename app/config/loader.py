@@ -1,7 +1,7 @@
-"""Where settings come from, and the check of all of them before anything starts.
+"""Loads the settings from all sources and validates them as a whole, before anything starts.
 
-The layers, highest first: the environment, ``NAME_FILE`` (a file that holds the value of ``NAME``), ``.env`` in a
-checkout, ``config/$TOKENHOUSE_CONFIG.toml``, ``config/default.toml``. What a value must look like is left to
+The sources, highest precedence first: the environment, ``NAME_FILE`` (a file that holds the value of ``NAME``),
+``.env`` in a checkout, ``config/$TOKENHOUSE_CONFIG.toml``, ``config/default.toml``. Validation of values is left to
 ``config.settings``.
 """
 
@@ -22,10 +22,10 @@ from app.errors import StartError
 
 CONFIG_NAME = f"{PREFIX}CONFIG"
 
-# Kubernetes injects these into every pod that stands beside a service named "tokenhouse".
+# Kubernetes injects these into every pod beside a service named "tokenhouse".
 _INJECTED_BY_KUBERNETES = ("SERVICE_", "PORT")
 
-# A name this close to a known one is a typing error; one further away belongs to somebody else, or to another version.
+# A name this close to a known one is a typing error. Any other belongs to somebody else, or to another version.
 _TYPING_ERROR_SIMILARITY = 0.85
 
 _MISSING = {
@@ -36,19 +36,19 @@ _MISSING = {
 
 
 class UnknownSettingWarning(UserWarning):
-    """A ``TOKENHOUSE_`` variable that nothing reads."""
+    """A ``TOKENHOUSE_`` variable that no setting reads."""
 
 
 class DevelopmentWarning(UserWarning):
-    """Production's issuer with development's settings."""
+    """A production issuer with development settings."""
 
 
 def load_settings(environment: Mapping[str, str] | None = None, *, folder: Path = PROJECT_FOLDER) -> Settings:
-    """Read all layers and check them as a whole.
+    """Load all sources and validate them as a whole.
 
-    :param environment: instead of the process's own.
-    :param folder: where ``.env`` and ``config/`` lie.
-    :raises StartError: a line for each fault, with its name and what is allowed, never a secret's value.
+    :param environment: replaces the process's environment.
+    :param folder: the folder of ``.env`` and ``config/``.
+    :raises StartError: one line per fault, with its name and what is allowed, never a secret's value.
     """
     layers = _Layers(folder)
     dotenv = layers.read_dotenv()
@@ -84,7 +84,7 @@ def load_settings(environment: Mapping[str, str] | None = None, *, folder: Path 
 
 
 def development_issuer(host: str, port: str) -> str:
-    """Issuer of a server on a developer's machine, for what ``make run HOST= PORT=`` was given."""
+    """Return the issuer of a server on a developer's machine, for the ``HOST`` and ``PORT`` of ``make run``."""
     if host in {"", "0.0.0.0", "::", "127.0.0.1"}:  # noqa: S104 - Compared, not bound.
         host = "localhost"
     address = f"[{host}]" if ":" in host else host
@@ -92,7 +92,7 @@ def development_issuer(host: str, port: str) -> str:
 
 
 class _Layers:
-    """Reads the layers and gathers what is wrong in them, so that all of it can be told at once."""
+    """Reads the sources and collects their faults, so that all are reported at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -123,13 +123,13 @@ class _Layers:
         except (OSError, ValueError) as error:
             self.faults.append(f"config/{path.name} cannot be read: {_cause(error)}")
             return {}
-        # Which file counts has been settled before it is read.
+        # ``config`` chooses the file, so a file cannot set it.
         unknown = [name for name in values if name not in Settings.model_fields or name == "config"]
         self.faults += [f"config/{path.name} has an unknown setting {name!r}{_did_you_mean(name)}" for name in unknown]
         return {name: value for name, value in values.items() if name not in unknown}
 
     def read_variables(self, variables: Mapping[str, str], source: str) -> dict[str, str]:
-        """``TOKENHOUSE_X`` and ``TOKENHOUSE_X_FILE`` as ``x``. An empty variable is an absent one, but for a few."""
+        """Return ``TOKENHOUSE_X`` and ``TOKENHOUSE_X_FILE`` as ``x``; an empty variable is absent, with exceptions."""
         self._report_unknown_names(variables, source)
         given = {}
         for name in SETTING_NAMES:
@@ -159,7 +159,7 @@ class _Layers:
         self.faulty_fields.add(field)
 
     def _report_unknown_names(self, variables: Mapping[str, str], source: str) -> None:
-        """Stop at what looks like a typing error, warn of the rest."""
+        """Report a fault for names that look like typing errors; warn about other unknown names."""
         for name in sorted(variables):
             setting = name.removeprefix(PREFIX)
             known = name.removesuffix("_FILE") in SETTING_NAMES
@@ -173,11 +173,11 @@ class _Layers:
 
 
 def _given_environment(dotenv: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what the ``flask`` command copied from ``.env`` into the environment before it called us.
+    """Return the environment without the variables that the ``flask`` command copied into it from ``.env``.
 
-    It does so without asking which configuration the file belongs to, and a production command must never mix in
-    development's values. What the process was started with is told by the kernel; where it does not tell, a value that
-    equals the file's is taken for the file's.
+    Flask copies them whichever configuration the file belongs to, and a production command must never mix in
+    development's values. The kernel tells which variables the process was started with; where it does not, a value
+    equal to the file's is taken for the file's.
     """
     if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
         return dict(os.environ)
@@ -190,12 +190,12 @@ def _given_environment(dotenv: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_text(value: str) -> bool:
-    """Whether ``value`` is Unicode: bytes of the environment that are not UTF-8 come as lone surrogates."""
+    """Return whether ``value`` is Unicode: environment bytes that are not UTF-8 become lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _cause(error: OSError | ValueError) -> str:
-    """What is wrong with a file, without a word of what is in it."""
+    """Return what is wrong with a file, without quoting its content."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     if isinstance(error, tomllib.TOMLDecodeError):
@@ -209,14 +209,14 @@ def _did_you_mean(field: str) -> str:
 
 
 def _explain(error: ValidationError, *, silent: set[str]) -> Iterator[str]:
-    """One line for each fault, but for fields in ``silent``, whose fault has been told.
+    """Yield one line for each fault, except for fields in ``silent``, whose fault is reported already.
 
-    Only our own sentences: pydantic's could quote the input.
+    The sentences are ours alone: pydantic's could quote the input.
     """
     for fault in error.errors(include_input=False, include_url=False):
         field = str(fault["loc"][0]) if fault["loc"] else ""
         is_missing = fault["type"] == "missing"
-        # The default audience lacks only where the issuer is wrong or lacks.
+        # The default audience is missing only if the issuer is wrong or missing.
         if field in silent or (is_missing and field == "default_audience"):
             continue
         sentence = fault["msg"].removeprefix("Value error, ").replace("Input should be ", "must be ", 1)

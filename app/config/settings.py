@@ -45,7 +45,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
     config: str = "production"
-    """Which file of ``config/`` counts besides ``default.toml``."""
+    """Which file of ``config/`` is used besides ``default.toml``."""
 
     issuer: Annotated[str, BeforeValidator(parse_issuer)]
     """``iss`` of every token and the base of every URL in the metadata. Never taken from a request."""
@@ -53,10 +53,10 @@ class Settings(BaseModel):
     database_url: Annotated[SecretStr, BeforeValidator(parse_database_url)] = SecretStr(
         "sqlite:///instance/tokenhouse.db"
     )
-    """Clients and their secrets' digests."""
+    """The database of clients and digests of their secrets."""
 
     redis_url: Annotated[SecretStr | None, BeforeValidator(parse_redis_url)] = None
-    """Where several machines remember what they share for a while; unset: in the database."""
+    """Redis for state that several machines share for a while; unset: in the database."""
 
     keyring: Annotated[Path | str, BeforeValidator(parse_keyring)] = Path("instance/keyring.toml")
     """The signing keys and their times: a file with PEM files beside it, ``database``, or ``env:NAME`` (static)."""
@@ -65,62 +65,69 @@ class Settings(BaseModel):
     """Decrypts encrypted PEM files."""
 
     signing_alg: SigningAlg = "RS256"
-    """Which algorithm signs: RFC 7518 section 3.1, RFC 8037. Some verifiers know nothing but RS256."""
+    """The algorithm that signs: RFC 7518 section 3.1, RFC 8037. Some verifiers know only RS256."""
 
     key_announce: Annotated[int, between(0, YEAR)] = 7 * DAY
     """How long a new key is published before it may sign: some verifiers cache a JWKS for a week. Never less than the
-    safe time, which is computed."""
+    computed safe time.
+    """
 
     key_rotation_interval: Annotated[int, between(1, 10 * YEAR)] = 90 * DAY
-    """How long a key signs before ``flask keys rotate --if-due`` finds that another should."""
+    """How long a key signs before ``flask keys rotate --if-due`` replaces it."""
 
     keyring_propagation: Annotated[int, between(0, DAY)] | None = None
-    """How long a change of the ring takes to reach every machine; unset: what its home needs."""
+    """How long a change of the ring takes to reach every machine; unset: what its backend needs."""
 
     jwks_max_age: Annotated[int, between(1, DAY)] = 5 * MINUTE
-    """How long a verifier may cache the JWKS. Most refetch on an unknown ``kid`` only after that."""
+    """How long verifiers may cache the JWKS. Most refetch on an unknown ``kid`` only after that."""
 
     assertion_audience: Literal["any", "issuer"] = "any"
-    """What an assertion of a client may name as its audience: the issuer or the token endpoint, or the issuer alone."""
+    """What a client's assertion may name as its audience: the issuer or the token endpoint, or the issuer alone."""
 
     assertion_lifetime: Annotated[int, between(1, DAY)] = HOUR
-    """How far ahead the end of an assertion may be."""
+    """How far in the future an assertion may expire."""
 
     jwks_uri_networks: Annotated[tuple[Network, ...], BeforeValidator(parse_networks)] = ()
-    """Where else than in public networks a client may publish its keys: its ``jwks_uri`` is fetched from here."""
+    """Networks besides the public ones from which a client's ``jwks_uri`` may be fetched."""
 
     publish_scopes: bool = True
     """Whether the metadata lists the scopes of registered clients."""
 
     secret_peppers: Annotated[tuple[IdentifiedKey, ...], BeforeValidator(parse_keys)]
-    """Keys for the digests of client secrets: a stolen database alone is worth little. The first digests new ones."""
+    """Keys for the digests of client secrets: a stolen database alone is worth little. The first digests new secrets.
+    """
 
     encryption_keys: Annotated[tuple[IdentifiedKey, ...], BeforeValidator(parse_keys)] = ()
-    """Keys for what must be kept readable, such as a key ring in the database. The first encrypts, all decrypt."""
+    """Keys that encrypt what must be decrypted again, such as a key ring in the database. The first encrypts, all
+    decrypt.
+    """
 
     access_token_lifetime: Annotated[int, between(MINUTE, LONGEST_LIFETIME_SECONDS)] = HOUR
-    """For clients without a lifetime of their own: short, because an access token cannot be called back offline."""
+    """The lifetime of tokens of clients without their own. Short, because a token cannot be revoked for offline
+    verifiers.
+    """
 
     default_audience: Annotated[str, BeforeValidator(parse_audience)]
     """``aud`` for clients without audiences; the issuer unless set."""
 
     trusted_proxies: Annotated[TrustedProxies, BeforeValidator(parse_trusted_proxies)] = ()
-    """From whom forwarded addresses and request ids are taken; matched against the TCP peer."""
+    """The proxies whose forwarded addresses and request ids are used; matched against the TCP peer."""
 
     metrics_address: Annotated[tuple[str, int] | None, BeforeValidator(parse_address)] = ("127.0.0.1", 9464)
-    """Where Prometheus is answered: host and port, never the public ones. Empty: nowhere, and nothing is counted."""
+    """Where the metrics listener is: host and port, never the public ones. Empty: no listener, and nothing is counted.
+    """
 
     traces: bool | None = None
-    """Whether requests are traced by OpenTelemetry; unset: where its own variables say to which collector."""
+    """Whether requests are traced with OpenTelemetry; unset: if its own variables name a collector."""
 
     log_format: Literal["console", "json"] = "json"
     """``console`` for people, ``json`` for machines."""
 
     audit_log_required: bool = False
-    """Whether a token needs its line in the audit log: without it, a log that takes none costs nobody a token."""
+    """Whether a token is refused if its audit line cannot be written."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """How much the diagnostic log says. The audit log is always complete. No level shows a secret."""
+    """The level of the diagnostic log. The audit log is always complete. No level shows a secret."""
 
     @model_validator(mode="before")
     @classmethod
@@ -141,7 +148,7 @@ class Settings(BaseModel):
 
 
 EMPTY_MEANS_NONE = frozenset({"metrics_address"})
-"""Settings that an empty variable switches off. Others are as if it were not there."""
+"""Settings that an empty variable switches off. For others an empty variable counts as absent."""
 
 SETTING_NAMES = tuple(f"{PREFIX}{field.upper()}" for field in Settings.model_fields)
-"""Every variable that counts."""
+"""Every variable that is a setting."""

@@ -118,7 +118,7 @@ def parse_issuer(value: object) -> str:
 
 
 def is_host(host: str) -> bool:
-    """Return whether ``host`` may stand in a URL; an IPv6 address must be one, in brackets."""
+    """Return whether ``host`` may stand in a URL. In brackets it must be an IPv6 address."""
     if not host.startswith("["):
         return True
     try:

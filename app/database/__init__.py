@@ -1,1 +1,1 @@
-"""SQLAlchemy: the engine and its connections, the tables, and statements that every request executes."""
+"""SQLAlchemy: the engine and its connections, the tables, and the prepared queries of every request."""

@@ -18,7 +18,7 @@ from app.database.prepared_query import ThreadLocalConnections
 class Database:
     """The ways to the database.
 
-    :param engine: for background jobs, which name their transactions.
+    :param engine: for background tasks.
     :param session: for management; needs an application context.
     :param connections: for the queries of every request.
     :param circuit_breaker: fails requests fast while the database does not respond.

@@ -1,6 +1,7 @@
-"""The way of requests to the database, or to Redis: shut while it is silent, so that nobody waits again and again.
+"""Circuit breakers for the database and Redis: while one does not respond, requests that need it fail fast.
 
-That those who wait do not hold up the others is left to ``worker``: it keeps a thread for what needs no database.
+Keeping blocked requests from delaying others is left to ``buffered_worker``, which reserves a thread for views that
+need no database.
 """
 
 import logging
@@ -19,22 +20,22 @@ from app.errors import ServiceUnavailable
 log = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 1.0
-"""A failure that took longer was a database that does not answer; a shorter one says at once what is wrong."""
+"""A failure that took longer means that the service does not respond, and opens the circuit."""
 
 POLL_SECONDS = 1.0
-"""How often it is tried whether a silent database answers again."""
+"""How often an open circuit is probed."""
 
 
 Span = Callable[[str], AbstractContextManager[None] | None]
-"""Of a part of a request, if there is one."""
+"""Makes the trace span of a call, if requests are traced."""
 
 
 class CircuitBreaker:
-    """Lets requests to what is behind it, or refuses them.
+    """Lets calls pass while closed, and refuses them while open.
 
-    :cvar what: what that is, for the log.
-    :cvar failures: how it fails.
-    :param span: what the question to it happens within, where requests are traced.
+    :cvar what: the name of the service, for reasons in the log.
+    :cvar failures: the exceptions that count as failures.
+    :param span: the trace span of a call.
     """
 
     what: str
@@ -47,17 +48,17 @@ class CircuitBreaker:
         self._lock = threading.Lock()
 
     def allow(self) -> "_Call":
-        """Ask within.
+        """Make a call in this context.
 
-        :raises ServiceUnavailable: it is silent.
+        :raises ServiceUnavailable: the circuit is open.
         """
         return _Call(self)
 
     @contextmanager
     def allow_blocking(self) -> Iterator[None]:
-        """Ask within, while others go on.
+        """Make a call that may block in this context, while other threads run.
 
-        :raises ServiceUnavailable: it is silent, or does not answer.
+        :raises ServiceUnavailable: the circuit is open, or the call failed.
         """
         try:
             with self.allow(), blocking:
@@ -66,7 +67,7 @@ class CircuitBreaker:
             raise ServiceUnavailable(f"{self.what}_{error_class(error)}") from error
 
     def poll(self, question: Callable[[], object]) -> None:
-        """Open the gate if ``question`` is answered; nothing to do while it is open."""
+        """Probe the service with ``question`` while the circuit is open; close it on success."""
         if not self._is_open:
             return
         try:
@@ -77,24 +78,24 @@ class CircuitBreaker:
         self._report(None)
 
     def require_closed(self) -> None:
-        """Refuse while it is silent."""
+        """Refuse while the circuit is open."""
         if self._is_open:
             raise ServiceUnavailable(f"{self.what}_silent")
 
     def record_success(self) -> None:
-        """Note that it has answered."""
+        """Record a successful call."""
         if self._reported_fault:
             self._report(None)
 
     def record_failure(self, error: Exception, seconds: float) -> None:
-        """Note that it has failed, after so long."""
+        """Record a failed call and how long it took."""
         self._report(describe(error))
         if seconds > SILENCE_SECONDS:
             self._trip()
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last answer was none."""
+        """Whether the last call failed."""
         return self._reported_fault is not None
 
     @property
@@ -102,30 +103,30 @@ class CircuitBreaker:
         return "the database" if self.what == "database" else self.what
 
     def _report(self, fault: str | None) -> None:
-        """Say what is wrong when that changes, not for each request."""
+        """Log a fault when it changes, not for each request."""
         with self._lock:
             before, self._reported_fault = self._reported_fault, fault
         if fault and fault != before:
             log.error("%s fails: %s", self._name, fault)
         elif before and not fault:
-            log.warning("%s answers again", self._name)
+            log.warning("%s responds again", self._name)
 
     def _trip(self) -> None:
         with self._lock:
             was_shut, self._is_open = self._is_open, True
         if not was_shut:
-            log.error("%s is silent: requests that need it are refused at once until it answers", self._name)
+            log.error("%s does not respond: failing requests fast until it recovers", self._name)
 
 
 class DatabaseCircuitBreaker(CircuitBreaker):
-    """The way to the database."""
+    """The circuit breaker of the database."""
 
     what = "database"
     failures = SQLAlchemyError
 
 
 class _Call:
-    """One question."""
+    """One call."""
 
     __slots__ = ("_began", "_circuit_breaker", "_span")
 

@@ -1,6 +1,6 @@
-"""The database's settings: SQLite embedded (WAL), PostgreSQL to grow. Tables are left to ``models``.
+"""The engine: SQLite embedded (WAL), PostgreSQL to grow. Tables are left to ``models``.
 
-Reading takes no lock: a transaction that will write says so, with :func:`writing_engine` or :func:`begin_writing`.
+Reading takes no lock. A transaction that writes says so, with :func:`writing_engine` or :func:`begin_writing`.
 """
 
 import os
@@ -23,68 +23,68 @@ from app.config.values import PROJECT_FOLDER
 from app.database.models import db
 
 BUSY_TIMEOUT_MS = 5000
-"""How long a writer waits for another on SQLite."""
+"""How long a writer waits for another writer on SQLite."""
 
 ROWS_DELETED_AT_ONCE = 1000
 
 SQLITE_CACHE_KIB = 256
-"""Pages that a connection to SQLite keeps; each thread has one, and the system keeps the file for all of them."""
+"""Page cache of one SQLite connection. Each thread has one; the system caches the file for all of them."""
 
 STATEMENT_TIMEOUT_MS = 3000
-"""How long PostgreSQL works on a statement of ours."""
+"""How long PostgreSQL may work on one statement."""
 
 POSTGRESQL_OPTIONS = {
     "application_name": "tokenhouse",
     "connect_timeout": "3",
-    # A connection whose other end has gone is noticed by the kernel, also while nobody asks anything.
+    # The kernel detects a connection whose other end has gone, even while it is idle.
     "keepalives_idle": "10",
     "keepalives_interval": "3",
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-"""What a connection gets unless the URL says otherwise: libpq's names and units."""
+"""Connection options unless the URL sets them: libpq's names and units."""
 
 POOL_SIZE = 12
-"""Connections of one process: one for each request that may ask at once, and for each job beside them."""
+"""Connections of one process: one for each request thread and for each background task that may run a query."""
 
 READ_ONLY = "tokenhouse_read_only"
 """Execution option of connections that only read, one statement at a time."""
 
 WRITING = "tokenhouse_writing"
-"""Execution option of transactions that will write."""
+"""Execution option of transactions that write."""
 
 _FILE = "tokenhouse_file"
 _DATA_EXCEPTION = "22"
 
 
 def reading_engine(engine: Engine) -> Engine:
-    """Engine for single statements that read: no transaction, so no round trip for one and no lock on SQLite."""
+    """Return an engine for single reading statements: no transaction, no extra round trip, no lock on SQLite."""
     if engine.dialect.name == "sqlite":
         return engine.execution_options(**{READ_ONLY: True})
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def writing_engine(engine: Engine) -> Engine:
-    """Engine for transactions that write: on SQLite they stand in line from their beginning."""
+    """Return an engine for transactions that write: on SQLite they take the write lock when they begin."""
     return engine.execution_options(**{WRITING: True})
 
 
 def begin_writing(session: scoped_session[Any]) -> None:
-    """Begin a transaction of ``session`` that will write. One that has only read ends: its snapshot may be old."""
+    """Begin a transaction of ``session`` that writes. A reading transaction ends first: its snapshot may be old."""
     session.rollback()
     session.connection(execution_options={WRITING: True})
 
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """Connection for migrations; makes the file of a SQLite database, for its owner only, and its folder."""
+    """Open a connection for migrations. Creates the file of a SQLite database, for its owner only, and its folder."""
     if engine.dialect.name == "sqlite":
         path = Path(str(engine.url.database))
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     with writing_engine(engine).connect() as connection:
         if engine.dialect.name == "postgresql":
-            # It takes as long as it takes, and serves for nothing else.
+            # A migration takes as long as it takes, and its connection serves nothing else.
             patient: Any = connection.connection.driver_connection
             connection.detach()
             patient.answer_seconds = None
@@ -94,7 +94,7 @@ def migrating(engine: Engine) -> Iterator[Connection]:
 
 
 def dialect_insert(engine: Engine, table: type[Any]) -> Any:
-    """An ``INSERT`` that knows ``on_conflict_do_update``; each dialect has its own."""
+    """Return an ``INSERT`` that supports ``on_conflict_do_update``; each dialect has its own class."""
     if engine.dialect.name == "postgresql":
         from sqlalchemy.dialects.postgresql import insert  # noqa: PLC0415 - Only the one that is needed.
     else:
@@ -103,7 +103,7 @@ def dialect_insert(engine: Engine, table: type[Any]) -> Any:
 
 
 def delete_in_batches(engine: Engine, key: InstrumentedAttribute[Any], condition: ColumnElement[bool]) -> None:
-    """Delete all rows that meet ``condition``, a thousand in a transaction: others wait for it, and on SQLite all do.
+    """Delete all rows that meet ``condition``, a thousand per transaction: other writers wait for each transaction.
 
     :param key: the primary key.
     """
@@ -118,7 +118,7 @@ def delete_in_batches(engine: Engine, key: InstrumentedAttribute[Any], condition
 
 
 def is_locked(error: Exception) -> bool:
-    """Whether somebody else wrote to SQLite for longer than a writer waits."""
+    """Return whether another process held SQLite's write lock for longer than a writer waits."""
     return getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
 
 
@@ -126,14 +126,15 @@ def install(app: Flask, settings: Settings) -> None:
     """Bind the tables to the database of the settings. Nothing connects yet."""
     url = make_url(settings.database_url.get_secret_value())
     app.config["SQLALCHEMY_DATABASE_URI"] = url
-    # Statements carry client ids, and people paste secrets into the wrong field: no error or log line may quote them.
+    # Statements contain client ids, and people paste secrets into the wrong field: no error or log line may quote
+    # them.
     options: dict[str, Any] = {"hide_parameters": True, "pool_size": POOL_SIZE}
     if url.get_backend_name() == "postgresql":
         options["connect_args"] = _postgresql_options(url)
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
     db.init_app(app)
     if migrations := sys.modules.get("flask_migrate"):
-        # For who has imported it to migrate in this process; the command has its own way (cli/migrations.py).
+        # For code that imported it to migrate in this process; the command has its own way (cli/migrations.py).
         migrations.Migrate(app, db, directory=str(PROJECT_FOLDER / "migrations"))
     with app.app_context():
         if url.get_backend_name() == "sqlite":
@@ -143,25 +144,25 @@ def install(app: Flask, settings: Settings) -> None:
 
 
 def error_class(error: Exception) -> str:
-    """The class of the driver's error, or of what SQLAlchemy itself has to say."""
+    """Return the class name of the driver's error, or of SQLAlchemy's own."""
     return type(getattr(error, "orig", None) or error).__name__
 
 
 def describe(error: Exception) -> str:
-    """What the driver has to say, for the operator: its class, SQLSTATE and first sentence, never a parameter."""
+    """Describe a database error for the operator: class, SQLSTATE and first sentence, never a parameter."""
     driver = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
     sqlstate = getattr(driver, "sqlstate", None)
     diagnosis = getattr(getattr(driver, "diag", None), "message_primary", None)
     message = str(diagnosis or driver).strip().splitlines()[:1]
     if sqlstate and sqlstate.startswith(_DATA_EXCEPTION):
-        # These quote the value that could not be.
+        # Messages of these errors quote the value.
         message = []
     name = f"{type(driver).__name__} {sqlstate}" if sqlstate else type(driver).__name__
     return ": ".join([name, *message])
 
 
 def explain(error: Exception) -> str:
-    """One line for who runs a command: what is wrong with the database, and what to do."""
+    """Describe a database error to the user of a command, in one line with a hint."""
     if is_locked(error):
         return f"another command has been writing to the database for {BUSY_TIMEOUT_MS // 1000} s: try again"
     message = describe(error)
@@ -176,17 +177,17 @@ def explain(error: Exception) -> str:
 
 
 def is_stale_connection(error: DBAPIError) -> bool:
-    """Whether the connection was from before a restart of the database: asking once more is worth it.
+    """Return whether the connection dates from before a restart of the database: retrying once is worthwhile.
 
-    The pool has dropped all of that age then. Cheaper than a ping before each statement.
+    By then the pool has dropped all connections of that age. This is cheaper than a ping before each statement.
     """
     return error.connection_invalidated and not getattr(error.orig, "was_silent", False)
 
 
 def is_same_file(info: Mapping[Any, Any]) -> bool:
-    """Whether the file that a connection to SQLite has opened still lies there.
+    """Return whether the SQLite file that a connection opened is still at its path.
 
-    :param info: of the connection. One to another database has no file.
+    :param info: the connection's ``info``. Connections to other databases have no file.
     """
     path, opened = info.get(_FILE, (None, None))
     return path is None or _identity(path) == opened
@@ -194,7 +195,7 @@ def is_same_file(info: Mapping[Any, Any]) -> bool:
 
 def _postgresql_options(url: URL) -> dict[str, Any]:
     given = url.normalized_query
-    # The last one counts, so what the URL says about a name wins.
+    # The last value of an option counts, so the URL overrides ours.
     options = " ".join((f"-c statement_timeout={STATEMENT_TIMEOUT_MS}", *given.get("options", ())))
     return {**{name: value for name, value in POSTGRESQL_OPTIONS.items() if name not in given}, "options": options}
 
@@ -212,7 +213,8 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "do_connect")
     def open_what_is_there(_dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]) -> None:
-        # A file that is gone must not come back empty: its tables would be missing where the true reason is another.
+        # SQLite would silently create a missing file: later errors would then name missing tables, not the missing
+        # file.
         arguments[0] = f"file:{quote(path)}?mode=rw"
         options["uri"] = True
 
@@ -228,7 +230,7 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "checkout")
     def leave_a_file_that_is_gone(_connection: Any, record: Any, _proxy: object) -> None:
-        # A connection goes on with a file that was deleted or replaced, and would answer from the past.
+        # A connection keeps using a file that was deleted or replaced, and would return old data.
         if not is_same_file(record.info):
             raise DisconnectionError
 
@@ -240,7 +242,7 @@ def _prepare_sqlite(engine: Engine) -> None:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Which file is there now; two microseconds."""
+    """Return which file is at ``path`` now: device and inode. Takes 2 µs."""
     try:
         found = os.stat(path)  # noqa: PTH116 - On the way of each request, and pathlib doubles it.
     except OSError:

@@ -1,7 +1,7 @@
-"""Tables: clients, their secrets, and a key ring. No policy, no hashing; how rows are used is left to ``clients``.
+"""The tables: clients, their secrets, revoked tokens, used assertions, a key ring. How rows are used is left to others.
 
-Times are aware and in UTC. What has several values but is never searched by (scopes, audiences, labels) is one JSON
-column, since a client is always read whole.
+Times are aware datetimes in UTC. Values that are never searched for (scopes, audiences, labels) are JSON columns: a
+client is always read whole.
 """
 
 from datetime import UTC, datetime
@@ -27,24 +27,24 @@ CLIENT_ID_MAX_CHARACTERS = 255
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC: SQLite would forget the zone, and PostgreSQL answer in the session's."""
+    """An aware datetime in UTC: SQLite would lose the time zone, and PostgreSQL would return the session's."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Refuse a naive datetime: it has no moment."""
+        """Convert to UTC; refuse a naive datetime."""
         if value is not None and value.tzinfo is None:
             raise ValueError("a stored time must be aware")
         return value and value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Give the zone back."""
+        """Restore the time zone."""
         return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
 
 
 class Base(DeclarativeBase):
-    """All tables. Constraints have names, so that a migration can drop them on every database."""
+    """The base of all tables. Constraints have names, so that a migration can drop them on every database."""
 
     metadata = MetaData(
         naming_convention={
@@ -60,19 +60,19 @@ db = SQLAlchemy(model_class=Base)
 
 
 class ClientRow(Base):
-    """A client, in RFC 7591's words where it has one.
+    """A client, with RFC 7591's names where it has one.
 
-    A deleted client leaves its id and the time behind (``deleted_at``): an id is never reused, so old tokens stay dead.
+    A deleted client keeps its id and ``deleted_at``: an id is never reused, so old tokens stay invalid.
 
-    ``form_decoded_id`` is how the id reads when it is taken for form-encoded, as Basic credentials may be (RFC 6749
-    appendix B). No two clients may meet in one reading.
+    ``form_decoded_id`` is the id decoded as a form, since Basic credentials may be form-encoded (RFC 6749 appendix
+    B). No two clients may share a reading.
 
-    ``auth_fields`` is what its authentication method needs to know of it, such as its public keys.
+    ``auth_fields`` is what the client's authentication method stores, such as public keys.
 
-    ``introspects`` lists the resources whose tokens the client may ask about, or ``*`` for all. ``audiences_ever`` are
-    those that its tokens may be for, with those that were taken from it; an empty one stands for the
-    server's default. The release before leaves both empty. Its tokens that were issued at ``tokens_not_before``, a
-    whole second, or earlier are dead.
+    ``introspects`` lists the resources whose tokens the client may introspect, or ``*`` for all. ``audiences_ever``
+    are all audiences that its tokens may have, including removed ones; an empty string stands for the server's
+    default. Both are NULL in rows of the previous release. Tokens issued at ``tokens_not_before``, a whole second, or
+    earlier are revoked.
     """
 
     __tablename__ = "clients"
@@ -104,16 +104,18 @@ class ClientRow(Base):
 
 
 SERVED = ClientRow.disabled_at.is_(None) & ClientRow.deleted_at.is_(None)
-"""A client that may have tokens."""
+"""Condition: the client may get tokens."""
 SERVED_IDS = select(ClientRow.client_id).where(SERVED)
 
 
 class ClientSecretRow(Base):
-    """One secret of a client, as a keyed digest; several may be valid at once. ``pepper_id`` tells which key did it.
+    """One secret of a client, as a keyed digest; several may be valid at once.
 
-    One that must be read again, to verify a MAC, is ``encrypted`` and has an empty digest of no pepper.
+    ``pepper_id`` names the key of the digest.
 
-    ``expiry_told_at`` is when an event last told of its coming end.
+    A secret that verifies a MAC is ``encrypted`` instead, with an empty digest and pepper id.
+
+    ``expiry_told_at`` is when its coming expiry was last reported.
     """
 
     __tablename__ = "client_secrets"
@@ -134,7 +136,7 @@ class ClientSecretRow(Base):
 
 
 class ClientSecretUseRow(Base):
-    """From which address a secret was used, to the minute: who must change before it can be retired."""
+    """An address that a secret was used from, to the minute: its callers must change before the secret is retired."""
 
     __tablename__ = "client_secret_uses"
 
@@ -145,10 +147,10 @@ class ClientSecretUseRow(Base):
 
 
 class ClientKeySetRow(Base):
-    """The keys of a client that publishes them at ``uri``, as they were when they could last be fetched.
+    """The keys that a client publishes at ``uri``, as of the last successful fetch.
 
-    ``refresh_at`` is when they are to be fetched again, ``tried_at`` when they last were, or could not be: ``fault``
-    says why, ``failures`` how often in a row.
+    ``refresh_at`` is when to fetch again, ``tried_at`` when the last attempt was made. ``fault`` is why it failed,
+    ``failures`` how many attempts failed in a row.
     """
 
     __tablename__ = "client_key_sets"
@@ -164,7 +166,7 @@ class ClientKeySetRow(Base):
 
 
 class RevokedTokenRow(Base):
-    """A token that was revoked before it expired; gone when it would have. ``exp`` is the token's own, in seconds."""
+    """A token that was revoked before it expired. Deleted after it would have expired. ``exp`` is the token's own."""
 
     __tablename__ = "revoked_tokens"
 
@@ -176,7 +178,7 @@ class RevokedTokenRow(Base):
 
 
 class UsedAssertionRow(Base):
-    """An assertion that was used, by a hash of who made it and its id; gone when it has expired."""
+    """An assertion that was used: a hash of its issuer and id. Deleted after the assertion has expired."""
 
     __tablename__ = "used_assertions"
 
@@ -185,7 +187,7 @@ class UsedAssertionRow(Base):
 
 
 class KeyRingRow(Base):
-    """The key ring that is kept here: one row, whose ``version`` tells workers that something has changed."""
+    """The key ring in the database: one row. Workers notice a change by its ``version``."""
 
     __tablename__ = "key_ring"
 
@@ -195,7 +197,7 @@ class KeyRingRow(Base):
 
 
 class SigningKeyRow(Base):
-    """A signing key with its times. ``private_key`` is encrypted; ``encryption_key_id`` tells with which key."""
+    """A signing key with its times. ``private_key`` is encrypted with the key ``encryption_key_id``."""
 
     __tablename__ = "signing_keys"
 
@@ -212,7 +214,7 @@ class SigningKeyRow(Base):
 
 
 class SigningKeyUseRow(Base):
-    """How many tokens a key has signed, wherever its ring lives. Counted by all workers; some seconds behind."""
+    """How many tokens a key has signed, whichever backend its ring is in. All workers add to it, a few seconds late."""
 
     __tablename__ = "signing_key_uses"
 
@@ -223,7 +225,7 @@ class SigningKeyUseRow(Base):
 
 
 class OutboxRow(Base):
-    """An event of a command, until a server has told it in the audit log."""
+    """An event of a command, until a server has written it to the audit log."""
 
     __tablename__ = "audit_outbox"
 

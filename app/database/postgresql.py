@@ -1,6 +1,6 @@
-"""A connection to PostgreSQL that does not wait for ever, and lets other threads go on when it waits for long.
+"""A PostgreSQL connection that never waits for ever, and lets other threads run during long waits.
 
-The driver is imported here and nowhere else, and this where a database is PostgreSQL: it takes a while.
+Only this module imports the driver, and it is imported only where the database is PostgreSQL: importing takes long.
 """
 
 import select
@@ -13,16 +13,16 @@ from psycopg.waiting import Ready, Wait
 from app.blocking import blocking
 
 ANSWER_SECONDS = 4.0
-"""How long we wait for PostgreSQL to say anything: a frozen server ends no statement, a lost network says nothing."""
+"""How long to wait for PostgreSQL to send anything: a frozen server or a lost network never ends a statement."""
 
 NEAR_SECONDS = 0.0005
-"""A database that usually answers within this time is near: another thread would hardly have begun."""
+"""A database that usually answers within this time is near: another thread would hardly have started."""
 
 PATIENCE_SECONDS = 0.002
-"""How long an answer of a near database is awaited before another thread goes on."""
+"""How long to wait for a near database before other threads may run."""
 
 _OF_THE_LATEST = 0.1
-"""Weight of the latest answer in what is usual."""
+"""Weight of the latest answer in the moving average."""
 
 _EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
 
@@ -34,15 +34,15 @@ class DatabaseSilent(psycopg.OperationalError):
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection that does not wait for ever."""
+    """A connection whose waits are bounded."""
 
     answer_seconds: float | None = ANSWER_SECONDS
     _usual_seconds = 0.0
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        """Let ``gen`` run to its end.
+        """Run ``gen`` to its end.
 
-        :raises DatabaseSilent: it took longer than ``answer_seconds``.
+        :raises DatabaseSilent: PostgreSQL did not answer within ``answer_seconds``.
         """
         if timeout is not None or self.answer_seconds is None:
             return super().wait(gen, interval, timeout)
@@ -64,11 +64,11 @@ class BoundedConnection(psycopg.Connection[Any]):
             return ended.value
 
     def _ready(self, state: Wait, seconds: float) -> Ready | int:
-        """Wait until the connection can be read or written; zero when it could not within ``seconds``."""
+        """Wait until the connection can be read or written; return zero after ``seconds``."""
         poll = select.poll()
         poll.register(self.pgconn.socket, _EVENTS[state])
         ready = 0
         for _, event in poll.poll(max(0.0, seconds) * 1000):
-            # A broken connection is found by who reads it.
+            # Reading or writing will find out that a connection is broken.
             ready = (Ready.R if event & ~select.POLLOUT else 0) | (Ready.W if event & select.POLLOUT else 0)
         return ready

@@ -1,8 +1,8 @@
-"""Statements that read, asked in every request: compiled once by SQLAlchemy, run by the driver itself.
+"""Prepared queries: statements that every request executes, compiled once by SQLAlchemy and run by the driver itself.
 
-SQLAlchemy's way to execute a statement costs several times what the database needs for it. Connections still come from
-its pool, which opens, configures and counts them; each thread keeps one for as long as it is good, and reads without a
-transaction. What is done with rows is left to the caller.
+SQLAlchemy's execution costs several times what the database needs for the statement. Connections still come from its
+pool, which opens, configures and counts them. Each thread keeps one while it is good, and reads without a
+transaction.
 """
 
 import threading
@@ -22,15 +22,15 @@ from app.errors import ServiceUnavailable
 
 
 class CircuitBreaker(Protocol):
-    """The way to the database: :class:`app.database.circuit_breaker.DatabaseCircuitBreaker`."""
+    """What a query needs of :class:`app.database.circuit_breaker.DatabaseCircuitBreaker`."""
 
     def allow(self) -> AbstractContextManager[None]:
-        """Ask within."""
+        """Make a call in this context."""
         ...
 
 
 class _ThreadConnection:
-    """A connection that a thread holds on to, with its driver's own."""
+    """A connection that one thread keeps, with its driver connection."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -38,19 +38,19 @@ class _ThreadConnection:
         self.driver: Any = connection.connection.driver_connection
 
     def release(self) -> None:
-        """Let the pool have it again."""
+        """Return it to the pool."""
         self.connection.close()
 
     def invalidate(self, error: BaseException | None = None) -> None:
-        """Close it for good: it is of no more use, or its pool has gone."""
+        """Close it: it is broken, or its pool has gone."""
         self.connection.invalidate(error)
         self.connection.close()
 
 
 class ThreadLocalConnections:
-    """A connection for each thread that asks, shared by all questions: the pool holds few more than there are threads.
+    """One connection for each thread, shared by all queries, so that the pool holds few more than there are threads.
 
-    :param engine: whose pool they are from. When it is disposed of, so are they.
+    :param engine: the engine of the pool. When it is disposed of, all connections are closed.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -60,7 +60,7 @@ class ThreadLocalConnections:
         event.listen(engine, "engine_disposed", self._drop_all)
 
     def current(self) -> _ThreadConnection:
-        """The connection of this thread, opened if it has none that is good.
+        """Return this thread's connection; open one if it has no good one.
 
         :raises SQLAlchemyError: it cannot be opened.
         """
@@ -76,7 +76,7 @@ class ThreadLocalConnections:
         return kept
 
     def forget(self, kept: _ThreadConnection) -> None:
-        """Open another one the next time."""
+        """Open another connection the next time."""
         self._local.kept = None
         self._all.discard(kept)
 
@@ -88,7 +88,7 @@ class ThreadLocalConnections:
 
 
 class PreparedQuery:
-    """A statement with named parameters, none of which needs a conversion."""
+    """A statement with named parameters that need no conversion."""
 
     def __init__(self, connections: ThreadLocalConnections, statement: Select[Any]) -> None:
         self._connections = connections
@@ -96,8 +96,8 @@ class PreparedQuery:
         dialect = connections.reading.dialect
         compiled = statement.compile(dialect=dialect)
         self.text = str(compiled)
-        """What the driver is given."""
-        # Drivers differ in whether parameters have names or places.
+        """The SQL that the driver gets."""
+        # Drivers differ in whether parameters have names or positions.
         self._delay_slots: Sequence[str] | None = compiled.positiontup if compiled.positional else None
         columns = statement.selected_columns
         self._row = _row_type(columns.keys())
@@ -105,10 +105,10 @@ class PreparedQuery:
         self._conversions = [(place, convert) for place, convert in enumerate(found) if convert]
 
     def execute(self, parameters: Mapping[str, str]) -> list[Any]:
-        """All rows, as named tuples.
+        """Return all rows, as named tuples.
 
-        :raises SQLAlchemyError: as when SQLAlchemy executes the statement. A connection that was cut is not used
-            again, and ``connection_invalidated`` says so.
+        :raises SQLAlchemyError: as SQLAlchemy's execution does. A connection that was cut is not used again, and
+            ``connection_invalidated`` says so.
         """
         kept = self._connections.current()
         try:
@@ -118,10 +118,10 @@ class PreparedQuery:
         return [self._converted(row) for row in rows]
 
     def execute_through(self, circuit_breaker: CircuitBreaker, parameters: Mapping[str, str]) -> Sequence[Any]:
-        """All rows, or that there are none to be had now.
+        """Return all rows, within a circuit breaker.
 
-        A connection that was cut while nobody used it is not the database's fault: the question is asked again, on
-        another one, and once more on a third, since the pool may hold several of that age.
+        A connection may have been cut while it was idle, which is no failure of the database. The query is retried
+        on another connection, and once more on a third: the pool may hold several of that age.
 
         :raises ServiceUnavailable: the database does not answer.
         """
@@ -142,29 +142,29 @@ class PreparedQuery:
             raise ServiceUnavailable(f"database_{error_class(error)}") from error
 
     def execute_on_new_connection(self, parameters: Mapping[str, str]) -> Sequence[Any]:
-        """The same by SQLAlchemy's way, on no kept connection: when one is cut, the pool drops all of its age."""
+        """Execute through SQLAlchemy: if that connection is cut too, the pool drops all connections of its age."""
         with blocking, self._connections.reading.connect() as connection:
             return connection.execute(self._statement, dict(parameters)).all()
 
     def arrange(self, parameters: Mapping[str, str]) -> Mapping[str, str] | tuple[str, ...]:
-        """``parameters`` as the driver takes them."""
+        """Return ``parameters`` in the form that the driver takes."""
         return parameters if self._delay_slots is None else tuple(parameters[name] for name in self._delay_slots)
 
     def _converted(self, row: Sequence[Any]) -> Any:
         values = list(row)
         for place, convert in self._conversions:
-            # No type makes anything of NULL but itself.
+            # No type converts NULL to anything else.
             if values[place] is not None:
                 values[place] = convert(values[place])
         return self._row(values)
 
     def _dropped(self, kept: _ThreadConnection, error: BaseException) -> BaseException:
-        """Let go of a connection on which something went wrong; what to raise for ``error``."""
+        """Let go of a connection after ``error``; return the exception to raise."""
         self._connections.forget(kept)
         dialect: Any = self._connections.reading.dialect
         driver_error: Any = dialect.loaded_dbapi.Error
         if not isinstance(error, driver_error):
-            # It ended somewhere in the middle.
+            # The statement was interrupted midway.
             kept.invalidate(error)
             return error
         is_cut = dialect.is_disconnect(error, kept.driver, None)

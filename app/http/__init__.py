@@ -1,1 +1,1 @@
-"""HTTP as every endpoint has it: the Flask class, forwarded headers, form parsing, and safe fetches from elsewhere."""
+"""HTTP: the Flask class, forwarded headers, form parsing, and safe fetches of documents from elsewhere."""

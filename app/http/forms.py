@@ -1,6 +1,7 @@
-"""One complete form, each parameter once: RFC 6749 section 3.2. What its parameters mean is left to ``server``.
+"""Strict form parsing: one complete form, each parameter once (RFC 6749 section 3.2).
 
-A cut body would be a smaller scope, and of two values each reader would take another one.
+A truncated body could ask for a smaller scope, and of two values each reader could take another one. What the
+parameters mean is left to ``oauth``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +16,18 @@ from app.errors import BODY_LIMIT_BYTES, BodyTooLarge, InvalidRequest
 
 FORM = "application/x-www-form-urlencoded"
 REPEATABLE = "resource"
-"""The one parameter that may stand in a request several times: RFC 8707 section 2."""
+"""The one parameter that may occur several times: RFC 8707 section 2."""
 
-# Far more than any request has, and few enough to make parsing cheap.
+# More than any request has, and few enough to make parsing cheap.
 _PARAMETERS_MAX = 100
 
 
 def read_form(environ: dict[str, Any], known: set[str]) -> list[tuple[str, str]]:
-    """Names and values, in order, without those that are empty.
+    """Parse the body of a request.
 
-    :param known: the parameters that an answer may name.
-    :raises InvalidRequest: it is not one complete form with each parameter once.
+    :param known: the parameters that an error may name.
+    :returns: names and values in order, without empty values.
+    :raises InvalidRequest: the body is not one complete form with each parameter once.
     """
     _require_form(environ)
     pairs = parse_form(_read_whole_body(environ))
@@ -34,9 +36,9 @@ def read_form(environ: dict[str, Any], known: set[str]) -> list[tuple[str, str]]
 
 
 def require_parameter(parameters: Mapping[str, str], name: str) -> str:
-    """The value of the parameter ``name``.
+    """Return the value of the parameter ``name``.
 
-    :raises InvalidRequest: there is none.
+    :raises InvalidRequest: the parameter is missing.
     """
     if name not in parameters:
         raise InvalidRequest("missing_parameter", f"The parameter {name} is missing.")
@@ -51,7 +53,7 @@ def _require_form(environ: Mapping[str, Any]) -> None:
 
 
 def _read_whole_body(environ: dict[str, Any]) -> bytes:
-    """Read the body once it is known to be complete and not too long: a cut one would be a smaller scope."""
+    """Read the body, if it is complete and within the limit."""
     declared = get_content_length(environ)
     if declared is not None and declared > BODY_LIMIT_BYTES:
         raise BodyTooLarge
@@ -69,12 +71,12 @@ def _read_whole_body(environ: dict[str, Any]) -> bytes:
 
 
 def parse_form(body: bytes) -> list[tuple[str, str]]:
-    """Decode the form; an empty parameter is an absent one (section 3.2)."""
+    """Decode a form. An empty parameter counts as absent (section 3.2)."""
     try:
         parts = body.decode().replace("+", " ").split("&", _PARAMETERS_MAX)
         if len(parts) > _PARAMETERS_MAX:
             raise ValueError("too many parameters")  # noqa: TRY301 - As what cannot be decoded is.
-        # What parse_qsl does, in a third of its time; a test holds the two together.
+        # Does what urllib's parse_qsl does, in a third of its time; a test compares the two.
         pairs = [(_decoded(name), _decoded(value)) for name, _, value in map(_at_equals, parts)]
     except ValueError:
         raise InvalidRequest("malformed_form", "The body must be a form in UTF-8.") from None
@@ -90,7 +92,7 @@ def _decoded(text: str) -> str:
 
 
 def _refuse_repeated_parameters(pairs: Sequence[tuple[str, str]], known: set[str]) -> None:
-    """Refuse what stands twice (section 3.2); only a known name comes back in the answer."""
+    """Refuse repeated parameters (section 3.2). The error names only known ones."""
     if len({name for name, _ in pairs}) == len(pairs):
         return
     seen: set[str] = set()
@@ -102,7 +104,10 @@ def _refuse_repeated_parameters(pairs: Sequence[tuple[str, str]], known: set[str
 
 
 def read_authorization(environ: Mapping[str, Any]) -> str | None:
-    """The header's value. Servers join repeated headers with a comma, which stands in no valid Basic credentials."""
+    """Return the ``Authorization`` header.
+
+    Servers join repeated headers with a comma, which valid Basic credentials never contain.
+    """
     value: str = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
     if value.lower().startswith("basic") and "," in value:
         raise InvalidRequest("repeated_authorization", "The request must authenticate the client exactly once.")

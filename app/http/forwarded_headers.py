@@ -1,7 +1,7 @@
-"""Who a caller is behind proxies: RFC 7239 and its forerunner. Pure.
+"""The caller's address behind proxies: ``Forwarded`` (RFC 7239) and ``X-Forwarded-For``. Pure.
 
-Only what a trusted proxy says counts, and of a chain of them the nearest address that is not trusted: everything
-before it was written by the caller.
+Only headers from a trusted proxy count. Of a chain of proxies the nearest address that is not trusted is the
+caller's: the caller may have written everything before it.
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ _MOST_HOPS = 32
 
 
 def is_trusted(peer: str, trusted: TrustedProxies) -> bool:
-    """Whether ``peer``, an address or :data:`UNIX`, is a proxy of ours."""
+    """Return whether ``peer``, an address or :data:`UNIX`, is a trusted proxy."""
     if not trusted:
         return False
     address = _address(peer)
@@ -26,13 +26,13 @@ def is_trusted(peer: str, trusted: TrustedProxies) -> bool:
 
 
 def find_source(peer: str, forwarded_for: str | None, forwarded: str | None, trusted: TrustedProxies) -> str:
-    """The address that a request came from.
+    """Return the address that a request came from.
 
     :param peer: the TCP peer's address, or :data:`UNIX`.
-    :param forwarded_for: ``X-Forwarded-For``; several fields joined with commas, in order.
-    :param forwarded: ``Forwarded``, likewise.
-    :returns: the nearest hop that is not trusted; the last trusted one where the next is not an address. Where both
-        headers are there and disagree, one of them is the caller's own, and the peer is all that is known.
+    :param forwarded_for: the value of ``X-Forwarded-For``; several fields joined with commas, in order.
+    :param forwarded: the value of ``Forwarded``, joined in the same way.
+    :returns: the nearest hop that is not trusted; the last trusted hop if the next one is not an address. If both
+        headers are present and disagree, the caller wrote one of them, and the peer is returned.
     """
     if not is_trusted(peer, trusted) or (forwarded_for is None and forwarded is None):
         return peer
@@ -45,7 +45,7 @@ def find_source(peer: str, forwarded_for: str | None, forwarded: str | None, tru
 
 
 def parse_request_id(given: str | None) -> str | None:
-    """A request id that a trusted proxy made, if it is one that may stand in a log and a header."""
+    """Return a request id from a trusted proxy, if it may stand in a log and a header."""
     return given if given is not None and _REQUEST_ID.fullmatch(given) else None
 
 
@@ -62,9 +62,9 @@ def _nearest(peer: str, hops: Sequence[str], trusted: TrustedProxies) -> str:
 
 
 def _forwarded_hops(forwarded: str) -> Iterator[str]:
-    """The ``for`` of each of the nearest elements; empty for one that has none or is malformed."""
+    """Yield the ``for`` of each of the nearest elements; empty for an element that has none or is malformed."""
     if forwarded.count('"') % 2:
-        # Where an element ends cannot be told.
+        # An unbalanced quote: no element's end is certain.
         yield ""
         return
     for element in _split(forwarded, ",")[-_MOST_HOPS:]:
@@ -74,9 +74,9 @@ def _forwarded_hops(forwarded: str) -> Iterator[str]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """``text`` at each ``separator`` outside of quotes, which are even in number: each character is seen once.
+    """Split ``text`` at each ``separator`` outside quotes, looking at each character once.
 
-    A caller writes this header, so its cost must not grow faster than its length.
+    A caller writes this header, so the cost must not grow faster than its length.
     """
     pieces = [[""]]
     for number, part in enumerate(text.split('"')):
@@ -90,7 +90,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, with a port or without, as both headers write it."""
+    """Parse an address with or without a port, as both headers write it."""
     if found := re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}", text):
         text = found[1] or found[2]
     try:

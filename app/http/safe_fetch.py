@@ -1,8 +1,8 @@
-"""Documents from elsewhere, by URLs that others have given us, and never from our own network.
+"""Fetches documents from URLs that others supplied, never from our own network (server-side request forgery).
 
-Anybody's name can lead to our own network, today or a second after it was looked up. So the address is what is
-checked, and the address that was checked is the one that is connected to; redirects are not followed, and neither a
-proxy nor a credential of this process's environment is used. Size and time have ends.
+Anybody's host name can resolve to an address in our network, now or a second later. So the address is checked, and
+the checked address is the one that is connected to. Redirects are not followed, and no proxy or credential of this
+process's environment is used. Size and time are limited.
 """
 
 import http.client
@@ -22,7 +22,7 @@ from app.config.values import Network, is_loopback
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 10.0
-"""From the first byte of a handshake to the last of the answer."""
+"""From the first byte of the handshake to the last byte of the response."""
 MOST_BYTES = 64 * 1024
 URL_MAX_CHARACTERS = 2000
 
@@ -38,22 +38,23 @@ _NO_STORE = re.compile(r"(?:^|[,\s])no-(?:store|cache)(?:$|[,\s])", re.IGNORECAS
 
 _PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-"""RFC 6052: an IPv4 address is written in its last 32 bits, and packets go there."""
+"""RFC 6052: packets go to the IPv4 address in the last 32 bits."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[..., Sequence[Any]]
-"""As ``socket.getaddrinfo``."""
+"""A function like ``socket.getaddrinfo``."""
 
 
 class FetchError(Exception):
-    """Why there is no document, for the operator. Quotes nothing that was answered."""
+    """Why a document could not be fetched, for the operator. Never quotes the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A document.
+    """A fetched document.
 
-    :param max_age: for how many seconds it may be kept (RFC 9111 section 5.2.2.1); ``None`` where it does not say so.
+    :param max_age: how many seconds it may be cached (RFC 9111 section 5.2.2.1); ``None`` if the response does not
+        say.
     """
 
     body: bytes
@@ -61,9 +62,9 @@ class Fetched:
 
 
 def check_url(url: str) -> None:
-    """Check a URL that is to be fetched from again and again. Where its name leads is checked each time.
+    """Check a URL before it is stored. The addresses of its host are checked at each fetch.
 
-    :raises ValueError: it is refused; the rule.
+    :raises ValueError: the rule that ``url`` breaks.
     """
     if len(url) > URL_MAX_CHARACTERS:
         raise ValueError(f"must have at most {URL_MAX_CHARACTERS} characters")
@@ -74,7 +75,7 @@ def check_url(url: str) -> None:
         raise ValueError(URL_RULE) from None
     host = parts.netloc if parts.port is None else parts.netloc.rpartition(":")[0]
     is_plain = _HOST.fullmatch(host) and _PATH.fullmatch(parts.path) and _QUERY.fullmatch(parts.query)
-    # Put together again it must be the same: nothing may be read in two ways.
+    # Reassembled, the URL must be the same: it must not be readable in two ways.
     if not is_plain or port == 0 or "#" in url or parts.geturl() != url:
         raise ValueError(URL_RULE)
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(str(parts.hostname))):
@@ -82,15 +83,15 @@ def check_url(url: str) -> None:
 
 
 def without_query(url: str) -> str:
-    """``url`` as a log may show it: people put secrets into queries."""
+    """Return ``url`` as a log may show it: people put secrets into queries."""
     return url.partition("?")[0]
 
 
 class Fetcher:
-    """Fetches.
+    """Fetches documents.
 
-    :param networks: where else than in public networks the addresses may lie.
-    :param resolve: finds the addresses of a name.
+    :param networks: networks besides the public ones that hosts may be in.
+    :param resolve: resolves host names.
     """
 
     def __init__(self, networks: Sequence[Network] = (), *, resolve: Resolve = socket.getaddrinfo) -> None:
@@ -98,10 +99,10 @@ class Fetcher:
         self._resolve = resolve
 
     def fetch(self, url: str, accept: str) -> Fetched:
-        """The document at ``url``.
+        """Fetch the document at ``url``.
 
-        :param accept: its media types, as a header names them.
-        :raises FetchError: there is none to be had now; why.
+        :param accept: the value of the ``Accept`` header.
+        :raises FetchError: the fetch failed; why.
         """
         try:
             check_url(url)
@@ -113,7 +114,7 @@ class Fetcher:
                 closing(self._connected(str(parts.hostname), parts.port or _port_of(parts.scheme))) as plain,
                 closing(plain.dup()) as same,
             ):
-                # Whoever sends a byte now and then would hold us for ever.
+                # A server that sends one byte now and then would otherwise hold the connection for ever.
                 is_over = threading.Event()
                 end = threading.Timer(TOTAL_SECONDS, _cut, (same, is_over))
                 end.daemon = True
@@ -125,7 +126,7 @@ class Fetcher:
                     raise
                 finally:
                     end.cancel()
-                # What was cut may look whole.
+                # A response that was cut off may look complete.
                 _refuse_late(is_over)
                 return found
         except ssl.SSLCertVerificationError as error:
@@ -138,7 +139,7 @@ class Fetcher:
             raise FetchError(f"the connection failed: {_named(error)}") from None
 
     def _connected(self, host: str, port: int) -> socket.socket:
-        """A connection to an address of ``host`` that has been checked."""
+        """Connect to an address of ``host`` that has been checked."""
         addresses = self._addresses(host, port)
         failure: OSError | None = None
         for family, address in addresses:
@@ -159,9 +160,9 @@ class Fetcher:
         except (OSError, UnicodeError):
             raise FetchError(f"{host} has no address") from None
         for *_, address in found:
-            # One that leads astray is enough: the next answer would have it first.
+            # Reject the host if any address is disallowed: the next lookup may return that one first.
             here = ipaddress.ip_address(address[0].partition("%")[0])
-            # A name that can only be this machine leads nowhere else.
+            # ``localhost`` may resolve to loopback only.
             allowed = here.is_loopback if is_loopback(host) else is_allowed(here, self._networks)
             if not allowed:
                 raise FetchError(
@@ -172,7 +173,7 @@ class Fetcher:
 
 
 def is_allowed(address: _Address, networks: Sequence[Network]) -> bool:
-    """Whether ``address`` lies in a public network, or in one of ``networks``. This machine's own never is public."""
+    """Return whether ``address`` is in a public network or in one of ``networks``. Loopback is never public."""
     address = _unwrapped(address)
     if any(address in network for network in networks):
         return True
@@ -181,7 +182,7 @@ def is_allowed(address: _Address, networks: Sequence[Network]) -> bool:
 
 
 def _unwrapped(address: _Address) -> _Address:
-    """The IPv4 address that is written within an IPv6 address, where packets would go to it."""
+    """Return the IPv4 address inside an IPv6 address, if packets would go to it."""
     if isinstance(address, ipaddress.IPv6Address):
         if address in _NAT64:
             return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
@@ -239,5 +240,5 @@ def _named(error: Exception) -> str:
 
 @lru_cache(maxsize=1)
 def system_trust() -> ssl.SSLContext:
-    """Trusts what the system trusts (``SSL_CERT_FILE``)."""
+    """Return a TLS context that trusts what the system trusts (``SSL_CERT_FILE``)."""
     return ssl.create_default_context()

@@ -1,5 +1,6 @@
-"""Keys over time: which one signs, which ones are published (RFC 7517, RFC 7638).
+"""Signing keys over time: which key signs, which keys are published (RFC 7517, RFC 7638).
 
-``ring`` is pure: states as a function of the ring and the clock. ``file`` keeps a ring in a TOML file. What is signed
-with a key is left to ``issuer``, where it is published to ``endpoints.discovery``.
+``model`` is pure: states as a function of the ring and the clock. ``rotation_plan`` makes safe changes,
+``validation`` checks changes that others made. ``backends`` store a ring, ``serialization`` is its format,
+``service`` is ``flask keys``. ``active`` is the ring that this process uses.
 """

@@ -1,7 +1,9 @@
-"""The ring that this process signs and publishes with: noticed within a second when it changes, swapped whole.
+"""The ring that this process signs and publishes with.
 
-A ring that cannot be read, or that would break verifiers, is not taken: the process goes on with the one that it has,
-says so once, and looks again. Its time never goes back, whatever the clock does: a state that was reached stays.
+A change is noticed within a second and replaces the whole ring.
+
+A ring that cannot be read, or that would break verifiers, is rejected: the process logs that once, continues with
+its ring and polls again. Time never goes back, whatever the clock does: a state that was reached stays.
 """
 
 import logging
@@ -21,7 +23,7 @@ from app.types import Clock
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-"""How often a worker looks whether the ring has changed: all know within 2 s."""
+"""How often a worker checks whether the ring has changed: all workers know within 2 s."""
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -31,53 +33,53 @@ _UNREAD = object()
 class ActiveRing:
     """Holds the ring of this process.
 
-    :param rules: what makes a change unsafe.
+    :param rules: the rules that a change must keep.
     """
 
     def __init__(self, backend: KeyringBackend, rules: Rules, events: Events, clock: Clock) -> None:
         self.backend = backend
         self.rules = rules
         self.fault: str | None = None
-        """What is wrong with the ring that was not taken, if one was not."""
+        """Why the latest ring was rejected; ``None`` if it was accepted."""
         self._events = events
         self._clock = clock
         self._lock = threading.Lock()
         self._ring: Ring | None = None
         self._version: object = _UNREAD
         self.is_clock_behind = False
-        """Whether the clock says an earlier time than was reached."""
+        """Whether the clock shows an earlier time than was reached."""
         self._reached = EARLIEST
         self._states: dict[str, KeyState] | None = None
         self._phase: tuple[Ring | None, Phase | None] = None, None
 
     def __call__(self) -> Ring:
-        """Return the ring, read now if it never was.
+        """Return the ring; read it if that was never done.
 
         :raises StartError: it cannot be read.
         """
         return self._ring or self._look()
 
     def now(self) -> datetime:
-        """The moment that counts for states: the clock's, but never before one that was reached."""
+        """Return the time that counts for states: the clock's, but never earlier than one that was reached."""
         return max(self._clock(), self._reached)
 
     def signing_key(self) -> SigningKey:
-        """The one key that signs.
+        """Return the key that signs.
 
-        :raises StartError: there is none.
+        :raises StartError: no key may sign.
         """
         ring, now = self(), self.now()
         return self._phase_of(ring, now).signing_key or ring.signing_key(now)
 
     def published_keys(self) -> tuple[SigningKey, ...]:
-        """The keys of the JWKS, oldest first.
+        """Return the keys of the JWKS, oldest first.
 
         :raises StartError: the ring cannot be read, and never could.
         """
         return self._phase_of(self(), self.now()).published_keys
 
     def _phase_of(self, ring: Ring, now: datetime) -> Phase:
-        # Read once and replaced whole: other threads do the same.
+        # Read once and replaced as a whole: other threads do the same.
         known_ring, phase = self._phase
         if known_ring is not ring or phase is None or not phase.holds_at(now):
             phase = ring.phase(now)
@@ -85,7 +87,7 @@ class ActiveRing:
         return phase
 
     def refresh(self) -> None:
-        """Look whether the ring has changed, or whether one that was not taken has become good. Never fails."""
+        """Check whether the ring has changed, or a rejected ring has become valid. Never raises."""
         try:
             if self._ring is None or self.fault or self.backend.version() != self._version:
                 self._look(again=True)
@@ -95,9 +97,9 @@ class ActiveRing:
         self._watch_states()
 
     def record_max_age(self) -> None:
-        """Note in the ring how long its JWKS may be cached, since a later, shorter time does not shorten old copies.
+        """Record in the ring how long its JWKS may be cached: a shorter time later does not shorten older copies.
 
-        A ring that cannot be written from here stays as it is: whoever mounts it has to remember.
+        A ring that cannot be written from here stays as it is: whoever mounts it has to keep the time in mind.
         """
         ring = self()
         if with_max_age(ring, self.now(), self.rules) != ring:
@@ -112,7 +114,7 @@ class ActiveRing:
                 version = self.backend.version()
                 if self._ring is not None and version == self._version and not again:
                     return self._ring
-                # Settled before reading: what is written while we read is another change.
+                # Set before reading: what is written during the read is another change.
                 self._version = version
                 found = self.backend.read()
             except StartError as error:
@@ -163,7 +165,7 @@ class ActiveRing:
             log.info("the clock is right again")
 
     def _watch_states(self) -> None:
-        """Tell what has become of each key since the last look, at whatever moment it was."""
+        """Emit the state changes since the last poll."""
         ring, now = self._ring, self.now()
         if ring is None:
             return
@@ -176,13 +178,13 @@ class ActiveRing:
                 self._emit_once(KeyStateChanged(kid=key.kid, state=str(state), since=ring.since(key, now)))
 
     def _emit_once(self, event: Event, what: str | None = None) -> None:
-        """Tell ``event`` unless another worker of this server has just told ``what``, which is all of it otherwise."""
+        """Emit ``event``, unless another worker of this server has just emitted the same ``what``."""
         shared = shared_state.shared()
         if shared is None or shared.claim(what or str(event)):
             self._events.emit(event)
 
     def _reach(self, time: datetime) -> None:
-        """Remember the latest moment of this worker and, in shared memory, of its siblings."""
+        """Remember the latest time of this worker and, in shared memory, of its siblings."""
         shared = shared_state.shared()
         self._reached = max(self._reached, shared.reach(time) if shared else time)
 
@@ -198,5 +200,5 @@ class ActiveRing:
 
 
 def _steps(ring: Ring) -> list[SigningKey]:
-    """What a ring says of its keys, without what is only noted of them."""
+    """Return what a ring says about its keys, without what is only recorded about them."""
     return [replace(key, jwks_max_age=0) for key in ring.keys]

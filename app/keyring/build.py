@@ -34,7 +34,7 @@ class KeyServices:
 
 
 def build(settings: Settings, engine: Engine, events: Events, clock: Clock) -> KeyServices:
-    """Build key management. The ring is not read yet, so that a command can make it."""
+    """Build key management. The ring is not read yet, so that a command can create it."""
     open_at = partial(open_backend, settings=settings, engine=engine)
     backend = open_at(settings.keyring)
     manager = KeyringManager(backend, rules_for(settings, backend), clock)

@@ -1,14 +1,14 @@
-"""The states of keys: a pure function of the ring and the clock, so all workers agree without talking.
+"""The states of keys: a pure function of the ring and the clock, so that all workers agree without communicating.
 
-*announced* keys are published and do not sign; exactly one key is *signing*: the newest of the signing algorithm whose
-time has come; *retiring* keys no longer sign and stay published for longer than any token may live; then they are
-*gone*. *revoked* keys leave at once, and the standby that has been announced for longest signs in place of one that
-signed; a key that has been succeeded never signs again.
+*announced* keys are published and do not sign yet. Exactly one key is *signing*: the newest key of the signing
+algorithm whose time has come. *retiring* keys no longer sign, and stay published for longer than any token lives;
+then they are *gone*. *revoked* keys leave at once: if one was signing, the standby that was announced first signs in
+its place. A key that has been succeeded never signs again.
 
 Which keys are published does not depend on which algorithm signs, so a server whose setting is older than its
 neighbour's never signs with a key that the neighbour does not publish.
 
-Which change of a ring is safe is left to ``keyring.plan``, how one is kept to ``keyring.file`` and its neighbours.
+Which change of a ring is safe is left to ``rotation_plan``, how a ring is stored to ``backends``.
 """
 
 from bisect import bisect_right
@@ -23,13 +23,13 @@ from app.crypto.algorithms import ALGORITHMS, Jwk, PrivateKey, to_jwk
 from app.errors import StartError
 
 RETIRE_AFTER = timedelta(hours=24, seconds=60)
-"""How long a key is published after its last signature: the longest a token may live, and verifiers' leeway."""
+"""How long a key is published after its last signature: the longest lifetime of a token plus verifiers' leeway."""
 
 _JWK_MEMBERS = ("crv", "x", "y", "n", "e")
 
 
 class KeyState(StrEnum):
-    """What a key does at a moment."""
+    """The state of a key at a moment."""
 
     ANNOUNCED = "announced"
     SIGNING = "signing"
@@ -43,12 +43,12 @@ _PUBLISHED = {KeyState.ANNOUNCED, KeyState.SIGNING, KeyState.RETIRING}
 
 @dataclass(frozen=True)
 class SigningKey:
-    """A key with its times. Signs with ``private_key``, parsed once per process.
+    """A key with its times. Signs with ``private_key``, which is parsed once per process.
 
-    :param signs_until: when it stops although no successor has come, because its algorithm is given up.
-    :param private_key: in memory only; never shown. Keys are compared by what their entries say.
+    :param signs_until: when it stops without a successor, because its algorithm is given up.
+    :param private_key: in memory only, never shown. Keys are compared by their other members.
     :param jwks_max_age: the longest that verifiers were ever told to cache a JWKS with this key, in seconds.
-    :param is_unsafe: somebody has let it sign before every verifier knows it, and said so.
+    :param is_unsafe: an operator let it sign before every verifier knows it, with ``--unsafe``.
     """
 
     kid: str
@@ -62,33 +62,33 @@ class SigningKey:
     is_unsafe: bool = False
 
     def __repr__(self) -> str:
-        """Keep the key out of every traceback and log."""
+        """Keep the key out of tracebacks and logs."""
         return f"SigningKey({self.kid})"
 
     @cached_property
     def jwk(self) -> Jwk:
-        """The key as joserfc has it: for its public members."""
+        """The key as a joserfc object, for its public members."""
         return to_jwk(self.private_key)
 
     def sign(self, message: bytes) -> bytes:
-        """The signature of RFC 7518 over the signing input of a JWS."""
+        """Return the signature of RFC 7518 over the signing input of a JWS."""
         return ALGORITHMS[self.alg].sign(self.private_key, message)
 
     @cached_property
     def public_key(self) -> Any:
-        """What verifies."""
+        """The public key."""
         return self.private_key.public_key()
 
     def verify(self, signature: bytes, message: bytes) -> None:
         """Check a signature of :meth:`sign`.
 
-        :raises InvalidSignature: it is none of this key's over ``message``.
+        :raises InvalidSignature: it is not this key's signature over ``message``.
         """
         ALGORITHMS[self.alg].verify(self.public_key, signature, message)
 
     @cached_property
     def public_jwk(self) -> dict[str, Any]:
-        """Public members only, as the JWKS shows them: ``kty kid use alg``, then ``n e`` or ``crv x y``."""
+        """Return the members that the JWKS shows: ``kty kid use alg``, then ``n e`` or ``crv x y``."""
         members = self.jwk.as_dict(private=False)
         shown = {"kty": members["kty"], "kid": self.kid, "use": "sig", "alg": self.alg}
         return shown | {name: members[name] for name in _JWK_MEMBERS if name in members}
@@ -96,7 +96,7 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What a key does from ``start`` on, until ``end`` (``None``: for good). ``state`` is ``None`` before it exists."""
+    """A state from ``start`` until ``end`` (``None``: for good). ``state`` is ``None`` before the key exists."""
 
     state: KeyState | None
     start: datetime
@@ -105,10 +105,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What holds of a ring from ``start`` on, until ``end`` (``None``: for good): no state changes in between.
+    """What holds for a ring from ``start`` until ``end`` (``None``: for good): no state changes in between.
 
-    :param signing_key: ``None`` when no key may sign.
-    :param published_keys: those of the JWKS, oldest first.
+    :param signing_key: ``None`` if no key may sign.
+    :param published_keys: the keys of the JWKS, oldest first.
     """
 
     start: datetime | None
@@ -117,17 +117,17 @@ class Phase:
     published_keys: tuple[SigningKey, ...]
 
     def holds_at(self, now: datetime) -> bool:
-        """Whether ``now`` lies within."""
+        """Return whether ``now`` is within this phase."""
         return (self.start is None or self.start <= now) and (self.end is None or now < self.end)
 
 
 @dataclass(frozen=True)
 class Ring:
-    """All keys that there are.
+    """All keys.
 
     :param signing_alg: the algorithm that signs, from the settings.
-    :param written_at: when a command last changed it.
-    :raises StartError: two keys of one ``kid``.
+    :param written_at: when a command last changed the ring.
+    :raises StartError: two keys have the same ``kid``.
     """
 
     keys: tuple[SigningKey, ...]
@@ -135,17 +135,17 @@ class Ring:
     written_at: datetime | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no moment could make right."""
+        """Refuse a ring that is wrong at every moment."""
         kids = [key.kid for key in self.keys]
         if twice := {kid for kid in kids if kids.count(kid) > 1}:
             raise StartError(f"the key ring has kid {min(twice)!r} twice: each key needs a kid of its own")
 
     def find(self, kid: str) -> SigningKey | None:
-        """Look a key up by its id."""
+        """Find a key by its id."""
         return next((key for key in self.keys if key.kid == kid), None)
 
     def state_of(self, key: SigningKey, now: datetime) -> KeyState:
-        """State of one of the ring's keys at ``now``."""
+        """Return the state of one of the ring's keys at ``now``."""
         if _is_revoked(key, now):
             return KeyState.REVOKED
         stopped = [other.signs_from for other in self._come(now) if _succeeds(other, key)]
@@ -157,9 +157,9 @@ class Ring:
         return KeyState.RETIRING if now < min(stopped) + RETIRE_AFTER else KeyState.GONE
 
     def signing_key(self, now: datetime) -> SigningKey:
-        """The one key that signs at ``now``.
+        """Return the one key that signs at ``now``.
 
-        :raises StartError: there is none.
+        :raises StartError: no key may sign.
         """
         signer = self._signer(self.signing_alg, now)
         if signer is None:
@@ -167,17 +167,17 @@ class Ring:
         return signer
 
     def usable(self, now: datetime) -> list[SigningKey]:
-        """The key of each algorithm that would sign at ``now`` if that algorithm did."""
+        """Return, for each algorithm, the key that would sign at ``now`` if that algorithm did."""
         signers = (self._signer(alg, now) for alg in sorted({key.alg for key in self.keys}))
         return [key for key in signers if key]
 
     def published_keys(self, now: datetime) -> tuple[SigningKey, ...]:
-        """The keys of the JWKS at ``now``, oldest first."""
+        """Return the keys of the JWKS at ``now``, oldest first."""
         published = [key for key in self.keys if key.published_at <= now and self.state_of(key, now) in _PUBLISHED]
         return tuple(sorted(published, key=_seniority))
 
     def standbys(self, now: datetime) -> list[SigningKey]:
-        """Keys of the signing algorithm that wait for their time, the next one first."""
+        """Return the keys of the signing algorithm whose time has not come, the next one first."""
         waiting = [
             key
             for key in self.keys
@@ -189,13 +189,13 @@ class Ring:
         return sorted(waiting, key=_seniority)
 
     def changes(self) -> list[datetime]:
-        """Every moment at which a state may change, in order, if nobody edits the ring."""
+        """Return every moment at which a state may change, in order, if nobody edits the ring."""
         stops = {time for key in self.keys for time in (key.signs_from, key.signs_until) if time}
         others = {time for key in self.keys for time in (key.published_at, key.revoked_at) if time}
         return sorted(stops | others | {time + RETIRE_AFTER for time in stops})
 
     def phase(self, now: datetime) -> Phase:
-        """All that a request needs to know, for as long as it holds."""
+        """Return all that a request needs to know, for as long as it holds."""
         changes = self.changes()
         place = bisect_right(changes, now)
         return Phase(
@@ -206,7 +206,7 @@ class Ring:
         )
 
     def spans(self, key: SigningKey) -> list[Span]:
-        """Everything that ``key`` goes through, in order, from its publication on."""
+        """Return all states of ``key``, in order, from its publication on."""
         spans: list[Span] = []
         for time in self.changes():
             if time < key.published_at:
@@ -219,11 +219,11 @@ class Ring:
         return spans
 
     def since(self, key: SigningKey, now: datetime) -> datetime:
-        """When ``key`` came to the state that it has at ``now``."""
+        """Return when ``key`` entered the state that it has at ``now``."""
         return max((span.start for span in self.spans(key) if span.start <= now), default=key.published_at)
 
     def _signer(self, alg: str, now: datetime) -> SigningKey | None:
-        """The key of ``alg`` whose turn it is, or the standby of one that was revoked in its turn."""
+        """Return the key of ``alg`` whose turn it is, or the standby of a key that was revoked in its turn."""
         newest = max((key for key in self._come(now) if key.alg == alg), key=_seniority, default=None)
         if newest is None or not _is_revoked(newest, now):
             return newest if newest and not _is_given_up(newest, now) else None
@@ -237,7 +237,7 @@ class Ring:
         return min(standbys, key=lambda key: (key.published_at, *_seniority(key)), default=None)
 
     def _come(self, now: datetime) -> Iterator[SigningKey]:
-        """Keys whose time has come, whatever has become of them since."""
+        """Yield the keys whose time has come, whatever happened to them since."""
         for key in self.keys:
             had_a_turn = key.revoked_at is None or key.revoked_at > key.signs_from
             if key.published_at <= now and key.signs_from <= now and had_a_turn:
@@ -253,7 +253,7 @@ class Ring:
 
 
 def _seniority(key: SigningKey) -> tuple[datetime, str]:
-    """Order by time; the kid settles a tie, alike on every machine."""
+    """Order keys by time; the kid breaks a tie in the same way on every machine."""
     return key.signs_from, key.kid
 
 
@@ -266,5 +266,5 @@ def _is_given_up(key: SigningKey, now: datetime) -> bool:
 
 
 def _succeeds(other: SigningKey, key: SigningKey) -> bool:
-    """Whether ``other`` takes over from ``key`` once its time has come."""
+    """Return whether ``other`` takes over from ``key`` once its time has come."""
     return other.alg == key.alg and _seniority(other) > _seniority(key)

@@ -1,8 +1,8 @@
-"""Steps from one ring to the next that cannot break a verifier.
+"""Changes of a ring that cannot break a verifier. Pure: rings and times in, rings out.
 
-Pure: rings and times in, rings out. The rule behind all of it: a key signs only when every verifier's copy of the JWKS
-is younger than the key, and leaves only when no token of it can be alive. A standby is always announced, so that the
-key which signs next is one that every verifier has had for long, also in an emergency.
+The rule: a key signs only when every verifier's copy of the JWKS is younger than the key, and leaves the JWKS only
+when no token of it can be alive. A standby is always announced, so that the next signing key is one that every
+verifier has known for long, in an emergency too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,16 @@ from app.errors import ManagementError, StartError
 from app.keyring.model import KeyState, Ring, SigningKey
 
 FORGET_AFTER = timedelta(days=30)
-"""How long a key that is gone or revoked stays in the ring, for people to look at. Its private key goes with it."""
+"""How long a gone or revoked key stays in the ring, for people to look at. Its private key is deleted with it."""
 
 CLOCK_SKEW_SECONDS = 60
-"""How far the clocks of several machines may be apart. One machine has one clock."""
+"""How far apart the clocks of several machines may be. One machine has one clock."""
 
 ROUNDING_SECONDS = 1
 """Times in a ring are whole seconds."""
 
 NewKeys = Iterator[tuple[str, PrivateKey]]
-"""Fresh keys, each with its kid."""
+"""New keys, each with its kid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Rules:
     """What safe means for one installation; all in whole seconds.
 
     :param propagation_seconds: how long a change of the ring takes to reach every machine.
-    :param skew_seconds: how far the machines' clocks are apart.
+    :param skew_seconds: how far apart the machines' clocks are.
     """
 
     announce_seconds: int
@@ -42,40 +42,40 @@ class Rules:
 
     @property
     def settled_seconds(self) -> int:
-        """How long a change takes until it is true everywhere, on every clock."""
+        """How long a change takes until it is known everywhere, on every clock."""
         return self.propagation_seconds + self.skew_seconds + ROUNDING_SECONDS
 
     def floor_seconds(self, ring: Ring) -> int:
-        """The shortest time from a key's publication to its first signature: every cached JWKS has run out."""
+        """Return the shortest time from a key's publication to its first signature: every cached JWKS has expired."""
         served = max((key.jwks_max_age for key in ring.keys), default=0)
         return max(self.jwks_max_age_seconds, served) + self.settled_seconds
 
     def known_from(self, ring: Ring, key: SigningKey) -> datetime:
-        """When every verifier knows ``key``: each cached JWKS is younger than it."""
+        """Return when every verifier knows ``key``: each cached JWKS is younger than it."""
         return key.published_at + timedelta(seconds=self.floor_seconds(ring))
 
     def safe_from(self, ring: Ring, published_at: datetime) -> datetime:
-        """When a key that is published at ``published_at`` may sign first."""
+        """Return when a key that is published at ``published_at`` may sign first."""
         return published_at + timedelta(seconds=max(self.announce_seconds, self.floor_seconds(ring)))
 
     def safe_after(self, ring: Ring, key: SigningKey, now: datetime) -> datetime:
-        """When ``key``, which is in the ring, may sign first if that is changed now."""
+        """Return when ``key``, which is in the ring, may sign first if that is changed now."""
         return max(
             whole_second_after(now) + timedelta(seconds=self.settled_seconds), self.safe_from(ring, key.published_at)
         )
 
 
 def whole_second_after(now: datetime) -> datetime:
-    """``now``, or the next whole second."""
+    """Return ``now``, or the next whole second."""
     floor = now.replace(microsecond=0)
     return floor if floor == now else floor + timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Makes the next ring of a present one.
+    """Makes the next ring from the present one.
 
-    :param fresh: new keys, of the algorithm that is asked for.
+    :param fresh: new keys of the requested algorithm.
     """
 
     rules: Rules
@@ -83,9 +83,9 @@ class Planner:
     fresh: NewKeys
 
     def generate(self, ring: Ring, alg: str) -> Ring:
-        """Add a key of ``alg``: the first of a ring signs at once and gets a standby, a further one is announced.
+        """Add a key of ``alg``: the first key of a ring signs at once and gets a standby, a further key is announced.
 
-        :raises ManagementError: a first key of an algorithm that does not sign.
+        :raises ManagementError: the first key is of an algorithm that does not sign.
         """
         if ring.usable(self.now):
             signs_from = self.rules.safe_from(ring, whole_second_after(self.now))
@@ -98,12 +98,12 @@ class Planner:
         return self._written(self._with_standby(ring))
 
     def rotate(self, ring: Ring, at: datetime | None = None, *, unsafe: bool = False) -> Ring:
-        """Let the standby sign as early as is safe, and announce the next one.
+        """Let the standby sign as early as is safe, and announce the next standby.
 
         :param at: not before this time.
-        :param unsafe: as soon as every worker knows it, whether or not every verifier does.
+        :param unsafe: as soon as every worker knows the change, even if not every verifier does.
         :raises ManagementError: ``at`` is too early, the standby signs as early as is safe already, or nothing signs
-            now; the time.
+            now; the message names the earliest time.
         """
         try:
             ring.signing_key(self.now)
@@ -132,9 +132,9 @@ class Planner:
         return self._written(ring)
 
     def rotate_if_due(self, ring: Ring) -> Ring | None:
-        """Do what time asks for: announce a standby where there is none, :meth:`rotate` where the signing key is old.
+        """Do what is due: announce a missing standby, or :meth:`rotate` an old signing key.
 
-        :returns: ``None`` when nothing is due.
+        :returns: ``None`` if nothing is due.
         :raises ManagementError: nothing signs now.
         """
         standbys = ring.standbys(self.now)
@@ -149,11 +149,11 @@ class Planner:
         return self.rotate(ring) if is_old else None
 
     def revoke(self, ring: Ring, kid: str) -> Ring:
-        """Take a key out of use: the standby signs at once where ``kid`` did, and another standby is announced.
+        """Revoke a key: if it was signing, the standby signs at once, and another standby is announced.
 
-        Each worker drops the key in the moment in which it sees the new ring. Twice is once.
+        Each worker drops the key as soon as it sees the new ring. Revoking twice changes nothing.
 
-        :raises ManagementError: there is no such key.
+        :raises ManagementError: the key does not exist.
         """
         key = find(ring, kid)
         if key.revoked_at is not None and key.revoked_at <= self.now:
@@ -170,7 +170,7 @@ class Planner:
     def retire(self, ring: Ring, alg: str) -> Ring:
         """Give up an algorithm that no longer signs: its keys leave the JWKS when no token of them can be alive.
 
-        :raises ManagementError: it is the one that signs, or there is no key of it.
+        :raises ManagementError: the algorithm signs, or the ring has no key of it.
         """
         if alg == ring.signing_alg:
             raise ManagementError(f"{alg} is what signs (TOKENHOUSE_SIGNING_ALG): set another first")
@@ -187,7 +187,7 @@ class Planner:
         return self._written(ring)
 
     def prune(self, ring: Ring) -> Ring:
-        """Forget keys that have been gone or revoked for long; as each step, leave a standby."""
+        """Delete keys that have been gone or revoked for long. As every change, this leaves a standby."""
         kept = without_forgotten(ring, self.now)
         return ring if kept == ring else self._written(self._with_standby(kept))
 
@@ -227,18 +227,19 @@ class Planner:
         return self._announce(ring, ring.signing_alg, turn)
 
     def _turn_after(self, ring: Ring, begins: datetime) -> datetime:
-        """When a key that is announced now should follow one that signs from ``begins`` on."""
+        """Return when a key that is announced now should follow a key that signs from ``begins`` on."""
         turn = whole_second_after(begins + timedelta(seconds=self.rules.rotation_interval_seconds))
         return max(turn, self.rules.safe_from(ring, whole_second_after(self.now)))
 
     def _leaves_a_gap(self, ring: Ring) -> bool:
-        """Whether a time will come at which no key signs."""
+        """Return whether at some later time no key would sign."""
         return any(signing_or_none(ring, time) is None for time in ring.changes() if time > self.now)
 
     def _promote_standby(self, ring: Ring, moment: datetime) -> Ring:
-        """Let the standby that has been published for longest sign from ``moment`` on; a new key where there is none.
+        """Let the standby that was published first sign from ``moment`` on; create a key if there is no standby.
 
-        A second after what is revoked, where that begins in this very moment: of one time, the name would settle it.
+        It signs a second later if the revoked key begins at the same moment: otherwise the kid would decide between
+        them.
         """
         begun = [
             key.signs_from
@@ -258,7 +259,7 @@ class Planner:
 
 
 def rotation_due(ring: Ring, now: datetime, rules: Rules) -> datetime:
-    """When the signing key will have signed for the rotation interval."""
+    """Return when the signing key will have signed for the rotation interval."""
     try:
         signing = ring.signing_key(now)
     except StartError as error:
@@ -267,9 +268,9 @@ def rotation_due(ring: Ring, now: datetime, rules: Rules) -> datetime:
 
 
 def find(ring: Ring, kid: str) -> SigningKey:
-    """Look up a key that must be there.
+    """Find a key that must exist.
 
-    :raises ManagementError: it is not.
+    :raises ManagementError: it does not.
     """
     key = ring.find(kid)
     if key is None:
@@ -278,10 +279,10 @@ def find(ring: Ring, kid: str) -> SigningKey:
 
 
 def with_max_age(ring: Ring, now: datetime, rules: Rules) -> Ring:
-    """``ring`` with the cache time that its JWKS is served with noted at each published key; it never falls.
+    """Return ``ring`` with the JWKS cache time recorded at each published key; the recorded time never falls.
 
-    Where the time has grown, a copy that lacks a fresh key may live longer than was planned for: a standby's turn is
-    put off accordingly, unless it is so near that some machine may not hear of it.
+    If the time has grown, a cached copy that lacks a new key may live longer than was planned for. The standby's
+    turn is then postponed, unless it is so near that some machine may not learn of it in time.
     """
     published = {key.kid for key in ring.published_keys(now)}
     longest = rules.jwks_max_age_seconds
@@ -301,7 +302,7 @@ def with_max_age(ring: Ring, now: datetime, rules: Rules) -> Ring:
 
 
 def without_forgotten(ring: Ring, now: datetime) -> Ring:
-    """``ring`` without keys that have been gone or revoked for long."""
+    """Return ``ring`` without keys that have been gone or revoked for long."""
     kept = tuple(key for key in ring.keys if not _is_forgotten(ring, key, now))
     return replace(ring, keys=kept)
 
@@ -316,7 +317,7 @@ def _replaced(ring: Ring, key: SigningKey) -> Ring:
 
 
 def signing_or_none(ring: Ring, time: datetime) -> SigningKey | None:
-    """The key that signs at ``time``, if one does."""
+    """Return the key that signs at ``time``, if there is one."""
     try:
         return ring.signing_key(time)
     except StartError:
@@ -324,5 +325,5 @@ def signing_or_none(ring: Ring, time: datetime) -> SigningKey | None:
 
 
 def shown(time: datetime) -> str:
-    """``time`` for a message: RFC 3339 in UTC, to the second."""
+    """Format ``time`` for a message: RFC 3339 in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,7 +1,6 @@
-"""The format of a ring, the same in each of its homes: the members of a key's entry, and how its private key is kept.
+"""The format of a ring, the same in every backend: the members of a key's entry, and the encoding of its private key.
 
-``config/keyring.example.toml`` explains the members. Where entries are kept is left to ``keyring.file`` and its
-neighbours.
+``config/keyring.example.toml`` explains the members. Where entries are stored is left to ``backends``.
 """
 
 import re
@@ -23,9 +22,9 @@ FIELDS = _REQUIRED | _OPTIONAL
 
 
 def parse_entry(entry: Mapping[str, Any], where: str, load: Callable[[object, str], PrivateKey]) -> SigningKey:
-    """Check all members of an entry.
+    """Check and parse an entry.
 
-    :param load: makes a private key for an algorithm of what stands in ``private_key``; called last.
+    :param load: loads the private key from the value of ``private_key``, for an algorithm; called last.
     :raises StartError: one line that names what is wrong.
     """
     if missing := _REQUIRED - entry.keys():
@@ -62,7 +61,10 @@ def parse_entry(entry: Mapping[str, Any], where: str, load: Callable[[object, st
 
 
 def to_entry(key: SigningKey) -> dict[str, Any]:
-    """All members of ``key``'s entry but ``private_key``; times in whole seconds of UTC, what is not there left out."""
+    """Return all members of ``key``'s entry except ``private_key``.
+
+    Times are whole seconds in UTC; empty members are left out.
+    """
     members = {
         "kid": key.kid,
         "alg": key.alg,
@@ -77,10 +79,10 @@ def to_entry(key: SigningKey) -> dict[str, Any]:
 
 
 def parse_pem(pem: bytes, passphrase: bytes | None, alg: str, where: str, what: str) -> PrivateKey:
-    """Parse a private key: PKCS#8, PKCS#1 or SEC 1, maybe encrypted.
+    """Parse a private key: PKCS#8, PKCS#1 or SEC 1, possibly encrypted.
 
-    :param what: the key's place, for the message.
-    :raises StartError: it cannot be parsed, is of another kind than ``alg`` or weak. Never quotes it.
+    :param what: where the key is, for the message.
+    :raises StartError: the key cannot be parsed, is of another kind than ``alg``, or is weak. Never quotes it.
     """
     encrypted = b"ENCRYPTED" in pem
     try:
@@ -95,7 +97,7 @@ def parse_pem(pem: bytes, passphrase: bytes | None, alg: str, where: str, what: 
 
 
 def to_pem(key: PrivateKey, passphrase: bytes | None) -> bytes:
-    """``key`` as PKCS#8 in PEM, encrypted where there is a passphrase."""
+    """Encode ``key`` as PKCS#8 in PEM, encrypted if there is a passphrase."""
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase:
         encryption = serialization.BestAvailableEncryption(passphrase)
@@ -103,21 +105,21 @@ def to_pem(key: PrivateKey, passphrase: bytes | None) -> bytes:
 
 
 def public_pem(key: SigningKey) -> str:
-    """The public key of ``key`` in PEM (SubjectPublicKeyInfo)."""
+    """Encode the public key of ``key`` in PEM (SubjectPublicKeyInfo)."""
     public = key.private_key.public_key()
     return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def new_key(alg: str, bits: int) -> tuple[str, PrivateKey]:
-    """Generate a key: its RFC 7638 thumbprint as kid, and itself."""
+    """Generate a key; return its RFC 7638 thumbprint as kid, and the key."""
     private_key = ALGORITHMS[alg].generate(bits)
     return str(to_jwk(private_key).thumbprint()), private_key
 
 
 def check_table(document: Mapping[str, Any], name: str) -> Sequence[dict[str, Any]]:
-    """The entries of a parsed TOML document.
+    """Return the entries of a parsed TOML document.
 
-    :raises StartError: it is not a ring's.
+    :raises StartError: it is not the document of a ring.
     """
     entries = document.get("keys", [])
     extra = document.keys() - {"keys", "written_at"}
@@ -127,9 +129,9 @@ def check_table(document: Mapping[str, Any], name: str) -> Sequence[dict[str, An
 
 
 def written_at(document: Mapping[str, Any], name: str) -> datetime | None:
-    """When a command last wrote the ring.
+    """Return when a command last wrote the ring.
 
-    :raises StartError: it is not a time.
+    :raises StartError: ``written_at`` is not a time.
     """
     return _time(document["written_at"], "written_at", name) if "written_at" in document else None
 
@@ -139,7 +141,7 @@ def _time(value: object, name: str, where: str) -> datetime:
         if isinstance(value, datetime) and value.tzinfo is not None:
             return value.astimezone(UTC)
     except OverflowError:
-        # At the ends of the calendar there is no such moment in UTC.
+        # At the ends of the calendar the moment does not exist in UTC.
         pass
     raise StartError(f"{where}: {name} must be a date and time with a zone, such as 2026-01-31T12:00:00Z")
 

@@ -1,4 +1,7 @@
-"""What ``flask keys`` does to a ring, in whichever home it lives. Which steps are safe is left to ``keyring.plan``."""
+"""Management of a ring, for ``flask keys``, whichever backend stores it.
+
+Which changes are safe is left to ``rotation_plan``.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +24,7 @@ Step = Callable[[Planner, Ring], Ring]
 
 
 def rules_for(settings: Settings, backend: KeyringBackend) -> Rules:
-    """What safe means with these settings and a ring that lives there."""
+    """Return what safe means with these settings and a ring in that backend."""
     propagation = settings.keyring_propagation
     return Rules(
         announce_seconds=settings.key_announce,
@@ -34,10 +37,10 @@ def rules_for(settings: Settings, backend: KeyringBackend) -> Rules:
 
 @dataclass(frozen=True)
 class KeyringManager:
-    """Changes of one ring. Each returns the ring as it is then.
+    """Changes of one ring. Each returns the changed ring.
 
-    All raise ``ManagementError`` for what is refused or cannot be written, ``StartError`` for a ring that cannot be
-    read; the ring is as it was.
+    All raise ``ManagementError`` for a refused or failed change and ``StartError`` for a ring that cannot be read;
+    the ring is then unchanged.
     """
 
     backend: KeyringBackend
@@ -45,7 +48,7 @@ class KeyringManager:
     clock: Clock
 
     def generate(self, alg: str | None = None, bits: int | None = None) -> tuple[Ring, SigningKey]:
-        """Add a key, and return it too. The first of a ring gets a standby."""
+        """Add a key and return it too. The first key of a ring gets a standby."""
         made: list[str] = []
 
         def step(planner: Planner, ring: Ring) -> Ring:
@@ -58,23 +61,23 @@ class KeyringManager:
         return ring, rotation_plan.find(ring, made[0])
 
     def rotate(self, at: datetime | None = None, *, unsafe: bool = False) -> Ring:
-        """Let the standby sign as early as is safe, or at a time; or as early as can be."""
+        """Let the standby sign as early as is safe, or at a given time, or as early as possible."""
         return self._change(lambda planner, ring: planner.rotate(ring, at, unsafe=unsafe))
 
     def unknown_until(self, at: datetime | None) -> datetime | None:
-        """Until when verifiers may not know the standby; ``None`` if they all do when it would sign first.
+        """Return until when some verifiers may not know the standby; ``None`` if all know it before it signs.
 
-        :param at: when it would, the earliest that can be unless given.
+        :param at: when it would sign; by default the earliest possible time.
         """
         ring, now = self.backend.read(), self.clock()
         standby = next(iter(ring.standbys(now)), None)
-        # One that is made only then is published then.
+        # A key that is created only then is published only then.
         known = self.rules.known_from(ring, standby or replace(ring.signing_key(now), published_at=now))
         begins = max(at or now, now + timedelta(seconds=self.rules.settled_seconds))
         return known if begins < known else None
 
     def prune(self) -> tuple[str, ...]:
-        """Remove keys that have been gone or revoked for long, and return their names."""
+        """Delete keys that have been gone or revoked for long; return their kids."""
         before: list[str] = []
 
         def step(planner: Planner, ring: Ring) -> Ring:
@@ -85,7 +88,7 @@ class KeyringManager:
         return tuple(kid for kid in before if kid not in kept)
 
     def rotate_if_due(self) -> Ring | None:
-        """Do what is due; ``None`` when nothing is."""
+        """Do what is due; return ``None`` if nothing is."""
         due: list[bool] = []
 
         def step(planner: Planner, ring: Ring) -> Ring:
@@ -97,7 +100,7 @@ class KeyringManager:
         return ring if due[-1] else None
 
     def revoke(self, kid: str) -> Ring:
-        """Take a key out of use, in an emergency."""
+        """Revoke a key, in an emergency."""
         return self._change(lambda planner, ring: planner.revoke(ring, kid))
 
     def retire(self, alg: str) -> Ring:
@@ -105,9 +108,9 @@ class KeyringManager:
         return self._change(lambda planner, ring: planner.retire(ring, alg))
 
     def move_to(self, other: KeyringBackend) -> Ring:
-        """Copy the ring to another home, which must be empty or have this very ring.
+        """Copy the ring to another backend, which must be empty or contain this very ring.
 
-        :raises ManagementError: another ring is there.
+        :raises ManagementError: the other backend contains another ring.
         """
         ring = self.backend.read()
 
@@ -124,8 +127,8 @@ class KeyringManager:
             size = bits or max((size_in_bits(key.private_key) for key in ring.keys if key.alg == wanted), default=0)
             fresh = _FreshKeys(wanted, size or RSA_MIN_BITS)
             _refuse_a_clock_that_was_set_back(ring, self.clock())
-            # The keys that it needs are made in a first round: a large one takes seconds, and the times of the second
-            # are those at which the ring is written.
+            # Plan twice: generating a large key takes seconds, and the second plan's times are those at which the ring
+            # is written.
             step(Planner(self.rules, self.clock(), iter(fresh)), ring)
             return step(Planner(self.rules, self.clock(), iter(fresh)), ring)
 
@@ -133,7 +136,7 @@ class KeyringManager:
 
 
 class _FreshKeys:
-    """New keys, made when they are asked for; the same ones again for whoever begins anew."""
+    """New keys, generated on demand; each iteration yields the same keys again."""
 
     def __init__(self, alg: str, bits: int) -> None:
         self._alg = alg

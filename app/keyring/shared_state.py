@@ -1,8 +1,7 @@
-"""What gunicorn's master and its workers know together, in memory that they share, and that is gone with them.
+"""State that gunicorn's master and its workers share in memory. It ends with them.
 
-First of all the last ring that one of them took, for a worker that starts while the ring cannot be read: without it one
-that dies while the database is away or the ring is broken could not be replaced. Then the latest moment that was
-reached, and what was told of late, so that one of them tells it.
+It holds the last good ring, so that a worker can be replaced while the database is away or the ring is broken; the
+latest time that was reached; and which events were emitted lately, so that one worker emits each.
 """
 
 import fcntl
@@ -21,13 +20,13 @@ from app.keyring.model import Ring
 from app.keyring.serialization import parse_entry, parse_pem, to_entry, to_pem
 
 SIZE_BYTES = 1024 * 1024
-"""Some four hundred keys."""
+"""Enough for some four hundred keys."""
 
 CLAIMED_SECONDS = 60.0
-"""For so long what one worker has told is not told by another. They notice within seconds of each other."""
+"""How long an emitted event is not emitted by another worker. Workers notice a change within seconds of each other."""
 
 _CLAIMS = range(8, 8 + 2 * 100, 2)
-"""Cells of what was told last: what, and when."""
+"""Cells of the latest emitted events: hash and time."""
 
 _LENGTH_BYTES = 8
 _DIGEST_BYTES = 32
@@ -35,23 +34,25 @@ _TIMES = ("published_at", "signs_from", "signs_until", "revoked_at")
 
 
 class SharedState:
-    """One ring in a piece of shared memory.
+    """Shared memory of one server.
 
-    A write that another worker reads half-way, or that two workers do at once, does not match its digest and is as if
-    it were not there; what was written is the same for all of them, so the next write mends it.
+    A ring that is read while another worker writes it does not match its digest and counts as absent. All workers
+    write the same ring, so the next write repairs it.
     """
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, SIZE_BYTES)
-        # Aligned, and so written at once or not at all: the latest moment, a worker has started, SIGHUP was refused.
+        # Aligned, so that each is written atomically: the latest time, whether a worker has started, whether SIGHUP
+        # was refused.
         self._cells = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
         self._lock = threading.Lock()
-        # Locked by a process, so by each of those that have it from here; open for as long as they run.
+        # A lock between processes: each of those that inherit this descriptor can take it. Open for as long as they
+        # run.
         with tempfile.TemporaryFile() as file:
             self._turn = os.dup(file.fileno())
 
     def claim(self, what: str) -> bool:
-        """Whether this process is the first, of late, to say ``what``."""
+        """Return whether this process is the first, lately, to emit ``what``."""
         mark = float(int.from_bytes(hashlib.sha256(what.encode()).digest()[:6]))
         with self._lock:
             fcntl.lockf(self._turn, fcntl.LOCK_EX)
@@ -67,7 +68,7 @@ class SharedState:
                 fcntl.lockf(self._turn, fcntl.LOCK_UN)
 
     def store_ring(self, ring: Ring) -> None:
-        """Remember ``ring``. One that does not fit is not remembered."""
+        """Store ``ring``. A ring that is too large is not stored."""
         content = json.dumps(
             {
                 "written_at": ring.written_at.isoformat() if ring.written_at else None,
@@ -86,7 +87,7 @@ class SharedState:
                 self._memory[: len(framed)] = framed
 
     def reach(self, moment: datetime) -> datetime:
-        """Remember ``moment`` if it is the latest; the latest that any of the processes has reached."""
+        """Store ``moment`` if it is the latest; return the latest time that any process has reached."""
         self._cells[0] = max(self._cells[0], moment.timestamp())
         return datetime.fromtimestamp(self._cells[0], UTC)
 
@@ -101,7 +102,7 @@ class SharedState:
 
     @property
     def reload_failed(self) -> bool:
-        """Whether the last SIGHUP was refused: what lies on the disk is not what is served."""
+        """Whether the last SIGHUP was refused: the files differ from what is served."""
         return bool(self._cells[2])
 
     @reload_failed.setter
@@ -109,7 +110,7 @@ class SharedState:
         self._cells[2] = value
 
     def load_ring(self, signing_alg: str) -> Ring | None:
-        """The ring that was kept last; ``None`` when there is none."""
+        """Return the ring that was stored last; ``None`` if there is none."""
         length = int.from_bytes(self._memory[:_LENGTH_BYTES])
         start = _LENGTH_BYTES + _DIGEST_BYTES
         if not 0 < length <= SIZE_BYTES - start:
@@ -135,11 +136,11 @@ _shared: SharedState | None = None
 
 
 def share() -> None:
-    """Make the memory that this process shares with those that it forks from now on. Twice is once."""
+    """Allocate the memory that this process shares with the processes that it forks from now on, once."""
     global _shared  # noqa: PLW0603 - One for a process, and it must be there before any application is.
     _shared = _shared or SharedState()
 
 
 def shared() -> SharedState | None:
-    """The memory that :func:`share` made here or in the process above; ``None`` where nobody did."""
+    """Return the memory of this server; ``None`` if :func:`share` was not called."""
     return _shared

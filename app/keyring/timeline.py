@@ -1,4 +1,4 @@
-"""A ring's timeline for people: as text, and as a picture (SVG 1.1). Pure."""
+"""Draws a ring's timeline: as text, and as a picture (SVG 1.1). Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from app.keyring.model import KeyState, Ring, SigningKey, Span
 LANE_COLUMNS = 60
 _MARKS = {KeyState.ANNOUNCED: "·", KeyState.RETIRING: "r", KeyState.SIGNING: "S", KeyState.REVOKED: "x"}
 _NOTABLE = [None, KeyState.GONE, KeyState.REVOKED, KeyState.ANNOUNCED, KeyState.RETIRING, KeyState.SIGNING]
-"""What a column shows of several states: the last of them. Hours of a year are seen too."""
+"""A column that covers several states shows the last of them in this list, so that hours of a year are seen too."""
 
 _HAPPENS = {
     KeyState.ANNOUNCED: "is announced",
@@ -34,7 +34,7 @@ _LABEL_MIN_WIDTH = 70
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A stretch of one state of one key inside the range that is drawn."""
+    """A period in which one key has one state, within the range that is drawn."""
 
     key: SigningKey
     state: KeyState
@@ -43,7 +43,7 @@ class Band:
 
 
 def bands(ring: Ring, key: SigningKey, start: datetime, end: datetime) -> list[Band]:
-    """What ``key`` does between ``start`` and ``end``, in order; nothing before its publication and when it is gone."""
+    """Return the states of ``key`` between ``start`` and ``end``, in order; none while it is unpublished or gone."""
     return [
         Band(key, span.state, max(span.start, start), min(span.end or end, end))
         for span in ring.spans(key)
@@ -52,7 +52,7 @@ def bands(ring: Ring, key: SigningKey, start: datetime, end: datetime) -> list[B
 
 
 def draw_text(ring: Ring, start: datetime, end: datetime) -> str:
-    """A lane of :data:`LANE_COLUMNS` characters for each key, then each moment at which something happens."""
+    """Return a lane of :data:`LANE_COLUMNS` characters for each key, then each moment at which a state changes."""
     names = _short_names(ring)
     width = max(map(len, names.values()), default=0)
     lines = [f"{'':<{width}}  {start:%Y-%m-%d}{f'{end:%Y-%m-%d}':>{LANE_COLUMNS - 10}}"]
@@ -65,7 +65,7 @@ def draw_text(ring: Ring, start: datetime, end: datetime) -> str:
 
 
 def draw_svg(ring: Ring, start: datetime, end: datetime) -> str:
-    """A picture of the same: a lane for each key, a band for each state, months below."""
+    """Return the same as a picture: a lane for each key, a band for each state, months below."""
     keys = _in_order(ring)
     names = _short_names(ring)
     height = _TOP + _LANE * max(len(keys), 1) + 60
@@ -97,7 +97,7 @@ def _in_order(ring: Ring) -> list[SigningKey]:
 
 
 def _short_names(ring: Ring) -> dict[str, str]:
-    """The shortest beginnings of all kids, of one length, that tell them apart."""
+    """Return the shortest prefixes of all kids, of one length, that distinguish them."""
     kids = [key.kid for key in ring.keys]
     longest = max(map(len, kids), default=0)
     length = next(
@@ -123,7 +123,7 @@ def _overlaps(span: Span, start: datetime, end: datetime) -> bool:
 
 
 def _moments(ring: Ring, start: datetime, end: datetime) -> Sequence[tuple[datetime, str, str]]:
-    """Time, kid and what happens; the one who begins before the one who ends."""
+    """Return time, kid and what happens; of one moment, beginnings come before ends."""
     found = [
         (span.start, list(KeyState).index(span.state), key.kid, _HAPPENS[span.state])
         for key in ring.keys

@@ -1,7 +1,6 @@
-"""How many tokens each key has signed: counted in memory, added up in the database every few seconds.
+"""Counts how many tokens each key has signed: in memory, added to the database every few seconds.
 
-So an operator sees whether a key still signs somewhere. A worker that is killed loses what it counted since it last
-told, a few seconds.
+Operators see whether a key still signs somewhere. A worker that is killed loses the counts of a few seconds.
 """
 
 import threading
@@ -20,7 +19,7 @@ from app.types import Clock
 
 @dataclass(frozen=True, slots=True)
 class KeyUsage:
-    """Tokens that a key has signed, and since when they are counted."""
+    """How many tokens a key has signed, and since when they are counted."""
 
     tokens: int
     first_used_at: datetime
@@ -28,7 +27,7 @@ class KeyUsage:
 
 
 class KeyUsageCounters:
-    """Counts issued tokens by key; subscribes to the events."""
+    """Counts issued tokens by key; a subscriber of the events."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
@@ -37,15 +36,15 @@ class KeyUsageCounters:
         self._counted: Counter[str] = Counter()
 
     def __call__(self, event: Event) -> None:
-        """Count a token; in memory only."""
+        """Count a token, in memory."""
         if isinstance(event, TokenIssued):
             with self._lock:
                 self._counted[event.kid] += 1
 
     def flush(self) -> None:
-        """Add to the database what was counted since the last time. What cannot be told now is told later.
+        """Add the counts to the database. If that fails, they are added later.
 
-        :raises SQLAlchemyError: it cannot be told now.
+        :raises SQLAlchemyError: the database does not answer.
         """
         with self._lock:
             counted, self._counted = self._counted, Counter()
@@ -59,7 +58,7 @@ class KeyUsageCounters:
             raise
 
     def read(self) -> dict[str, KeyUsage]:
-        """All counts by kid.
+        """Return all counts by kid.
 
         :raises SQLAlchemyError: the database does not answer.
         """
@@ -70,7 +69,7 @@ class KeyUsageCounters:
     def _add(self, counted: Counter[str]) -> None:
         now = self._clock()
         with writing_engine(self._engine).begin() as connection:
-            # In order, so that two workers never wait for each other.
+            # Sorted, so that two workers never deadlock.
             for kid, tokens in sorted(counted.items()):
                 row = dialect_insert(self._engine, SigningKeyUseRow).values(
                     kid=kid, tokens=tokens, first_used_at=now, last_used_at=now

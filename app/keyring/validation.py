@@ -1,6 +1,6 @@
-"""The judgement of a ring, and of a step from one to another that somebody else made: an edit, a deployment.
+"""Validation of a ring, and of a change that somebody else made: an edit or a deployment. Pure.
 
-Pure, like ``keyring.plan``, whose own steps never are at fault here.
+Changes of ``rotation_plan`` never fail here.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS, Rules, shown, signing_
 
 
 def find_problems(ring: Ring, now: datetime, rules: Rules) -> list[str]:
-    """Every step of ``ring``, from now on or too recent to be over, that could break a verifier: a line for each."""
+    """Return every step of ``ring``, future or recent, that could break a verifier: one line each."""
     found = []
     try:
         ring.signing_key(now)
@@ -31,7 +31,7 @@ def find_problems(ring: Ring, now: datetime, rules: Rules) -> list[str]:
 
 
 def find_unsafe_changes(old: Ring, new: Ring, now: datetime, rules: Rules) -> list[str]:
-    """What is wrong with going from ``old`` to ``new`` now, as a worker that has ``old`` sees it: a line for each."""
+    """Return what is wrong with changing from ``old`` to ``new`` now, seen by a worker with ``old``: one line each."""
     found = []
     if new.written_at and new.written_at > now + timedelta(seconds=CLOCK_SKEW_SECONDS):
         found.append(
@@ -41,7 +41,7 @@ def find_unsafe_changes(old: Ring, new: Ring, now: datetime, rules: Rules) -> li
     published = old.published_keys(now)
     for key in old.keys:
         successor = new.find(key.kid)
-        # Of another algorithm too: a server whose setting is older may sign with it.
+        # Of other algorithms too: a server with an older setting may sign with it.
         is_live = key in published and key.signs_from <= now
         if key.revoked_at is not None:
             if successor and (successor.revoked_at is None or successor.revoked_at > max(now, key.revoked_at)):
@@ -55,7 +55,7 @@ def find_unsafe_changes(old: Ring, new: Ring, now: datetime, rules: Rules) -> li
                 f"{key.kid} would leave the JWKS while tokens of it are alive: the earliest safe time is {shown(until)}"
             )
     if new.written_at == old.written_at:
-        # An edit by hand: to claim that a key was published long ago does not make verifiers know it.
+        # An edit by hand: claiming that a key was published long ago does not make verifiers know it.
         seen = {key.kid for key in old.keys}
         new = replace(
             new,
@@ -68,7 +68,7 @@ def find_unsafe_changes(old: Ring, new: Ring, now: datetime, rules: Rules) -> li
 
 
 def find_warnings(ring: Ring, now: datetime, rules: Rules) -> list[str]:
-    """What is not unsafe and yet not as it should be: a line for each."""
+    """Return what is safe and still not as it should be: one line each."""
     found = []
     if not ring.standbys(now):
         found.append("no standby is announced: `flask keys rotate --if-due` announces one")
@@ -91,7 +91,7 @@ def find_warnings(ring: Ring, now: datetime, rules: Rules) -> list[str]:
 
 
 def _takes_over(ring: Ring, key: SigningKey, time: datetime, rules: Rules) -> bool:
-    """Whether ``key`` begins to sign at ``time`` in another's place, and not because that other is revoked."""
+    """Return whether ``key`` begins to sign at ``time`` in another key's place, and not because that one is revoked."""
     just_before = time - timedelta(microseconds=1)
     usable = ring.usable(just_before)
     previous = signing_or_none(ring, just_before) or max(usable, key=lambda other: other.signs_from, default=None)

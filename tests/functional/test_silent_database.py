@@ -67,7 +67,7 @@ def frozen(pids: list[int]) -> Iterator[None]:
 
 def silences(served: RunningServer) -> int:
     """How often a worker has found the database silent."""
-    return served.stderr_path.read_text().count("the database is silent")
+    return served.stderr_path.read_text().count("the database does not respond")
 
 
 def know(served: RunningServer, before: int) -> bool:

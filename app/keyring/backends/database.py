@@ -1,7 +1,7 @@
 """A key ring in the database, for several machines: private keys encrypted with ``TOKENHOUSE_ENCRYPTION_KEYS``.
 
-A row per key and one with a version, which workers ask for; each write replaces all rows in one transaction and
-encrypts them anew, so that a new encryption key takes over with the next change.
+One row per key, and one with a version that workers poll. Each write replaces all rows in one transaction and
+encrypts them again, so that a new encryption key takes over with the next change.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from app.keyring.serialization import parse_entry, parse_pem, to_entry, to_pem
 _THE_ONE = 1
 _MIGRATE = "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"
 
-# Writers stand in line on PostgreSQL, also for the first row. Any number that nothing else in the database uses.
+# Serializes writers on PostgreSQL, for the first row too. Any number that nothing else in the database uses.
 _WRITING_LOCK = 0x6B657972696E67
 
 _VERSION = select(KeyRingRow.version).where(KeyRingRow.ring_id == _THE_ONE)
-# One statement, so that keys and time are of one moment.
+# One statement, so that keys and time are of the same moment.
 _KEYS = (
     select(*SigningKeyRow.__table__.columns, KeyRingRow.written_at)
     .select_from(SigningKeyRow)
@@ -44,7 +44,7 @@ class DatabaseKeyring:
     name = "the key ring in the database"
     is_shared = True
     propagation_seconds = 5
-    """Workers look every second; the rest is for a database that is slow to answer."""
+    """Workers poll every second; the rest is for a slow database."""
 
     def __init__(self, engine: Engine, encrypter: Encrypter, *, signing_alg: str = "RS256") -> None:
         self.signing_alg = signing_alg
@@ -54,7 +54,7 @@ class DatabaseKeyring:
         self._parsed: dict[bytes, PrivateKey] = {}
 
     def version(self) -> object:
-        """The number of the last write; ``None`` before the first.
+        """Return the number of the last write; ``None`` before the first.
 
         :raises StartError: the database does not answer.
         """
@@ -72,14 +72,14 @@ class DatabaseKeyring:
         return ring
 
     def is_empty(self) -> bool:
-        """Whether there are no keys yet."""
+        """Return whether no key exists yet."""
         empty: bool = self._ask(lambda asked: asked.execute(select(SigningKeyRow.kid).limit(1)).first() is None)
         return empty
 
     def change(self, change: Change) -> Ring:
-        """Write what ``change`` makes of the ring as it is now, in one transaction.
+        """Write what ``change`` makes of the ring, in one transaction.
 
-        :raises ManagementError: it cannot be written; it is as it was.
+        :raises ManagementError: it cannot be written; the ring is unchanged.
         """
         try:
             with self._writing() as connection:

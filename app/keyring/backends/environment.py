@@ -1,6 +1,6 @@
-"""A key ring in an environment variable, which nothing changes: for a function, a job, a test.
+"""A key ring in an environment variable, which is read-only: for a function, a job, a test.
 
-The variable holds the TOML of ``config/keyring.example.toml``, with each private key's PEM in place of a file's name.
+The variable holds the TOML of ``config/keyring.example.toml``, with each private key's PEM in place of a file name.
 """
 
 import os
@@ -15,7 +15,7 @@ from app.keyring.serialization import check_table, parse_entry, parse_pem, writt
 
 
 class StaticKeyring:
-    """The key ring of a process that gets it with its environment."""
+    """The key ring of a process that gets it in its environment."""
 
     is_shared = True
     propagation_seconds = 300
@@ -28,7 +28,7 @@ class StaticKeyring:
         self.signing_alg = signing_alg
 
     def version(self) -> object:
-        """Always the same."""
+        """Return a constant: the variable never changes."""
         return self._variable
 
     def read(self) -> Ring:
@@ -46,11 +46,11 @@ class StaticKeyring:
         return Ring(keys, self.signing_alg, written_at(document, self.name))
 
     def is_empty(self) -> bool:
-        """Whether it has no keys."""
+        """Return whether it has no keys."""
         return not check_table(self._document(), self.name)
 
     def change(self, change: Change) -> Ring:  # noqa: ARG002 - Nothing changes it.
-        """Refuse.
+        """Refuse: it is read-only.
 
         :raises ManagementError: always.
         """
@@ -60,7 +60,7 @@ class StaticKeyring:
         try:
             return tomllib.loads(os.environ.get(self._variable, ""))
         except tomllib.TOMLDecodeError:
-            # Its words could quote a private key.
+            # The parser's message could quote a private key.
             raise StartError(f"{self.name} is not TOML") from None
 
     def _parse(self, entry: dict[str, Any], where: str) -> SigningKey:

@@ -1,7 +1,9 @@
-"""A key ring in a TOML file, private keys in PEM files beside it. ``config/keyring.example.toml`` explains the format.
+"""A key ring in a TOML file, with private keys in PEM files beside it.
 
-Reading refuses whatever could not be meant: a key that others may read, a weak one, one that cannot be parsed. Writing
-is atomic and under a lock: the file that was there, or the new one whole.
+``config/keyring.example.toml`` explains the format.
+
+Reading refuses what cannot be intended: a key that others may read, a weak key, one that cannot be parsed. Writing
+is atomic and under a lock: readers see the old file or the new one.
 """
 
 import fcntl
@@ -26,7 +28,7 @@ from app.keyring.serialization import check_table, parse_entry, parse_pem, to_en
 
 LOCAL_PROPAGATION_SECONDS = 2
 SHARED_PROPAGATION_SECONDS = 300
-"""Kubernetes brings a changed secret to its nodes within a minute or two."""
+"""Kubernetes copies a changed secret to its nodes within a minute or two."""
 
 _HEADER = "Signing keys and their times. `flask keys` writes this file; config/keyring.example.toml explains it."
 _NO_BLANK_ABOVE = re.compile(r"^([^#\n].*)\n\[\[keys\]\]", re.MULTILINE)
@@ -37,7 +39,7 @@ _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "lustre", "fuse.ceph", "f
 class FileKeyring:
     """The key ring of one machine, or of several that share a volume.
 
-    :param path: the TOML file, or a link to it. PEM files are named in it relative to its folder.
+    :param path: the TOML file, or a link to it. It names PEM files relative to its folder.
     :param passphrase: decrypts encrypted PEM files, and encrypts new ones.
     """
 
@@ -50,16 +52,16 @@ class FileKeyring:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other machines may have it too: a link is a mounted secret, a network file system a shared volume."""
+        """Whether other machines may use it too: a link is a mounted secret, a network file system a shared volume."""
         return self._path.is_symlink() or _file_system_of(self._path.parent).startswith(_NETWORK_FILE_SYSTEMS)
 
     @property
     def propagation_seconds(self) -> int:
-        """A mounted secret takes its time to reach every machine."""
+        """How long a change takes at most: a mounted secret takes minutes to reach every machine."""
         return SHARED_PROPAGATION_SECONDS if self.is_shared else LOCAL_PROPAGATION_SECONDS
 
     def version(self) -> object:
-        """Which file is there now: one that is replaced, edited in place, or at the end of a link that is swapped."""
+        """Return which file is there now: it may be replaced, edited in place, or behind a link that changes."""
         try:
             found = self._path.stat()
         except OSError as error:
@@ -67,11 +69,11 @@ class FileKeyring:
         return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
     def read(self) -> Ring:
-        """Parse the ring, and each private key that has not been parsed before: some 40 ms for one of RSA.
+        """Parse the ring, and each private key that was not parsed before: 40 ms for an RSA key.
 
         :raises StartError: one line that names the file and what is wrong in it.
         """
-        # The link of a mounted secret is swapped at any moment; what it led to stays as it was.
+        # The link of a mounted secret may change at any moment; its old target stays as it was.
         path = self._real_path()
         document = self._read_document(path)
         entries = check_table(document, self.name)
@@ -83,14 +85,14 @@ class FileKeyring:
         return Ring(keys, self.signing_alg, written_at(document, self.name))
 
     def is_empty(self) -> bool:
-        """Whether there are no keys yet: no file, or one without keys."""
+        """Return whether no key exists yet: no file, or one without keys."""
         path = self._real_path()
         return not path.exists() or not check_table(self._read_document(path), self.name)
 
     def change(self, change: Change) -> Ring:
-        """Write what ``change`` makes of the ring as it is now; nothing where that is the same.
+        """Write what ``change`` makes of the ring, if that differs.
 
-        :raises ManagementError: it cannot be written; it is as it was.
+        :raises ManagementError: it cannot be written; the ring is unchanged.
         """
         path = self._real_path()
         try:
@@ -156,15 +158,15 @@ class FileKeyring:
             for pem in made:
                 pem.unlink(missing_ok=True)
             raise
-        # Not before the ring that does not name them any more is on the disk.
+        # Only after the ring that no longer names them is on the disk.
         for _, table in forgotten:
             (path.parent / str(table["private_key"])).unlink(missing_ok=True)
 
 
 def write_private_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` for its owner only, so that a reader sees the old file or the new one whole.
+    """Write ``content`` to ``path`` for its owner only, atomically.
 
-    :raises OSError: it could not be written; what was there still is.
+    :raises OSError: it could not be written; the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
@@ -198,10 +200,10 @@ def _read_private_file(path: Path, where: str) -> bytes:
 
 
 def _is_mounted(found: os.stat_result) -> bool:
-    """Whether a file was made for us by who mounted it, such as Kubernetes: root's, and readable for our own group.
+    """Return whether a file was mounted for us, as Kubernetes does: owned by root, and readable for our own group.
 
-    Its mode is 0440, or it belongs to another than us, so that the group is the one way to read it. A file of our own
-    that may be written is one whose mode somebody forgot.
+    Its mode is 0440, or another user owns it, so that the group is the only way to read it. A writable file of our
+    own is one whose mode somebody forgot.
     """
     is_for_our_group = found.st_gid in {os.getegid(), *os.getgroups()}
     return is_for_our_group and (found.st_uid != os.geteuid() or not found.st_mode & stat.S_IWUSR)
@@ -209,7 +211,7 @@ def _is_mounted(found: os.stat_result) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other writers out. The lock is a file of its own: the ring itself is replaced, and a lock with it."""
+    """Lock out other writers. The lock is a separate file, since the ring's file is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
     try:
@@ -220,14 +222,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what a writer that was killed left half-way. Called under the lock, so that nobody writes now."""
+    """Delete temporary files of a writer that was killed. Called under the lock."""
     for pattern in (f".{path.name}.*.new", ".*.pem.*.new"):
         for leftover in path.parent.glob(pattern):
             leftover.unlink(missing_ok=True)
 
 
 def _file_system_of(folder: Path) -> str:
-    """The kind of file system that ``folder`` is on, as Linux tells it; empty elsewhere."""
+    """Return the type of the file system that ``folder`` is on; empty if this is not Linux."""
     try:
         mounts = [line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError):
@@ -255,7 +257,7 @@ def _update(table: Table | dict[str, Any], members: dict[str, Any]) -> None:
 
 
 def _array_of_tables(document: tomlkit.TOMLDocument) -> AoT:
-    """``[[keys]]`` of ``document``; an array that is written in one line is spread first."""
+    """Return ``[[keys]]`` of ``document``; an array in one line is expanded first."""
     keys = document.get("keys")
     if not isinstance(keys, AoT):
         written = keys.unwrap() if keys is not None else []

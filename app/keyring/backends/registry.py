@@ -1,4 +1,4 @@
-"""Which home a setting means."""
+"""Opens the backend that a setting names."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from app.keyring.backends.file import FileKeyring
 
 
 def open_backend(place: Path | str, settings: Settings, engine: Engine) -> KeyringBackend:
-    """The home at ``place``, a value of ``TOKENHOUSE_KEYRING``. Nothing is read yet."""
+    """Open the backend at ``place``, a value of ``TOKENHOUSE_KEYRING``. Nothing is read yet."""
     passphrase = settings.keyring_passphrase.get_secret_value() if settings.keyring_passphrase else None
     if isinstance(place, Path):
         return FileKeyring(place, passphrase, signing_alg=settings.signing_alg)

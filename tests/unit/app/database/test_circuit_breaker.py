@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from app.database import circuit_breaker as room
+from app.database import circuit_breaker as module
 from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.errors import ServiceUnavailable
 
@@ -25,7 +25,7 @@ def refused(circuit_breaker: DatabaseCircuitBreaker) -> str:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that pass when they are told to."""
     now = [0.0]
-    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -55,8 +55,8 @@ def test_a_long_failure_shuts_it_and_an_answer_opens_it(
         pass
     assert [record.getMessage() for record in caplog.records] == [
         "the database fails: Exception: silent",
-        "the database is silent: requests that need it are refused at once until it answers",
-        "the database answers again",
+        "the database does not respond: failing requests fast until it recovers",
+        "the database responds again",
     ]
 
 
