@@ -1,4 +1,4 @@
-"""The application for gunicorn and for the ``flask`` command line."""
+"""The WSGI application, for gunicorn and for the ``flask`` command line."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ START_ERROR = 4
 
 
 def _create() -> Flask:
-    """Create the application; a server needs a key that may sign, while commands are there to make one."""
+    """Create the application. A server needs a key that may sign; commands are there to create one."""
     if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
         from app.operations.gunicorn_hooks import create_served_app  # noqa: PLC0415 - A command has no use for gunicorn.
 

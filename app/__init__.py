@@ -14,9 +14,9 @@ from app.audit.outbox import DRAIN_SECONDS, Outbox
 from app.audit.streams import follow_files
 from app.cli import COMMANDS
 from app.clients.build import build as build_clients
-from app.clients.jwks_cache import POLL_SECONDS as LOOK_AT_KEYS_SECONDS
+from app.clients.jwks_cache import POLL_SECONDS as JWKS_POLL_SECONDS
 from app.clients.last_used import FLUSH_SECONDS
-from app.clients.registered_scopes import POLL_SECONDS as LOOK_AT_SCOPES_SECONDS
+from app.clients.registered_scopes import POLL_SECONDS as SCOPES_POLL_SECONDS
 from app.clients.secrets import ClientSecrets
 from app.config.settings import Settings
 from app.config.values import PROJECT_FOLDER
@@ -37,14 +37,14 @@ from app.types import Clock
 
 log = logging.getLogger(__name__)
 
-EXPIRY_LOOK_SECONDS = 60.0
-"""How often a worker looks whether a secret's end is to be told. Each is told once a day, by one of all workers."""
+EXPIRY_POLL_SECONDS = 60.0
+"""How often a worker checks for secrets whose expiry is to be reported. Each is reported once a day."""
 
-FORGET_SECONDS = 60.0
-"""How often a worker removes what was to be remembered for a while, and is over."""
+DELETE_SECONDS = 60.0
+"""How often a worker deletes expired rows."""
 
-LOOK_AT_REPLAY_SECONDS = 1.0
-"""How often a worker looks whether the store of used assertions answers, and has forgotten nothing."""
+REPLAY_POLL_SECONDS = 1.0
+"""How often a worker checks whether the replay store responds, and whether it has forgotten anything."""
 
 
 def utc_now() -> datetime:
@@ -83,31 +83,33 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
 
 
 def _scheduler(services: Services, events: Events) -> Scheduler:
-    """What a worker does beside its requests."""
+    """Return the periodic tasks of a worker."""
     clients, keys, oauth = services.clients, services.keys, services.oauth
     emit_expiring = partial(_emit_expiring, clients.secrets, events)
     return Scheduler(
-        PeriodicTask("the look at the key ring", POLL_SECONDS, keys.active.refresh, on_the_second=True),
-        PeriodicTask("the look at the audit log", POLL_SECONDS, services.audit_log.poll),
-        PeriodicTask("the look whether logs were moved away", POLL_SECONDS, follow_files),
+        PeriodicTask("Polling the key ring", POLL_SECONDS, keys.active.refresh, on_the_second=True),
+        PeriodicTask("Checking the audit log", POLL_SECONDS, services.audit_log.poll),
+        PeriodicTask("Checking whether logs were moved away", POLL_SECONDS, follow_files),
         PeriodicTask(
-            "the events of commands", DRAIN_SECONDS, partial(services.outbox.drain, services.audit_log.write_past)
+            "Writing the events of commands",
+            DRAIN_SECONDS,
+            partial(services.outbox.drain, services.audit_log.write_past),
         ),
-        PeriodicTask("the look whether the database answers", circuit_breaker.POLL_SECONDS, clients.authenticator.poll),
-        PeriodicTask("the count of signed tokens", FLUSH_SECONDS, keys.usage.flush, at_exit=True),
-        PeriodicTask("the marks of used secrets", FLUSH_SECONDS, clients.last_used.flush, at_exit=True),
+        PeriodicTask("Probing the database", circuit_breaker.POLL_SECONDS, clients.authenticator.poll),
+        PeriodicTask("Writing the counts of signed tokens", FLUSH_SECONDS, keys.usage.flush, at_exit=True),
+        PeriodicTask("Writing when secrets were used", FLUSH_SECONDS, clients.last_used.flush, at_exit=True),
         PeriodicTask(
-            "the look at clients' scopes",
-            LOOK_AT_SCOPES_SECONDS,
+            "Scanning clients' scopes",
+            SCOPES_POLL_SECONDS,
             clients.registered_scopes.poll,
             at_start=True,
             on_the_second=True,
         ),
-        PeriodicTask("the look at what was used", LOOK_AT_REPLAY_SECONDS, oauth.replay_store.poll, at_start=True),
-        PeriodicTask("the fetch of clients' keys", LOOK_AT_KEYS_SECONDS, clients.jwks_cache.poll),
-        PeriodicTask("the end of used assertions", FORGET_SECONDS, oauth.replay_store.delete_expired),
-        PeriodicTask("the end of old revocations", FORGET_SECONDS, oauth.revocations.delete_expired),
-        PeriodicTask("the look for secrets that expire", EXPIRY_LOOK_SECONDS, emit_expiring),
+        PeriodicTask("Checking the replay store", REPLAY_POLL_SECONDS, oauth.replay_store.poll, at_start=True),
+        PeriodicTask("Fetching clients' keys", JWKS_POLL_SECONDS, clients.jwks_cache.poll),
+        PeriodicTask("Deleting expired assertions", DELETE_SECONDS, oauth.replay_store.delete_expired),
+        PeriodicTask("Deleting expired revocations", DELETE_SECONDS, oauth.revocations.delete_expired),
+        PeriodicTask("Finding secrets that expire", EXPIRY_POLL_SECONDS, emit_expiring),
     )
 
 

@@ -20,7 +20,7 @@ from gunicorn.http.errors import (  # type: ignore[attr-defined]  # The stubs la
     UnsupportedTransferCoding,
 )
 
-from buffered_worker.framing import BodyTooLong, RequestBuffer
+from buffered_worker.framing import RequestBuffer, TooLong
 from buffered_worker.request_head import UnsupportedVersion
 
 RECEIVE_BYTES = 16 * 1024
@@ -44,7 +44,7 @@ _STATUS_BY_ERROR = (
     (ExpectationFailed, HTTPStatus.EXPECTATION_FAILED),
     (UnsupportedTransferCoding, HTTPStatus.NOT_IMPLEMENTED),
     (UnsupportedVersion, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED),
-    (BodyTooLong, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (TooLong, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (TooSlow, HTTPStatus.REQUEST_TIMEOUT),
     # The application sent a malformed header. gunicorn derives these two from ParseException, as for a caller's fault.
     ((InvalidResponseHeader, InvalidResponseHeaderName), HTTPStatus.INTERNAL_SERVER_ERROR),

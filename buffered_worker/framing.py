@@ -21,7 +21,7 @@ _HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]+")
 
 
-class BodyTooLong(ParseException):
+class TooLong(ParseException):
     """The body is longer than the limit."""
 
 
@@ -47,7 +47,7 @@ class ChunkScan:
     def end(self, buffer: bytearray) -> int | None:
         """Return where the body in ``buffer`` ends or becomes malformed; ``None`` while more must arrive.
 
-        :raises BodyTooLong: the declared chunk sizes add up to more than the limit.
+        :raises TooLong: the declared chunk sizes add up to more than the limit.
         """
         while not self._in_trailers:
             position = self._position
@@ -72,7 +72,7 @@ class ChunkScan:
         self._position = data_start + size + 2 if size else data_start
         self._searched = self._position
         if self._total > self._body_limit or self._position > ENCODED_FACTOR * self._body_limit:
-            raise BodyTooLong
+            raise TooLong
 
     def _trailers_end(self, buffer: bytearray) -> int | None:
         start = self._position
@@ -169,7 +169,7 @@ class RequestBuffer:
             return None if end is None else self._decode(head.parsed, self._cut(end))
         length = head.length or 0
         if length > self._body_limit:
-            raise BodyTooLong
+            raise TooLong
         return self._cut(length) if len(self.data) >= length else None
 
     def _cut(self, end: int) -> bytes:

@@ -1,4 +1,4 @@
-"""How gunicorn runs Tokenhouse: values, each with its reason. What the application does is in the TOML files."""
+"""gunicorn's settings, each with its reason. What the application does is set in the TOML files."""
 
 import os
 import pathlib
@@ -8,55 +8,55 @@ from typing import Any
 
 import gunicorn
 
-# The new master of USR2 has gunicorn's own folder first where the old one was started with `python -m gunicorn`, and a
-# package `http` in it that hides the standard library's.
+# If the old master was started with `python -m gunicorn`, the new master of USR2 has gunicorn's own folder first in
+# its path, where a package `http` hides the standard library's.
 sys.path[:] = [entry for entry in sys.path if pathlib.Path(entry) != pathlib.Path(gunicorn.__file__).parent]
 
 _host = os.environ.get("HOST") or "127.0.0.1"
 _port = os.environ.get("PORT") or "8080"
 _shared_memory = pathlib.Path("/dev/shm")  # noqa: S108
 
-# The checkout, so that gunicorn may be started from any folder.
+# The checkout, so that gunicorn may be started in any folder.
 chdir = str(pathlib.Path(__file__).resolve().parent.parent)
-# The worker class is imported before gunicorn changes its folder.
+# The worker class is imported before gunicorn changes to that folder.
 pythonpath = chdir
 
-# Local unless told otherwise: who opens it to a network says so. An IPv6 address goes into brackets.
+# Local by default: opening it to a network is a decision. An IPv6 address is put into brackets.
 bind = [f"[{_host}]:{_port}" if ":" in _host else f"{_host}:{_port}"]
 
-# Signing is all CPU and releases the GIL: one process for each core that this one may use.
+# Signing is all CPU and releases the GIL: one process for each core that this process may use.
 _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 workers = int(os.environ.get("WEB_CONCURRENCY") or _cores or 1)
 # buffered_worker/README.md says why. It needs Linux; elsewhere, on a laptop, a stock worker will do.
 worker_class = "app.operations.worker.TokenhouseWorker" if hasattr(select, "epoll") else "gthread"
-# All but one may wait for the database at once; the last serves health checks and the JWKS whatever the database does.
+# All but one thread may block on the database; the last serves health checks and the JWKS whatever the database does.
 threads = 8
-# For each worker. A process may open 1024 files unless told otherwise, and the database and the logs need some.
+# Per worker. A process may open 1024 files by default, and the database and the logs need some.
 worker_connections = 900
 
-# Load balancers keep idle connections for 60 s: whoever closes first must be them, or a request meets a closed door.
+# Load balancers keep idle connections for 60 s. They must close first, or a request meets a closed connection.
 keepalive = 75
 # A request that takes longer hangs: its worker is replaced.
 timeout = 30
-# What is in flight at SIGTERM may take this long; a container is usually killed after 30 s.
+# Requests in flight at SIGTERM may take this long; a container is usually killed after 30 s.
 graceful_timeout = 25
-# The heartbeat is a file's time: on a disk it can block, and a worker that only waits for a disk would be killed.
+# The heartbeat is a file's modification time. On a disk it can block, and the worker would be killed for a slow disk.
 worker_tmp_dir = str(_shared_memory) if _shared_memory.is_dir() else None
 
-# An assertion of RFC 7523 in a header, or a DPoP proof, takes 2 to 3 KiB; nothing that we serve has longer lines.
+# An assertion (RFC 7523) in a header, or a DPoP proof, takes 2 to 3 KiB. Nothing that we serve has longer lines.
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
-# A faster parser is taken if it is installed, and answers otherwise.
+# gunicorn would use a faster parser if it is installed, with other answers.
 http_parser = "python"
-# No proxy may rewrite the path by header: gunicorn would take SCRIPT_NAME and PATH_INFO from any local caller.
+# No header may change the path: gunicorn would take SCRIPT_NAME and PATH_INFO from any local caller.
 forwarder_headers = ""
 
 # Each worker loads the application itself: no key or connection is shared across a fork.
 preload_app = False
-# It would open a socket in the home folder, where whoever can write may steer the server.
+# gunicorn would open a socket in the home folder, and whoever can write there could control the server.
 control_socket_disable = True
-# The audit log tells more, and no secret.
+# The audit log says more, and contains no secret.
 accesslog = None
 logger_class = "app.operations.gunicorn_hooks.GunicornLogger"
 errorlog = "-"

@@ -274,7 +274,7 @@ def set_up(machine: Machine) -> None:
     machine.do(1, 1)
     code = machine.path("/opt/tokenhouse/current/app")
     assert code.stat().st_mode & 0o777 == 0o755
-    assert list((code / "__pycache__").glob("serving.*.pyc"))
+    assert list((code / "operations" / "__pycache__").glob("gunicorn_hooks.*.pyc"))
     machine.do(2, 0)
     machine.do(2, 1)
     assert modes(machine.path("/etc/tokenhouse")) == {

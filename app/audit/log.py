@@ -97,7 +97,7 @@ class AuditLog:
         """Log once when the audit log takes no lines, and once when it does again."""
         was_stalled, self._was_stalled = self._was_stalled, self.is_stalled
         if self._was_stalled and not was_stalled:
-            log.error("the audit log takes no lines (%s): they wait", self._writer.fault or "its reader is slow")
+            log.error("the audit log takes no lines (%s): lines are queued", self._writer.fault or "its reader is slow")
         elif was_stalled and not self._was_stalled:
             log.warning("the audit log takes lines again")
 

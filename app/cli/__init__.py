@@ -1,4 +1,4 @@
-"""The commands that are added to ``flask``."""
+"""The commands that this project adds to ``flask``."""
 
 from app.cli.clients import clients
 from app.cli.doctor import doctor

@@ -1,4 +1,4 @@
-"""``flask clients keys``: public keys of clients that prove who they are with an assertion, and a new one's pair."""
+"""``flask clients keys``, ``keys-add``, ``keys-remove``, ``--generate-key``: keys of clients that sign assertions."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +37,7 @@ from app.oauth.client_auth.private_key_jwt import PrivateKeyJwt
 from app.services import services
 
 GENERATED_ALG = "RS256"
-"""What every library signs with unless told otherwise."""
+"""The default of every library that signs."""
 
 
 _JWK_BY_KIND: tuple[tuple[type, Any], ...] = (
@@ -48,22 +48,22 @@ _JWK_BY_KIND: tuple[tuple[type, Any], ...] = (
 
 
 def key_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options for what a client of ``private_key_jwt`` registers."""
+    """Add the options for what a client of ``private_key_jwt`` registers."""
     for option in (
         click.option(
             "--jwks-file", metavar="FILE|-", help="Its public keys: a JWK set, a JWK, or a public key in PEM."
         ),
         click.option("--jwks-uri", metavar="URL", help="Where it publishes its public keys: a JWK set, by https."),
-        click.option("--assertion-audience", type=click.Choice(AUDIENCES), help="Whom its assertions may be for."),
+        click.option("--assertion-audience", type=click.Choice(AUDIENCES), help="Audience its assertions must name."),
     ):
         command = option(command)
     return command
 
 
 def given_auth_fields(jwks_file: str | None, jwks_uri: str | None, assertion_audience: str | None) -> dict[str, Any]:
-    """What the options say of a client's keys.
+    """Return the fields of the key options that were given.
 
-    :raises ManagementError: a file that is wrong, or two places.
+    :raises ManagementError: a file is wrong, or two sources were given.
     """
     fields: dict[str, Any] = {}
     if jwks_file and jwks_uri:
@@ -78,18 +78,18 @@ def given_auth_fields(jwks_file: str | None, jwks_uri: str | None, assertion_aud
 
 
 def check_auth_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Let the method named ``method`` check what is to be stored of its client.
+    """Return ``fields``, checked by the authentication method ``method``.
 
-    :raises ManagementError: it refuses.
+    :raises ManagementError: the method refuses them.
     """
     by_name = {one.name: one for one in METHODS}
     return by_name.get(method, METHODS[0]).check_fields(fields)
 
 
 def changed_auth_fields(before: ClientFields, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``method`` needs to know of a client that was ``before``; another method's is forgotten.
+    """Return the fields of ``method`` for a client that was ``before``; another method's fields are dropped.
 
-    :raises ManagementError: the method refuses it.
+    :raises ManagementError: the method refuses them.
     """
     kept = dict(before.auth_fields) if method == before.token_endpoint_auth_method else {}
     if given.keys() & {"jwks", "jwks_uri"}:
@@ -98,18 +98,18 @@ def changed_auth_fields(before: ClientFields, method: str, given: Mapping[str, A
 
 
 def published_keys(auth_fields: Mapping[str, Any]) -> FetchedJwks | None:
-    """The keys of a client that publishes them, fetched.
+    """Fetch the keys of a client that publishes them.
 
-    :raises ManagementError: they cannot be; why.
+    :raises ManagementError: why the fetch failed.
     """
     return services().clients.jwks_cache.fetch(auth_fields["jwks_uri"]) if "jwks_uri" in auth_fields else None
 
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A new pair, whose private half goes to a file of its owner's.
+    """A new key pair; its private half goes to a file.
 
-    :param public: the public half, as a set.
+    :param public: the public half, as a key set.
     """
 
     public: dict[str, Any]
@@ -117,13 +117,13 @@ class KeyPair:
     _pem: str
 
     def write(self) -> None:
-        """Write the private half, before the client counts."""
+        """Write the private half, before the client is committed."""
         self._file.write(self._pem)
 
 
 @contextmanager
 def key_file_for(path: str | None) -> Iterator[KeyPair | None]:
-    """Make the pair of ``--generate-key``; its file is taken away again where there will be no client.
+    """Generate the pair of ``--generate-key``; delete its file if no client is created.
 
     :raises ManagementError: the file exists, or cannot be written.
     """
@@ -142,7 +142,7 @@ def key_file_for(path: str | None) -> Iterator[KeyPair | None]:
 def read_key_set(source: str) -> dict[str, Any]:
     """Read public keys: a JWK set, a single JWK, or a public key in PEM.
 
-    :raises ManagementError: it holds none, or a private one.
+    :raises ManagementError: the file contains none, or a private key.
     """
     text = read_secret(source, "key file").strip()
     if "PRIVATE KEY" in text:
@@ -207,7 +207,7 @@ def _state_of(published: ClientKeySetRow) -> dict[str, Any]:
 @click.argument("client_id", metavar="ID")
 @click.argument("file")
 def add_keys(client_id: str, file: str) -> None:
-    """Add the public keys in FILE (- for standard input); those that the client has go on working."""
+    """Add the public keys in FILE (- for standard input). The client's other keys stay valid."""
     new = read_key_set(file)["keys"]
     row = services().clients.repository.update(client_id, lambda before: _with_keys(before, lambda old: old + new))
     message = ", ".join(key["kid"] for key in new)
@@ -219,7 +219,7 @@ def add_keys(client_id: str, file: str) -> None:
 @click.argument("client_id", metavar="ID")
 @click.argument("kid")
 def remove_key(client_id: str, kid: str) -> None:
-    """Remove the public key KID: what it signs is refused from now on."""
+    """Remove the public key KID. Assertions signed with it are refused from now on."""
 
     def without(keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
         left = [key for key in keys if key["kid"] != kid]
@@ -234,7 +234,7 @@ def remove_key(client_id: str, kid: str) -> None:
 
 
 def _with_keys(before: ClientFields, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> dict[str, Any]:
-    """What is to be changed of a client so that it has other keys."""
+    """Return the change that gives a client other keys."""
     keys = change(_keys_in(before.auth_fields, "the client"))
     return {"auth_fields": PrivateKeyJwt.check_fields({**before.auth_fields, "jwks": {"keys": keys}})}
 

@@ -1,4 +1,4 @@
-"""``flask clients secrets``, ``rotate-secret``, ``revoke-secret``. ``app.clients.secrets`` does it."""
+"""``flask clients secrets``, ``rotate-secret``, ``revoke-secret``: the command line of ``app.clients.secrets``."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -19,7 +19,7 @@ from app.cli.output import (
     secret_file_for,
     timestamp,
 )
-from app.cli.secret_words import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
+from app.cli.secret_output import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
 from app.clients.secrets import NewSecret
 from app.config.values import DAY, IdentifiedKey
 from app.database.models import ClientSecretRow, ClientSecretUseRow
@@ -32,12 +32,12 @@ DEFAULT_QUIET_SECONDS = 30 * 60 * 60
 
 @click.command("secrets")
 @click.argument("client_id", metavar="ID", required=False)
-@click.option("--by-pepper", is_flag=True, help="Count the secrets that work by the pepper that digested them.")
-@click.option("--by-encryption-key", is_flag=True, help="Likewise those that are encrypted, by the key that did it.")
+@click.option("--by-pepper", is_flag=True, help="Count valid secrets by the pepper of their digest.")
+@click.option("--by-encryption-key", is_flag=True, help="Count valid encrypted secrets by their encryption key.")
 @json_option
 @with_appcontext
 def show_secrets(client_id: str | None, *, by_pepper: bool, by_encryption_key: bool, as_json: bool) -> None:
-    """Show a client's secrets: never themselves, but when each was made, ends, was used last, and from where."""
+    """Show a client's secrets: creation, expiry, last use and source addresses, never the secrets themselves."""
     if by_pepper and by_encryption_key:
         raise ManagementError("--by-pepper and --by-encryption-key count different secrets: give one of them")
     here = services()
@@ -68,12 +68,12 @@ def show_secrets(client_id: str | None, *, by_pepper: bool, by_encryption_key: b
 
 @click.command("rotate-secret")
 @click.argument("client_id", metavar="ID")
-@click.option("--overlap", type=Duration(), help="How long the older secrets still work: 7d unless given.")
-@click.option("--secret-file", metavar="FILE|-", help="Take a secret over from elsewhere.")
-@click.option("--secret-expires", type=Duration(), help="How long the new secret is valid; for ever unless given.")
+@click.option("--overlap", type=Duration(), help="How long the older secrets stay valid. Default: 7d.")
+@click.option("--secret-file", metavar="FILE|-", help="Use the secret in this file instead of a generated one.")
+@click.option("--secret-expires", type=Duration(), help="How long the new secret is valid. Default: for ever.")
 @click.option("--secret-out", metavar="FILE", help="Write the secret to a new file (0600) instead of printing it.")
-@click.option("--finish", is_flag=True, help="Make none; end the older ones, if they have been silent.")
-@click.option("--quiet", type=Duration(), help="With --finish, for how long: 30h unless given.")
+@click.option("--finish", is_flag=True, help="Create none; retire the older ones, if they are unused.")
+@click.option("--quiet", type=Duration(), help="With --finish: unused for how long. Default: 30h.")
 @json_option
 @with_appcontext
 def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
@@ -87,7 +87,7 @@ def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
     finish: bool,
     as_json: bool,
 ) -> None:
-    """Make a new secret; the older ones work on for a while. Then --finish, when nobody uses them any more."""
+    """Create a new secret. The older ones stay valid for a while: then --finish retires them when they are unused."""
     if finish:
         if secret_file or secret_expires is not None or secret_out:
             raise ManagementError(
@@ -123,7 +123,7 @@ def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
 @json_option
 @with_appcontext
 def revoke_secret(client_id: str, secret_id: str, *, as_json: bool) -> None:
-    """End one secret now."""
+    """Revoke one secret now."""
     row, left = services().clients.secrets.revoke(client_id, secret_id)
     report(f"{secret_id} (…{row.last_four}) is worth nothing from now on.")
     if not left:
@@ -133,7 +133,7 @@ def revoke_secret(client_id: str, secret_id: str, *, as_json: bool) -> None:
 
 
 def _show_counted(what: str, keys: Sequence[IdentifiedKey], counted: Mapping[str, int], *, as_json: bool) -> None:
-    """Show how many secrets depend on each key: what can leave the settings, and what must come back.
+    """Show how many secrets depend on each key: which keys may leave the settings, and which must come back.
 
     :param what: ``pepper`` or ``encryption_key``.
     """

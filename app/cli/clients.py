@@ -1,4 +1,4 @@
-"""``flask clients``: make, look at, change and end clients. ``app.clients`` does it; here it is asked and shown."""
+"""``flask clients``: the command line of ``app.clients``."""
 
 import shlex
 import sys
@@ -33,7 +33,7 @@ from app.cli.output import (
     secret_file_for,
     timestamp,
 )
-from app.cli.secret_words import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
+from app.cli.secret_output import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
 from app.clients.authentication import ANY_SECRET_METHOD
 from app.clients.fields import ClientFields, split_scopes
 from app.clients.repository import ListedClient
@@ -54,32 +54,32 @@ GRANT_NAMES = (*(str(grant.GRANT_TYPE) for grant in GRANTS), NO_GRANT)
 
 LIST_COLUMNS = ("client_id", "name", "state", "scope", "audiences", "lifetime", "created", "last_used")
 TABLE_ROWS = 1000
-"""The longest table that a person is shown unasked."""
+"""The longest table that is printed without ``--limit``."""
 CACHED_SECONDS = 600
-"""A shorter life than this defeats a cache that replaces tokens five minutes before they end."""
+"""A shorter lifetime defeats a cache that replaces tokens five minutes before they expire."""
 
 
 class Lifetime(Duration):
     """A duration, or ``default`` for the server's own."""
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse; 0 stands for the default, and no lifetime can be that short."""
+        """Parse; return 0 for the default, which no lifetime can be."""
         if value == "default":
             return 0
         return super().convert(value, param, ctx) or self.fail("must be from 1s to 24h", param, ctx)
 
 
 def field_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options for what a client is made of, alike in ``create`` and ``update``."""
+    """Add the options for a client's fields, the same for ``create`` and ``update``."""
     for option in reversed(
         (
             click.option(
                 "--scope", "scopes", multiple=True, help="Scopes, space-separated; may be given several times."
             ),
             click.option(
-                "--audience", "audiences", multiple=True, help="An API its tokens may be for; the first is default."
+                "--audience", "audiences", multiple=True, help="An API its tokens may be for; the first is the default."
             ),
-            click.option("--lifetime", type=Lifetime(), help="Of its tokens: 1s to 24h, or `default`."),
+            click.option("--lifetime", type=Lifetime(), help="Lifetime of its tokens: 1s to 24h, or `default`."),
             click.option("--auth-method", type=click.Choice(METHOD_NAMES), help="How it authenticates."),
             click.option("--grant-type", "grant_types", multiple=True, type=click.Choice(GRANT_NAMES)),
             click.option(
@@ -87,9 +87,9 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
                 "introspects",
                 multiple=True,
                 metavar="URI|'*'",
-                help="An API whose tokens it may ask about; * for all.",
+                help="An API whose tokens it may introspect; * for all.",
             ),
-            click.option("--contact", "contacts", multiple=True, help="Whom to call at night."),
+            click.option("--contact", "contacts", multiple=True, help="Who is responsible, such as a team's address."),
             click.option("--description", help="What it is for."),
             click.option("--label", "labels", multiple=True, metavar="K=V"),
         )
@@ -100,20 +100,20 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group("clients", cls=CommandGroup)
 def clients() -> None:
-    """Make, look at, change and end clients."""
+    """Create, show, update and delete clients."""
 
 
 @clients.command("create")
 @click.argument("name")
-@click.option("--client-id", help="Take an id over from elsewhere; otherwise one is made.")
+@click.option("--client-id", help="Use this id instead of a generated one.")
 @field_options
-@click.option("--secret-file", metavar="FILE|-", help="Take a secret over from elsewhere.")
-@click.option("--secret-expires", type=Duration(), help="How long the secret is valid; for ever unless given.")
+@click.option("--secret-file", metavar="FILE|-", help="Use the secret in this file instead of a generated one.")
+@click.option("--secret-expires", type=Duration(), help="How long the secret is valid. Default: for ever.")
 @click.option("--secret-out", metavar="FILE", help="Write the secret to a new file (0600) instead of printing it.")
-@click.option("--generate-key", metavar="FILE", help="Make a key pair: the private half goes to a new file (0600).")
+@click.option("--generate-key", metavar="FILE", help="Generate a key pair; the private half goes to a new file (0600).")
 @json_option
 def create_client(name: str, generate_key: str | None, *, as_json: bool, **options: Any) -> None:
-    """Make a client and print its secret, once."""
+    """Create a client and print its secret, once."""
     given = _given_fields(options)
     method = given.get("token_endpoint_auth_method", ANY_SECRET_METHOD)
     if options["secret_file"] and method not in METHODS_WITH_SECRETS:
@@ -147,17 +147,17 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
 
 
 @clients.command("list")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many; on a terminal 1000 unless given.")
-@click.option("--name", help="Only those whose name has this in it, in any case.")
-@click.option("--label", "labels", multiple=True, metavar="K=V", help="Only those with this label.")
+@click.option("--limit", type=click.IntRange(min=1), help="List at most this many. Default on a terminal: 1000.")
+@click.option("--name", help="Only clients whose name contains this, in any case.")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="Only clients with this label.")
 @click.option("--state", type=click.Choice(["enabled", "disabled"]))
 @click.option("--auth-method", type=click.Choice(METHOD_NAMES))
-@click.option("--unused-for", type=Duration(), help="Only those that were not used for so long.")
-@click.option("--secrets-older-than", type=Duration(), help="Only those with a working secret of that age.")
-@click.option("--expiring-in", type=Duration(), help="Only those with a secret that ends within this time.")
+@click.option("--unused-for", type=Duration(), help="Only clients that were unused for this long.")
+@click.option("--secrets-older-than", type=Duration(), help="Only clients with a valid secret of this age.")
+@click.option("--expiring-in", type=Duration(), help="Only clients with a secret that expires within this time.")
 @json_option
 def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *, as_json: bool, **filters: Any) -> None:
-    """Show clients, oldest first; of several filters, those that pass all."""
+    """List clients that pass all filters, oldest first."""
     for name in ("unused_for", "secrets_older_than", "expiring_in"):
         filters[name] = seconds(filters[name])
     filters |= {"labels": _labels(labels), "disabled": None if state is None else state == "disabled"}
@@ -168,7 +168,7 @@ def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *,
     if not sys.stdout.isatty():
         print_table(LIST_COLUMNS, map(_list_cells, store.stream(limit, **filters)))
         return
-    # All of it first: no transaction is open while a person reads.
+    # Read everything first: no transaction stays open while a person reads.
     rows = [_list_cells(row) for row in store.stream(limit or TABLE_ROWS + 1, **filters)]
     store.end_reading()
     print_table(LIST_COLUMNS, rows[: limit or TABLE_ROWS], pages=True)
@@ -198,7 +198,7 @@ def show_client(client_id: str, *, as_json: bool) -> None:
 @field_options
 @json_option
 def update_client(client_id: str, client_name: str | None, *, as_json: bool, **options: Any) -> None:
-    """Change a client. Each option replaces the whole field; an empty value clears it."""
+    """Update a client. Each option replaces the whole field; an empty value clears it."""
     changes = _given_fields(options) | ({} if client_name is None else {"client_name": client_name})
     if not changes:
         raise ManagementError("nothing to change: `flask clients update --help` shows what can be")
@@ -224,7 +224,7 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
 @clients.command("disable")
 @click.argument("client_id", metavar="ID")
 def disable_client(client_id: str) -> None:
-    """Refuse a client from now on."""
+    """Refuse a client from now on, and revoke its tokens."""
     row = services().clients.repository.disable(client_id)
     report(
         f"{row.client_id} gets no more tokens, and those that it has are dead: introspection says so at once. "
@@ -235,7 +235,7 @@ def disable_client(client_id: str) -> None:
 @clients.command("enable")
 @click.argument("client_id", metavar="ID")
 def enable_client(client_id: str) -> None:
-    """Serve a disabled client again."""
+    """Enable a disabled client."""
     report(
         f"{services().clients.repository.enable(client_id).client_id} gets tokens again. Those that it had stay dead."
     )
@@ -261,7 +261,7 @@ for command in (show_secrets, rotate_secret, revoke_secret, show_keys, add_keys,
 
 
 def curl_line(token_endpoint: str, client_id: str, secret: str, method: str = ANY_SECRET_METHOD) -> str:
-    """One line to paste that fetches a token, by the client's own authentication method."""
+    """Return a shell command that fetches a token, with the client's authentication method."""
     if method == ClientSecretPost.name:
         credentials = ["--data-urlencode", f"client_id={client_id}", "--data-urlencode", f"client_secret={secret}"]
     else:
@@ -283,7 +283,7 @@ def _list_cells(row: Any) -> Sequence[object]:
 
 
 def _given_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of :class:`ClientFields` that options were given for."""
+    """Return the fields of :class:`ClientFields` whose options were given."""
     fields: dict[str, Any] = {}
     if options["scopes"]:
         fields["scope"] = split_scopes(options["scopes"])

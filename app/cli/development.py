@@ -1,6 +1,7 @@
-"""``make run``: everything that a first start on a developer's machine needs, then gunicorn, as in production.
+"""``make run``: prepares a developer's machine at the first start, then runs gunicorn as in production.
 
-Makes what is missing and keeps what is there: settings in ``.env``, the database, a signing key, the client ``demo``.
+It creates what is missing and keeps what exists: settings in ``.env``, the database, a signing key, the client
+``demo``.
 """
 
 import os
@@ -31,7 +32,7 @@ from app.services import services
 DEMO_SCOPES = ("read", "write")
 _ISSUER = "TOKENHOUSE_ISSUER"
 _MADE_ONCE = {"TOKENHOUSE_SECRET_PEPPERS": "dev1", "TOKENHOUSE_ENCRYPTION_KEYS": "dev1"}
-"""Settings that are random, by the id of the key that is made."""
+"""Random settings, with the id of the key that is generated."""
 _MARKER = "# What the last `make run` was given; written anew by each."
 
 
@@ -52,10 +53,10 @@ def main() -> None:
 
 
 def write_environment_file(path: Path, environment: Mapping[str, str]) -> None:
-    """Leave in ``.env`` what this start is made with, so that ``flask`` by hand uses the same.
+    """Write the settings of this start to ``.env``, so that ``flask`` by hand uses the same.
 
-    Below a marker line stands what this run was given, anew each time; above it what is random and made once, and
-    whatever people have written there.
+    Below a marker line are the settings of the last run, rewritten each time. Above it are random ones, created
+    once, and what people have written there.
     """
     text = path.read_text(encoding="utf-8") if path.exists() else "# Read by `make run` and `flask`; ignored by git.\n"
     above = text.partition(_MARKER)[0].rstrip("\n")
@@ -91,7 +92,7 @@ def _quoted(value: str) -> str:
 
 
 def prepare(settings: Settings) -> None:
-    """Bring the database up to date, and make a signing key if there is none."""
+    """Upgrade the database, and create a signing key if there is none."""
     upgrade()
     here = services()
     if here.keys.manager.backend.is_empty():
@@ -101,7 +102,7 @@ def prepare(settings: Settings) -> None:
 
 
 class DevelopmentServer(WSGIApplication):
-    """gunicorn with the project's settings, which greets once it listens."""
+    """gunicorn with the project's settings and a greeting once it listens."""
 
     def __init__(self, app: Flask, settings: Settings) -> None:
         self._flask_app = app
@@ -115,7 +116,7 @@ class DevelopmentServer(WSGIApplication):
         self.cfg.set("when_ready", self._greet)
 
     def _greet(self, _arbiter: Any) -> None:
-        """Say how to get a token. Only now: a secret that is printed before the port is ours could be lost."""
+        """Print how to get a token. Only now: a secret that is printed before the port is ours could be lost."""
         with self._flask_app.app_context():
             print(greeting(self._settings), flush=True)  # noqa: T201 - Talk to a person.
             db.session.remove()
@@ -124,7 +125,7 @@ class DevelopmentServer(WSGIApplication):
 
 
 def greeting(settings: Settings) -> str:
-    """Make the demo client where it belongs, and say what to do next."""
+    """Create the demo client in development, and return what to do next."""
     here = services()
     endpoint = here.oauth.metadata["token_endpoint"]
     if settings.config == "development" and not here.clients.repository.list_all():

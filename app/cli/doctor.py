@@ -20,14 +20,14 @@ MOST_BYTES = 64 * 1024
 
 
 @click.command("doctor", cls=SingleCommand)
-@click.option("--offline", is_flag=True, help="Do not ask the issuer's URL what verifiers read there.")
+@click.option("--offline", is_flag=True, help="Do not fetch the metadata at the issuer's URL.")
 @json_option
 @with_appcontext
 @click.pass_context
 def doctor(context: click.Context, *, offline: bool, as_json: bool) -> None:
-    """Look at settings, keys, database and their neighbours; say what is wrong, why, and how to mend it.
+    """Check settings, keys, database and their surroundings; print what is wrong, why it matters and how to fix it.
 
-    Ends with status 1 when there are errors. Changes nothing.
+    Exits with status 1 if there are errors. Changes nothing.
     """
     found = list(examine(services()))
     if not offline:
@@ -43,13 +43,13 @@ def doctor(context: click.Context, *, offline: bool, as_json: bool) -> None:
 
 def _print(found: Finding) -> None:
     print_line(f"{found.severity:<8} {found.check}: {found.what}")
-    for word, message in (("why", found.why), ("mend", found.how)):
+    for word, message in (("why", found.why), ("fix", found.how)):
         if message:
             print_line(f"{'':<8}   {word}: {message}")
 
 
 def _ask_as_verifiers_do(settings: Settings) -> Finding:
-    """Whether the metadata at the issuer's URL is this installation's."""
+    """Check whether the metadata at the issuer's URL is this installation's."""
     url = f"{settings.issuer}/.well-known/openid-configuration"
     why = "verifiers and clients begin there"
     try:
@@ -57,7 +57,7 @@ def _ask_as_verifiers_do(settings: Settings) -> Finding:
             document: Any = json.loads(answer.read(MOST_BYTES))
     except (URLError, OSError, ValueError, http.client.HTTPException) as error:
         message = getattr(error, "reason", None) or error
-        how = "does the server run, does the proxy let this path through, does the name lead to it from here?"
+        how = "check that the server runs, that the proxy forwards this path, and that the name resolves from here"
         return Finding("metadata", Severity.WARNING, f"{url} cannot be read: {message}", why, how)
     theirs = document.get("issuer") if isinstance(document, dict) else None
     if theirs != settings.issuer:

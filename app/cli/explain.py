@@ -1,7 +1,7 @@
-"""``flask explain``: what became of a request, in words, and what to type to mend it; from the server's log.
+"""``flask explain``: what happened to a request, in words, and how to fix it; from the server's log.
 
-There is no table of requests: the audit log is where they stand. Lines may come as the server wrote them, or as
-Docker, journald and collectors of logs wrap them.
+No table of requests exists: the audit log has them. Lines may be as the server wrote them, or wrapped by Docker,
+journald or a log collector.
 """
 
 import json
@@ -17,11 +17,11 @@ from app.cli.output import SingleCommand, json_option, print_fields, print_json,
 from app.errors import ManagementError
 
 _WRAPPINGS = ("log", "MESSAGE", "message", "msg", "line")
-"""Under which names others keep a line of ours."""
+"""Names under which others wrap our lines."""
 
 _CONSOLE = re.compile(r"\S+Z (\w+) +((?:\w+=(?:'[^']*'|\S+) ?)+)")
 _PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
-"""A line as it is in development."""
+"""A line in the format of development."""
 
 _PARAMETERS = "Look at what the caller sends: `detail` names the parameter, and docs/http.md says what there is."
 _ASSERTION = "docs/client-keys.md says what an assertion must say."
@@ -143,7 +143,7 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
         "Standard error has the traceback under the same request id: please report it.",
     ),
 }
-"""What each reason of a refusal means, and what mends it; the last two are beginnings."""
+"""What each reason of a refusal means, and its fix. Reasons that end in ``_`` are prefixes."""
 
 ABOUT_TOKENS: Mapping[str, tuple[str, str]] = {
     "not_for_this_caller": (
@@ -169,7 +169,7 @@ ABOUT_TOKENS: Mapping[str, tuple[str, str]] = {
     "key_gone": ("The key that signed it has retired.", "Have the client fetch a new one."),
     "missing_claim": ("A claim is missing in it, or of a wrong type.", ""),
 }
-"""Why a token was not told to be good, or was not taken back."""
+"""Why a token was not active, or was not revoked."""
 
 
 @click.command("explain", cls=SingleCommand)
@@ -177,7 +177,7 @@ ABOUT_TOKENS: Mapping[str, tuple[str, str]] = {
 @click.argument("log", default="-")
 @json_option
 def explain(request_id: str, log: str, *, as_json: bool) -> None:
-    """Say what became of the request REQUEST_ID (its X-Request-ID), from the log in LOG or on standard input."""
+    """Explain what happened to the request REQUEST_ID (its X-Request-ID), from the log in LOG or on standard input."""
     if log == "-" and sys.stdin.isatty():
         raise ManagementError(f"give the audit log: `flask explain {request_id} FILE`, or on standard input")
     found = list(_lines_of(request_id, log))
@@ -193,7 +193,7 @@ def explain(request_id: str, log: str, *, as_json: bool) -> None:
         print_fields({shown(name): shown(value) for name, value in facts.items()})
         report(message)
         if fix:
-            report(f"To mend it: {fix}")
+            report(f"Fix: {fix}")
 
 
 def _explained(facts: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
@@ -201,7 +201,7 @@ def _explained(facts: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
 
 
 def _in_words(facts: Mapping[str, Any]) -> tuple[str, str]:
-    """What happened, and what mends it."""
+    """Return what happened, and how to fix it."""
     event, reason, client = facts.get("event"), str(facts.get("reason", "")), shown(facts.get("client_id", "ID"))
     if event == "TokenIssued":
         return f"Client {client} got a token: there is nothing wrong with this request.", ""
@@ -225,7 +225,7 @@ def _in_words(facts: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _lines_of(request_id: str, log: str) -> Iterator[dict[str, Any]]:
-    """What the log has of a request."""
+    """Yield the log's lines about a request."""
     wanted = request_id.encode(errors="surrogateescape")
     try:
         with sys.stdin.buffer if log == "-" else Path(log).open("rb") as lines:
@@ -245,7 +245,7 @@ def _holding(wanted: bytes, lines: Iterable[bytes]) -> Iterator[str]:
 
 
 def _unwrapped(line: str) -> dict[str, Any]:
-    """The object in a line, whatever stands before it, and however often it was wrapped."""
+    """Parse the object in a line, whatever precedes it, and however often it was wrapped."""
     if words := _CONSOLE.fullmatch(line.strip()):
         return {"event": words[1], **{name: value.strip("'") for name, value in _PAIR.findall(words[2])}}
     start = line.find("{")

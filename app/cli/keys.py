@@ -1,4 +1,4 @@
-"""``flask keys``: make, rotate, revoke, check and look at signing keys. What is safe is settled by ``keyring.plan``."""
+"""``flask keys``: the command line of ``app.keyring.service``. Which changes are safe is left to ``rotation_plan``."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,13 +46,13 @@ class Moment(click.ParamType[datetime]):
 
 @click.group("keys", cls=CommandGroup)
 def keys() -> None:
-    """Make, rotate, revoke, check and look at signing keys."""
+    """Create, rotate, revoke, check and list signing keys."""
 
 
 @keys.command("list")
 @json_option
 def list_keys(*, as_json: bool) -> None:
-    """Show all keys, with their states and times."""
+    """List all keys, with their states and times."""
     here = services()
     ring = None if here.keys.manager.backend.is_empty() else here.keys.manager.backend.read()
     uses = _uses_where_known(here)
@@ -65,11 +65,11 @@ def list_keys(*, as_json: bool) -> None:
 
 
 @keys.command("generate")
-@click.option("--alg", type=click.Choice(list(ALGORITHMS)), help="TOKENHOUSE_SIGNING_ALG unless given.")
-@click.option("--bits", type=click.Choice([str(bits) for bits in RSA_BITS]), help="Of an RSA key: 2048 unless given.")
+@click.option("--alg", type=click.Choice(list(ALGORITHMS)), help="Default: TOKENHOUSE_SIGNING_ALG.")
+@click.option("--bits", type=click.Choice([str(bits) for bits in RSA_BITS]), help="Size of an RSA key. Default: 2048.")
 @json_option
 def generate_key(alg: str | None, bits: str | None, *, as_json: bool) -> None:
-    """Make a key. The first signs at once and gets a standby; a further one waits until every verifier knows it."""
+    """Create a key. The first signs at once and gets a standby; a further one waits until every verifier knows it."""
     here = services()
     before = _kids(here)
     ring, key = here.keys.manager.generate(alg, int(bits) if bits else None)
@@ -82,8 +82,8 @@ def generate_key(alg: str | None, bits: str | None, *, as_json: bool) -> None:
 
 @keys.command("rotate")
 @click.option("--if-due", is_flag=True, help="Only when the signing key is old, or no standby is announced: for cron.")
-@click.option("--at", type=Moment(), help="Let it sign from this time on, such as 2026-01-31T12:00:00Z.")
-@click.option("--unsafe", is_flag=True, help="Although some verifiers do not know it yet, and refuse its tokens.")
+@click.option("--at", type=Moment(), help="When it begins to sign, such as 2026-01-31T12:00:00Z.")
+@click.option("--unsafe", is_flag=True, help="Even if some verifiers do not know it yet and reject its tokens.")
 @click.option("--yes", is_flag=True, help="With --unsafe, do not ask.")
 @json_option
 def rotate_keys(*, if_due: bool, at: datetime | None, unsafe: bool, yes: bool, as_json: bool) -> None:
@@ -100,7 +100,7 @@ def rotate_keys(*, if_due: bool, at: datetime | None, unsafe: bool, yes: bool, a
     ring = here.keys.manager.rotate_if_due() if if_due else here.keys.manager.rotate(at, unsafe=unsafe)
     now = here.clock()
     if ring is None:
-        # Cron mails what is said.
+        # Cron mails every output.
         if as_json:
             print_json(_describe_all(here.keys.manager.backend.read(), now))
         return
@@ -119,7 +119,7 @@ def rotate_keys(*, if_due: bool, at: datetime | None, unsafe: bool, yes: bool, a
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
-    """Take a key out of use: an emergency. The standby signs at once; live tokens of the key are worth nothing."""
+    """Revoke a key, in an emergency. The standby signs at once; live tokens of the key become invalid."""
     here = services()
     now = here.clock()
     ring = here.keys.manager.backend.read()
@@ -139,7 +139,7 @@ def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
 @keys.command("prune")
 @json_option
 def prune_keys(*, as_json: bool) -> None:
-    """Remove keys that have been gone or revoked for 30 days, with their files. Each change does so too."""
+    """Delete keys that have been gone or revoked for 30 days, with their files. Every change does so too."""
     here = services()
     removed = here.keys.manager.prune()
     if removed:
@@ -179,9 +179,9 @@ def retire_algorithm(alg: str, *, yes: bool, as_json: bool) -> None:
 @click.option("--svg", metavar="FILE", type=click.Path(path_type=Path), help="Draw the timeline.")
 @json_option
 def check_keys(file: Path | None, svg: Path | None, *, as_json: bool) -> None:
-    """Verify a ring, show its next year, and fail when a step is unsafe.
+    """Check a ring, show its next year, and fail if a step is unsafe.
 
-    The ring is the one of the settings, or FILE, and then the step from the present one to it is verified too.
+    The ring is that of the settings. With FILE the step from it to the ring in FILE is checked too.
     """
     here = services()
     backend = _file_home(here, file.absolute()) if file else here.keys.manager.backend
@@ -225,7 +225,7 @@ def export_key(kid: str, *, as_json: bool) -> None:
 @click.argument("destination")
 @json_option
 def move_ring(destination: str, *, as_json: bool) -> None:
-    """Copy the ring to DESTINATION: `database`, or the path of a file. The old one stays until you remove it."""
+    """Copy the ring to DESTINATION: `database`, or the path of a file. The old ring stays until you remove it."""
     here = services()
     try:
         place = parse_keyring(destination)
@@ -245,7 +245,7 @@ def move_ring(destination: str, *, as_json: bool) -> None:
 
 
 def _ask(harm: str, *, yes: bool) -> None:
-    """Go on when somebody says so who knows what it breaks."""
+    """Ask whether to continue, after saying what would break."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -258,7 +258,7 @@ def _kids(here: Services) -> set[str]:
 
 
 def _leave_trace(here: Services, change: str, kids: Sequence[str]) -> None:
-    """Tell the audit log. A ring in a file needs no database, and where there is none nobody tells."""
+    """Record a change in the audit log. A ring in a file needs no database; without one nothing is recorded."""
     with suppress(SQLAlchemyError):
         here.outbox.put_alone(KeyRingChanged(by=system_user(), change=change, kids=tuple(kids)))
 
@@ -282,7 +282,7 @@ def _report_start(here: Services, key: SigningKey) -> None:
 
 
 def _longest_token(here: Services) -> timedelta:
-    """The longest that a token of now may live; the most that is allowed where the clients cannot be asked."""
+    """Return the longest lifetime of today's tokens; the longest allowed one if the clients cannot be read."""
     try:
         longest = max(here.settings.access_token_lifetime, here.clients.repository.longest_lifetime() or 0)
     except SQLAlchemyError:
@@ -347,7 +347,7 @@ def _describe(ring: Ring, key: SigningKey, now: datetime) -> dict[str, Any]:
 
 
 def _uses_where_known(here: Services) -> Mapping[str, KeyUsage] | None:
-    """How many tokens keys have signed; ``None`` without a database, which a ring in a file does not need."""
+    """Return how many tokens keys have signed; ``None`` without a database, which a ring in a file does not need."""
     try:
         return here.keys.usage.read()
     except SQLAlchemyError:

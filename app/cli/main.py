@@ -1,4 +1,4 @@
-"""The ``flask`` command of this project: Flask's own, which says what it is for here; as ``python -m flask`` does."""
+"""The ``flask`` command of this project: Flask's own with our help. ``python -m flask`` works as well."""
 
 import click
 from flask.cli import FlaskGroup
@@ -12,7 +12,7 @@ Works on the installation that TOKENHOUSE_… variables, or the settings of the 
 
 
 class Commands(FlaskGroup):
-    """Knows its commands without the application, which is made when one runs: help needs no settings."""
+    """Knows its commands without the application, which is created when one runs: help needs no settings."""
 
     def __init__(self) -> None:
         super().__init__(name="flask", help=HELP)
@@ -20,11 +20,11 @@ class Commands(FlaskGroup):
             self.add_command(command)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All there are, Flask's own too."""
+        """Return the names of all commands, Flask's included."""
         return click.Group.list_commands(self, ctx)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """One of them."""
+        """Return one command."""
         return click.Group.get_command(self, ctx, name)
 
 

@@ -1,4 +1,4 @@
-"""How commands speak: data on standard output, talk on standard error, one line and a non-zero status for a failure."""
+"""How commands print: data on stdout, messages on stderr, one line and a non-zero status on failure."""
 
 import json
 import os
@@ -25,11 +25,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 KID_FIRST = {"ignore_unknown_options": True}
-"""For commands that take a key's id: one thumbprint of 64 begins with a hyphen."""
+"""For commands with a kid as argument: one in 64 thumbprints begins with a hyphen."""
 
 
 class _OneLineErrors(click.Command):
-    """What may go wrong ends in one line on standard error."""
+    """Prints expected errors as one line on standard error."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -43,34 +43,34 @@ class _OneLineErrors(click.Command):
 
 
 class CommandGroup(_OneLineErrors, AppGroup):
-    """A noun with its verbs."""
+    """A group of commands: a noun with its verbs."""
 
 
 class SingleCommand(_OneLineErrors):
-    """A verb without a noun."""
+    """A command without a group."""
 
 
 def shown(value: object) -> str:
-    """As JSON where it is no text; what could steer a terminal is escaped."""
+    """Format as JSON unless it is printable text: nothing may control the terminal."""
     is_plain = isinstance(value, str) and value.isprintable()
     return str(value) if is_plain else json.dumps(value)
 
 
 def report(message: str) -> None:
-    """Say something to a person: standard error. That nobody listens undoes nothing."""
+    """Print a message on standard error. A closed stream is ignored."""
     with suppress(OSError):
         click.echo(message, err=True)
 
 
 def print_line(line: str, *, newline: bool = True) -> None:
-    """Print a line of data: standard output.
+    """Print a line of data on standard output.
 
-    :raises ManagementError: it takes none, because a disk is full or nobody reads.
+    :raises ManagementError: it cannot be written: the disk is full, or the reader has gone.
     """
     try:
         click.echo(line, nl=newline)
     except OSError as error:
-        # What is left in the buffer would fail once more at the end of the process.
+        # The rest of the buffer would fail again at the end of the process.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise ManagementError(f"standard output cannot be written: {error.strerror}") from None
 
@@ -81,7 +81,7 @@ def print_json(data: object) -> None:
 
 
 def print_json_list(items: Iterable[object]) -> None:
-    """Print a list for a script, item by item, as :func:`print_json` would."""
+    """Print a list for a script, item by item, with the output of :func:`print_json`."""
     begun = False
     for item in items:
         text = json.dumps(item, indent=2).replace("\n", "\n  ")
@@ -91,9 +91,9 @@ def print_json_list(items: Iterable[object]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, pages: bool = False) -> None:
-    """Print rows for a person: a table on a terminal, tab-separated lines in a pipe.
+    """Print rows: a table on a terminal, tab-separated lines in a pipe.
 
-    :param pages: whether a long table is shown page by page.
+    :param pages: whether a long table is shown in a pager.
     """
     lines = (["" if value is None else str(value) for value in row] for row in rows)
     if sys.stdout.isatty():
@@ -103,7 +103,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, pag
 
         table = Table(box=None, pad_edge=False)
         for number, column in enumerate(columns):
-            # An id that is cut cannot be copied; the rest goes on in a further line.
+            # A truncated id could not be copied; other columns wrap.
             longest = max((len(row[number]) for row in cells), default=0) if column in IDS else 0
             table.add_column(column, overflow="fold", no_wrap=column in IDS, min_width=longest or None)
         for row in cells:
@@ -112,16 +112,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, pag
         with console.pager() if pages and len(cells) >= console.height else nullcontext():
             console.print(table, crop=False, width=max(console.width, console.measure(table).minimum))
         return
-    # The first row is asked for before anything is printed: where it fails, nothing was.
+    # Read the first row before printing anything: if that fails, nothing is printed.
     first = list(islice(lines, 1))
     for line in chain([list(columns)], first, lines):
         print_line("\t".join(line))
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
-    """Print the fields of one thing for a person, a line each; what is empty is left out.
+    """Print the fields of one thing, a line each, without empty ones.
 
-    In one piece: a reader that leaves after a few lines has been given all of them, a new secret among them.
+    All in one write: a reader that leaves after a few lines has received everything, a new secret included.
     """
     width = max(map(len, fields), default=0)
     shown = [f"{name:<{width}}  {_plain(value)}" for name, value in fields.items() if value not in (None, "", [], {})]
@@ -130,7 +130,7 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 
 def timestamp(time: datetime | None) -> str | None:
-    """``time`` as RFC 3339 in UTC, to the second."""
+    """Format ``time`` as RFC 3339 in UTC, to the second."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if time else None
 
 
@@ -148,7 +148,7 @@ def read_secret(source: str, what: str = "secret file") -> str:
 
 
 class SecretFile:
-    """A new file, for its owner only, that takes one secret. Made before the secret, so that no secret is ever lost."""
+    """A new file for one secret, readable by its owner only. Created before the secret, so that no secret is lost."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -160,9 +160,9 @@ class SecretFile:
             raise ManagementError(f"{path} cannot be written: {error.strerror}") from None
 
     def write(self, secret: str) -> None:
-        """Write ``secret`` to the disk and close.
+        """Write ``secret`` to the disk and close the file.
 
-        :raises ManagementError: there is no room.
+        :raises ManagementError: the disk is full.
         """
         try:
             with os.fdopen(self._descriptor, "w") as file:
@@ -173,7 +173,7 @@ class SecretFile:
             raise ManagementError(f"{self._path} cannot be written: {error.strerror}. Nothing was changed") from None
 
     def discard(self) -> None:
-        """Take the file away again: there is no secret for it."""
+        """Delete the file: no secret was created."""
         with suppress(OSError):
             os.close(self._descriptor)
         self._path.unlink(missing_ok=True)
@@ -181,7 +181,7 @@ class SecretFile:
 
 @contextmanager
 def secret_file_for(path: str | None) -> Iterator[SecretFile | None]:
-    """Make the file of ``--secret-out`` before there is a secret; take it away when there will be none."""
+    """Create the file of ``--secret-out`` before the secret; delete it if no secret is created."""
     file = SecretFile(path) if path else None
     try:
         yield file
@@ -205,7 +205,7 @@ class Duration(click.ParamType[int]):
 
 
 def seconds(duration: int | None) -> timedelta | None:
-    """Turn what :class:`Duration` parsed into a ``timedelta``."""
+    """Convert the result of :class:`Duration` to a ``timedelta``."""
     return None if duration is None else timedelta(seconds=duration)
 
 

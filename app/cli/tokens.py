@@ -1,4 +1,4 @@
-"""``flask tokens``: make one for who debugs, look at one as a verifier does and say what it means, take one back."""
+"""``flask tokens``: issue a token for debugging, inspect one as a verifier does, revoke one."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ _MEANINGS = {
 }
 _UNKNOWN = "unknown"
 _LATEST = 253402300799
-"""The last second that a datetime can say."""
+"""The last second that a datetime can represent."""
 
 
 _DEAD = {
@@ -58,16 +58,16 @@ _WHO_KNOWS = "verifiers that work offline do not know, unless they read the revo
 
 @click.group("tokens", cls=CommandGroup)
 def tokens() -> None:
-    """Make, look at and take back access tokens."""
+    """Issue, inspect and revoke access tokens."""
 
 
 @tokens.command("issue")
 @click.argument("client_id", metavar="ID")
-@click.option("--scope", "scopes", multiple=True, help="Scopes, space-separated; all that the client has unless given.")
-@click.option("--resource", "resources", multiple=True, metavar="URI", help="Whom it is for, among its audiences.")
+@click.option("--scope", "scopes", multiple=True, help="Scopes, space-separated. Default: all of the client.")
+@click.option("--resource", "resources", multiple=True, metavar="URI", help="One of the client's audiences.")
 @json_option
 def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as_json: bool) -> None:
-    """Make a token for the client ID, as the token endpoint would, without its secret. The audit log tells of it."""
+    """Issue a token for the client ID, as the token endpoint would, without its secret. The audit log records it."""
     here = services()
     row = here.clients.repository.find(client_id)
     client = as_client(row)
@@ -84,7 +84,7 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
         raise ManagementError(f"{error.error}: {error.description}") from None
     scope = " ".join(granted.scope) or None
     message = {"scope": scope, "audience": granted.audiences, "expires_in": granted.lifetime_seconds}
-    # The trace first: there is no token without one.
+    # Record it first: no token goes unrecorded.
     here.outbox.put_alone(
         TokenChanged(by=system_user(), change="issued", client_id=client_id, jti=token.jti, **message)  # type: ignore[arg-type]
     )
@@ -100,9 +100,9 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
 
 @tokens.command("revoke")
 @click.argument("file", required=False)
-@click.option("--client", "client_id", metavar="ID", help="Take back all tokens that this client has until now.")
+@click.option("--client", "client_id", metavar="ID", help="Revoke all tokens that this client has.")
 def revoke(file: str | None, client_id: str | None) -> None:
-    """Take back the token in FILE (- for standard input), whosever it is, or all of a client's."""
+    """Revoke the token in FILE (- for standard input), whichever client has it, or all tokens of a client."""
     here = services()
     if (file is None) == (client_id is None):
         raise ManagementError("name a file (- for standard input) or --client ID, and not both")
@@ -127,10 +127,10 @@ def revoke(file: str | None, client_id: str | None) -> None:
 @json_option
 @click.pass_context
 def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
-    """Say what the token in FILE (- for standard input) means, and why it would be refused.
+    """Explain the token in FILE (- for standard input), and why it would be refused.
 
-    FILE may hold the token, with `Bearer` before it or not, or the whole answer of the token endpoint. The exit status
-    is 1 for a token that would be refused.
+    FILE may contain the token, with or without `Bearer` before it, or the whole response of the token endpoint. The
+    exit status is 1 for a token that would be refused.
     """
     here = services()
     now = here.keys.active.now()
@@ -166,7 +166,7 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
 
 
 def _token_in(text: str) -> str:
-    """The token itself, of what people have at hand."""
+    """Return the token in the text."""
     text = text.strip()
     if text.startswith("{"):
         try:
@@ -180,7 +180,7 @@ def _token_in(text: str) -> str:
 
 
 def _revocation_reason(here: Services, inspection: TokenValidation) -> str | None:
-    """Why a token that is good by itself is dead, if it is and the database says so."""
+    """Return why a valid token is revoked, if the database says so."""
     if not inspection.is_good:
         return None
     try:

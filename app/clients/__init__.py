@@ -1,5 +1,6 @@
-"""Clients: the one door to their rows, and to those of their secrets.
+"""Clients: the only package that reads and writes their rows, and those of their secrets.
 
-``verification`` is the request path, ``marks`` what it remembers; ``store`` and ``secrets`` are management. Pure are
-``fields``, what a client may be made of, and ``digests``, how secrets are made and digested.
+On the request path: ``authentication`` (clients with a secret), ``lookup`` (all others), ``last_used``. Management:
+``repository``, ``secrets``, ``jwks_cache``. How secrets are stored: ``secret_digests``, ``encrypted_secrets``. Pure:
+``fields``, ``scopes``.
 """

@@ -1,7 +1,7 @@
-"""The request path: who is it that sent this secret? One statement and no write.
+"""Authenticates a client by its secret, on the request path: one query and no write.
 
-Both readings of what was presented, an unknown id, a wrong secret and a right one cost the same. What is remembered of
-a use is left to ``clients.marks``, what management does to ``clients.store`` and ``clients.secrets``.
+An unknown id, a wrong secret and a right one cost the same, and so do both readings of the credentials. Recording
+the use is left to ``last_used``, management to ``repository`` and ``secrets``.
 """
 
 import hmac
@@ -29,7 +29,7 @@ CLIENT_COLUMNS = (
     ClientRow.client_id,
     ClientRow.client_name,
     ClientRow.token_endpoint_auth_method,
-    # As text, parsed only for a client that has proven who it is: parsing would tell by its time which ids exist.
+    # As text, parsed only for an authenticated client: the time to parse would reveal which ids exist.
     cast(ClientRow.grant_types, Text).label("grant_types"),
     cast(ClientRow.scope, Text).label("scope"),
     cast(ClientRow.audiences, Text).label("audiences"),
@@ -39,7 +39,7 @@ CLIENT_COLUMNS = (
     ClientRow.disabled_at,
     ClientRow.deleted_at,
 )
-"""What the request path knows of a client."""
+"""The columns of a client that the request path reads."""
 
 _SECRET_COLUMNS = (
     ClientSecretRow.secret_id,
@@ -49,8 +49,8 @@ _SECRET_COLUMNS = (
     ClientSecretRow.revoked_at,
 )
 
-# Both readings of Basic credentials, where they differ, are looked up at once, so that both cost the same. An id that
-# nobody has gives a row too, of nothing: what is done with rows takes time, and would tell which ids exist.
+# If the two readings of Basic credentials differ, both are looked up at once, so that both cost the same. An unknown
+# id gives a row of NULLs: handling rows takes time, which would reveal which ids exist.
 _ONE = select(bindparam("one_id", type_=String).label("asked_id"))
 _OTHER = select(bindparam("other_id", type_=String).label("asked_id"))
 
@@ -65,23 +65,22 @@ def _find_with_secrets(ids: Select[Any] | CompoundSelect[Any]) -> Select[Any]:
     )
 
 
-# Compared where there is no digest, so that an unknown client costs what a known one does. Random, so that no secret
-# has it.
+# Compared if there is no digest, so that an unknown client costs the same. Random, so that no secret matches it.
 _DUMMY_DIGEST = secrets.token_bytes(32)
 
 
 _CLIENTS_KEPT = 1024
-"""Clients whose columns of JSON are kept parsed. What they say is read anew for each request."""
+"""Clients whose JSON columns are cached as parsed. The columns themselves are read for each request."""
 
 _KEPT_CHARACTERS = 500
-"""Larger ones are rare and would need much memory."""
+"""Larger clients are rare and would need much memory."""
 
 
 class SecretVerifier:
-    """Tells by a secret which client sent a request.
+    """Verifies client secrets.
 
-    :param marks: where uses are noted.
-    :param gate: the way to the database.
+    :param last_used: where uses are recorded.
+    :param circuit_breaker: guards the database.
     """
 
     def __init__(
@@ -102,14 +101,15 @@ class SecretVerifier:
     def verify_secret(
         self, candidates: Sequence[Credentials], method: str, source_address: str | None = None
     ) -> Authentication:
-        """Find the client that one of ``candidates`` proves to be.
+        """Find the client that one of ``candidates`` authenticates.
 
-        Every candidate is digested and compared, whatever the others gave, and an unknown id with a dummy digest.
+        Every candidate is digested and compared, whatever the others gave; an unknown id is compared with a dummy
+        digest.
 
-        :param candidates: one or two readings of what the request presented.
-        :param method: how it was presented: ``client_secret_basic`` or ``client_secret_post``.
-        :param source_address: from where; noted as a use of the secret that is right.
-        :raises InvalidClient: none is right; the reason is for the log.
+        :param candidates: one or two readings of the credentials.
+        :param method: how they were presented: ``client_secret_basic`` or ``client_secret_post``.
+        :param source_address: the caller's address, recorded as a use of the secret.
+        :raises InvalidClient: no candidate is right; the reason is for the log.
         :raises ServiceUnavailable: the database did not answer.
         """
         digests = [self._digester.digest_with_all(candidate) for candidate in candidates]
@@ -132,14 +132,14 @@ class SecretVerifier:
         return proven
 
     def answers(self) -> None:
-        """Make sure that clients can be read.
+        """Check that clients can be read.
 
         :raises ServiceUnavailable: they cannot.
         """
         self._fetch("", "")
 
     def poll(self) -> None:
-        """See whether a database that was silent answers again."""
+        """Probe the database while its circuit is open."""
         self._circuit_breaker.poll(lambda: self._about_one.execute_on_new_connection({"one_id": ""}))
 
     def _fetch(self, one_id: str, other_id: str) -> Sequence[Any]:
@@ -149,7 +149,7 @@ class SecretVerifier:
         return question.execute_through(self._circuit_breaker, ids)
 
     def _record_use(self, secret: Any, digest_by_pepper: Mapping[str, bytes], source_address: str | None) -> None:
-        """Remember the use, in memory; a digest of an old pepper is to be made anew with the first."""
+        """Record the use, in memory. A digest of an old pepper will be replaced by one of the first."""
         self.last_used.record(secret.client_id, secret.secret_id, source_address)
         newest = self._digester.newest_pepper_id
         if secret.pepper_id != newest:
@@ -157,7 +157,7 @@ class SecretVerifier:
 
 
 def _refusal_reason(client: Any, matching: Sequence[Any], working: Sequence[Any], method: str) -> str | None:
-    """Say why ``client``, a row, is refused with the secrets that match; ``None`` when it is not."""
+    """Return why the client of a row is refused with the secrets that match; ``None`` if it is not."""
     reasons = {
         "unknown_client": client.client_id is None,
         "deleted_client": client.deleted_at is not None,
@@ -174,7 +174,7 @@ def _refusal_reason(client: Any, matching: Sequence[Any], working: Sequence[Any]
 
 
 def _matching_secrets(rows: Sequence[Any], digest_by_pepper: Mapping[str, bytes]) -> list[Any]:
-    """Compare all, a dummy where there is no digest, and one of another pepper where its own is gone."""
+    """Compare all secrets: a dummy if there is no digest, and another pepper's digest if its own is missing."""
     newest = next(iter(digest_by_pepper.values()))
     matching = []
     for row in rows:
@@ -190,7 +190,7 @@ def _is_usable(secret: Any, now: datetime) -> bool:
 
 
 def to_client(row: Any) -> Client:
-    """The client of a row with :data:`CLIENT_COLUMNS`."""
+    """Return the client of a row with :data:`CLIENT_COLUMNS`."""
     facts = (
         row.client_id,
         row.client_name,

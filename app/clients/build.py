@@ -1,4 +1,4 @@
-"""Builds what knows the clients of an application: called once, by ``create_app``."""
+"""Builds the client services of an application: called once, by ``create_app``."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class ClientServices:
 
     :param repository: management of clients; needs an application context.
     :param secrets: management of their secrets; needs an application context.
-    :param authenticator: the request path of clients with a secret.
-    :param lookup: the request path of all other clients.
+    :param authenticator: authenticates clients by a secret, on the request path.
+    :param lookup: finds all other clients, on the request path.
     """
 
     repository: ClientRepository
@@ -44,8 +44,8 @@ def build(
 ) -> ClientServices:
     """Build the client services.
 
-    :param methods_with_mac: the authentication methods that verify a MAC: secrets of their clients are kept encrypted,
-        not as digests.
+    :param methods_with_mac: the authentication methods that verify a MAC: their clients' secrets are stored
+        encrypted.
     """
     digester = SecretDigester(settings.secret_peppers)
     encrypted = EncryptedSecrets(settings.encryption_keys)

@@ -1,6 +1,6 @@
-"""Secrets that must be read again, because a digest verifies no MAC: encrypted, each bound to its client and its id.
+"""Encrypted secrets: those that verify a MAC, which a digest cannot. Each is bound to its client and its id.
 
-Whose secrets are kept in this way, their authentication method says.
+Which secrets are stored so is decided by the client's authentication method.
 """
 
 import secrets
@@ -12,7 +12,7 @@ from app.crypto.encryption import DecryptionError, Encrypter
 from app.errors import ManagementError
 
 ENCRYPTED_SECRET_MIN_CHARACTERS = 32
-"""A key for HS256 is no shorter than its hash: RFC 7518 section 3.2."""
+"""A key for HS256 is not shorter than its hash: RFC 7518 section 3.2."""
 
 _DUMMY_BINDING = "nobody"
 
@@ -26,18 +26,19 @@ class EncryptedSecrets:
     def __init__(self, keys: Sequence[IdentifiedKey]) -> None:
         self._encrypter = Encrypter(keys)
         self.key_ids = tuple(key.id for key in keys)
-        # Read where there is nothing, so that an unknown client costs what a known one does. Random: nobody has it.
+        # Decrypted if there is no secret, so that an unknown client costs the same. Random: nobody has it.
         self._dummy = secrets.token_urlsafe(32)
         self._encrypted_dummy = self._encrypter.encrypt(self._dummy.encode(), bound_to=_DUMMY_BINDING) if keys else None
 
     @property
     def newest_key_id(self) -> str | None:
-        """Which key encrypts."""
+        """The id of the key that encrypts."""
         return self._encrypter.newest_key_id
 
     def encrypt(self, client_id: str, secret_id: str, secret: str) -> tuple[str, bytes]:
-        """Encrypt for storage: the key's id, and what is stored.
+        """Encrypt for storage.
 
+        :returns: the id of the encryption key, and the ciphertext.
         :raises ManagementError: there is no key, or the secret is too short for a MAC. Never quotes it.
         """
         if len(secret) < ENCRYPTED_SECRET_MIN_CHARACTERS:
@@ -50,15 +51,15 @@ class EncryptedSecrets:
             raise ManagementError(f"{error}: a secret that signs is kept encrypted, see docs/settings.md") from None
 
     def decrypt(self, client_id: str, secret: Any) -> str:
-        """Decrypt a row of a secret.
+        """Decrypt the secret of a row.
 
-        :raises DecryptionError: it cannot be; why.
+        :raises DecryptionError: why it cannot be decrypted.
         """
         bound_to = _bound_to(client_id, secret.secret_id)
         return self._encrypter.decrypt(secret.encryption_key_id, secret.encrypted, bound_to=bound_to).decode()
 
     def decrypt_or_dummy(self, client_id: str, secret: Any) -> tuple[str, bool]:
-        """The secret of a row and true, or one that nobody has and false. Both cost the same."""
+        """Return a row's secret and true, or a dummy and false. Both cost the same."""
         if secret.encrypted is not None:
             try:
                 return self.decrypt(client_id, secret), True

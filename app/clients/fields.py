@@ -1,7 +1,7 @@
-"""What a client may be made of: every field checked, before anything is stored. Pure.
+"""What a client may consist of: every field is checked before anything is stored. Pure.
 
-Names are RFC 7591's where it has one. Which grants and authentication methods exist is left to whoever lists the
-registries: the command line, later the admin API and registration.
+Names are RFC 7591's where it has one. Which grants and authentication methods exist is checked by the callers, from
+the registries.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,17 +20,17 @@ TEXT_MAX_CHARACTERS = 1000
 LIST_MAX_ENTRIES = 1000
 SCOPE_MAX_CHARACTERS = 4096
 AUDIENCE_MAX_CHARACTERS = 2000
-"""A token travels in a header, and most servers take headers of 8 KiB."""
+"""A token travels in a header, and most servers accept headers of 8 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientFields:
-    """What whoever makes or changes a client says of it. Checked when it is made.
+    """The fields of a new or changed client, checked on creation of this object.
 
     :param access_token_lifetime: whole seconds, 1 s to 24 h, or ``None`` for the server's default.
-    :param auth_fields: what its authentication method needs to know of it; checked by the method.
-    :param introspects: the resources whose tokens it may ask about, or :data:`ALL_RESOURCES` alone.
-    :raises ManagementError: a field that is wrong, with what is allowed.
+    :param auth_fields: what the client's authentication method stores; checked by the method.
+    :param introspects: the resources whose tokens it may introspect, or :data:`ALL_RESOURCES` alone.
+    :raises ManagementError: a field is wrong; what is allowed.
     """
 
     client_name: str
@@ -46,7 +46,7 @@ class ClientFields:
     auth_fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse by raising; what exists is good."""
+        """Check all fields."""
         _check_text("name", self.client_name, required=True)
         _check_text("description", self.description)
         for contact in self.contacts:
@@ -73,9 +73,9 @@ class ClientFields:
 
 
 def split_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
-    """Join what was given in several places, each a space-separated list: in order, each token once.
+    """Join several space-separated lists of scopes: in order, without duplicates.
 
-    :raises ManagementError: one that breaks RFC 6749 section 3.3.
+    :raises ManagementError: a list breaks RFC 6749 section 3.3.
     """
     tokens: dict[str, None] = {}
     for scope in scopes:
@@ -91,7 +91,7 @@ def split_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_client_id(client_id: str) -> None:
-    """Check an id that is taken over from elsewhere.
+    """Check a client id that is imported.
 
     :raises ManagementError: it is empty, too long, or not %x20-7E (RFC 6749 appendix A.1).
     """
@@ -100,7 +100,7 @@ def check_client_id(client_id: str) -> None:
 
 
 def check_imported_secret(secret: str) -> None:
-    """Check a secret that is taken over from elsewhere.
+    """Check a secret that is imported.
 
     :raises ManagementError: it is too short, or not %x20-7E (RFC 6749 appendix A.2). Never quotes it.
     """
@@ -112,9 +112,9 @@ def check_imported_secret(secret: str) -> None:
 
 
 def form_decode(text: str) -> str:
-    """Read ``text`` as form-encoded, as clients that follow RFC 6749 section 2.3.1 send it in Basic.
+    """Decode ``text`` as a form, as clients that follow RFC 6749 section 2.3.1 encode it in Basic.
 
-    :raises UnicodeDecodeError: decoded it is not UTF-8, so it was not form-encoded.
+    :raises UnicodeDecodeError: the result is not UTF-8, so ``text`` was not form-encoded.
     """
     return unquote_plus(text, errors="strict")
 

@@ -1,9 +1,9 @@
-"""Clients' keys that are published elsewhere (``jwks_uri``, RFC 7591 section 2): fetched ahead of need.
+"""Caches the keys that clients publish (``jwks_uri``, RFC 7591 section 2), fetched ahead of need.
 
-A set is fetched when its client is made, and again in the background before it is old. No token request waits for a
-fetch or causes one: an assertion by a key that is not known only moves the next fetch nearer, and not nearer than
-:data:`COOL_DOWN` to the one before. The last good set is kept for as long as no other can be had. Of all workers on
-all machines one fetches a set.
+A key set is fetched when its client is created, and again in the background before it is old. No token request waits
+for a fetch or causes one: an assertion with an unknown key only brings the next fetch forward, to at least
+:data:`COOL_DOWN` after the last. The last good set is used until another can be fetched. Of all workers on all
+machines one fetches a set.
 """
 
 import json
@@ -34,26 +34,26 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
 COOL_DOWN = timedelta(seconds=60)
 SHORTEST, USUAL, LONGEST = timedelta(minutes=5), timedelta(hours=1), timedelta(days=1)
-"""How long a set is kept before it is fetched again, whatever it says itself; and where it says nothing."""
+"""How long a set is cached at least and at most, whatever its response says; ``USUAL`` if it says nothing."""
 LONGEST_WAIT = timedelta(minutes=15)
-"""Between two attempts that fail; the first come soon."""
+"""Between two failed attempts; the first attempts are closer together."""
 FETCHED_AT_ONCE = 8
-"""By one worker: a host that is slow holds up no other client's."""
+"""Per worker: a slow host must not delay other clients' keys."""
 MOST_WANTED = 1000
 MOST_FAILING = 20
-"""Clients whose keys cannot be fetched, by name."""
+"""How many clients whose keys cannot be fetched are named."""
 
 _ACCEPT = "application/jwk-set+json, application/json"
 _EARLY = 0.8
-"""Of a set's life, when the next is fetched: a failure may be mended before anybody notices."""
+"""The part of a set's life after which the next is fetched: a failure can be fixed before anybody notices."""
 _FETCHER = "the fetch of keys"
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedJwks:
-    """A set as it was fetched and checked.
+    """A key set, fetched and checked.
 
-    :param lifetime: how long it is kept.
+    :param lifetime: how long it is cached.
     """
 
     uri: str
@@ -62,9 +62,9 @@ class FetchedJwks:
 
 
 def check_jwks_uri(uri: object) -> str:
-    """Check where a client publishes its keys.
+    """Check the URL at which a client publishes its keys.
 
-    :raises ManagementError: it is no URL to fetch from; what is allowed.
+    :raises ManagementError: the URL is not allowed; what is.
     """
     try:
         if not isinstance(uri, str):
@@ -76,10 +76,10 @@ def check_jwks_uri(uri: object) -> str:
 
 
 def store_jwks(session: scoped_session[Any], row: ClientRow, found: FetchedJwks | None, now: datetime) -> None:
-    """Keep the set of a client that is made or changed, within a transaction of the caller's.
+    """Store the key set of a new or changed client, within the caller's transaction.
 
-    :param found: what was fetched for it, if it was given a URL.
-    :raises ManagementError: its URL is another one than what was fetched.
+    :param found: what was fetched for the client, if it was given a URL.
+    :raises ManagementError: the client's URL is not the one that was fetched.
     """
     uri = (row.auth_fields or {}).get("jwks_uri")
     kept = session.get(ClientKeySetRow, row.client_id)
@@ -100,9 +100,9 @@ def store_jwks(session: scoped_session[Any], row: ClientRow, found: FetchedJwks 
 
 
 class JwksCache:
-    """Fetches, and keeps what was fetched fresh.
+    """Fetches key sets and keeps them fresh.
 
-    :param outbox: where a change of keys leaves a trace.
+    :param outbox: records changes of keys.
     """
 
     def __init__(self, engine: Engine, fetcher: Fetcher, clock: Clock, outbox: Outbox) -> None:
@@ -113,12 +113,12 @@ class JwksCache:
         self._lock = threading.Lock()
         self._wanted: set[str] = set()
         self.failing: Sequence[str] = ()
-        """Ids of clients whose keys could not be fetched the last time, as of the last look."""
+        """Ids of clients whose last fetch failed, as of the last poll."""
 
     def fetch(self, uri: str) -> FetchedJwks:
-        """The set at ``uri``.
+        """Fetch the key set at ``uri``.
 
-        :raises ManagementError: there is none to be had, or one that is wrong; why.
+        :raises ManagementError: the fetch failed, or the set is not valid; why.
         """
         try:
             return self._fetched(uri)
@@ -126,13 +126,13 @@ class JwksCache:
             raise ManagementError(f"the keys at {without_query(uri)} cannot be fetched: {error}") from None
 
     def request_refresh(self, client_id: str) -> None:
-        """Note that a client has used a key that its set does not have, in memory."""
+        """Record in memory that a client used a key that its set does not have."""
         with self._lock:
             if len(self._wanted) < MOST_WANTED:
                 self._wanted.add(client_id)
 
     def poll(self) -> None:
-        """Fetch what is due, unless another worker does.
+        """Fetch the sets that are due, unless another worker does.
 
         :raises SQLAlchemyError: the database does not answer.
         """
@@ -170,7 +170,7 @@ class JwksCache:
             return connection.execute(due).all()
 
     def find_failing(self) -> Sequence[str]:
-        """Ids of clients whose keys could not be fetched the last time, at most :data:`MOST_FAILING`.
+        """Return ids of clients whose last fetch failed, at most :data:`MOST_FAILING`.
 
         :raises SQLAlchemyError: the database does not answer.
         """
@@ -184,7 +184,7 @@ class JwksCache:
             return connection.scalars(failing).all()
 
     def _claim(self, client_id: str, uri: str, now: datetime) -> bool:
-        """Whether this worker is to fetch; if it dies over it, another tries after the cool-down."""
+        """Return whether this worker may fetch. If it dies meanwhile, another tries after the cool-down."""
         claim = (
             update(ClientKeySetRow)
             .where(_is(client_id, uri), ClientKeySetRow.refresh_at <= now)
@@ -211,21 +211,21 @@ class JwksCache:
         except FetchError as error:
             self._record_failure(client_id, uri, str(error))
         except Exception as error:
-            log.exception("the fetch of the keys of %r failed", client_id)
+            log.exception("fetching the keys of %r failed", client_id)
             self._record_failure(client_id, uri, type(error).__name__)
         else:
             self._record_success(client_id, found)
 
     def _record_success(self, client_id: str, found: FetchedJwks) -> None:
         now = self._clock()
-        # Not all in the same moment, though they were made so.
+        # Spread the fetches of sets that were created together.
         rest = found.lifetime * (_EARLY - random.uniform(0, 0.1))  # noqa: S311 - No secret.
         values = {"jwks": found.jwks, "fetched_at": now, "refresh_at": now + rest, "fault": None, "failures": 0}
         before = select(ClientKeySetRow.jwks, ClientKeySetRow.fault).where(_is(client_id, found.uri))
         with writing_engine(self._engine).begin() as connection:
             kept = connection.execute(before.with_for_update()).first()
             if kept is None:
-                # Its client was changed or deleted meanwhile.
+                # The client was changed or deleted meanwhile.
                 return
             connection.execute(update(ClientKeySetRow).where(_is(client_id, found.uri)).values(**values))
             if kept.jwks != found.jwks:
@@ -245,7 +245,7 @@ class JwksCache:
             connection.execute(update(ClientKeySetRow).where(_is(client_id, uri)).values(**values))
         if kept.fault != fault:
             log.error(
-                "the keys of %r cannot be fetched from %s, and are those of the last time: %s",
+                "the keys of %r cannot be fetched from %s; the last good ones stay in use: %s",
                 client_id,
                 without_query(uri),
                 fault,

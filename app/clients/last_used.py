@@ -1,8 +1,8 @@
-"""When and from where secrets were used: noted in memory, told to the database every few seconds, never in a request.
+"""Tracks when and from where secrets were used, in memory; writes it to the database every few seconds.
 
-Times are whole minutes, so a client that asks a thousand times a minute is one write of each worker. A worker that is
-killed loses what it noted since it last told, at most :data:`FLUSH_SECONDS`; one that ends in order loses nothing.
-While the database is away marks wait.
+Times are whole minutes, so a client with a thousand requests a minute causes one write per worker. A worker that is
+killed loses at most :data:`FLUSH_SECONDS`; one that shuts down loses nothing. While the database is away records
+wait.
 """
 
 import logging
@@ -24,40 +24,40 @@ log = logging.getLogger(__name__)
 FLUSH_SECONDS = 5.0
 
 RECORD_DELAY = timedelta(seconds=60 + FLUSH_SECONDS)
-"""How much later than its mark a use may have been: the rest of its minute, and the time until it was told."""
+"""How much later than recorded a use may have been: the rest of its minute, and the time until it was written."""
 
 MOST_RECORDS = 10_000
-"""Marks that wait in one worker. More are dropped, and that is logged."""
+"""Records that may wait in one worker. More are dropped, and that is logged."""
 
 MOST_ADDRESSES = 20
-"""Addresses that are kept of one secret, the latest."""
+"""The latest addresses are kept for each secret."""
 
 _ROWS_AT_ONCE = 200
-"""Marks of one transaction: others wait for the rows that it writes, and on SQLite for all."""
+"""Records per transaction: other writers wait for its rows, and on SQLite for the whole transaction."""
 
 _UNKNOWN_ADDRESS = "unknown"
 
 _Item = TypeVar("_Item")
 
 _Use = tuple[str, str | None, str]
-"""Client, secret if the method has secrets, source address."""
+"""Client id, secret id if the method has secrets, source address."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Renewal:
-    """What is kept of a secret, to be replaced by what the first pepper, or the first encryption key, makes of it."""
+    """A stored digest or ciphertext, and its replacement by the first pepper or encryption key."""
 
     secret_id: str
     is_old: ColumnElement[bool]
     values: Mapping[str, object]
 
     def __repr__(self) -> str:
-        """Keep digests out of every traceback and log."""
+        """Keep digests out of tracebacks and logs."""
         return f"_Renewal({self.secret_id})"
 
 
 class LastUsedTracker:
-    """Notes uses in this process, and tells them."""
+    """Records uses in this process, and writes them to the database."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._writing = writing_engine(engine)
@@ -70,7 +70,7 @@ class LastUsedTracker:
         self._dropped = 0
 
     def record(self, client_id: str, secret_id: str | None, source_address: str | None) -> None:
-        """Note that a client has proven who it is, with a secret if its method has secrets."""
+        """Record that a client has authenticated, with which secret if its method has secrets."""
         minute = self._clock().replace(second=0, microsecond=0)
         use = (client_id, secret_id, source_address or _UNKNOWN_ADDRESS)
         with self._lock:
@@ -85,12 +85,12 @@ class LastUsedTracker:
             self._wait(use, minute, minute)
 
     def rehash(self, secret_id: str, digest: bytes, new_pepper_id: str, new_digest: bytes) -> None:
-        """Note that a digest of an old pepper can be replaced."""
+        """Record that a digest of an old pepper can be replaced."""
         values = {"digest": new_digest, "pepper_id": new_pepper_id}
         self._renew(_Renewal(secret_id, ClientSecretRow.digest == digest, values))
 
     def reencrypt(self, secret_id: str, encrypted: bytes, new_key_id: str, newly_encrypted: bytes) -> None:
-        """Note that what an old key has encrypted can be replaced."""
+        """Record that a ciphertext of an old key can be replaced."""
         values = {"encrypted": newly_encrypted, "encryption_key_id": new_key_id}
         self._renew(_Renewal(secret_id, ClientSecretRow.encrypted == encrypted, values))
 
@@ -100,7 +100,7 @@ class LastUsedTracker:
                 self._renewals[renewal.secret_id] = renewal
 
     def flush(self) -> None:
-        """Tell the database what was noted. What cannot be told now is told later.
+        """Write the records to the database. If that fails, they are written later.
 
         :raises SQLAlchemyError: the database does not answer.
         """
@@ -109,9 +109,9 @@ class LastUsedTracker:
             renewals, self._renewals = self._renewals, {}
             dropped, self._dropped = self._dropped, 0
         if dropped:
-            log.warning("%d marks of uses were dropped: more than %d waited", dropped, MOST_RECORDS)
+            log.warning("%d records of last use were dropped: more than %d were waiting", dropped, MOST_RECORDS)
         try:
-            # In order, so that no two workers wait for each other.
+            # Sorted, so that no two workers deadlock.
             for uses in _batches(sorted(waiting, key=_order)):
                 with self._writing.begin() as connection:
                     self._write(connection, [(use, *waiting[use]) for use in uses])
@@ -156,7 +156,7 @@ def _order(use: _Use) -> tuple[str, str, str]:
 
 
 def _move_forward(table: type[ClientRow] | type[ClientSecretRow]) -> Update:
-    """Write the time ``used_at`` unless a later one is there: another worker may have told it."""
+    """Write the time ``used_at``, unless another worker has written a later one."""
     primary_key = ClientRow.client_id if table is ClientRow else ClientSecretRow.secret_id
     used_at = bindparam("used_at", type_=UTCDateTime)
     is_older = or_(table.last_used_at.is_(None), table.last_used_at < used_at)
@@ -164,7 +164,7 @@ def _move_forward(table: type[ClientRow] | type[ClientSecretRow]) -> Update:
 
 
 def _record_address(engine: Engine) -> Any:
-    # Out of the secret's own row, which is kept from being deleted meanwhile: a secret that is gone gets no row.
+    # Selected from the secret's own row, which is locked against deletion: a deleted secret gets no row.
     values = select(
         ClientSecretRow.secret_id,
         bindparam("told_address", type_=String),

@@ -1,7 +1,7 @@
-"""The request path for clients without a shared secret: one statement finds a client with what its method registered.
+"""Finds clients without a shared secret, on the request path: one query for a client and what its method registered.
 
-An id that nobody has gives a row too, of nothing, so that an unknown client costs what a known one does. Whether a
-client is who it says is settled by the method.
+An unknown id gives a row of NULLs, so that it costs what a known one does. The authentication method decides whether
+the client is authentic.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ _FOUND_WITH_SECRETS: Any = (
         ClientSecretRow.revoked_at,
     )
     .outerjoin(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
-    # Those that work come first, whatever the time is.
+    # Usable secrets first, whatever the time is.
     .order_by(
         ClientSecretRow.revoked_at.is_not(None),
         ClientSecretRow.expires_at.is_not(None),
@@ -47,10 +47,10 @@ _FOUND_WITH_SECRETS: Any = (
 
 
 class ClientLookup:
-    """Finds clients, and lets in those that have proven who they are.
+    """Finds clients, and accepts those that have authenticated.
 
-    :param marks: where uses are noted.
-    :param gate: the way to the database.
+    :param last_used: where uses are recorded.
+    :param circuit_breaker: guards the database.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class ClientLookup:
         self._circuit_breaker = circuit_breaker
 
     def find(self, client_id: str) -> Any:
-        """The row of ``client_id``; of nothing where there is no such client.
+        """Return the row of ``client_id``, or a row of NULLs if no such client exists.
 
-        ``auth_fields`` and ``published_jwks``, what was fetched from its ``jwks_uri``, are JSON text.
+        ``auth_fields`` and ``published_jwks``, which was fetched from its ``jwks_uri``, are JSON text.
 
         :raises ServiceUnavailable: the database did not answer.
         """
@@ -72,28 +72,30 @@ class ClientLookup:
         return rows[0]
 
     def find_with_secrets(self, client_id: str) -> Sequence[Any]:
-        """:meth:`find`, with one row for each secret, or one row where there is none.
+        """Return the rows of :meth:`find`, one for each secret, or one if there is none.
 
         :raises ServiceUnavailable: the database did not answer.
         """
         return self._with_secrets.execute_through(self._circuit_breaker, {"client_id": client_id})
 
     def accept(self, row: Any, method: str, source_address: str | None, secret: Any = None) -> Authentication:
-        """Who has proven to be the client of ``row``, which :func:`refusal_reason` does not refuse. A use is noted.
+        """Return the authentication of the client of ``row``, which :func:`refusal_reason` does not refuse.
 
-        :param secret: the row of the secret that it was proven with, where the method has secrets.
+        Records the use.
+
+        :param secret: the row of the secret that was used, if the method has secrets.
         """
         secret_id = secret.secret_id if secret else None
         self._marks.record(row.client_id, secret_id, source_address)
         return Authentication(to_client(row), method, secret_id, secret.expires_at if secret else None)
 
     def reencrypt(self, secret: Any, new_key_id: str, newly_encrypted: bytes) -> None:
-        """Have what an old key has encrypted replaced."""
+        """Replace the ciphertext of an old key, later."""
         self._marks.reencrypt(secret.secret_id, secret.encrypted, new_key_id, newly_encrypted)
 
 
 def refusal_reason(row: Any, method: str) -> str | None:
-    """Why the client of ``row`` is refused, whatever it proves; ``None`` when it is not."""
+    """Return why the client of ``row`` is refused, however it authenticates; ``None`` if it is not."""
     reasons = {
         "unknown_client": row.client_id is None,
         "deleted_client": row.deleted_at is not None,

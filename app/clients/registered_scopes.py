@@ -1,4 +1,4 @@
-"""The scopes of all registered clients, for the metadata (RFC 8414 section 2): gathered now and then, and kept."""
+"""The scopes of all registered clients, for the metadata (RFC 8414 section 2), collected from time to time."""
 
 import json
 import time
@@ -13,13 +13,13 @@ from app.database.models import SERVED, ClientRow
 POLL_SECONDS = 60.0
 
 _REST = 100
-"""So much longer than it took to gather them nobody gathers them again: a million clients take seconds."""
+"""Wait 100 times as long as the last scan took before scanning again: a million clients take seconds."""
 
 
 class RegisteredScopes:
-    """Knows them as of the last look.
+    """Holds the scopes of the last scan.
 
-    :param published: whether the settings say that they may be told; if not, nobody looks.
+    :param published: whether the metadata lists scopes; if not, nothing is scanned.
     """
 
     def __init__(self, engine: Engine, *, published: bool) -> None:
@@ -29,13 +29,13 @@ class RegisteredScopes:
         self._known: tuple[str, ...] = ()
 
     def __call__(self) -> tuple[str, ...]:
-        """All of them, in the order of the alphabet; the same object while they are the same."""
+        """Return all scopes, sorted; the same object while they are the same."""
         return self._known
 
     def poll(self) -> None:
-        """Gather them.
+        """Scan all clients.
 
-        :raises SQLAlchemyError: the database does not answer; those of the last look stay.
+        :raises SQLAlchemyError: the database does not answer; the scopes of the last scan stay.
         """
         began = time.monotonic()
         if not self._published or began < self._not_before:

@@ -1,6 +1,6 @@
-"""Management of clients: find, register, update, disable, delete. Through the ORM, one transaction for each call.
+"""Management of clients: find, register, update, disable, delete. Through the ORM, one transaction per call.
 
-Their secrets are left to ``clients.secrets``; which authentication methods and grants exist, to the registries.
+Secrets are left to ``clients.secrets``; which authentication methods and grants exist, to the registries.
 """
 
 import re
@@ -26,8 +26,8 @@ from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.errors import ManagementError
 from app.types import DEFAULT_AUDIENCE, Client, Clock
 
-# Registrations stand in line on PostgreSQL, since two ids can collide in a reading that no constraint covers. Any
-# number that nothing else in the database uses. SQLite has one writer anyway.
+# Serializes registrations on PostgreSQL: two ids can collide in a reading that no constraint covers. Any number that
+# nothing else in the database uses. SQLite has one writer anyway.
 _REGISTRATION_LOCK = 0x746F6B656E
 
 _GENERATED_ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
@@ -53,19 +53,19 @@ class ClientRepository:
         self._clock = clock
 
     def find(self, client_id: str) -> ClientRow:
-        """Look up one client by its id.
+        """Find a client by its id.
 
-        :raises ManagementError: there is none, or it was deleted.
+        :raises ManagementError: no such client exists, or it was deleted.
         """
         return find_client(self._session, client_id)
 
     def cached_jwks_of(self, row: ClientRow) -> ClientKeySetRow | None:
-        """What was fetched for a client that publishes its keys."""
+        """Return the fetched keys of a client that publishes them."""
         found: ClientKeySetRow | None = self._session.get(ClientKeySetRow, row.client_id)
         return found
 
     def list_all(self, limit: int | None = None, **filters: Any) -> Sequence[ClientRow]:
-        """Every client that was not deleted, oldest first; of several filters, those that pass all.
+        """Return every client that was not deleted and passes all filters, oldest first.
 
         :param filters: those of :func:`conditions`.
         """
@@ -73,7 +73,7 @@ class ClientRepository:
         return self._session.scalars(found.order_by(*_OLDEST_FIRST).limit(limit)).all()
 
     def stream(self, limit: int | None = None, **filters: Any) -> Iterator[ListedClient]:
-        """:meth:`list_all` for very many: one after the other, never all in memory."""
+        """Yield the clients of :meth:`list_all` one by one, for very many: they are never all in memory."""
         chosen = select(ClientRow).where(*conditions(self._clock(), **filters))
         clients = chosen.order_by(*_OLDEST_FIRST).limit(limit).subquery()
         found = (
@@ -86,11 +86,14 @@ class ClientRepository:
             yield _listed(list(group))
 
     def end_reading(self) -> None:
-        """End the transaction that reading has begun, before a person is asked; its rows are worth nothing then."""
+        """End the transaction of the rows that were read, before a person is asked.
+
+        The rows cannot be used afterwards.
+        """
         self._session.rollback()
 
     def longest_lifetime(self) -> int | None:
-        """The longest lifetime of a client's own, in seconds, if any has one."""
+        """Return the longest lifetime that is set for a client, in seconds, if one is set."""
         longest: int | None = self._session.scalar(select(func.max(ClientRow.access_token_lifetime)))
         return longest
 
@@ -105,15 +108,15 @@ class ClientRepository:
         secret_expires_after: timedelta | None = None,
         key_set: FetchedJwks | None = None,
     ) -> Iterator[tuple[ClientRow, NewSecret | None]]:
-        """Make a client, with its first secret.
+        """Register a client with its first secret.
 
-        Both count when the block ends, so that no secret is ever lost: if it cannot be handed over, there is no client.
+        Both are committed when the block ends: if the secret cannot be handed over, no client is registered.
 
-        :param client_id: an id that is taken over from elsewhere; generated otherwise.
-        :param with_secret: false for an authentication method that has no secrets.
-        :param secret: likewise taken over, or generated.
+        :param client_id: an imported id; by default one is generated.
+        :param with_secret: false for an authentication method without secrets.
+        :param secret: an imported secret; by default one is generated.
         :param key_set: what was fetched from its ``jwks_uri``.
-        :raises ManagementError: the id or the secret is not allowed, or the id is taken or was once.
+        :raises ManagementError: the id or the secret is not allowed, or the id is or was in use.
         """
         if client_id is not None:
             check_client_id(client_id)
@@ -135,7 +138,7 @@ class ClientRepository:
             yield row, made
 
     def register(self, fields: ClientFields, **options: Any) -> tuple[ClientRow, NewSecret | None]:
-        """:meth:`registering` for who has the secret in hand at once."""
+        """Register a client and commit at once; see :meth:`registering`."""
         with self.registering(fields, **options) as made:
             return made
 
@@ -146,12 +149,12 @@ class ClientRepository:
         key_set: FetchedJwks | None = None,
         **changes: Any,
     ) -> ClientRow:
-        """Change some of a client's fields.
+        """Change fields of a client.
 
-        :param decide: says what else is to be changed, by what the client is now; nobody else changes it meanwhile.
-        :param key_set: what was fetched from the ``jwks_uri`` that it has then.
+        :param decide_changes: returns further changes for the current fields; nobody else changes them meanwhile.
+        :param key_set: what was fetched from its new ``jwks_uri``.
         :param changes: fields of :class:`ClientFields` by name.
-        :raises ManagementError: a value that is not allowed, or no such client.
+        :raises ManagementError: a value is not allowed, or no such client exists.
         """
         with writing(self._session) as session:
             row = find_client(session, client_id, for_change=True)
@@ -171,7 +174,7 @@ class ClientRepository:
             return row
 
     def disable(self, client_id: str) -> ClientRow:
-        """Refuse the client from the next request on, whichever worker gets it. Twice is once."""
+        """Refuse the client from the next request on, whichever worker gets it. Disabling twice changes nothing."""
         with writing(self._session):
             row = self.find(client_id)
             if row.disabled_at is None:
@@ -181,7 +184,7 @@ class ClientRepository:
             return row
 
     def enable(self, client_id: str) -> ClientRow:
-        """Take :meth:`disable` back, but for the tokens that it had: they stay dead."""
+        """Serve a disabled client again. Tokens that it had stay revoked."""
         with writing(self._session):
             row = self.find(client_id)
             if row.disabled_at is not None:
@@ -190,7 +193,7 @@ class ClientRepository:
             return row
 
     def delete(self, client_id: str) -> None:
-        """Forget all of a client but its id and the time: an id is never reused."""
+        """Delete all of a client except its id and the time: an id is never reused."""
         with writing(self._session) as session:
             row = self.find(client_id)
             _add_to_audiences_ever(row)
@@ -202,7 +205,7 @@ class ClientRepository:
             self._secrets.record_change(client_id, "deleted")
 
     def revoke_tokens(self, client_id: str) -> ClientRow:
-        """Take back all tokens that the client has until now; it gets new ones from the next second on."""
+        """Revoke all tokens that the client has; it gets new ones from the next second on."""
         with writing(self._session):
             row = self.find(client_id)
             self._end_tokens(row)
@@ -218,7 +221,7 @@ class ClientRepository:
             session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _REGISTRATION_LOCK})
 
     def _refuse_taken_id(self, session: scoped_session[Any], client_id: str) -> None:
-        """Refuse an id that is or was in use, and one that a form-encoding client would send as another's."""
+        """Refuse an id that is or was in use, or that a form-encoding client would send as another client's."""
         taken = select(ClientRow.client_id).where(
             ClientRow.client_id.in_([client_id, _form_decoded(client_id)]) | (ClientRow.form_decoded_id == client_id)
         )
@@ -242,12 +245,12 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
     secrets_older_than: timedelta | None = None,
     expiring_in: timedelta | None = None,
 ) -> list[ColumnElement[bool]]:
-    """Which clients are meant, of those that were not deleted.
+    """Return the conditions for clients that were not deleted and pass all filters.
 
     :param name: a part of the name, in any case.
-    :param unused_for: no use for so long; a client that never was used counts from its creation.
-    :param secrets_older_than: with a secret that works and was made so long ago.
-    :param expiring_in: with a secret that works and ends within this time.
+    :param unused_for: not used for so long; a client that was never used counts from its creation.
+    :param secrets_older_than: has a usable secret that was created so long ago.
+    :param expiring_in: has a usable secret that expires within this time.
     """
     is_usable = usable_at(now) & (ClientSecretRow.client_id == ClientRow.client_id)
     found: list[ColumnElement[bool]] = [ClientRow.deleted_at.is_(None)]
@@ -268,7 +271,7 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
 
 
 def _listed(rows: Sequence[Any]) -> ListedClient:
-    """One client of its rows, one for each secret."""
+    """Build one client from its rows, one for each secret."""
     names = [column.name for column in ClientSecretRow.__table__.c]
     secrets_ = [
         SimpleNamespace(**{name: getattr(row, f"secret_{name}") for name in names})
@@ -279,7 +282,7 @@ def _listed(rows: Sequence[Any]) -> ListedClient:
 
 
 def as_client(row: ClientRow) -> Client:
-    """A row as the request path sees it."""
+    """Return the client of a row as the request path has it."""
     return Client(
         client_id=row.client_id,
         client_name=row.client_name,
@@ -294,7 +297,7 @@ def as_client(row: ClientRow) -> Client:
 
 
 def describe(row: ClientRow) -> ClientFields:
-    """Read a row as the fields that it was made of."""
+    """Return the fields of a row."""
     return ClientFields(
         client_name=row.client_name,
         scope=tuple(row.scope),
@@ -325,14 +328,14 @@ def _apply(row: ClientRow, fields: ClientFields) -> None:
 
 
 def _add_to_audiences_ever(row: ClientRow) -> None:
-    """Tokens for an audience that is taken from a client live on, and who verifies them is told of their end."""
+    """Remember all audiences: tokens for a removed one live on, and its verifiers must learn of revocations."""
     row.audiences_ever = list(dict.fromkeys([*(row.audiences_ever or ()), *(row.audiences or [DEFAULT_AUDIENCE])]))
 
 
 def _form_decoded(client_id: str) -> str:
-    """Give the id as a form-encoding client's Basic header would be read; the id itself where it has no other reading.
+    """Return the id as it reads form-decoded, or the id itself if it has no other reading.
 
-    What no id may hold (beyond %x20-7E) cannot be another client's either, and does not fit its column.
+    A reading with characters beyond %x20-7E cannot be another client's id, and does not fit its column.
     """
     try:
         decoded = form_decode(client_id)
@@ -342,7 +345,7 @@ def _form_decoded(client_id: str) -> str:
 
 
 def _generate_client_id(client_name: str) -> str:
-    """Make an id of unreserved characters that says whose it is: the name, and 100 random bits."""
+    """Generate an id of unreserved characters: the client's name and 100 random bits."""
     slug = re.sub(r"[^a-z0-9]+", "-", client_name.lower()).strip("-")[:40].strip("-")
     return f"{slug or 'client'}-{_random_name(_GENERATED_ID_LENGTH)}"
 

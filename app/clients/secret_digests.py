@@ -1,7 +1,7 @@
-"""Client secrets: how they are made and digested. Pure; where digests are kept is left to ``secrets``.
+"""Generates client secrets and digests them. Pure; where digests are stored is left to ``secrets``.
 
-A secret of 256 random bits needs no slow hash: a keyed digest (HMAC-SHA-256) is as strong, and the key, the pepper, is
-not in the database. The digest covers the client's id too, so that equal secrets do not show and a digest cannot be
+A secret of 256 random bits needs no slow hash: a keyed digest (HMAC-SHA-256) is as strong, and its key, the pepper,
+is not in the database. The digest covers the client id too, so that equal secrets do not show and a digest cannot be
 moved to another client.
 """
 
@@ -19,27 +19,27 @@ SECRET_RANDOM_BYTES = 32
 IMPORTED_SECRET_MIN_CHARACTERS = 16
 IMPORTED_SECRET_SAFE_CHARACTERS = 32
 IMPORTED_SECRET_MAX_CHARACTERS = 4096
-"""A header field holds 8190 bytes, and base64 makes four of three."""
+"""A header field holds 8190 bytes, and base64 turns three bytes into four."""
 
 
 def generate_secret() -> str:
-    """Make a secret: ``ths_``, 256 random bits, and a checksum by which a scanner tells it from a look-alike."""
+    """Generate a secret: ``ths_``, 256 random bits, and a checksum by which scanners recognize it."""
     body = SECRET_PREFIX + secrets.token_urlsafe(SECRET_RANDOM_BYTES)
     return body + checksum(body)
 
 
 def checksum(body: str) -> str:
-    """CRC-32 of ``body`` in six characters of base64url."""
+    """Return the CRC-32 of ``body`` in six characters of base64url."""
     return urlsafe_b64encode(zlib.crc32(body.encode()).to_bytes(4)).rstrip(b"=").decode()
 
 
 def is_vschar(text: str) -> bool:
-    """Whether ``text`` keeps to the characters of ids and secrets, %x20-7E: RFC 6749 appendix A.1 and A.2."""
+    """Return whether ``text`` has only the characters of ids and secrets, %x20-7E: RFC 6749 appendix A.1 and A.2."""
     return text.isascii() and text.isprintable()
 
 
 class SecretDigester:
-    """Digests with every pepper of the settings; the first is the one for new secrets."""
+    """Digests with all peppers of the settings; the first is for new secrets."""
 
     def __init__(self, peppers: Sequence[IdentifiedKey]) -> None:
         self._keys = {pepper.id: pepper.value.get_secret_value().encode() for pepper in peppers}
@@ -47,14 +47,14 @@ class SecretDigester:
 
     @property
     def pepper_ids(self) -> tuple[str, ...]:
-        """Ids of all peppers, the newest first."""
+        """The ids of all peppers, the newest first."""
         return tuple(self._keys)
 
     def digest(self, credentials: Credentials) -> tuple[str, bytes]:
-        """Digest for storage: the newest pepper's id and 32 bytes."""
+        """Digest for storage; return the newest pepper's id and 32 bytes."""
         return self.newest_pepper_id, self.digest_with_all(credentials)[self.newest_pepper_id]
 
     def digest_with_all(self, credentials: Credentials) -> Mapping[str, bytes]:
-        """32 bytes by pepper id, for a comparison with what is stored. Always the same work, whoever asks."""
+        """Return 32 bytes by pepper id, to compare with stored digests. The work is the same for every client."""
         message = f"{credentials.client_id}\0{credentials.secret}".encode()
         return {pepper_id: hmac.digest(key, message, hashlib.sha256) for pepper_id, key in self._keys.items()}

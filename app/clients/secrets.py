@@ -1,7 +1,7 @@
-"""Management of client secrets over time: add, rotate with an overlap, retire what is silent, revoke, count.
+"""Management of client secrets over time: add, rotate with an overlap, retire unused ones, revoke, count.
 
-Several secrets of a client work at once, so that each of its callers may change when it can. Verifying one is left to
-``clients.verification``, when one was used to ``clients.marks``.
+Several secrets of a client are usable at once, so that its callers can change one by one. Verifying a secret is left
+to ``authentication``, recording its uses to ``last_used``.
 """
 
 import secrets
@@ -30,10 +30,10 @@ from app.errors import ManagementError, StillInUse
 from app.types import Clock, Credentials
 
 MOST_SECRETS = 10
-"""Secrets of one client that work at once. Each request is compared with all of them."""
+"""Usable secrets of one client. Each request is compared with all of them."""
 
 EXPIRY_REPORTED_BEFORE = timedelta(days=30)
-"""How long before its end operators are told of it; ``server`` tells the client."""
+"""How long before its expiry a secret is reported to operators; ``oauth.authorization_server`` tells the client."""
 
 _REPORT_AGAIN_AFTER = timedelta(hours=23, minutes=59)
 _ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
@@ -41,7 +41,7 @@ _ID_LENGTH = 12
 
 
 class SecretState(StrEnum):
-    """What a secret is worth at a moment."""
+    """The state of a secret at a moment."""
 
     VALID = "valid"
     EXPIRING = "expiring"
@@ -51,19 +51,19 @@ class SecretState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewSecret:
-    """A secret at its creation: the only moment at which it is known in clear."""
+    """A new secret: the only moment at which it is known in clear text."""
 
     secret: str
     secret_id: str
     expires_at: datetime | None
 
     def __repr__(self) -> str:
-        """Keep the secret out of every traceback and log."""
+        """Keep the secret out of tracebacks and logs."""
         return f"NewSecret({self.secret_id})"
 
 
 def state_of(secret: ClientSecretRow, now: datetime) -> SecretState:
-    """What ``secret`` is worth at ``now``."""
+    """Return the state of ``secret`` at ``now``."""
     if secret.revoked_at is not None:
         return SecretState.REVOKED
     if secret.expires_at is None:
@@ -72,12 +72,12 @@ def state_of(secret: ClientSecretRow, now: datetime) -> SecretState:
 
 
 def is_usable(secret: ClientSecretRow, now: datetime) -> bool:
-    """Whether ``secret`` proves its client at ``now``."""
+    """Return whether ``secret`` authenticates its client at ``now``."""
     return state_of(secret, now) in {SecretState.VALID, SecretState.EXPIRING}
 
 
 def usable_at(now: datetime) -> ColumnElement[bool]:
-    """:func:`works` as a condition on rows of secrets."""
+    """Return :func:`is_usable` as a condition on rows of secrets."""
     ends_later = or_(ClientSecretRow.expires_at.is_(None), ClientSecretRow.expires_at > now)
     return ClientSecretRow.revoked_at.is_(None) & ends_later
 
@@ -85,11 +85,11 @@ def usable_at(now: datetime) -> ColumnElement[bool]:
 class ClientSecrets:
     """Secrets in the database.
 
-    :param engine: for what workers do beside their requests.
+    :param engine: for background tasks.
     :param session: for management; each call commits or rolls back.
-    :param outbox: where each change leaves a trace.
-    :param readable: how secrets are kept that must be read again.
-    :param read_by: the authentication methods that must.
+    :param outbox: records each change.
+    :param encrypted_secrets: stores the secrets that verify a MAC.
+    :param read_by: the authentication methods that verify a MAC.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - All that management of secrets touches.
@@ -113,16 +113,16 @@ class ClientSecrets:
     def record_change(
         self, client_id: str, change: str, *, fields: Sequence[str] = (), secret_ids: Sequence[str] = ()
     ) -> None:
-        """Leave a trace of a change, within a transaction of the caller's."""
+        """Record a change in the outbox, within the caller's transaction."""
         event = ClientChanged(
             by=system_user(), client_id=client_id, change=change, fields=tuple(fields), secret_ids=tuple(secret_ids)
         )
         self._outbox.put(self._session.connection(), event)
 
     def add(self, row: ClientRow, imported: str | None, expires_after: timedelta | None) -> NewSecret:
-        """Give ``row`` a further secret, within a transaction of the caller's.
+        """Add a secret to ``row``, within the caller's transaction.
 
-        :raises ManagementError: one that is to be read again is too short, or cannot be encrypted.
+        :raises ManagementError: a secret that verifies a MAC is too short, or cannot be encrypted.
         """
         now = self._clock()
         secret = imported or generate_secret()
@@ -138,11 +138,11 @@ class ClientSecrets:
         return NewSecret(secret, stored.secret_id, stored.expires_at)
 
     def match_storage_to_method(self, row: ClientRow) -> None:
-        """Keep the secrets of ``row`` as its authentication method needs them, within a transaction of the caller's.
+        """Store the secrets of ``row`` as its authentication method needs them, within the caller's transaction.
 
-        Of digests no secret can be made: where its method is one that reads, they are worth nothing.
+        A digest cannot be turned back into a secret: with a method that verifies a MAC, digests become useless.
 
-        :raises ManagementError: an encrypted one cannot be read.
+        :raises ManagementError: an encrypted secret cannot be decrypted.
         """
         if row.token_endpoint_auth_method in self._read_by:
             return
@@ -154,7 +154,7 @@ class ClientSecrets:
                     raise ManagementError(f"the secret {kept.secret_id} cannot be read: {error}") from None
 
     def has_usable_secret(self, row: ClientRow) -> bool:
-        """Whether a secret of ``row`` works, and with its authentication method."""
+        """Return whether ``row`` has a usable secret for its authentication method."""
         reads = row.token_endpoint_auth_method in self._read_by
         return any(is_usable(kept, self._clock()) and reads == (kept.encrypted is not None) for kept in row.secrets)
 
@@ -172,13 +172,13 @@ class ClientSecrets:
     def rotating(
         self, client_id: str, *, overlap: timedelta, secret: str | None = None, expires_after: timedelta | None = None
     ) -> Iterator[tuple[NewSecret, Sequence[ClientSecretRow]]]:
-        """Make a new secret; those that work so far end after ``overlap``, or when they would have ended anyway.
+        """Add a secret; the usable ones expire after ``overlap``, or earlier if they would have.
 
-        It counts when the block ends, so that no secret is ever lost: if it cannot be handed over, nothing was changed.
+        It is committed when the block ends: if the secret cannot be handed over, nothing is changed.
 
-        :param secret: one that is taken over from elsewhere; generated otherwise.
-        :returns: the new one, and the older ones that still work for a while.
-        :raises ManagementError: no such client, a secret that is not allowed, or too many that work.
+        :param secret: an imported secret; by default one is generated.
+        :returns: the new secret, and the older ones that stay usable for a while.
+        :raises ManagementError: no such client, a secret that is not allowed, or too many usable ones.
         """
         if secret is not None:
             check_imported_secret(secret)
@@ -202,22 +202,22 @@ class ClientSecrets:
             yield new, overlapping
 
     def rotate(self, client_id: str, **options: Any) -> tuple[NewSecret, Sequence[ClientSecretRow]]:
-        """:meth:`rotating` for who has the secret in hand at once."""
+        """Rotate and commit at once; see :meth:`rotating`."""
         with self.rotating(client_id, **options) as made:
             return made
 
     def finish(self, client_id: str, silent_for: timedelta) -> Sequence[ClientSecretRow]:
-        """Revoke all secrets that work but the newest, if none of them was used for ``silent_for``.
+        """Revoke all usable secrets but the newest, if none of them was used for ``silent_for``.
 
-        :returns: those that were revoked; none, when there is but one.
-        :raises StillInUse: one is: by whom, from where, since when.
+        :returns: the revoked secrets; none if there is only one.
+        :raises StillInUse: one is in use: from where, since when.
         """
         with writing(self._session):
             row = find_client(self._session, client_id, for_change=True)
             now = self._clock()
             working = sorted((old for old in row.secrets if is_usable(old, now)), key=lambda old: old.created_at)
             older = working[:-1]
-            # A use is known to the minute, and a little later than it happens.
+            # A use is known to the minute, and is written a little later.
             heard = now - silent_for - RECORD_DELAY
             noisy = [old for old in older if (old.last_used_at or old.created_at) > heard]
             if noisy:
@@ -230,9 +230,9 @@ class ClientSecrets:
             return older
 
     def revoke(self, client_id: str, secret_id: str) -> tuple[ClientSecretRow, int]:
-        """End one secret now. Twice is once.
+        """Revoke one secret. Revoking twice changes nothing.
 
-        :returns: it, and how many of the client's still work.
+        :returns: the secret, and how many usable ones the client has left.
         :raises ManagementError: the client has no such secret.
         """
         with writing(self._session):
@@ -248,7 +248,7 @@ class ClientSecrets:
             return found, sum(is_usable(secret, self._clock()) for secret in row.secrets)
 
     def uses(self, client_id: str) -> dict[str, Sequence[ClientSecretUseRow]]:
-        """From where each secret of a client was used, by its id, the latest first."""
+        """Return the addresses that each secret of a client was used from, by its id, the latest first."""
         found = (
             select(ClientSecretUseRow)
             .join(ClientSecretRow, ClientSecretRow.secret_id == ClientSecretUseRow.secret_id)
@@ -261,12 +261,12 @@ class ClientSecrets:
         return dict(by_secret)
 
     def count_by_pepper(self, client_id: str | None = None) -> dict[str, int]:
-        """How many secrets that work were digested with each pepper, by its id; those of the settings always."""
+        """Count the usable secrets by the pepper of their digest; the peppers of the settings are always included."""
         digested = ClientSecretRow.encrypted.is_(None)
         return self._count(ClientSecretRow.pepper_id, digested, self._digester.pepper_ids, client_id)
 
     def count_by_encryption_key(self, client_id: str | None = None) -> dict[str, int]:
-        """How many secrets that work are encrypted with each key, by its id; those of the settings always."""
+        """Count the usable secrets by their encryption key; the keys of the settings are always included."""
         encrypted = ClientSecretRow.encrypted.is_not(None)
         return self._count(ClientSecretRow.encryption_key_id, encrypted, self._encrypted_secrets.key_ids, client_id)
 
@@ -280,7 +280,7 @@ class ClientSecrets:
         return dict.fromkeys(known, 0) | {row[0]: row[1] for row in rows}
 
     def count_expiring(self) -> int:
-        """How many secrets that work end within :data:`EXPIRY_REPORTED_BEFORE`, of clients that are served.
+        """Count the usable secrets that expire within :data:`EXPIRY_REPORTED_BEFORE`, of enabled clients.
 
         :raises SQLAlchemyError: the database does not answer.
         """
@@ -291,7 +291,7 @@ class ClientSecrets:
             return connection.scalar(counted) or 0
 
     def claim_expiring(self) -> Sequence[SecretExpiring]:
-        """Secrets whose end is to be told now: each once a day, whichever worker asks first.
+        """Return the secrets whose expiry is to be reported now: each once a day, by one of all workers.
 
         :raises SQLAlchemyError: the database does not answer.
         """

@@ -1,4 +1,4 @@
-"""What management of clients and of their secrets have in common: one transaction for each call, one way to find."""
+"""What management of clients and of their secrets share: one transaction per call, one way to find a client."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from app.errors import ManagementError
 
 @contextmanager
 def writing(session: scoped_session[Any]) -> Iterator[scoped_session[Any]]:
-    """One transaction: committed whole, or nothing of it."""
+    """Run one transaction: committed as a whole, or not at all."""
     begin_writing(session)
     try:
         yield session
@@ -29,10 +29,10 @@ def writing(session: scoped_session[Any]) -> Iterator[scoped_session[Any]]:
 
 
 def find_client(session: scoped_session[Any], client_id: str, *, for_change: bool = False) -> ClientRow:
-    """Look up one client by its id.
+    """Find a client by its id.
 
-    :param for_change: keep others from changing it, or its secrets, until the transaction ends.
-    :raises ManagementError: there is none, or it was deleted.
+    :param for_change: lock the client and its secrets until the transaction ends.
+    :raises ManagementError: no such client exists, or it was deleted.
     """
     row = None
     if is_vschar(client_id):

@@ -1,7 +1,7 @@
-"""The signature algorithms that a key can be of: RFC 7518 section 3.1 and RFC 8037. Pure.
+"""Signature algorithms: RFC 7518 section 3.1 and RFC 8037. Pure.
 
-RS256 is what every verifier knows. The others are smaller and faster to sign, and some verifiers refuse a JWKS that
-holds a key of a type they do not know.
+Every verifier knows RS256. The others are smaller and sign faster, but some verifiers reject a JWKS with a key type
+that they do not know.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ _PUBLIC_EXPONENT = 65537
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """One way to sign.
+    """A signature algorithm.
 
-    :param kind: what a key of it is, in words.
-    :param accepts: whether a private key is of that kind, whatever its strength.
-    :param sign: the signature of RFC 7518 by a key that it accepts, over the signing input of a JWS.
-    :param verify: the other way round, with the public key: raises ``InvalidSignature``.
+    :param kind: a description of its keys.
+    :param accepts: returns whether a private key is of that kind, whatever its strength.
+    :param sign: returns the signature of RFC 7518 by an accepted key over the signing input of a JWS.
+    :param verify: checks a signature with the public key; raises ``InvalidSignature``.
     """
 
     name: str
@@ -118,12 +118,12 @@ def check_private_key(alg: str, key: object) -> PrivateKey:
 
 
 def to_jwk(key: PrivateKey) -> Jwk:
-    """``key`` as joserfc has it: for its public members and its thumbprint."""
+    """Return ``key`` as a joserfc object, for its public members and its thumbprint."""
     if isinstance(key, rsa.RSAPrivateKey):
         return RSAKey(key, key, {})
     return ECKey(key, key, {}) if isinstance(key, ec.EllipticCurvePrivateKey) else OKPKey(key, key, {})
 
 
 def size_in_bits(key: PrivateKey) -> int:
-    """Length of the modulus, or of the curve's order."""
+    """Return the length of the modulus, or of the curve's order."""
     return 256 if isinstance(key, ed25519.Ed25519PrivateKey) else key.key_size

@@ -1,7 +1,6 @@
-"""Encryption of what must be kept readable: AES-256-GCM (NIST SP 800-38D) with keys of the settings.
+"""Encrypts data that must be decrypted again: AES-256-GCM (NIST SP 800-38D) with keys of the settings. Pure.
 
-Which key encrypted stands beside each ciphertext, so that keys rotate: the first encrypts, all decrypt. Pure; where
-ciphertexts are kept is left to whoever has something to keep.
+The id of the key is stored beside each ciphertext, so that keys rotate: the first encrypts, all decrypt.
 """
 
 import secrets
@@ -20,13 +19,13 @@ _INFO = b"tokenhouse encryption 1"
 
 
 class DecryptionError(Exception):
-    """A ciphertext that cannot be read: its key has left the settings, or it is not what was encrypted here."""
+    """A ciphertext cannot be decrypted: its key has left the settings, or it was not encrypted here."""
 
 
 class Encrypter:
     """Encrypts with the first key and decrypts with all.
 
-    :param keys: values are any random text; what encrypts is derived from it with HKDF-SHA-256 (RFC 5869).
+    :param keys: any random text; the encryption keys are derived from it with HKDF-SHA-256 (RFC 5869).
     """
 
     def __init__(self, keys: Sequence[IdentifiedKey]) -> None:
@@ -34,10 +33,11 @@ class Encrypter:
         self.newest_key_id = keys[0].id if keys else None
 
     def encrypt(self, clear: bytes, *, bound_to: str) -> tuple[str, bytes]:
-        """Encrypt ``clear``: the key's id, and nonce and ciphertext in one.
+        """Encrypt ``clear``.
 
-        :param bound_to: what it belongs to; it can be decrypted for that alone, so that nothing can be exchanged.
-        :raises DecryptionError: there is no key at all.
+        :param bound_to: what it belongs to; it can be decrypted for that alone, so ciphertexts cannot be exchanged.
+        :returns: the key's id, and nonce and ciphertext in one.
+        :raises DecryptionError: no key is set.
         """
         if self.newest_key_id is None:
             raise DecryptionError("TOKENHOUSE_ENCRYPTION_KEYS is not set")
@@ -46,9 +46,9 @@ class Encrypter:
         return self.newest_key_id, nonce + cipher.encrypt(nonce, clear, bound_to.encode())
 
     def decrypt(self, key_id: str, encrypted: bytes, *, bound_to: str) -> bytes:
-        """Decrypt what :meth:`encrypt` made.
+        """Decrypt what :meth:`encrypt` returned.
 
-        :raises DecryptionError: it cannot be; why.
+        :raises DecryptionError: why it cannot be decrypted.
         """
         cipher = self._ciphers.get(key_id)
         if cipher is None:

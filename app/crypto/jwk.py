@@ -1,7 +1,4 @@
-"""A client's public keys (RFC 7517), as they are registered and as they verify. Pure.
-
-Where a set comes from, a file or a URL, is left to others; so is what is verified with its keys.
-"""
+"""Public keys of clients (RFC 7517): checked when they are registered or fetched, and used to verify. Pure."""
 
 import warnings
 from base64 import urlsafe_b64decode
@@ -18,9 +15,9 @@ from app.errors import ManagementError
 
 MOST_KEYS = 16
 MOST_PUBLISHED = 100
-"""Of which so many may be for others."""
+"""Keys in a published set; some may be for others."""
 RSA_MOST_BITS = 4096
-"""A longer one would make each request slower than it need be."""
+"""A longer key would make each request slower than necessary."""
 KID_MAX_CHARACTERS = 255
 
 _PRIVATE = ("d", "p", "q", "dp", "dq", "qi", "oth", "k")
@@ -34,11 +31,14 @@ SIGNING_ALGS = tuple(ALGORITHMS)
 
 
 Jwk = Mapping[str, Any]
-"""A public key that has been checked."""
+"""A checked public key."""
 
 
 def verifies(key: Jwk, alg: str, signature: bytes, signed: bytes) -> bool:
-    """Whether ``signature`` is that of ``key``. Some microseconds beside the verification: nothing needs to be kept."""
+    """Return whether ``signature`` is that of ``key``.
+
+    Loading the key takes some microseconds, so nothing is cached.
+    """
     try:
         ALGORITHMS[alg].verify(_public_key(key), signature, signed)
     except (InvalidSignature, ValueError):
@@ -47,7 +47,7 @@ def verifies(key: Jwk, alg: str, signature: bytes, signed: bytes) -> bool:
 
 
 def matching(keys: Iterable[Jwk], alg: str, kid: object) -> list[Jwk]:
-    """Those that a signature of ``alg`` may be of: the one of its ``kid``, or all where it names none."""
+    """Return the keys that may have made a signature of ``alg``: the one with its ``kid``, or all if it names none."""
     return [
         key
         for key in keys
@@ -56,7 +56,7 @@ def matching(keys: Iterable[Jwk], alg: str, kid: object) -> list[Jwk]:
 
 
 def check_jwks(document: object) -> dict[str, Any]:
-    """Check a set that is to be registered: public keys alone, of kinds that we know, each with an id of its own.
+    """Check a set that is to be registered: public keys only, of known kinds, each with its own id.
 
     :returns: the set with the members that matter; a key without ``kid`` gets its thumbprint (RFC 7638).
     :raises ManagementError: what is wrong, and what is allowed. Quotes no key.
@@ -68,7 +68,7 @@ def check_jwks(document: object) -> dict[str, Any]:
 
 
 def check_fetched_jwks(document: object) -> dict[str, Any]:
-    """Check a set that a client publishes, for us and for others: what is not for us is left out (RFC 7517 section 5).
+    """Check a set that a client publishes. Keys that are not for us are left out (RFC 7517 section 5).
 
     :returns: as :func:`check_jwks`.
     :raises ManagementError: what is wrong, and what is allowed. Quotes no key.
@@ -124,7 +124,7 @@ def _check(key: Mapping[str, Any], which: str) -> dict[str, Any]:
     public = {name: key[name] for name in _PUBLIC if name in key}
     try:
         with warnings.catch_warnings(action="ignore"):
-            # What is weak is refused below.
+            # Weak keys are refused below.
             found = JWKRegistry.import_key(dict(public))
         number, thumbprint = found.public_key, found.thumbprint()
     except (JoseError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
@@ -144,7 +144,7 @@ def _check(key: Mapping[str, Any], which: str) -> dict[str, Any]:
 
 
 def _can_be_read(key: Jwk) -> bool:
-    """Whether what verifies reads it as joserfc does."""
+    """Return whether cryptography and joserfc read the same key."""
     try:
         _public_key(key)
     except ValueError:

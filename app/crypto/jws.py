@@ -1,6 +1,6 @@
-"""A JWS in compact form (RFC 7515 section 7.1), taken apart and not believed. Pure.
+"""Parses a JWS in compact form (RFC 7515 section 7.1) without verifying it. Pure.
 
-Whose it is, and whether what it says is true, is left to ``inspection`` (tokens) and ``client_auth`` (assertions).
+Verification is left to ``tokens.validation`` and ``oauth.client_auth``.
 """
 
 import json
@@ -15,11 +15,12 @@ _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
 
 @dataclass(frozen=True, slots=True)
 class UnverifiedJws:
-    """The parts of one.
+    """The parts of a JWS.
 
-    :param header: ``None`` where it is no JSON object; ``claims`` likewise.
-    :param signed: what the signature is over.
-    :param signature: empty where it is no base64url.
+    :param header: ``None`` if it is not a JSON object.
+    :param claims: ``None`` if they are not a JSON object.
+    :param signed: what the signature covers.
+    :param signature: empty if it is not base64url.
     """
 
     header: Mapping[str, Any] | None
@@ -29,7 +30,7 @@ class UnverifiedJws:
 
 
 def parse_unverified(unverified: str, most_characters: int) -> UnverifiedJws | None:
-    """The parts of ``unverified``; ``None`` where it is too long, or not three parts of base64url."""
+    """Parse ``unverified``; return ``None`` if it is too long, or not three parts of base64url."""
     found = _COMPACT.fullmatch(unverified) if len(unverified) <= most_characters else None
     if found is None:
         return None
@@ -38,13 +39,13 @@ def parse_unverified(unverified: str, most_characters: int) -> UnverifiedJws | N
 
 
 def parse_unverified_header(unverified: str, most_characters: int) -> Mapping[str, Any] | None:
-    """The header of ``unverified`` alone; ``None`` where there is none."""
+    """Parse the header of ``unverified`` alone; return ``None`` if there is none."""
     part, dot, _ = unverified.partition(".")
     return _parsed(part) if dot and part.isascii() and len(unverified) <= most_characters else None
 
 
 def decode(part: str) -> bytes | None:
-    """What stands in base64url without padding; ``None`` where that is nothing."""
+    """Decode base64url without padding; return ``None`` for anything else."""
     try:
         return urlsafe_b64decode(part + "=" * (-len(part) % 4))
     except ValueError:

@@ -106,7 +106,7 @@ class ActiveRing:
             try:
                 self.backend.change(lambda present: with_max_age(present, self.now(), self.rules))
             except ManagementError as error:
-                log.warning("the cache time of the JWKS could not be noted: %s", error)
+                log.warning("the cache time of the JWKS could not be recorded in the key ring: %s", error)
 
     def _look(self, *, again: bool = False) -> Ring:
         with self._lock:
@@ -127,14 +127,14 @@ class ActiveRing:
 
     def _take(self, ring: Ring) -> None:
         if self.fault:
-            log.info("the key ring is good again")
+            log.info("the key ring is valid again")
         self._reach(ring.written_at or EARLIEST)
         before, self._ring, self.fault = self._ring, ring, None
         if shared := shared_state.shared():
             shared.store_ring(ring)
         if before is not None and _steps(ring) != _steps(before):
             published = tuple(key.kid for key in self.published_keys())
-            log.info("the key ring was taken: %s signs", self.signing_key().kid)
+            log.info("a changed key ring is in use: %s signs", self.signing_key().kid)
             event = KeyRingLoaded(signing=self.signing_key().kid, published=published)
             self._emit_once(event, f"{event} {self._version}")
 
@@ -154,7 +154,7 @@ class ActiveRing:
         was_behind, self.is_clock_behind = self.is_clock_behind, behind > CLOCK_SKEW_SECONDS
         if self.is_clock_behind and not was_behind:
             log.error(
-                "the clock is %d s behind what was reached at %s: keys stay in the states that they had then",
+                "the clock is %d s behind the time reached at %s: keys keep the states that they had then",
                 behind,
                 self._reached.strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
@@ -195,7 +195,7 @@ class ActiveRing:
     def _reject(self, fault: str) -> None:
         if fault != self.fault:
             self.fault = fault
-            log.error("the key ring was not taken, and the last good one stays in use: %s", fault)
+            log.error("the changed key ring was rejected; the last good one stays in use: %s", fault)
             self._emit_once(KeyRingRejected(fault=fault), f"{fault} {self._version}")
 
 

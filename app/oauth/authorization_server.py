@@ -1,8 +1,8 @@
-"""Authlib's AuthorizationServer, strict. The one room that bends Authlib.
+"""Customizes Authlib's AuthorizationServer: strict requests, uniform refusals, an event for each response.
 
-RFC 6749 sections 2.3, 3.2 and 5. Stock Authlib reads parameters from the query string too, takes the first of repeated
-ones, two authentications at once, and tells an unknown client from a wrong secret. Here a request is one complete form,
-each parameter once, with exactly one authentication; and every answer of the token endpoint, good or bad, is an event.
+RFC 6749 sections 2.3, 3.2 and 5. Stock Authlib also reads parameters from the query string, takes the first of
+repeated ones, accepts two authentications at once, and distinguishes an unknown client from a wrong secret. Here a
+request is one complete form, each parameter once, with exactly one authentication.
 """
 
 import logging
@@ -42,18 +42,18 @@ from app.types import AccessToken, AccessTokenGrant, Authentication, Authenticat
 log = logging.getLogger(__name__)
 
 TOKEN = "token"  # noqa: S105 - A name.
-"""The endpoint for tokens, among others of :meth:`TokenServer.register_endpoint`."""
+"""The name of the token endpoint, among those of :meth:`TokenServer.register_endpoint`."""
 
 EXPIRY_HEADER = "Tokenhouse-Secret-Expires"
 EXPIRY_ANNOUNCED_BEFORE = timedelta(days=30)
 
 ONE_SECOND = timedelta(seconds=1)
 LONGEST_DELAY_SECONDS = 2.0
-"""Beyond this the clocks of two machines differ, and to wait would not end it."""
+"""If a longer delay would be needed, the clocks of two machines differ, and waiting would not help."""
 DELAY_MARGIN_SECONDS = 0.01
-"""A clock that is being set right runs a little slower than a pause."""
+"""A clock that is being adjusted runs a little slower than a sleep."""
 MOST_DELAYED = 3
-"""So many requests of a worker wait for a second to pass. More come again: other clients are served meanwhile."""
+"""At most this many requests per worker may block here; others get 503 with ``Retry-After``."""
 
 NO_STORE = (("Cache-Control", "no-store"), ("Pragma", "no-cache"))
 """RFC 6749 section 5.1."""
@@ -68,7 +68,7 @@ def _untimed(_part: str, act: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Document(NamedTuple):
-    """An answer that is not JSON."""
+    """A response body that is not JSON."""
 
     content: bytes
     content_type: str
@@ -79,13 +79,13 @@ EndpointResponse = tuple[int, Mapping[str, Any] | Document, list[tuple[str, str]
 
 
 class StrictRequest(OAuth2Request):
-    """A request as the rest of the house sees it: :class:`app.types.TokenRequest`.
+    """A parsed request: the :class:`app.types.TokenRequest` that grants and methods get.
 
     ``authentication`` and ``access_token`` are filled in on the way, for the events.
     """
 
-    # What Authlib's own constructor sets. It looks each time whether the URL is one of https; ours comes from the
-    # settings, which were checked at the start, and what a proxy or a Host header says must not matter.
+    # Replaces Authlib's constructor, which checks for each request whether the URL is https. Our URL is in the
+    # settings and was checked at the start; what a proxy or a Host header says must not matter.
     client: Any = None
     uri = "https://localhost/"
     _body = None
@@ -105,10 +105,10 @@ class StrictRequest(OAuth2Request):
 
 
 class TokenServer(AuthorizationServer):
-    """The authorization server: reads a request, finds its grant, renders the answer, tells the events.
+    """The authorization server: parses a request, finds its grant or endpoint, renders the response, emits the event.
 
-    :param grants: classes on Authlib's grants, each with the ``PARAMETERS`` that it reads.
-    :param methods: the ways to authenticate, of which a request must use exactly one.
+    :param grants: subclasses of Authlib's grants, each with the ``PARAMETERS`` that it reads.
+    :param methods: the authentication methods, of which a request must use exactly one.
     :param timed: records how long authentication and the signature take.
     """
 
@@ -143,16 +143,16 @@ class TokenServer(AuthorizationServer):
             self.register_grant(grant)
 
     def register_endpoint(self, endpoint: Any) -> None:
-        """Add an endpoint beside that for tokens: one of Authlib's, with the ``PARAMETERS`` that it reads."""
+        """Register a further endpoint: a subclass of Authlib's with the ``PARAMETERS`` that it reads."""
         super().register_endpoint(endpoint)
         self._parameters[endpoint.ENDPOINT_NAME] = self._by_authentication | endpoint.PARAMETERS
 
     def create_token_response(self, request: Request) -> Response:  # type: ignore[override]
-        """Answer a token request; whatever happens, the answer is JSON and an event tells of it."""
+        """Respond to a token request. Whatever happens, the response is JSON and an event is emitted."""
         return self._answer(TOKEN, request, self._issue)
 
     def create_endpoint_response(self, name: str, request: Request) -> Response:  # type: ignore[override]
-        """Answer a request at another endpoint, likewise."""
+        """Respond to a request at another endpoint, in the same way."""
         (endpoint,) = self._endpoints[name]  # type: ignore[attr-defined]  # The stubs lack it.
         return self._answer(name, request, endpoint.create_endpoint_response)
 
@@ -177,9 +177,9 @@ class TokenServer(AuthorizationServer):
         return answered
 
     def delay_after_revocation(self, client: Client) -> None:
-        """Let the second pass in which tokens of ``client`` were taken back: one of that second would be dead.
+        """Wait out the second in which tokens of ``client`` were revoked: a token of that second would be revoked too.
 
-        :raises ServiceUnavailable: it does not pass, or too many wait.
+        :raises ServiceUnavailable: the second does not end, or too many requests wait.
         """
         revoked_at = client.tokens_not_before
         if revoked_at is None or revoked_at < self._clock() - ONE_SECOND:
@@ -195,7 +195,7 @@ class TokenServer(AuthorizationServer):
             raise ServiceUnavailable("tokens_just_revoked")
 
     def create_oauth2_request(self, request: Request, endpoint: str = TOKEN) -> StrictRequest:
-        """Read ``request`` strictly.
+        """Parse ``request`` strictly.
 
         :raises InvalidRequest: it is not one complete form with each parameter once.
         """
@@ -218,10 +218,10 @@ class TokenServer(AuthorizationServer):
             raise UnsupportedGrantType from None
 
     def authenticate(self, request: StrictRequest) -> Authentication:
-        """Who sent ``request``, by exactly one of the registered methods (section 2.3).
+        """Authenticate the client by exactly one of the registered methods (section 2.3).
 
-        :raises InvalidRequest: it uses several.
-        :raises InvalidClient: it uses none, or the one it uses fails.
+        :raises InvalidRequest: the request uses several methods.
+        :raises InvalidClient: the request uses no method, or authentication failed.
         """
         presented = [method for method in self._methods if method.is_presented(request)]
         if len(presented) > 1:
@@ -234,7 +234,7 @@ class TokenServer(AuthorizationServer):
         return request.authentication
 
     def save_token(self, token: dict[str, Any], request: StrictRequest) -> None:  # type: ignore[override]
-        """Tell that a token was issued. Nothing is stored: a token is a signed statement."""
+        """Emit the event of an issued token. Nothing is stored: a token is a signed statement."""
         assert request.authentication and request.access_token  # noqa: S101, PT018 - A grant ran to its end.
         grant = request.access_token.grant
         self._events.emit(
@@ -253,13 +253,13 @@ class TokenServer(AuthorizationServer):
         )
 
     def emit(self, event: Event) -> None:
-        """Tell what an endpoint has done."""
+        """Emit the event of an endpoint."""
         self._events.emit(event)
 
     def handle_response(  # type: ignore[override]
         self, status: int, body: Mapping[str, Any] | Document, headers: Iterable[tuple[str, str]]
     ) -> Response:
-        """Make the HTTP answer, never to be stored by a cache unless it is a document that says so."""
+        """Make the HTTP response. Only a document that says so may be cached."""
         if isinstance(body, Document):
             return Response(body.content, status, headers, content_type=body.content_type)
         return Response(encode_json(body), status, [*headers, *NO_STORE], content_type="application/json")
@@ -267,9 +267,9 @@ class TokenServer(AuthorizationServer):
     def handle_error_response(  # type: ignore[override]
         self, request: StrictRequest | Request, error: OAuthError, endpoint: str = TOKEN
     ) -> Response:
-        """Tell that a request was refused and why; render only what the caller may know.
+        """Emit the event of a refused request, and render what the caller may know.
 
-        :param request: as far as it could be read.
+        :param request: as far as it could be parsed.
         """
         http_request: Any = request
         authentication = None
@@ -291,7 +291,7 @@ class TokenServer(AuthorizationServer):
         return self.handle_response(*render(error, self._announce_expiry(authentication)))
 
     def _requested(self, request: StrictRequest | Request) -> dict[str, str | None]:
-        """What is known of a token request that was refused, of what is known here."""
+        """Return what a refused token request asked for, if that is known here."""
         if not isinstance(request, StrictRequest):
             return {}
         grant_type = request.parameters.get("grant_type")
@@ -299,7 +299,7 @@ class TokenServer(AuthorizationServer):
         return {"auth_method": request.auth_method, "grant_type": known}
 
     def _announce_expiry(self, authentication: Authentication | None) -> list[tuple[str, str]]:
-        """Say when the secret that was used ends, in its last days; to its owner alone."""
+        """Return a header with the expiry of the secret that was used, in its last 30 days."""
         ends = authentication.secret_expires_at if authentication else None
         if ends is None or ends > self._clock() + EXPIRY_ANNOUNCED_BEFORE:
             return []
@@ -307,14 +307,14 @@ class TokenServer(AuthorizationServer):
 
 
 def _refuse_query_parameters(request: Request, known: set[str]) -> None:
-    """Refuse a known parameter in the query string, where proxies log it; others' are ignored (section 2.3.1)."""
+    """Refuse known parameters in the query string, where proxies log them; ignore others (section 2.3.1)."""
     if not known.isdisjoint(request.args):
         name = next(name for name in sorted(known) if name in request.args)
         raise InvalidRequest("query_parameter", f"The parameter {name} must be in the body, not in the URL.")
 
 
 def request_facts(http_request: Request) -> RequestFacts:
-    """What an event says of its request."""
+    """Return the facts of a request for its event."""
     return RequestFacts(
         request_id=http_request.request_id,
         source_address=http_request.source_address,

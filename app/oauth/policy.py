@@ -1,7 +1,7 @@
-"""What may this client's token say? Scope, audience and lifetime; nothing else decides them.
+"""Decides what a client's token may contain: scope, audiences and lifetime.
 
-RFC 6749 section 3.3 (scope), RFC 8707 (resources). Pure: no Flask, no database, no clock. Who the client is has been
-settled before.
+RFC 6749 section 3.3 (scope), RFC 8707 (resources). Pure: no Flask, no database, no clock. The client is
+authenticated already.
 """
 
 import re
@@ -13,7 +13,7 @@ from app.config.values import is_absolute_uri
 from app.errors import InvalidScope, InvalidTarget
 from app.types import SECRET_PREFIX, AccessTokenGrant, Client
 
-# A refusal names what was refused, but an answer stays small whatever was asked for.
+# A refusal names what was refused, but stays short whatever was requested.
 _NAMED_IN_A_REFUSAL = 10
 _NAMED_CHARACTERS = 100
 
@@ -26,7 +26,7 @@ _LIKE_OURS = re.compile(rf"{SECRET_PREFIX}[A-Za-z0-9_-]{{16}}")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The server's own defaults, for clients that have none.
+    """The server's defaults, for clients without their own values.
 
     :param access_token_lifetime: whole seconds.
     """
@@ -38,12 +38,14 @@ class Policy:
 def grant(
     client: Client, *, scope: str | None, resources: Sequence[str], policy: Policy, never_named: Sequence[str] = ()
 ) -> AccessTokenGrant:
-    """Settle what a token for ``client`` may say.
+    """Decide what a token for ``client`` may contain.
 
     :param scope: space-separated scope tokens (RFC 6749 section 3.3), or ``None`` when the request had none.
     :param resources: absolute URIs without fragment (RFC 8707 section 2); empty means the client's default.
-    :param never_named: secrets, which people paste into the wrong field: a refusal does not name them.
-    :returns: scopes in the order in which they were asked for (all of the client's when none was), audiences, lifetime.
+    :param never_named: secrets of the request, which people paste into the wrong field: a refusal does not name
+        them.
+    :returns: scopes in the order of the request (all of the client's if it named none), audiences, lifetime in whole
+        seconds.
     :raises InvalidScope: a scope that the client was not granted.
     :raises InvalidTarget: a resource that the client was not granted.
     """
@@ -85,7 +87,7 @@ def _granted_audiences(
 
 
 def _list_some(tokens: Sequence[str], never_named: Sequence[str]) -> str:
-    """Name the first few of ``tokens``, which have passed their grammar, each once."""
+    """List the first few of ``tokens``, which have passed their grammar, without duplicates."""
     named = [
         WITHHELD
         if _may_be_secret(token, never_named)
@@ -98,7 +100,7 @@ def _list_some(tokens: Sequence[str], never_named: Sequence[str]) -> str:
 
 
 def _may_be_secret(token: str, secrets: Sequence[str]) -> bool:
-    """Whether ``token`` looks like a secret of ours, or holds one of ``secrets`` or is a good part of one."""
+    """Return whether ``token`` looks like one of our secrets, contains one of ``secrets``, or is a long part of one."""
     if _LIKE_OURS.search(token):
         return True
     is_long = len(token) >= _PART_OF_A_SECRET_CHARACTERS

@@ -1,7 +1,7 @@
-"""What may be used once: the ids of assertions, each until the assertion would have expired (RFC 7523 section 3).
+"""The replay store: ids that may be used once, such as those of assertions, until they expire (RFC 7523 section 3).
 
-In the database: one insert for each, and whoever inserts second has been beaten to it. That settles it for all workers
-and machines. What has expired is removed by itself. ``replay_redis`` is the other home.
+In the database: the second insert of an id fails, on every worker and machine. ``replay_store_redis`` is the other
+store.
 """
 
 import hashlib
@@ -18,23 +18,23 @@ from app.types import Clock
 
 
 class ReplayStore(Protocol):
-    """Remembers what was used."""
+    """Remembers used ids."""
 
     def use(self, issuer: str, jti: str, issued_at: int, until: int) -> bool:
-        """Use the id ``jti`` of ``issuer``; whether nobody can have before.
+        """Use the id ``jti`` of ``issuer``; return whether it was unused.
 
         :param issued_at: ``iat`` of the assertion, in seconds since 1970.
-        :param until: seconds since 1970, from when on the assertion is refused by itself.
+        :param until: seconds since 1970 from which the assertion is refused anyway.
         :raises ServiceUnavailable: that cannot be known now.
         """
         ...
 
     def poll(self) -> None:
-        """See how the store is, between requests."""
+        """Check the store, between requests."""
         ...
 
     def delete_expired(self) -> None:
-        """Remove what is refused by itself.
+        """Delete the ids of expired assertions.
 
         :raises SQLAlchemyError: the database does not answer.
         """
@@ -42,14 +42,14 @@ class ReplayStore(Protocol):
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether it did not answer when it was last asked."""
+        """Whether the last call failed."""
         ...
 
 
 class DatabaseReplayStore:
-    """Remembers in the database.
+    """Stores used ids in the database.
 
-    :param gate: the way to it.
+    :param circuit_breaker: guards the database.
     """
 
     is_unavailable = False  # Without the database there is no server: its own check tells that.
@@ -67,7 +67,7 @@ class DatabaseReplayStore:
             return connection.execute(used).first() is not None
 
     def was_used_since(self, moment: int) -> bool:
-        """Whether something is remembered that is not refused by itself at ``moment``.
+        """Return whether an id is stored that expires at ``moment`` or later.
 
         :raises ServiceUnavailable: that cannot be known now.
         """
@@ -76,7 +76,7 @@ class DatabaseReplayStore:
             return connection.execute(found).first() is not None
 
     def poll(self) -> None:
-        """Nothing to see: the gate looks after the database."""
+        """Do nothing: the circuit breaker probes the database."""
 
     def delete_expired(self) -> None:
         """See :meth:`ReplayStore.delete_expired`."""
@@ -85,12 +85,12 @@ class DatabaseReplayStore:
 
 
 SKEW_SECONDS = 60
-"""How far a client's clock may be from ours: what it says of its assertions may be so wrong."""
+"""How far a client's clock may differ from ours."""
 
 LAST_SECOND = 253402300799
-"""The last of the year 9999. What is remembered longer than that is no assertion."""
+"""The end of the year 9999. An id that expires later is not an assertion's."""
 
 
 def key_of(issuer: str, jti: str) -> str:
-    """Of a fixed length, whatever a client calls its assertions; JSON, so that no two pairs meet."""
+    """Return a key of fixed length for any id. JSON, so that no two pairs have the same key."""
     return hashlib.sha256(json.dumps([issuer, jti]).encode()).hexdigest()

@@ -1,11 +1,11 @@
-"""What may be used once, in a Redis that several machines share: one round trip for each assertion.
+"""The replay store in a Redis that several machines share: one round trip per assertion.
 
-A Redis can forget: it restarts empty or from an older copy, or somebody flushes it. Since when it has not, its epoch,
-therefore stands in it too, beside the id of the process that it was noted for. Where it is missing, or of
-another process, a new epoch begins, and assertions from before it are refused. Those whose clients' clocks are ahead
-could seem to be of a later one than the one they were used in; they are remembered in the database as well.
+Redis can forget: it may restart empty or from an older copy, or be flushed. So it also holds an epoch, the time
+since when nothing was forgotten, with the id of the Redis process. If the epoch is missing or another process's, a
+new epoch begins, and assertions issued before it are refused. An assertion of a client whose clock is ahead could
+seem to be issued in a later epoch than the one it was used in; such ids are stored in the database as well.
 
-What Redis holds: ``tokenhouse:{replay}:<hash of iss and jti>``, with its end, and ``tokenhouse:{replay}:epoch``.
+Keys: ``tokenhouse:{replay}:<hash of iss and jti>``, which expire, and ``tokenhouse:{replay}:epoch``.
 """
 
 import logging
@@ -29,29 +29,29 @@ from app.types import Clock
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 1.0
-"""How long a connection and an answer may take, unless the URL says so. Redis answers within a millisecond."""
+"""Timeout of connections and replies, unless the URL sets one. Redis usually replies within a millisecond."""
 OTHERS_LOOKS, OTHERS_SECONDS = 20, 0.05
-"""How often, and how far apart, one who finds no epoch looks for that of others who may have found that before it."""
+"""Poll count and interval while another worker may be writing the epoch."""
 
 _PREFIX = "tokenhouse:{replay}:"
-"""The braces keep all on one node of a cluster: a transaction spans no two."""
+"""The braces keep all keys on one node of a cluster: a transaction cannot span two."""
 _EPOCH = f"{_PREFIX}epoch"
 _EVER_USED = ("", "a Redis holds what was used")
-"""In the database, under no client's name: from then on an epoch that is missing was lost."""
+"""Stored in the database, under no client's id: from then on a missing epoch means that it was lost."""
 
 
 class RedisCircuitBreaker(CircuitBreaker):
-    """The way to Redis."""
+    """The circuit breaker of Redis."""
 
     what = "redis"
     failures = RedisError
 
 
 class RedisReplayStore:
-    """Remembers in Redis.
+    """Stores used ids in Redis.
 
-    :param durable: the database, for the few that Redis alone could not tell.
-    :param span: what a question to Redis happens within, where requests are traced.
+    :param durable: the database, for ids that Redis alone could not decide.
+    :param span: the trace span of a call.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RedisReplayStore:
         key, ours = _PREFIX + key_of(issuer, jti), secrets.token_bytes(16)
         with self._circuit_breaker.allow_blocking(), self._redis.pipeline() as transaction:
             transaction.get(_EPOCH)
-            # Asked again after a lost answer it is still ours.
+            # Sent again after a lost reply, it is still ours.
             transaction.set(key, ours, nx=True, ex=max(until - now, 1))
             transaction.get(key)
             recorded, _, held = transaction.execute()
@@ -87,7 +87,7 @@ class RedisReplayStore:
         return True
 
     def poll(self) -> None:
-        """Find out whether Redis answers again, and whether it has forgotten."""
+        """Probe Redis, and detect whether it has forgotten."""
         self._circuit_breaker.poll(self._redis.ping)
         try:
             with self._circuit_breaker.allow_blocking():
@@ -97,19 +97,19 @@ class RedisReplayStore:
             return
 
     def delete_expired(self) -> None:
-        """Redis forgets by itself; the database does not."""
+        """Delete expired ids from the database; Redis expires its own."""
         self._durable.delete_expired()
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether Redis did not answer when it was last asked."""
+        """Whether the last call failed."""
         return self._circuit_breaker.is_failing
 
     def _now(self) -> int:
         return int(self._clock().timestamp())
 
     def _epoch(self, recorded: Any) -> int:
-        """Since when nothing was forgotten, in seconds since 1970; begins an epoch where that is not known."""
+        """Return the epoch in seconds since 1970; begin one if it is not known."""
         known = self._read_epoch(recorded)
         if known is not None:
             return known
@@ -117,7 +117,7 @@ class RedisReplayStore:
         if self._durable.use(*_EVER_USED, epoch, LAST_SECOND + 1) and not self._durable.was_used_since(epoch):
             self._begin(0)
             return 0
-        # The first of all may be about to say so, and another worker may have begun this one.
+        # The very first worker may be about to write it, and another may have begun this epoch.
         for _ in range(OTHERS_LOOKS):
             with blocking:
                 self._pause(OTHERS_SECONDS)
@@ -127,12 +127,12 @@ class RedisReplayStore:
             if known is not None:
                 return known
         why = "it is empty" if recorded is None else "it has restarted"
-        log.warning("redis may have forgotten what was used (%s): assertions from before now are refused", why)
+        log.warning("redis may have forgotten used assertions (%s): assertions issued before now are refused", why)
         self._begin(epoch)
         return epoch
 
     def _read_epoch(self, recorded: Any) -> int | None:
-        """The epoch that is ``noted``, if it is of the process that answers."""
+        """Return the epoch in ``noted``, if the process that answers wrote it."""
         process, _, since = (recorded or b"").decode("ascii", "replace").partition(" ")
         return int(since) if process == self._process and since.isdecimal() else None
 
@@ -141,7 +141,7 @@ class RedisReplayStore:
             self._redis.set(_EPOCH, f"{self._process} {epoch}")
 
     def _greet(self, connection: Any) -> None:
-        """Learn, with each connection, which process answers: another one may know less."""
+        """Read the id of the Redis process with each connection: another process may know less."""
         connection.on_connect()
         connection.send_command("INFO", "server")
         response = connection.read_response()
@@ -151,9 +151,11 @@ class RedisReplayStore:
 
 
 def open_pool(url: str, **options: Any) -> ConnectionPool:
-    """Connections to the Redis at ``url``; nothing connects yet. A connection that was dropped is made anew, once.
+    """Return a pool of connections to the Redis at ``url``; nothing connects yet.
 
-    :raises ValueError: no URL of Redis.
+    A dropped connection is replaced once.
+
+    :raises ValueError: not a URL of Redis.
     """
     options |= {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS}
     return ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 1, (RedisConnectionError,)), **options)

@@ -1,4 +1,4 @@
-"""How this worker is: each part by name, and ``ok``, ``degraded`` (it can, and something is wrong) or ``failed``."""
+"""The health of this worker: each part by name, as ``ok``, ``degraded`` (it works, with a fault) or ``failed``."""
 
 from app.errors import ServiceUnavailable, StartError
 from app.keyring import shared_state
@@ -6,7 +6,7 @@ from app.services import Services
 
 
 def check_health(services: Services) -> dict[str, str]:
-    """What can be told to all: names and states, no more."""
+    """Return what anyone may know: names and states, no more."""
     checks = {"database": _database(services), "keyring": _keyring(services), "settings": _settings()}
     checks["audit_log"] = "degraded" if services.audit_log.is_stalled else "ok"
     if services.settings.redis_url:
@@ -23,7 +23,7 @@ def _database(services: Services) -> str:
 
 
 def ring_problem(services: Services) -> str | None:
-    """Why no key signs, if none does."""
+    """Return why no key signs; ``None`` if one does."""
     try:
         services.keys.active.signing_key()
     except StartError as error:

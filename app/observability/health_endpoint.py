@@ -16,7 +16,7 @@ PROBES = "health"
 
 
 def create_blueprint(services: Services) -> Blueprint:
-    """Make the routes."""
+    """Create the routes."""
     blueprint = Blueprint(PROBES, __name__)
 
     @blueprint.get("/livez")

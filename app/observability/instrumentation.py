@@ -1,6 +1,6 @@
-"""What is counted, timed and traced, on its way to whoever keeps it: ``metrics`` and ``tracing`` in a worker.
+"""Passes events and durations to the metrics and traces of a worker, if it has any.
 
-The parts of a token request are timed from outside: what is timed does not know it.
+The authorization server and the events are handed wrappers from here, so timed code does not know about it.
 """
 
 import time
@@ -14,46 +14,46 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 PARTS = ("authenticate", "sign", "log")
-"""Of a token request: who is it, the signature, the audit line."""
+"""Parts of a token request: client authentication, signature, audit line."""
 
 
 class MetricsRecorder(Protocol):
-    """Keeps what it is told."""
+    """Records metrics."""
 
     def count(self, event: Event) -> None:
         """Count ``event``."""
         ...
 
     def observe(self, part: str, seconds: float) -> None:
-        """Note how long a part of a token request has taken."""
+        """Record the duration of a part of a token request."""
         ...
 
 
 class Spans(Protocol):
-    """Traces what it is told."""
+    """Records traces."""
 
     def record(self, event: Event) -> None:
-        """Note ``event`` in the span of the request that caused it."""
+        """Add ``event`` to the span of the request that caused it."""
         ...
 
     def part(self, name: str) -> AbstractContextManager[None]:
-        """A span within that of the request that is being served."""
+        """Return a span within that of the current request."""
         ...
 
 
 class Instrumentation:
-    """Hands on to the keeper and to the spans, once there are any; a subscriber of the events."""
+    """Passes on to the recorder and the spans, once they are set; a subscriber of the events."""
 
     def __init__(self) -> None:
         self._recorder: MetricsRecorder | None = None
         self._spans: Spans | None = None
 
     def record_with(self, recorder: MetricsRecorder) -> None:
-        """Hand on to ``keeper`` from now on."""
+        """Pass on to ``recorder`` from now on."""
         self._recorder = recorder
 
     def trace_with(self, spans: Spans) -> None:
-        """Hand on to ``spans`` from now on."""
+        """Pass on to ``spans`` from now on."""
         self._spans = spans
 
     def __call__(self, event: Event) -> None:
@@ -64,11 +64,11 @@ class Instrumentation:
             self._spans.record(event)
 
     def span(self, part: str) -> AbstractContextManager[None] | None:
-        """What ``part`` of a request happens within, where requests are traced."""
+        """Return the span of ``part`` of the current request, if requests are traced."""
         return self._spans.part(part) if self._spans else None
 
     def timed(self, part: str, act: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-        """``act``, whose time is told as that of ``part``, also when it raises."""
+        """Return ``act`` as a function whose duration is recorded as that of ``part``, even if it raises."""
 
         def act_in_time(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> _Result:
             began = time.perf_counter()

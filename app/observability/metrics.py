@@ -1,11 +1,10 @@
-"""What is counted, timed and measured, for Prometheus, on a listener of its own and never on the public port.
+"""Metrics for Prometheus, on a separate listener and never on the public port.
 
-Each worker counts in files that it maps into its memory, in a folder of the server's, and whoever is asked adds them
-up. A file belongs to a place and not to a process: a worker that follows another, after a crash or a reload, takes a
-place that is free and goes on counting where the one before has stopped, however it ended. One of the workers listens;
-when it ends another does.
+Each worker counts in memory-mapped files in a folder of its server, and a scrape adds them up. A file belongs to a
+slot, not to a process: the successor of a worker, after a crash or a reload, takes a free slot and continues its
+counts. One worker listens; when it ends another does.
 
-Labels are of closed sets: no client, no address, nothing that a caller wrote.
+Labels have fixed sets of values: no client, no address, nothing that a caller wrote.
 """
 
 import fcntl
@@ -44,49 +43,49 @@ from app.services import Services, installed_version
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-"""How often a worker looks whether it is the one to listen."""
+"""How often a worker checks whether it should listen."""
 
 MEASURE_SECONDS = 5.0
-"""How often the one that does looks how things are."""
+"""How often the listening worker updates the gauges."""
 
 BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-"""Seconds: a token takes some 0.4 ms, a database that is silent 4 s."""
+"""Seconds: a token takes some 0.4 ms, a database that does not respond 4 s."""
 
 NONE = "none"
-"""Stands for a method or a grant that the request does not name."""
+"""The label of a method or grant that the request does not name."""
 
 _FOLDER = "tokenhouse-metrics-"
 _SERVER = "server.lock"
 _DIRECTORY_OF_FILES = "PROMETHEUS_MULTIPROC_DIR"
-"""By which prometheus-client is told; of a worker alone, so that no master inherits it at USR2."""
+"""The variable that prometheus-client reads. Set in workers only, so that no new master inherits it at USR2."""
 _ABANDONED_SECONDS = 60
 _MOST_PLACES = 1024
 _OPEN_ENDED = ("database_", "redis_", "unexpected_")
-"""Reasons that end in the class of an error: one label for all of each."""
+"""Reasons that end in an exception class: one label for all of each."""
 
 
 class ServersFolder:
-    """Where the workers of one master count. Made by the master, removed when it ends.
+    """The folder in which the workers of one master count. The master creates it and removes it when it ends.
 
-    A folder whose master is gone, however it ended, is removed by the next one that starts.
+    The next master that starts removes the folder of a master that was killed.
     """
 
     def __init__(self, parent: Path) -> None:
         _remove_abandoned(parent)
         self.path = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
         self._master = os.getpid()
-        # Held as long as the master lives: its workers inherit it, and end when it does.
+        # Held for as long as the master lives. Its workers inherit it, and end when the master does.
         self._held = _lock(self.path / _SERVER)
         self._place: TextIOWrapper | None = None
         self._lead: TextIOWrapper | None = None
 
     def remove(self) -> None:
-        """Remove it, in the process that has made it."""
+        """Remove the folder, in the process that created it."""
         if os.getpid() == self._master:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def take_place(self) -> str:
-        """Take a place that no other worker has, until this process ends.
+        """Take a slot that no other worker has, until this process ends.
 
         :raises OSError: the folder is gone, or cannot be written.
         """
@@ -97,53 +96,51 @@ class ServersFolder:
         raise OSError(f"{_MOST_PLACES} workers count already")
 
     def lead(self) -> bool:
-        """Whether this process is the one that listens; it is until it ends."""
+        """Return whether this process is the one that listens; it is until it ends."""
         self._lead = self._lead or _lock(self.path / "leader.lock")
         return self._lead is not None
 
 
 class PrometheusRecorder:
-    """Counts in the files of ``place``; a :class:`app.observability.instrumentation.MetricsRecorder`."""
+    """Counts in the files of a slot; a :class:`app.observability.instrumentation.MetricsRecorder`."""
 
     def __init__(self, folder: Path, place: str) -> None:
         os.environ[_DIRECTORY_OF_FILES] = str(folder)
         values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
-        # Of its own, and never asked: what is told is the sum of all files.
+        # A registry that is never scraped: a scrape reads the sum of all files.
         own = CollectorRegistry()
         self._issued = Counter(
-            "tokenhouse_tokens_issued", "Access tokens that were issued.", ["auth_method", "grant_type"], registry=own
+            "tokenhouse_tokens_issued", "Access tokens issued.", ["auth_method", "grant_type"], registry=own
         )
         self._refused = Counter(
             "tokenhouse_token_requests_refused",
-            "Token requests that got no token.",
+            "Token requests refused.",
             ["auth_method", "grant_type", "error", "reason"],
             registry=own,
         )
         self._others_refused = Counter(
             "tokenhouse_requests_refused",
-            "Requests at other endpoints than that for tokens that were refused.",
+            "Requests refused at other endpoints than the token endpoint.",
             ["endpoint", "error", "reason"],
             registry=own,
         )
         self._introspected = Counter(
-            "tokenhouse_introspections", "Questions after tokens that were answered.", ["active"], registry=own
+            "tokenhouse_introspections", "Introspection requests answered.", ["active"], registry=own
         )
-        self._revoked = Counter(
-            "tokenhouse_revocations", "Requests to take a token back that were answered.", ["was_live"], registry=own
-        )
+        self._revoked = Counter("tokenhouse_revocations", "Revocation requests answered.", ["was_live"], registry=own)
         self._rejected = Counter(
-            "tokenhouse_key_ring_rejections", "Changed key rings that were not taken.", registry=own
+            "tokenhouse_key_ring_rejections", "Changed key rings that were rejected.", registry=own
         )
         durations = Histogram(
             "tokenhouse_token_request_duration_seconds",
-            "From the complete token request to its event.",
+            "Time from a complete token request to its event.",
             ["outcome"],
             buckets=BUCKETS,
             registry=own,
         )
         parts = Histogram(
             "tokenhouse_token_request_part_duration_seconds",
-            "Parts of a token request: who is it, the signature, the audit line.",
+            "Time of the parts of a token request: client authentication, signature, audit line.",
             ["part"],
             buckets=BUCKETS,
             registry=own,
@@ -161,12 +158,12 @@ class PrometheusRecorder:
         }
 
     def count(self, event: Event) -> None:
-        """Count ``event``, if it is of a kind that is counted."""
+        """Count ``event``, if its kind is counted."""
         if count := self._by_kind.get(type(event)):
             count(event)
 
     def observe(self, part: str, seconds: float) -> None:
-        """Note how long a part of a token request has taken."""
+        """Record the duration of a part of a token request."""
         self._parts[part](seconds)
 
     def _count_issued(self, event: TokenIssued) -> None:
@@ -190,12 +187,12 @@ class PrometheusRecorder:
 
 
 def closed(reason: str) -> str:
-    """``reason`` as a label."""
+    """Return ``reason`` as a label."""
     return next((start.rstrip("_") for start in _OPEN_ENDED if reason.startswith(start)), reason)
 
 
 class Listener:
-    """Answers Prometheus, in the one worker that does.
+    """Answers Prometheus, in one of the workers.
 
     :param address: host and port.
     """
@@ -210,7 +207,7 @@ class Listener:
         self._next_measure = 0.0
 
     def poll(self) -> None:
-        """See how things are, and listen, if no other worker does."""
+        """Update the gauges and listen, unless another worker does."""
         if not self._folder.lead():
             return
         if time.monotonic() >= self._next_measure:
@@ -220,7 +217,7 @@ class Listener:
             self._listen()
 
     def collect(self) -> Sequence[Metric]:
-        """How things were at the last look: asking costs no request to anything."""
+        """Return the gauges of the last update: a scrape queries nothing."""
         return self._facts
 
     def _listen(self) -> None:
@@ -231,7 +228,7 @@ class Listener:
         try:
             start_http_server(port, host, registry)
         except OSError as error:
-            message = f"nobody listens for metrics at {host}:{port}: {error.strerror or error}"
+            message = f"the metrics listener cannot listen at {host}:{port}: {error.strerror or error}"
             if message != self._told:
                 log.warning("%s (TOKENHOUSE_METRICS_ADDRESS)", message)
             self._told = message
@@ -240,12 +237,14 @@ class Listener:
 
     def _measured(self) -> Iterator[Metric]:
         yield InfoMetricFamily(
-            "tokenhouse_build", "What runs here.", {"version": installed_version(), "python": platform.python_version()}
+            "tokenhouse_build",
+            "Versions of Tokenhouse and Python.",
+            {"version": installed_version(), "python": platform.python_version()},
         )
         checks = GaugeMetricFamily(
             "tokenhouse_check_healthy", "1 where /readyz says ok, 0 where it says degraded or failed.", labels=["check"]
         )
-        # A client's id is no label.
+        # A client id must not be a label.
         found = {name: state for name, state in check_health(self._services).items() if ":" not in name}
         for name, state in found.items():
             checks.add_metric([name], state == "ok")
@@ -258,7 +257,7 @@ class Listener:
         with suppress(SQLAlchemyError):
             yield GaugeMetricFamily(
                 "tokenhouse_client_secrets_expiring",
-                "Secrets that work and end within 30 days.",
+                "Valid secrets that expire within 30 days.",
                 self._services.clients.secrets.count_expiring(),
             )
         with suppress(StartError):
@@ -274,7 +273,7 @@ class Listener:
         if later := [change for change in ring.changes() if change > now]:
             yield GaugeMetricFamily(
                 "tokenhouse_signing_keys_next_change_seconds",
-                "Until a key of the ring comes to another state.",
+                "Time until a key of the ring changes its state.",
                 (min(later) - now).total_seconds(),
             )
 
@@ -283,50 +282,50 @@ _folder: ServersFolder | None = None
 
 
 def prepare() -> None:
-    """In the master, before there is a worker: make where they count. Twice is once."""
+    """Create the folder, once, in the master before any worker exists."""
     global _folder  # noqa: PLW0603 - One for a process: what it leaves to those that it forks.
     if _folder is None:
         try:
             _folder = ServersFolder(_in_memory())
         except OSError as error:
-            log.warning("there are no metrics: %s: %s", error.filename, error.strerror)
+            log.warning("metrics are off: %s: %s", error.filename, error.strerror)
 
 
 def remove() -> None:
-    """In the master, at its end."""
+    """Remove the folder, in the master at its end."""
     if _folder:
         _folder.remove()
 
 
 def start(services: Services, instrumentation: Instrumentation) -> Listener | None:
-    """In a worker: count from now on; who listens, or ``None`` where there are no metrics."""
+    """Count from now on, in a worker; return the listener, or ``None`` without metrics."""
     address = services.settings.metrics_address
     if address is None or _folder is None:
         return None
     try:
         instrumentation.record_with(PrometheusRecorder(_folder.path, _folder.take_place()))
     except OSError as error:
-        log.warning("this worker counts nothing: %s", error.strerror or error)
+        log.warning("this worker records no metrics: %s", error.strerror or error)
         return None
     return Listener(_folder, address, services)
 
 
 def _in_memory() -> Path:
-    """Where files are memory, if there is such a place: on a disk a write can block."""
+    """Return a folder in memory, if there is one: a write to a disk can block."""
     shared = Path("/dev/shm")  # noqa: S108
     return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_FOLDER}*"):
-        # Another user's is not ours to remove, and cannot be; one that is being made has no lock yet.
+        # Another user's folder cannot be removed, and must not; a folder that is being created has no lock yet.
         with suppress(OSError):
             if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS and _lock(folder / _SERVER):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(path: Path) -> TextIOWrapper | None:
-    """Hold ``path``, as long as what is returned is open; ``None`` where another process does.
+    """Lock ``path`` for as long as the returned file is open; return ``None`` if another process holds it.
 
     :raises OSError: it cannot be opened.
     """

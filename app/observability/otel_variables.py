@@ -1,6 +1,6 @@
-"""OpenTelemetry's own variables, checked before it reads them: it would log the values of those that it cannot read.
+"""Checks OpenTelemetry's own variables before it reads them: it would log the values of malformed ones. Pure.
 
-Those that are not checked here it reads as it documents. Pure.
+OpenTelemetry reads all other variables as it documents.
 """
 
 import re
@@ -12,10 +12,10 @@ from urllib.parse import unquote, urlsplit
 from app.errors import StartError
 
 _NEEDED = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
-"""What the extra ``otel`` installs; its API alone comes with other libraries too."""
+"""What the extra ``otel`` installs. Other libraries install the API alone."""
 
 _OTLP = ("OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_")
-"""The variables of all signals, and those of traces."""
+"""Prefixes of the variables of all signals, and of traces."""
 _URL = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62}))*)"
     r"(?::(?P<port>[0-9]{1,5}))?(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*"
@@ -32,9 +32,9 @@ _Check = Callable[[str], bool]
 
 
 def is_enabled(traces: bool | None, environ: Mapping[str, str]) -> bool:  # noqa: FBT001 - A setting.
-    """Whether requests are to be traced.
+    """Return whether requests are traced.
 
-    :param traces: what our own setting says; ``None``: where a variable says to which collector.
+    :param traces: our own setting; ``None``: if a variable names a collector.
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
@@ -42,22 +42,22 @@ def is_enabled(traces: bool | None, environ: Mapping[str, str]) -> bool:  # noqa
 
 
 def reads_parents(environ: Mapping[str, str]) -> bool:
-    """Whether ``traceparent`` counts."""
+    """Return whether ``traceparent`` of a request is used."""
     names = environ.get("OTEL_PROPAGATORS") or "tracecontext"
     return "tracecontext" in [name.strip().lower() for name in names.split(",")]
 
 
 def check(environ: Mapping[str, str]) -> None:
-    """See that spans can be made, and sent where they should go.
+    """Check that spans can be created and sent.
 
-    :raises StartError: one line for each fault; none quotes a value.
+    :raises StartError: one line per fault, without values.
     """
     if faults := list(find_faults(environ)):
         raise StartError("\n".join(faults))
 
 
 def find_faults(environ: Mapping[str, str]) -> Iterator[str]:
-    """What is missing or wrong, a line each."""
+    """Yield one line for each missing or wrong variable."""
     if not _is_installed():
         yield "traces need OpenTelemetry, which is not installed: pip install '.[otel]'"
     for name, is_good, rule in _RULES:
@@ -80,7 +80,7 @@ def _is_plain_url(value: str) -> bool:
     if found is None or int(found["port"] or 1) not in _PORTS:
         return False
     try:
-        # An IPv6 address may still be none.
+        # An IPv6 address may still be malformed.
         return bool(urlsplit(value).hostname)
     except ValueError:
         return False

@@ -1,8 +1,8 @@
-"""Requests as spans of OpenTelemetry: what became of each, and how long its parts took, beside what its caller did.
+"""Traces: each request and its parts as OpenTelemetry spans, in the trace of the caller.
 
-Loaded only where ``TOKENHOUSE_TRACES`` is true. Where spans are sent and which are kept is said by OpenTelemetry's own
-variables (``otel_variables``). A span holds what the audit log may hold: no path that is not ours, no query, no header,
-no exception's words. Of what a caller sends, ``traceparent`` alone is read (W3C Trace Context), never ``tracestate``.
+Loaded only if traces are on. OpenTelemetry's own variables (``otel_variables``) say where spans are sent and which
+are sampled. A span contains what the audit log may contain: no unknown path, no query, no header, no exception
+message. Of the request only ``traceparent`` is read (W3C Trace Context), never ``tracestate``.
 """
 
 import atexit
@@ -45,17 +45,17 @@ _EVENT_FIELDS = (
     *("outcome", "endpoint", "client_id", "auth_method", "secret_id", "grant_type", "scope", "jti", "kid"),
     *("expires_in", "error", "reason", "active", "was_live"),
 )
-"""Fields of events that are attributes of the span, by the name ``tokenhouse.<field>``."""
+"""Fields of events that become attributes ``tokenhouse.<field>`` of the span."""
 
 Wsgi = Callable[[Any, Any], Iterable[bytes]]
 
 
 class Served(NamedTuple):
-    """What is asked for here.
+    """What is served.
 
-    :ivar routes: the paths that are ours.
-    :ivar untraced: those of them that are asked again and again, and of no interest.
-    :ivar scheme: by which callers reach us.
+    :ivar routes: our paths.
+    :ivar untraced: those of them that machines poll.
+    :ivar scheme: the scheme of the public URL.
     """
 
     routes: frozenset[str]
@@ -64,10 +64,10 @@ class Served(NamedTuple):
 
 
 class RequestSpans:
-    """Makes a span of each request, and of its parts.
+    """Creates a span for each request and for its parts.
 
-    :param systems: what stands behind parts that ask something else: ``db.system.name`` by part.
-    :param reads_parents: whether a request says of which trace it is.
+    :param systems: ``db.system.name`` by part, for parts that query something.
+    :param reads_parents: whether ``traceparent`` is used.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RequestSpans:
         self._propagator = TraceContextTextMapPropagator() if reads_parents else None
 
     def around(self, serve: Wsgi) -> Wsgi:
-        """``serve``, each of whose requests is a span."""
+        """Return ``serve`` as a WSGI application that creates a span for each request."""
 
         def serve_traced(environ: Any, start_response: Any) -> Iterable[bytes]:
             path = environ.get("PATH_INFO", "")
@@ -107,7 +107,7 @@ class RequestSpans:
         return serve_traced
 
     def part(self, name: str) -> AbstractContextManager[None]:
-        """A part of the request that is being served."""
+        """Return the span of a part of the current request."""
         if not get_current_span().is_recording():
             return nullcontext()
         return self._part(name)
@@ -125,7 +125,7 @@ class RequestSpans:
                 raise
 
     def record(self, event: Event) -> None:
-        """Note ``event`` in the span of the request that caused it."""
+        """Add ``event`` to the span of the request that caused it."""
         request: RequestFacts | None = getattr(event, "request", None)
         span = get_current_span()
         if request is None or not span.is_recording():
@@ -175,9 +175,9 @@ def _record_failure(span: Span, error: BaseException) -> None:
 
 
 class ReportingExporter(SpanExporter):
-    """Sends spans by another exporter, and tells when that begins to fail and when it ends: not for each attempt.
+    """Sends spans with another exporter, and logs when sending begins to fail and when it works again.
 
-    :param said: what that one says in the log, which nobody else hears.
+    :param captured_log: the log of that exporter, which is otherwise dropped.
     """
 
     def __init__(self, exporter: SpanExporter, captured_log: "CapturedLog") -> None:
@@ -190,7 +190,7 @@ class ReportingExporter(SpanExporter):
         result = self._exporter.export(spans)
         if result is not SpanExportResult.SUCCESS:
             if not self._lost:
-                log.error("traces cannot be sent, and are lost meanwhile: %s", self._captured_log.last)
+                log.error("traces cannot be sent and are dropped: %s", self._captured_log.last)
             self._lost += len(spans)
         elif self._lost:
             log.warning("traces can be sent again; spans lost: %d", self._lost)
@@ -198,17 +198,17 @@ class ReportingExporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """Close its connections."""
+        """Close the exporter's connections."""
         self._exporter.shutdown()
 
 
 class CapturedLog(logging.Filter):
-    """Keeps what a logger says to itself, and remembers the kind of the last fault: its words may hold a key."""
+    """Drops a logger's records and remembers the kind of the last fault: its message may contain a key."""
 
     last = "no reason is known"
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let nothing through."""
+        """Drop every record."""
         for fact in record.args if isinstance(record.args, tuple) else ():
             if isinstance(fact, BaseException):
                 self.last = type(fact).__name__
@@ -218,16 +218,16 @@ class CapturedLog(logging.Filter):
 
 
 class _Ending:
-    """Ends a provider of tracers within a time, which it would not keep itself while the collector is silent."""
+    """Shuts down a tracer provider within a time limit, which it does not keep itself while the collector is silent."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._asked, self._done = threading.Event(), threading.Event()
         self._provider = provider
-        # At the end of a process it is too late to start one.
+        # No thread can be started at the end of a process.
         threading.Thread(target=self._wait, name="the end of traces", daemon=True).start()
 
     def end(self) -> None:
-        """Send what there is, if it can be sent."""
+        """Send the remaining spans, if they can be sent."""
         self._asked.set()
         self._done.wait(STOP_SECONDS)
 
@@ -238,12 +238,12 @@ class _Ending:
 
 
 def start(app: Flask, settings: Settings, instrumentation: Instrumentation) -> None:
-    """In a worker: trace what ``app`` is asked from now on. What is wrong with a variable costs nobody a token."""
+    """Trace the requests of ``app`` from now on, in a worker. A wrong variable is logged and prevents no token."""
     try:
         provider = _open_provider()
     except Exception as error:  # noqa: BLE001 - Many parts read variables, and each fails in its own way.
-        # Not its words: they may quote a variable.
-        log.error("there are no traces: a variable OTEL_… is wrong (%s)", type(error).__name__)  # noqa: TRY400
+        # Not the message: it may quote a variable.
+        log.error("tracing is off: a variable OTEL_… is wrong (%s)", type(error).__name__)  # noqa: TRY400
         return
     rules = list(app.url_map.iter_rules())
     spans = RequestSpans(
@@ -266,7 +266,7 @@ def _open_provider() -> TracerProvider:
     exporter = trace_exporter.OTLPSpanExporter()
     logging.getLogger(trace_exporter.__name__).addFilter(captured_log)
     ours = {SERVICE_NAME: "tokenhouse", SERVICE_VERSION: installed_version()}
-    # What the environment says of the service wins.
+    # What the environment says about the service wins.
     message = Resource(ours).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=Resource.create().merge(message), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(ReportingExporter(exporter, captured_log)))

@@ -1,1 +1,1 @@
-"""Running a server: gunicorn's hooks, background jobs and the doctor."""
+"""Running a server: the gunicorn worker, gunicorn's hooks, periodic tasks and the doctor."""

@@ -1,7 +1,7 @@
-"""What a worker does beside its requests: jobs that come again and again, each in a thread of its own.
+"""Periodic tasks beside the requests, each in its own thread.
 
-The threads start when a worker does (``serving``), elsewhere with the first request, and in a command line never. A job
-that fails is logged and comes again; at the process's end every job that wants it runs a last time.
+The threads start with the worker (``gunicorn_hooks``) or, with another server, with the first request; never in a
+command. A failed task is logged and runs again. Some tasks run a last time when the process ends.
 """
 
 import atexit
@@ -20,17 +20,18 @@ from app.database.engine import describe
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
-"""How long the end of a process waits for a job that is running."""
+"""How long the end of a process waits for a running task."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """Something that is done every ``seconds``.
+    """Something to do every ``seconds``.
 
-    :param at_start: whether it runs at once, and not only after ``seconds``.
-    :param at_exit: whether it runs a last time when the process ends.
-    :param on_the_second: whether it runs when the clock's seconds are a multiple of ``seconds``, so that all processes
-        of a machine do it in the same moment.
+    :param name: for the log, as the subject of "failed".
+    :param at_start: whether it also runs at once.
+    :param at_exit: whether it also runs when the process ends.
+    :param on_the_second: whether it runs when the clock's seconds are a multiple of ``seconds``, so that all
+        processes of a machine run it at the same moment.
     """
 
     name: str
@@ -42,7 +43,7 @@ class PeriodicTask:
 
 
 class Scheduler:
-    """Runs jobs in the process that serves."""
+    """Runs periodic tasks in a serving process."""
 
     def __init__(self, *tasks: PeriodicTask) -> None:
         self._tasks = tasks
@@ -52,7 +53,7 @@ class Scheduler:
         self._threads: list[threading.Thread] = []
 
     def add(self, task: PeriodicTask) -> None:
-        """A further job, before they start."""
+        """Add a task, before the scheduler starts."""
         self._tasks += (task,)
 
     def install(self, app: Flask) -> None:
@@ -61,7 +62,7 @@ class Scheduler:
         app.before_request(self.start)
 
     def start(self) -> None:
-        """Start the jobs, unless they run in this process."""
+        """Start the tasks, unless they run in this process already."""
         if self._pid == os.getpid():
             return
         with self._lock:
@@ -77,7 +78,7 @@ class Scheduler:
             atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the threads, then run a last time what wants it. Twice is once."""
+        """Stop the threads, then run the tasks that want a last run. Stopping twice changes nothing."""
         if self._pid != os.getpid():
             return
         self._pid = None
@@ -95,15 +96,16 @@ class Scheduler:
 
 
 def _run_once(task: PeriodicTask, *, is_repeated: bool = False) -> bool:
-    """Run ``job``. Of several failures in a row only the first is told: an outage would fill the log."""
+    """Run ``task`` and return whether it succeeded. Of several failures in a row only the first is logged."""
     try:
         task.run()
     except SQLAlchemyError as error:
         if not is_repeated:
-            log.error("%s failed, and comes again: %s", task.name, describe(error))  # noqa: TRY400 - It says all.
+            fault = describe(error)
+            log.error("%s failed; retrying in %g s: %s", task.name, task.seconds, fault)  # noqa: TRY400 - No traceback.
         return False
     except Exception:
         if not is_repeated:
-            log.exception("%s failed, and comes again", task.name)
+            log.exception("%s failed; retrying in %g s", task.name, task.seconds)
         return False
     return True

@@ -1,6 +1,6 @@
-"""What is wrong with an installation, or will be: each finding with why it matters and how to mend it.
+"""Finds what is or will be wrong with an installation: each finding with why it matters and how to fix it.
 
-``flask doctor`` asks for all of it. A start asks for what a server can know at once: errors stop it in production.
+``flask doctor`` runs all checks. A start runs those that a server can make at once: errors stop it in production.
 """
 
 import ipaddress
@@ -25,12 +25,12 @@ from app.observability.otel_variables import is_enabled
 from app.services import Services
 
 DEMO_CLIENT = "demo"
-"""Made by the first `make run`, which prints its secret."""
+"""Created by the first `make run`, which prints its secret."""
 CLOCKS_APART_SECONDS = 5
 DIFFERENT_CHARACTERS_MIN = 10
-"""A random value of 32 characters has more; a word that is repeated has fewer."""
+"""A random value of 32 characters has more different ones; a repeated word has fewer."""
 WIDEST_PUBLIC_PREFIX = {4: 16, 6: 32}
-"""A public network of proxies that is larger than these holds others' machines."""
+"""A public network of proxies larger than this contains machines of others."""
 
 _PEPPERS, _ENCRYPTION_KEYS = "TOKENHOUSE_SECRET_PEPPERS", "TOKENHOUSE_ENCRYPTION_KEYS"
 _OTHERS_READ = 0o077
@@ -38,7 +38,7 @@ _VERSIONS = PROJECT_FOLDER / "migrations" / "versions"
 
 
 class Severity(StrEnum):
-    """What a finding means for a start."""
+    """How serious a finding is."""
 
     OK = "ok"
     WARNING = "warning"
@@ -47,12 +47,12 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, and what was found.
+    """The result of a check.
 
-    :param check: what was looked at.
-    :param what: what was found, in one line. Holds no secret.
-    :param why: why it matters; empty where all is well.
-    :param how: how to mend it.
+    :param check: what was checked.
+    :param what: what was found, in one line. Contains no secret.
+    :param why: why it matters; empty if all is well.
+    :param how: how to fix it.
     """
 
     check: str
@@ -63,7 +63,7 @@ class Finding:
 
 
 class Unreachable(Finding):
-    """What does not answer now, and may when it is needed: no reason to end a start."""
+    """Something does not respond now, and may when it is needed: no reason to stop a start."""
 
     __slots__ = ()
 
@@ -73,13 +73,13 @@ _Check = Callable[[Services], Found]
 
 
 def examine(services: Services) -> Found:
-    """All that can be looked at from here, within an application context."""
+    """Run all checks, within an application context."""
     for check in (*_AT_START, _find_ring_faults, find_lost_secrets, _find_failing_key_sets):
         yield from check(services)
 
 
 def examine_start(services: Services) -> Found:
-    """What a start looks at beside the key ring, which has a judge of its own. What is away stops nothing."""
+    """Run the checks of a start, except the key ring's. Something that does not respond stops nothing."""
     for check in _AT_START:
         for found in check(services):
             yield replace(found, severity=Severity.WARNING) if isinstance(found, Unreachable) else found
@@ -173,7 +173,7 @@ def _find_other_clock(services: Services) -> Found:
         with reading_engine(db.engine).connect() as connection:
             theirs = connection.scalar(select(func.clock_timestamp()))
     except SQLAlchemyError:
-        # The check of the database says so.
+        # The check of the database reports it.
         return
     apart = abs((services.clock() - theirs).total_seconds()) if theirs else 0
     if apart <= CLOCKS_APART_SECONDS:
@@ -197,7 +197,7 @@ def _find_demo(services: Services) -> Found:
         yield Finding("demo client", Severity.OK, "there is none")
         return
     except SQLAlchemyError:
-        # The check of the database says so.
+        # The check of the database reports it.
         return
     finally:
         services.clients.repository.end_reading()
@@ -343,7 +343,7 @@ def _find_ring_faults(services: Services) -> Found:
 
 
 def find_lost_secrets(services: Services) -> Found:
-    """Secrets whose pepper or key has left the settings: they are refused, and nobody else would say why."""
+    """Find secrets whose pepper or key has left the settings: they are refused, and nothing else would say why."""
     settings, secrets = services.settings, services.clients.secrets
     try:
         counted = (
@@ -395,5 +395,5 @@ _AT_START: tuple[_Check, ...] = (
 
 
 def is_production(settings: Settings) -> bool:
-    """Whether errors stop a start."""
+    """Return whether errors stop a start."""
     return settings.config != "development"

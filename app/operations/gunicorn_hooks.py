@@ -1,8 +1,8 @@
-"""What gunicorn's master checks before a worker is let go, and what its workers inherit by the fork.
+"""gunicorn's hooks: what the master checks before workers start, and what workers inherit from it.
 
-A server that runs never ends because of what lies on the disk: settings are read and checked at the start and at
-SIGHUP, in the master alone, and every worker that is born later gets those that were good; the last good key ring lies
-in memory that they share (``keyring.shared_state``). Only a first start refuses.
+A running server never ends because of a file. Settings are read and checked at the start and at SIGHUP, in the
+master alone, and later workers get the last good ones. The last good key ring is in shared memory
+(``keyring.shared_state``). Only a first start refuses.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ from app.operations.doctor import Severity, examine_start, find_lost_secrets, is
 from app.services import Services
 
 APP_LOAD_ERROR = 4
-"""The exit status by which a gunicorn worker says that starting it again would not help: the master ends too."""
+"""A worker's exit status that says that starting it again would not help: the master ends too."""
 
-TRY_AGAIN_SECONDS = 1.0
-"""How long a worker that could not start waits before it ends and another is tried."""
+RETRY_SECONDS = 1.0
+"""How long a worker that could not start waits before it ends and is replaced."""
 
 HELD_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-"""Those that a worker does not get before it can act on them."""
+"""Signals that a worker does not get before it can handle them."""
 
 _checked: Settings | None = None
 
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 class WrongSettings(StartError):
-    """The settings can be read, and yet a server must not run with them."""
+    """The settings are valid, but a server must not run with them."""
 
 
 class RingFault(StartError):
@@ -57,10 +57,10 @@ class RingFault(StartError):
 
 
 class GunicornLogger(Logger):
-    """gunicorn's own lines, in the form of all others, also before the settings are known."""
+    """Formats gunicorn's own lines as all others, even before the settings are known."""
 
     def setup(self, cfg: Any) -> None:
-        """Take the place of the handlers that gunicorn makes, at its start and at each reload."""
+        """Replace the handlers that gunicorn makes, at its start and at each reload."""
         super().setup(cfg)
         settings = _checked
         development = os.environ.get(CONFIG_NAME) == "development"
@@ -73,7 +73,7 @@ class GunicornLogger(Logger):
 
 
 def on_starting(server: Any) -> None:
-    """Check all, before there is a worker; at SIGHUP stay with the workers that serve when their heirs could not.
+    """Check everything before any worker exists; at SIGHUP keep the workers if new ones could not start.
 
     Ends the process with one line that says what is wrong.
     """
@@ -84,28 +84,28 @@ def on_starting(server: Any) -> None:
     except StartError as error:
         sys.stderr.write(f"tokenhouse: {error}\n")
         sys.exit(APP_LOAD_ERROR)
-    _introduce()
-    _keep_shared()
+    _log_identity()
+    _freeze_memory()
     begin_non_blocking()
     reload: Callable[[], None] = server.handle_hup
-    server.handle_hup = lambda: _reload_if_sound(server, reload)
+    server.handle_hup = lambda: _reload_if_valid(server, reload)
     spawn: Callable[[], int] = server.spawn_worker
-    server.spawn_worker = lambda: _spawn_reachable(spawn)
+    server.spawn_worker = lambda: _spawn_with_signals_held(spawn)
 
 
 def post_fork(server: Any, _worker: Any) -> None:
-    """In a new worker: if it cannot start, the master tries another instead of ending, once any has started."""
+    """In a new worker: once any worker has started, the master replaces one that cannot start instead of ending."""
     if (shared := shared_state.shared()) and shared.has_started_worker:
         server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = 1
 
 
 def post_worker_init(worker: Any) -> None:
-    """In a worker that has started: begin with what it does beside its requests, whether or not one comes."""
+    """In a worker that has started: start its periodic tasks, metrics and traces, whether or not a request comes."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
     extensions = getattr(worker.wsgi, "extensions", {})
     if scheduler := extensions.get("scheduler"):
-        _begin_to_count(scheduler, extensions["tokenhouse"], extensions["instrumentation"])
-        _begin_to_trace(worker.wsgi, extensions["tokenhouse"].settings, extensions["instrumentation"])
+        _start_metrics(scheduler, extensions["tokenhouse"], extensions["instrumentation"])
+        _start_tracing(worker.wsgi, extensions["tokenhouse"].settings, extensions["instrumentation"])
         scheduler.start()
     begin_non_blocking()
     if shared := shared_state.shared():
@@ -113,19 +113,19 @@ def post_worker_init(worker: Any) -> None:
 
 
 def on_exit(_server: Any) -> None:
-    """In the master, at its end: leave nothing behind."""
+    """In the master, at its end: remove the folder of the metrics."""
     if metrics := sys.modules.get("app.observability.metrics"):
         metrics.remove()
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
-    """In a worker that ends without having started: not to be tried again at once."""
+    """In a worker that ends without having started: delay its replacement."""
     if not worker.booted and worker.pid == os.getpid():
-        time.sleep(TRY_AGAIN_SECONDS)
+        time.sleep(RETRY_SECONDS)
 
 
 def create_served_app() -> Flask:
-    """The application of a worker, with the settings that the master has checked.
+    """Create the application of a worker, with the settings that the master has checked.
 
     Ends the process with one line that says what is wrong.
     """
@@ -139,17 +139,17 @@ def create_served_app() -> Flask:
     return app
 
 
-def _begin_to_count(scheduler: Scheduler, services: Services, instrumentation: Instrumentation) -> None:
-    # Where nothing is counted, nobody pays for what counts; else the master has imported it, for all workers.
+def _start_metrics(scheduler: Scheduler, services: Services, instrumentation: Instrumentation) -> None:
+    # Imported only if metrics are on. The master has imported it already, for all workers.
     if services.settings.metrics_address is None:
         return
     from app.observability import metrics  # noqa: PLC0415
 
     if listener := metrics.start(services, instrumentation):
-        scheduler.add(PeriodicTask("the listener of metrics", metrics.POLL_SECONDS, listener.poll, at_start=True))
+        scheduler.add(PeriodicTask("Serving metrics", metrics.POLL_SECONDS, listener.poll, at_start=True))
 
 
-def _begin_to_trace(app: Flask, settings: Settings, instrumentation: Instrumentation) -> None:
+def _start_tracing(app: Flask, settings: Settings, instrumentation: Instrumentation) -> None:
     if _is_traced(settings):
         from app.observability import tracing  # noqa: PLC0415 - As above.
 
@@ -157,17 +157,17 @@ def _begin_to_trace(app: Flask, settings: Settings, instrumentation: Instrumenta
 
 
 def _is_traced(settings: Settings) -> bool:
-    """Whether requests are to be, and can be."""
+    """Return whether requests are to be traced, and can be."""
     if not otel_variables.is_enabled(settings.traces, os.environ):
         return False
     return settings.traces or not any(otel_variables.find_faults(os.environ))
 
 
-def _spawn_reachable(spawn: Callable[[], int]) -> int:
+def _spawn_with_signals_held(spawn: Callable[[], int]) -> int:
     """Fork a worker that misses no signal.
 
-    Until it has handlers of its own it has the master's, which note a signal for the master to act on: a SIGTERM of
-    that moment would be forgotten, and the server's end would take ``graceful_timeout``.
+    Until it has its own handlers it has the master's, which only queue a signal for the master: a SIGTERM at that
+    moment would be lost, and shutting down would take ``graceful_timeout``.
     """
     master = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
@@ -178,14 +178,14 @@ def _spawn_reachable(spawn: Callable[[], int]) -> int:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
 
-def _keep_shared() -> None:
-    """Let workers share what is here: a collection writes to each object that it looks at, and a page to itself."""
+def _freeze_memory() -> None:
+    """Keep memory shared with the workers: a garbage collection writes to every object, and so copies every page."""
     gc.collect()
     gc.freeze()
 
 
-def _introduce() -> None:
-    """Say at each start who this is, so that nobody runs development, or on another's database, without knowing."""
+def _log_identity() -> None:
+    """Log what this server is, so that nobody runs development, or another's database, without knowing."""
     assert _checked  # noqa: S101 - It has been, just before.
     database = make_url(_checked.database_url.get_secret_value()).render_as_string(hide_password=True)
     log.info(
@@ -205,21 +205,22 @@ def _require_streams() -> None:
 
 
 def _check() -> None:
-    """Read the settings and the ring anew, and keep the settings for workers.
+    """Read settings and ring again, and keep the settings for workers.
 
-    :raises StartError: what is wrong; the settings that were kept still are.
+    :raises StartError: what is wrong; the settings that were kept stay.
     """
     global _checked  # noqa: PLW0603 - One for a process: what it leaves to those that it forks.
     settings = load_settings()
-    _prepare_to_trace(settings)
+    _import_tracing(settings)
     app = create_app(settings)
     with app.app_context():
         services: Services = app.extensions["tokenhouse"]
         try:
-            # As it is now: the last good one would do for a worker, but hides what has to be mended.
+            # Read the ring as it is now: the last good one would do for a worker, but hides a fault that must be
+            # fixed.
             services.keys.manager.backend.read()
             check_start(app)
-            _let_doctor_look(services)
+            _run_doctor(services)
         except WrongSettings:
             raise
         except StartError as error:
@@ -230,62 +231,62 @@ def _check() -> None:
             app.extensions["sqlalchemy"].engine.dispose()
     _checked = settings
     if settings.metrics_address is not None:
-        from app.observability import metrics  # noqa: PLC0415 - See _begin_to_count.
+        from app.observability import metrics  # noqa: PLC0415 - As in _start_metrics.
 
         metrics.prepare()
 
 
-def _prepare_to_trace(settings: Settings) -> None:
-    """Load once what all workers need for it.
+def _import_tracing(settings: Settings) -> None:
+    """Import tracing once for all workers.
 
-    :raises StartError: a setting of ours asks for traces, and they cannot be had.
+    :raises StartError: our setting requires traces, and they are impossible.
     """
     if not _is_traced(settings):
         return
     if settings.traces:
         otel_variables.check(os.environ)
-    from app.observability import tracing  # noqa: F401, PLC0415 - See _begin_to_count.
+    from app.observability import tracing  # noqa: F401, PLC0415 - As in _start_metrics.
 
 
-def _let_doctor_look(services: Services) -> None:
-    """Say what will hurt, once; what hurts at once stops a start in production.
+def _run_doctor(services: Services) -> None:
+    """Run the doctor's checks of a start and log the findings; errors stop a start in production.
 
-    :raises WrongSettings: it does.
+    :raises WrongSettings: there are errors.
     """
     found = [one for one in examine_start(services) if one.severity is not Severity.OK]
     errors = [one for one in found if one.severity is Severity.ERROR]
     if errors and is_production(services.settings):
-        raise WrongSettings("\n".join(f"{one.check}: {one.what}. To mend it: {one.how}" for one in errors))
+        raise WrongSettings("\n".join(f"{one.check}: {one.what}. Fix: {one.how}" for one in errors))
     for lost in find_lost_secrets(services):
-        # No reason to serve nobody.
+        # This is no reason to refuse everybody.
         log.error("%s", lost.what)
     for one in found:
-        log.warning("%s: %s. Why it matters: %s. To mend it: %s", one.check, one.what, one.why, one.how)
+        log.warning("%s: %s. Why: %s. Fix: %s", one.check, one.what, one.why, one.how)
 
 
-def _reload_if_sound(server: Any, reload: Callable[[], None]) -> None:
+def _reload_if_valid(server: Any, reload: Callable[[], None]) -> None:
     master = os.getpid()
     shared = shared_state.shared()
     assert shared  # noqa: S101 - The master has made it.
     try:
-        # First what leaves nothing behind: settings that have passed are kept for workers that are born later.
+        # Check gunicorn's file first: settings that have passed are kept for later workers.
         _check_gunicorns_settings(server)
         _check()
-        _keep_shared()
+        _freeze_memory()
         shared.reload_failed = False
         reload()
     except BaseException as error:
         if os.getpid() != master:
-            # A worker that was forked in there ends.
+            # This is a worker that was forked inside ``reload``, and ends.
             raise
-        # A ring is looked at again and again, and told of by itself; settings are not.
+        # The ring is polled and reports its own faults; settings are not.
         shared.reload_failed = shared.reload_failed or not isinstance(error, RingFault)
         message = str(error) if isinstance(error, StartError) else f"{type(error).__name__}: {error}"
-        server.log.error("SIGHUP changes nothing: mend this, then send it again: %s", message)  # noqa: TRY400
+        server.log.error("SIGHUP changed nothing: fix this, then send it again: %s", message)  # noqa: TRY400
 
 
 def _check_gunicorns_settings(server: Any) -> None:
-    """Run gunicorn's configuration file: gunicorn itself would end at a fault in it."""
+    """Run gunicorn's configuration file: a fault in it would end gunicorn."""
     path = str(server.cfg.config).removeprefix("file:")
     if path.endswith(".py"):
         with contextlib.suppress(FileNotFoundError):

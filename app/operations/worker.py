@@ -12,7 +12,7 @@ from buffered_worker.worker import BufferedWorker
 
 
 class TokenhouseWorker(BufferedWorker):
-    """Errors are JSON as everywhere; health checks, the JWKS and the metadata are served whatever the database does."""
+    """JSON errors; health checks, the JWKS and the metadata are served whatever the database does."""
 
     SERVER = "tokenhouse"
     BODY_LIMIT_BYTES = BODY_LIMIT_BYTES

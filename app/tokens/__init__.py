@@ -1,1 +1,1 @@
-"""Access tokens after the decision to grant one: issued, validated, revoked, and the feed of what was revoked."""
+"""Access tokens after the decision to grant one: issuing, validation, revocation, and the feed of revocations."""

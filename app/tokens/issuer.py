@@ -1,6 +1,6 @@
-"""Claims and header of an access token (RFC 9068 section 2), signed with exactly one key, as a JWS (RFC 7515).
+"""Builds access tokens (RFC 9068 section 2) and signs them with exactly one key, as a JWS (RFC 7515).
 
-What the token may say is left to ``policy``, which key signs to ``keyring``.
+What a token may contain is left to ``oauth.policy``, which key signs to ``keyring``.
 """
 
 import secrets
@@ -20,7 +20,7 @@ JTI_RANDOM_BYTES = 16
 
 
 _HEADERS_KEPT = 16
-"""Keys that sign in one process at a time; there is one, and another after it."""
+"""Cached headers. One key signs at a time, and another after it."""
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
@@ -28,8 +28,8 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 class AccessTokenIssuer:
     """Signs access tokens.
 
-    :param issuer: the ``iss`` of each.
-    :param signing_key: gives the one key that signs now.
+    :param issuer: the ``iss`` of all tokens.
+    :param signing_key: returns the key that signs now.
     """
 
     def __init__(self, issuer: str, signing_key: Callable[[], SigningKey], clock: Clock) -> None:
@@ -38,14 +38,14 @@ class AccessTokenIssuer:
         self._clock = clock
 
     def issue(self, client: Client, grant: AccessTokenGrant) -> AccessToken:
-        """Sign a token for ``client`` that says what ``decision`` allows.
+        """Sign a token for ``client`` with the contents of ``grant``.
 
-        :returns: ``aud`` is one string where there is one audience; ``iat`` is never ahead; no ``nbf``, since
-            verifiers whose clock is a second behind would refuse a fresh token.
+        :returns: a token whose ``aud`` is a string if there is one audience. ``iat`` is never in the future. There
+            is no ``nbf``: verifiers whose clock is a second slow would reject a fresh token.
         :raises ServiceUnavailable: no key may sign now.
         """
         now = self._clock()
-        # One key, whose turn it is: the next one must not sign before every verifier has had time to fetch it.
+        # Exactly one key: the next one must not sign before every verifier has had time to fetch it.
         key = self._signing_key()
         iat = int(now.timestamp())
         jti = secrets.token_urlsafe(JTI_RANDOM_BYTES)
@@ -63,7 +63,7 @@ class AccessTokenIssuer:
         return AccessToken(_encoded(claims, TOKEN_TYPE, key), jti, key.kid, grant)
 
     def sign(self, claims: Mapping[str, Any], typ: str) -> str:
-        """Sign a statement that is no access token, and says so in its ``typ``: RFC 8725 section 3.11.
+        """Sign a statement that is not an access token, with its own ``typ``: RFC 8725 section 3.11.
 
         :raises ServiceUnavailable: no key may sign now.
         """
@@ -87,5 +87,5 @@ def _encoded_header(typ: str, alg: str, kid: str) -> bytes:
 
 
 def _base64url(raw: bytes) -> bytes:
-    """Without padding: RFC 7515 section 2."""
+    """Encode without padding: RFC 7515 section 2."""
     return b2a_base64(raw).rstrip(b"=\n").translate(_URL_SAFE)

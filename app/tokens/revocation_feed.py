@@ -1,7 +1,7 @@
-"""What verifiers that work offline must know: the tokens that were taken back, for the resources of who asks.
+"""The revocation feed: the revoked tokens of a caller's resources, for verifiers that work offline.
 
-The format is our own, and documented in ``docs/revocation-feed.md``. A document is made when something was taken back
-since the last one, and from time to time, since it has an end of its own; in between it is handed out as it is.
+The format is our own; ``docs/revocation-feed.md`` describes it. A document is built when something was revoked since
+the last one, and from time to time, since it expires. In between it is cached.
 """
 
 import hashlib
@@ -18,29 +18,32 @@ TYP = "revocations+jwt"
 MEDIA_TYPE = f"application/{TYP}"
 
 MADE_ANEW_SECONDS = 300
-"""A document is no older than this when it is handed out: its ``iat`` is rounded down to it."""
+"""A document is never older than this when it is sent: its ``iat`` is rounded down to a multiple."""
 
 LIFE_SECONDS = 3600
-"""How long after its ``iat`` a document may be used: who cannot get another one within knows that it does not know."""
+"""How long after its ``iat`` a document is valid.
+
+A consumer that cannot refresh by then must treat revocation status as unknown.
+"""
 
 MAX_AGE_SECONDS = 60
 
 _KEPT_BYTES = 16 * 1024 * 1024
-"""All documents that a worker keeps."""
+"""The cached documents of a worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedDocument:
-    """One document, signed, with its ``ETag``."""
+    """A signed document with its ``ETag``."""
 
     content: bytes
     etag: str
 
 
 class RevocationFeed:
-    """Makes documents, and keeps the latest.
+    """Builds documents and caches the latest.
 
-    :param default_audience: of clients without audiences.
+    :param default_audience: the audience of clients without audiences.
     """
 
     def __init__(
@@ -55,12 +58,12 @@ class RevocationFeed:
         self._kept: OrderedDict[tuple[str, tuple[str, ...]], tuple[Any, FeedDocument]] = OrderedDict()
 
     def document_for(self, client_id: str, resources: tuple[str, ...]) -> FeedDocument:
-        """The document for a client, of what concerns ``resources``.
+        """Return the document for a client that introspects ``resources``.
 
         :raises ServiceUnavailable: the database did not answer, or no key may sign.
         """
         iat = int(self._clock().timestamp()) // MADE_ANEW_SECONDS * MADE_ANEW_SECONDS
-        # Asked for before what it is the version of: what comes in between is told twice rather than never.
+        # Read before the content: a revocation in between is then sent twice rather than never.
         version = (self._revocations.version(), iat)
         known = self._kept.get((client_id, resources))
         if known and known[0] == version:

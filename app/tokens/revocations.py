@@ -1,7 +1,7 @@
-"""Tokens that were taken back: one by one, until they would have expired, and all of a client's until a moment.
+"""Revocations: of single tokens until they would have expired, and of all tokens of a client until a moment.
 
-Nothing is stored for a token that nobody took back. What became of one is a single statement; what was taken back of
-late, for verifiers that work offline, is left to the feed.
+Nothing is stored for a token that was not revoked. The status of a token is one query. The feed for offline
+verifiers is left to ``revocation_feed``.
 """
 
 import json
@@ -22,12 +22,12 @@ from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.types import DEFAULT_AUDIENCE, Clock
 
 LEEWAY = timedelta(minutes=5)
-"""How much longer than until its end a token is remembered: a verifier's clock may be behind."""
+"""How long after its expiry a revoked token is remembered: a verifier's clock may be slow."""
 
 _DEFAULT = frozenset({DEFAULT_AUDIENCE})
 _AUDIENCES_KEPT = 1024
 
-# An unknown client and an unknown token give a row too, of nothing.
+# An unknown client and an unknown token give a row of NULLs too.
 _ASKED = select(
     bindparam("client_id", type_=String).label("client_id"), bindparam("jti", type_=String).label("jti")
 ).subquery("asked")
@@ -45,7 +45,7 @@ _FATE: Any = (
 )
 
 
-# All that verifiers must know, and whether any of it is new.
+# All that the feed contains, and a version that changes with it.
 _LIVE = select(
     RevokedTokenRow.jti, RevokedTokenRow.exp, cast(RevokedTokenRow.audiences, Text).label("audiences")
 ).where(RevokedTokenRow.exp > bindparam("now", type_=BigInteger))
@@ -53,7 +53,7 @@ _CLIENTS = select(
     ClientRow.client_id,
     ClientRow.tokens_not_before,
     cast(ClientRow.audiences_ever, Text).label("audiences_ever"),
-    # The release before does not remember those that a client once had.
+    # The previous release does not store the audiences that a client once had.
     case((ClientRow.deleted_at.is_(None), cast(ClientRow.audiences, Text))).label("audiences"),
 ).where(ClientRow.tokens_not_before > bindparam("since", type_=UTCDateTime))
 _VERSION = select(
@@ -70,9 +70,9 @@ _VERSION = select(
 
 @dataclass(frozen=True, slots=True)
 class RevokedToken:
-    """A token that is to be refused although it has not expired.
+    """A token that is refused although it has not expired.
 
-    :param exp: its own, in seconds since 1970.
+    :param exp: its expiry, in seconds since 1970.
     """
 
     jti: str
@@ -82,9 +82,9 @@ class RevokedToken:
 
 
 class Revocations:
-    """What was taken back, in the database.
+    """Revocations in the database.
 
-    :param gate: the way to it.
+    :param circuit_breaker: guards the database.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Revocations:
         self._revocation_reason = PreparedQuery(connections, _FATE)
 
     def reason_against(self, client_id: str, jti: str, issued_at: datetime) -> str | None:
-        """Say why a token that is good by itself is dead; ``None`` when it lives.
+        """Return why a valid token is revoked; ``None`` if it is not.
 
         :param issued_at: its ``iat``.
         :raises ServiceUnavailable: the database did not answer.
@@ -112,10 +112,10 @@ class Revocations:
         return next((reason for reason, applies in reasons.items() if applies), None)
 
     def revoke(self, token: RevokedToken, within: Callable[[Connection], None] | None = None) -> None:
-        """Take ``token`` back, until it would have expired. Twice is once.
+        """Revoke ``token`` until it would have expired. Revoking twice changes nothing.
 
-        :param within: what else is to be done in the same transaction.
-        :raises ServiceUnavailable: the database did not take it.
+        :param within: runs in the same transaction.
+        :raises ServiceUnavailable: the database did not store it.
         """
         row = dialect_insert(self._engine, RevokedTokenRow).values(
             jti=token.jti,
@@ -130,7 +130,7 @@ class Revocations:
                 within(connection)
 
     def version(self) -> tuple[Any, ...]:
-        """What is another one when :meth:`live` or :meth:`clients` has grown.
+        """Return a value that changes when :meth:`live` or :meth:`clients` grows.
 
         :raises ServiceUnavailable: the database did not answer.
         """
@@ -138,7 +138,7 @@ class Revocations:
             return tuple(connection.execute(_VERSION).one())
 
     def live(self) -> Sequence[tuple[str, int, frozenset[str]]]:
-        """Every token that was taken back and has not expired: ``jti``, ``exp``, its audiences.
+        """Return every revoked token that has not expired: ``jti``, ``exp``, audiences.
 
         :raises ServiceUnavailable: the database did not answer.
         """
@@ -147,7 +147,7 @@ class Revocations:
             return [(jti, exp, _read(audiences)) for jti, exp, audiences in connection.execute(_LIVE, {"now": now})]
 
     def clients(self) -> Sequence[tuple[str, datetime, frozenset[str]]]:
-        """Every client of which tokens were taken back that may not have expired, until when, whom they may be for.
+        """Return every client with revoked tokens that may not have expired: id, until when, audiences.
 
         :raises ServiceUnavailable: the database did not answer.
         """
@@ -159,7 +159,7 @@ class Revocations:
             ]
 
     def delete_expired(self) -> None:
-        """Remove what has expired by itself.
+        """Delete the revocations of expired tokens.
 
         :raises SQLAlchemyError: the database does not answer.
         """

@@ -1,4 +1,4 @@
-"""Whether a token is alive: what it says by itself (``inspection``), and what became of it and of its client since.
+"""The status of a token: valid by itself (``validation``), and not revoked, with its client enabled (``revocations``).
 
 Who may ask is left to the endpoints.
 """
@@ -17,10 +17,10 @@ from app.types import ALL_RESOURCES, Client
 
 @dataclass(frozen=True, slots=True)
 class TokenStatus:
-    """How things are with a token.
+    """The status of a token.
 
-    :param claims: what it says, for a token that we have issued and that has not expired; ``None`` for all else.
-    :param reason: why it is dead; ``None`` while it lives.
+    :param claims: the claims of a token of ours that has not expired; ``None`` for any other.
+    :param reason: why it is not active; ``None`` if it is.
     """
 
     claims: Mapping[str, Any] | None
@@ -28,21 +28,22 @@ class TokenStatus:
 
     @property
     def audiences(self) -> tuple[str, ...]:
-        """Whom it is for."""
+        """The audiences of the token."""
         audience = (self.claims or {}).get("aud", ())
         return (audience,) if isinstance(audience, str) else tuple(audience)
 
     def as_revoked(self) -> RevokedToken:
-        """What is to be remembered when it is taken back."""
+        """Return what is stored when the token is revoked."""
         assert self.claims is not None  # noqa: S101 - Who asks has looked.
         return RevokedToken(self.claims["jti"], self.claims["client_id"], self.audiences, self.claims["exp"])
 
 
 class TokenStatuses:
-    """Looks tokens up.
+    """Determines the status of tokens.
 
-    :param issuer: ours.
-    :param ring: gives the key ring, ``now`` the moment that counts for it.
+    :param issuer: our issuer.
+    :param ring: returns the key ring.
+    :param now: returns the time that counts for it.
     """
 
     def __init__(
@@ -52,9 +53,9 @@ class TokenStatuses:
         self._revocations = revocations
 
     def of_token(self, unverified_token: str) -> TokenStatus:
-        """How things are with a token, whoever made it.
+        """Return the status of a token from any source.
 
-        :raises ServiceUnavailable: the database, or the key ring, cannot be asked.
+        :raises ServiceUnavailable: the database does not answer, or the key ring cannot be read.
         """
         try:
             ring = self._ring()
@@ -63,7 +64,10 @@ class TokenStatuses:
         return self.of_validated(validate_token(unverified_token, self._issuer, ring, self._now()))
 
     def of_validated(self, inspection: TokenValidation) -> TokenStatus:
-        """Likewise, of one whose content has been looked at."""
+        """Return the status of a validated token.
+
+        :raises ServiceUnavailable: the database does not answer.
+        """
         if inspection.problems or inspection.unverified_claims is None:
             return TokenStatus(None, inspection.problems[0].reason)
         claims = inspection.unverified_claims
@@ -73,7 +77,7 @@ class TokenStatuses:
 
 
 def may_introspect(client: Client, status: TokenStatus) -> bool:
-    """Whether ``client`` may know how things are: with its own tokens, and with those for its resources."""
+    """Return whether ``client`` may know the status: of its own tokens, and of those for its resources."""
     if status.claims is None:
         return False
     return (

@@ -1,7 +1,6 @@
-"""Whether a token is an access token of ours that is still good: the other side of ``issuer``. Pure.
+"""Validates a token as a strict verifier does: RFC 7515 section 5.2, RFC 7519 section 7.2, RFC 9068 section 4. Pure.
 
-RFC 7515 section 5.2, RFC 7519 section 7.2, RFC 9068 section 4, as a strict verifier does it; but where that one stops
-at the first fault, all are found, for people to read. What became of the client is left to others.
+A verifier stops at the first problem; here all are found, for people to read. Revocation is left to ``revocations``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,10 +23,10 @@ _TIMES = ("iat", "exp")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a verifier refuses a token.
+    """Why a verifier rejects a token.
 
     :param reason: in snake_case.
-    :param told: a sentence for people. Quotes nothing of a signature.
+    :param message: a sentence for people. Quotes nothing of a signature.
     """
 
     reason: str
@@ -36,9 +35,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class TokenValidation:
-    """What a token says, and why it would be refused; ``None`` where there is nothing that can be read.
+    """What a token says, and why it would be rejected; ``None`` where nothing can be parsed.
 
-    :param faults: empty for a token of ours that is good. What it says is true only then.
+    :param problems: empty for a valid token of ours. Only then are its claims true.
     """
 
     problems: tuple[Problem, ...]
@@ -47,14 +46,14 @@ class TokenValidation:
 
     @property
     def is_good(self) -> bool:
-        """Whether a verifier that it is for accepts it."""
+        """Whether a verifier in its audience accepts it."""
         return not self.problems
 
 
 def validate_token(unverified_token: str, issuer: str, ring: Ring, now: datetime) -> TokenValidation:
-    """Look at a token, whoever made it.
+    """Validate a token from any source.
 
-    :param issuer: ours.
+    :param issuer: our issuer.
     """
     found = parse_unverified(unverified_token, MAX_CHARACTERS)
     if found is None:
@@ -73,7 +72,7 @@ def validate_token(unverified_token: str, issuer: str, ring: Ring, now: datetime
 
 
 def from_epoch(seconds: int) -> datetime:
-    """An epoch time as a datetime in UTC."""
+    """Convert an epoch time to a datetime in UTC."""
     return datetime.fromtimestamp(seconds, UTC)
 
 

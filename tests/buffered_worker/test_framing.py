@@ -17,9 +17,9 @@ from buffered_worker.framing import (
     ENCODED_FACTOR,
     HEAD_LIMIT_BYTES,
     TRAILER_LIMIT_BYTES,
-    BodyTooLong,
     ChunkScan,
     RequestBuffer,
+    TooLong,
 )
 from buffered_worker.request_head import HeadReader
 from buffered_worker.worker import BufferedWorker
@@ -65,9 +65,9 @@ def test_it_gives_out_requests_one_by_one_and_keeps_the_rest() -> None:
         (b"a" * HEAD_LIMIT_BYTES, LimitRequestLine),
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 6000, LimitRequestHeaders),
         (b"GET / HTTP/1.1\r\nHost: a\r\nA: b\n", InvalidHeader),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 16385\r\n\r\n", BodyTooLong),
-        (CHUNKED + b"4001\r\n", BodyTooLong),
-        (CHUNKED + b"1;" + b"a" * 200 + b"\r\na\r\n" + b"%x\r\n" % BODY_LIMIT_BYTES, BodyTooLong),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 16385\r\n\r\n", TooLong),
+        (CHUNKED + b"4001\r\n", TooLong),
+        (CHUNKED + b"1;" + b"a" * 200 + b"\r\na\r\n" + b"%x\r\n" % BODY_LIMIT_BYTES, TooLong),
     ],
 )
 def test_what_is_too_long_is_refused_before_the_rest_has_come(sent: bytes, error: type[Exception]) -> None:
@@ -81,7 +81,7 @@ def test_chunk_sizes_with_endless_extensions_are_refused() -> None:
     chunk = b"1;" + b"a" * 200 + b"\r\na\r\n"
     buffer = new_buffer()
     buffer.data += CHUNKED + chunk * (ENCODED_LIMIT_BYTES // len(chunk) + 1)
-    with pytest.raises(BodyTooLong):
+    with pytest.raises(TooLong):
         buffer.take()
 
 
@@ -141,7 +141,7 @@ def test_a_chunked_body_ends_where_gunicorn_alone_would_end_it(stream: bytes) ->
     buffer.data += CHUNKED + stream
     try:
         complete = buffer.take(at_end=True)
-    except BodyTooLong:
+    except TooLong:
         return
     except (ParseException, NoMoreData):
         complete = None

@@ -46,7 +46,7 @@ def test_9_2_no_private_member_is_shown(two_keys: RunningServer) -> None:
     document = requests.get(f"{two_keys.url}/.well-known/jwks.json", timeout=10)
     assert not PRIVATE_MEMBERS & {member for key in document.json()["keys"] for member in key}
     for pem in two_keys.folder.glob("*.pem"):
-        numbers = two_keys.services.keys.active.home.read()
+        numbers = two_keys.services.keys.active.backend.read()
         assert all(str(key.private_key.private_numbers().d) not in document.text for key in numbers.keys)
         assert pem.read_text().splitlines()[1] not in document.text
 

@@ -47,7 +47,7 @@ def refusal(done: Result, status: int = 1) -> str:
 def use(harness: Harness, secret: str, address: str = "192.0.2.1") -> None:
     with harness.app.app_context():
         harness.verifier.verify_secret([Credentials("a", secret)], "client_secret_basic", address)
-        harness.verifier.marks.flush()
+        harness.verifier.last_used.flush()
 
 
 def secrets_of(harness: Harness) -> list[dict[str, Any]]:

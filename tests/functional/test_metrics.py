@@ -238,7 +238,9 @@ def test_a_port_that_is_taken_is_a_warning_and_costs_no_token(tmp_path: Path) ->
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with running_server(tmp_path, "--workers", "2", TOKENHOUSE_METRICS_ADDRESS=address) as server:
-            told = f"nobody listens for metrics at {address}: Address already in use (TOKENHOUSE_METRICS_ADDRESS)"
+            told = (
+                f"the metrics listener cannot listen at {address}: Address already in use (TOKENHOUSE_METRICS_ADDRESS)"
+            )
             wait_until(lambda: told in server.stderr_path.read_text())
             server.get_token(server.create_client())
             other.close()

@@ -129,7 +129,7 @@ def test_a_ring_that_is_broken_ends_nothing(served: Served, spoil: Callable[[Ser
     served.replace_workers()
     wait_until(lambda: all(served.ready() == (200, "degraded") for _ in range(8)))
     served.hang_up()
-    wait_until(lambda: served.said("SIGHUP changes nothing: mend this, then send it again: ") == 1)
+    wait_until(lambda: served.said("SIGHUP changed nothing: fix this, then send it again: ") == 1)
     assert served.serves()
     served.replace_workers()
     mend()
@@ -144,7 +144,7 @@ def test_settings_that_are_wrong_end_nothing(served: Served, spoil: Callable[[Se
     mend = spoil(served)
     served.replace_workers()
     served.hang_up()
-    wait_until(lambda: served.said("SIGHUP changes nothing: mend this, then send it again: ") == 1)
+    wait_until(lambda: served.said("SIGHUP changed nothing: fix this, then send it again: ") == 1)
     assert all(served.ready() == (200, "degraded") for _ in range(8))
     served.replace_workers()
     mend()
@@ -159,7 +159,7 @@ def test_of_a_reload_that_is_refused_nothing_is_kept(served: Served) -> None:
     break_gunicorns_settings(served)
     served.peppers.write_text(f"p2:{'q' * 40}\n")
     served.hang_up()
-    wait_until(lambda: served.said("SIGHUP changes nothing: mend this, then send it again: ") == 1)
+    wait_until(lambda: served.said("SIGHUP changed nothing: fix this, then send it again: ") == 1)
     served.replace_workers()
 
 
@@ -208,7 +208,7 @@ def test_a_new_master_takes_over_and_the_old_one_ends(tmp_path: Path) -> None:
         served.hang_up = lambda: new.send_signal(signal.SIGHUP)  # type: ignore[method-assign]
         mend = break_ring(served)
         served.hang_up()
-        wait_until(lambda: served.said("SIGHUP changes nothing") == 1)
+        wait_until(lambda: served.said("SIGHUP changed nothing") == 1)
         assert served.serves()
         mend()
     finally:

@@ -160,5 +160,5 @@ def test_tokens_are_counted_for_the_key_that_signed_them(serving: Serving) -> No
 
 def test_a_worker_that_nobody_has_asked_yet_sees_a_change_too(serving: Serving) -> None:
     assert serving.server.flask("keys", "revoke", serving.first, "--yes").returncode == 0
-    told = f"the key ring was taken: {serving.standby} signs"
+    told = f"a changed key ring is in use: {serving.standby} signs"
     wait_until(lambda: serving.server.stderr_path.read_text().count(told) == WORKERS)

@@ -93,7 +93,7 @@ def test_a_reader_that_stalls_costs_no_token_and_no_line(unread: Unread) -> None
     assert unread.ask() == {200: MANY}
     wait_until(lambda: all(unread.ready()["audit_log"] == "degraded" for _ in range(8)))
     assert requests.get(f"{unread.server.url}/readyz", timeout=10).status_code == 200
-    told = "the audit log takes no lines (its reader is slow): they wait"
+    told = "the audit log takes no lines (its reader is slow): lines are queued"
     wait_until(lambda: unread.server.stderr_path.read_text().count(told) == 2)
     assert unread.ask(20) == {200: 20}
     assert issued(unread.read_to_the_end()) == MANY + 20

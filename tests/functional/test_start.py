@@ -258,7 +258,7 @@ def test_a_database_that_is_behind_the_code_stops_the_start(tmp_path: Path) -> N
     assert installation.flask("db", "downgrade", "0008").returncode == 0
     status, said = start(installation)
     assert status == 4
-    told = "database: at migration 0008, and the code needs 0009. To mend it: `flask db upgrade`"
+    told = "database: at migration 0008, and the code needs 0009. Fix: `flask db upgrade`"
     assert refusals(said) == [told]
     doctor = installation.flask("doctor", "--offline")
     assert doctor.returncode == 1
@@ -280,7 +280,7 @@ def test_what_will_hurt_is_said_once_and_a_reload_with_what_hurts_changes_nothin
         before = server.workers()
         assert server.flask("db", "downgrade", "0008").returncode == 0
         server.process.send_signal(signal.SIGHUP)
-        told = "SIGHUP changes nothing: mend this, then send it again: database: at migration 0008"
+        told = "SIGHUP changed nothing: fix this, then send it again: database: at migration 0008"
         wait_until(lambda: told in server.stderr_path.read_text())
         assert server.workers() == before
         assert server.flask("db", "upgrade").returncode == 0

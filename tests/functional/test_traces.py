@@ -268,7 +268,7 @@ def test_a_collector_that_fails_is_told_once_and_costs_nobody_a_token(tmp_path: 
             wait_until(lambda: "sent again" in server.stderr_path.read_text())
             lines = [line for line in server.stderr_path.read_text().splitlines() if "traces" in line]
             assert len(lines) == 2
-            assert "traces cannot be sent, and are lost meanwhile: status 401" in lines[0]
+            assert "traces cannot be sent and are dropped: status 401" in lines[0]
             assert "traces can be sent again; spans lost: 15" in lines[1]
             assert "opentelemetry" not in server.stderr_path.read_text()
 

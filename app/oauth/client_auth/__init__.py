@@ -1,4 +1,4 @@
-"""The ways for a client to prove who it is; the metadata advertises them in this order."""
+"""The client authentication methods; the metadata lists them in this order."""
 
 from app.oauth.client_auth.client_secret import ClientSecretBasic, ClientSecretPost
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt

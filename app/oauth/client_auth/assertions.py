@@ -1,8 +1,8 @@
-"""What assertions of a client have in common, whatever signs them: RFC 7521 section 4.2, RFC 7523 sections 2.2 and 3.
+"""What client assertions share, however they are signed: RFC 7521 section 4.2, RFC 7523 sections 2.2 and 3.
 
-All checks are made of every assertion, an unknown client's against a key or a secret of nobody, and one sentence
-refuses them all; which it was is for the log. Each is good once, on all workers and machines. A method adds how a
-signature is verified, and what its clients register.
+Every assertion passes all checks, an unknown client's with a dummy key or secret, and one sentence refuses them all;
+the log has the reason. An assertion can be used once, on all workers and machines. A method adds how the signature
+is verified and what its clients register.
 """
 
 from abc import ABC, abstractmethod
@@ -23,17 +23,17 @@ ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 MAX_CHARACTERS = 8 * 1024
 """No assertion is nearly as long."""
 REMEMBERED_LONGER_SECONDS = 60
-"""That an assertion was used is known a while longer than it is taken: our machines' clocks may differ too."""
+"""A used assertion is remembered a little longer than it is valid: our machines' clocks may differ too."""
 JTI_MAX_CHARACTERS = 255
 AUDIENCES = ("any", "issuer")
 
 _TYPES = (None, "JWT", "jwt", "client-authentication+jwt")
-"""Others are for other purposes: an access token is no assertion (RFC 8725 section 3.11)."""
+"""Other types are for other purposes: an access token is not an assertion (RFC 8725 section 3.11)."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnverifiedAssertion:
-    """What a request has presented, taken apart."""
+    """The assertion of a request, parsed and not verified."""
 
     header: Mapping[str, Any]
     claims: Mapping[str, Any]
@@ -42,19 +42,19 @@ class UnverifiedAssertion:
 
     @property
     def client_id(self) -> str:
-        """Whom it speaks of; nobody where that is no id."""
+        """The client that it names; empty if that is not a client id."""
         subject = self.claims.get("sub")
         return subject if isinstance(subject, str) and is_vschar(subject) else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a method has found out about an assertion.
+    """The result of verifying an assertion's signature.
 
-    :param row: of the client, of nothing where there is none.
-    :param fields: what the client has registered, or what somebody like it could have.
-    :param fault: what is wrong with the signature; ``None`` when it is right.
-    :param secret: the row of the secret that made it, where there are secrets.
+    :param row: the row of the client; all NULL if it does not exist.
+    :param fields: what the client has registered, or a dummy.
+    :param fault: what is wrong with the signature; ``None`` if it is valid.
+    :param secret: the row of the secret that signed, if the method has secrets.
     """
 
     row: Any
@@ -75,17 +75,17 @@ class AssertionMethod(ABC):
 
     @abstractmethod
     def is_signed_so(self, alg: object) -> bool:
-        """Whether assertions of ``alg``, of anything that stood in a header, are this method's to judge."""
+        """Return whether this method verifies assertions of ``alg``, which may be any value of a header."""
 
     @abstractmethod
     def examine(self, assertion: UnverifiedAssertion) -> Finding:
-        """Find the client, and see whether the signature is its own. Costs the same for a client that nobody knows.
+        """Find the client and verify the signature. The cost is the same for an unknown client.
 
         :raises ServiceUnavailable: the database did not answer.
         """
 
     def is_presented(self, request: TokenRequest) -> bool:
-        """Whether there is an assertion, or its type, that no other method judges."""
+        """Return whether the request has an assertion, or its type, that this method verifies."""
         parameters = request.parameters
         if "client_assertion" not in parameters and "client_assertion_type" not in parameters:
             return False
@@ -93,10 +93,10 @@ class AssertionMethod(ABC):
         return self.is_signed_so(header.get("alg") if header else None)
 
     def authenticate(self, request: TokenRequest) -> Authentication:
-        """Who sent ``request``.
+        """Authenticate the client that sent ``request``.
 
         :raises InvalidRequest: a parameter is missing.
-        :raises InvalidClient: whatever else is wrong.
+        :raises InvalidClient: anything else is wrong.
         :raises ServiceUnavailable: whether the assertion was used before cannot be known.
         """
         unverified = require_parameter(request.parameters, "client_assertion")
@@ -105,7 +105,7 @@ class AssertionMethod(ABC):
             raise InvalidClient("assertion_type_unknown")
         assertion = _taken_apart(unverified)
         found = self.examine(assertion)
-        # All of it, whatever has been found wrong: the time tells nothing.
+        # All checks, whatever has failed already: the time must reveal nothing.
         faults = [*_wrong_header(assertion), *self._wrong_claims(assertion, found.fields)]
         body_id = request.parameters.get("client_id", assertion.client_id)
         if body_id != assertion.client_id:
@@ -119,7 +119,7 @@ class AssertionMethod(ABC):
         return self._dependencies.lookup.accept(row, self.name, request.source_address, found.secret)
 
     def _wrong_claims(self, assertion: UnverifiedAssertion, fields: Mapping[str, Any]) -> Iterator[str]:
-        """RFC 7523 section 3, with what it leaves open settled."""
+        """Check the claims: RFC 7523 section 3, and what it leaves open."""
         claims, now = assertion.claims, int(self._dependencies.clock().timestamp())
         if not assertion.client_id or claims.get("iss") != assertion.client_id:
             yield "assertion_of_another"
@@ -140,7 +140,7 @@ class AssertionMethod(ABC):
             yield "assertion_without_id"
 
     def _is_for_us(self, audience: object, *, is_issuer_only: bool) -> bool:
-        """Whole, exact strings of our own; a list that holds any other is somebody else's too."""
+        """Compare whole strings. A list with any other audience is for somebody else too."""
         named = audience if isinstance(audience, list) else [audience]
         rules = self._dependencies.rules
         allowed = {rules.issuer} if is_issuer_only else {rules.issuer, rules.token_endpoint}
@@ -148,10 +148,10 @@ class AssertionMethod(ABC):
 
 
 def check_assertion_fields(method: str, fields: Mapping[str, Any], *others: str) -> None:
-    """Check what clients of all these methods may register.
+    """Check what clients of all assertion methods may register.
 
-    :param others: what those of ``method`` register besides.
-    :raises ManagementError: something is there that does not belong, or an audience that is none.
+    :param others: what clients of ``method`` register besides.
+    :raises ManagementError: an unknown field, or an unknown audience.
     """
     if unknown := fields.keys() - {"assertion_audience", *others}:
         raise ManagementError(f"{method} knows no {', '.join(sorted(unknown))}")

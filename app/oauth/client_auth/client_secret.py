@@ -1,9 +1,10 @@
-"""Client secrets, by HTTP Basic and in the body: RFC 6749 section 2.3.1.
+"""Client secrets, in HTTP Basic and in the body: RFC 6749 section 2.3.1.
 
-Basic comes raw from half of the field's clients and form-encoded from the other half, as the RFC asks. Both readings
-are candidates: (raw id, raw secret) and (decoded id, decoded secret), never mixed, always both looked up and digested
-unless they are the same, which the caller knows better than we do.
-Whose a secret is, and whether it still works, is left to ``clients``.
+Half of all clients send Basic raw, and half form-encoded, as the RFC requires. Both readings are candidates: (raw
+id, raw secret) and (decoded id, decoded secret), never mixed. Both are always looked up and digested, unless they
+are the same.
+
+Verifying a secret is left to ``clients.authentication``.
 """
 
 from binascii import a2b_base64
@@ -19,7 +20,7 @@ from app.types import Authentication, Credentials, TokenRequest
 
 
 class _ClientSecret:
-    """What both have in common: the client has secrets, and nothing else."""
+    """What both methods share: the client has secrets and registers nothing else."""
 
     has_secrets = True
     uses_secret_as_key = False
@@ -30,9 +31,9 @@ class _ClientSecret:
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Check that there is nothing beside the secrets.
+        """Check that nothing else is registered.
 
-        :raises ManagementError: there is something.
+        :raises ManagementError: something is.
         """
         if fields:
             raise ManagementError(
@@ -42,19 +43,19 @@ class _ClientSecret:
 
 
 class ClientSecretBasic(_ClientSecret):
-    """``client_secret_basic``: the credentials stand in the ``Authorization`` header."""
+    """``client_secret_basic``: the credentials are in the ``Authorization`` header."""
 
     name = "client_secret_basic"
     parameters = frozenset({"client_id"})
 
     def is_presented(self, request: TokenRequest) -> bool:
-        """Any ``Authorization`` header counts: whatever its scheme, it is an attempt to authenticate."""
+        """Return true for any ``Authorization`` header: whatever its scheme, it is an attempt to authenticate."""
         return request.authorization is not None
 
     def authenticate(self, request: TokenRequest) -> Authentication:
-        """Who sent ``request``.
+        """Authenticate the client that sent ``request``.
 
-        :raises InvalidClient: not Basic, malformed, or wrong.
+        :raises InvalidClient: the header is not Basic, is malformed, or is wrong.
         :raises InvalidRequest: a ``client_id`` in the body is another one.
         """
         raw = _read_basic(request.authorization or "")
@@ -72,17 +73,17 @@ class ClientSecretBasic(_ClientSecret):
 
 
 class ClientSecretPost(_ClientSecret):
-    """``client_secret_post``: the credentials stand in the body."""
+    """``client_secret_post``: the credentials are in the body."""
 
     name = "client_secret_post"
     parameters = frozenset({"client_id", "client_secret"})
 
     def is_presented(self, request: TokenRequest) -> bool:
-        """Whether there is a secret in the body."""
+        """Return whether the body has a secret."""
         return "client_secret" in request.parameters
 
     def authenticate(self, request: TokenRequest) -> Authentication:
-        """Who sent ``request``.
+        """Authenticate the client that sent ``request``.
 
         :raises InvalidRequest: ``client_id`` is missing.
         :raises InvalidClient: malformed or wrong.
@@ -97,7 +98,7 @@ class ClientSecretPost(_ClientSecret):
 
 
 def _read_basic(authorization: str) -> Credentials:
-    """Take the header apart: RFC 7617 section 2, in the characters of RFC 6749 appendix A."""
+    """Parse the header: RFC 7617 section 2, in the characters of RFC 6749 appendix A."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
         raise InvalidClient("unsupported_scheme")
@@ -112,7 +113,7 @@ def _read_basic(authorization: str) -> Credentials:
 
 
 def _form_decoded(raw: Credentials) -> Credentials:
-    """Read ``raw`` as form-encoded, both or neither; where that cannot be, the raw reading stands in for it."""
+    """Form-decode id and secret, both or neither; return the raw reading if that is impossible."""
     if "%" not in raw.client_id + raw.secret and "+" not in raw.client_id + raw.secret:
         return raw
     try:

@@ -1,6 +1,6 @@
 """An assertion with a MAC of the client's secret: RFC 7523 section 2.2, OpenID Connect Core section 9.
 
-For those who have nothing better: who reads the database and the encryption keys can speak for these clients.
+A last resort: whoever reads the database and the encryption keys can impersonate these clients.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from app.oauth.client_auth.assertions import AssertionMethod, Finding, Unverifie
 
 ALG = "HS256"
 SECRETS_TRIED = 16
-"""More never work at once, and those that do come first; the rest tells in the log why one is refused."""
+"""No more secrets are usable at once, and usable ones come first. The rest only explains refusals in the log."""
 
 
 class ClientSecretJwt(AssertionMethod):
@@ -25,7 +25,7 @@ class ClientSecretJwt(AssertionMethod):
     signing_algs = (ALG,)
 
     def is_signed_so(self, alg: object) -> bool:
-        """A MAC of any length; those that are not taken are refused here."""
+        """Return whether ``alg`` is any MAC; those that are not supported are refused here."""
         return isinstance(alg, str) and alg.startswith("HS")
 
     def examine(self, assertion: UnverifiedAssertion) -> Finding:
@@ -37,7 +37,7 @@ class ClientSecretJwt(AssertionMethod):
         return self._found(rows, fields, self._matching(assertion, rows))
 
     def _matching(self, assertion: UnverifiedAssertion, rows: Sequence[Any]) -> list[Any]:
-        """Secrets that have made the signature. All are tried, one of nobody where there is none."""
+        """Return the secrets that made the signature. All are tried, or a dummy if there is none."""
         found = []
         for row in rows:
             secret, is_its_own = self._dependencies.encrypted_secrets.decrypt_or_dummy(row.client_id, row)
@@ -62,7 +62,7 @@ class ClientSecretJwt(AssertionMethod):
         return Finding(rows[0], fields, next((name for name, of in reasons.items() if of), "assertion_signature"))
 
     def _renew(self, secret: Any) -> None:
-        """What an old key has encrypted is encrypted with the first, some seconds later."""
+        """Encrypt a secret again, some seconds later, if an old key has encrypted it."""
         encrypted_secrets = self._dependencies.encrypted_secrets
         if secret.encryption_key_id != encrypted_secrets.newest_key_id:
             clear = encrypted_secrets.decrypt(secret.client_id, secret)
@@ -72,9 +72,9 @@ class ClientSecretJwt(AssertionMethod):
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Check what a client of this method registers beside its secrets.
+        """Check what a client of this method registers besides its secrets.
 
-        :raises ManagementError: something is there that does not belong.
+        :raises ManagementError: an unknown field.
         """
         check_assertion_fields(ClientSecretJwt.name, fields)
         return dict(fields)

@@ -1,4 +1,4 @@
-"""What the methods ask: who has this secret, who is this client, and whether this was used before."""
+"""What client authentication methods depend on."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from app.types import Clock
 
 @dataclass(frozen=True, slots=True)
 class AssertionRules:
-    """What the settings allow an assertion to say.
+    """What the settings allow in an assertion.
 
-    :param issuer: ours, which it may name as its audience.
-    :param token_endpoint: its URL, which it may name too.
+    :param issuer: our issuer, which may be the audience.
+    :param token_endpoint: the URL that may be the audience too.
     :param is_issuer_only: whether it may not.
-    :param longest_seconds: how far ahead its end may be.
+    :param longest_seconds: how far in the future an assertion may expire.
     """
 
     issuer: str
@@ -29,7 +29,7 @@ class AssertionRules:
 
 @dataclass(frozen=True, slots=True)
 class ClientAuthDependencies:
-    """Handed to each method when it is made."""
+    """Passed to each method's constructor."""
 
     secrets: SecretVerifier
     lookup: ClientLookup
@@ -41,7 +41,7 @@ class ClientAuthDependencies:
 
 
 def assertion_rules(settings: Settings, token_endpoint: str) -> AssertionRules:
-    """The rules in the settings."""
+    """Return the rules in the settings."""
     return AssertionRules(
         settings.issuer, token_endpoint, settings.assertion_audience == "issuer", settings.assertion_lifetime
     )

@@ -1,4 +1,4 @@
-"""A signed assertion, by a key that never leaves the client: RFC 7523 section 2.2, OpenID Connect Core section 9."""
+"""An assertion signed with the client's private key: RFC 7523 section 2.2, OpenID Connect Core section 9."""
 
 import json
 import secrets
@@ -14,7 +14,7 @@ from app.errors import ManagementError
 from app.oauth.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
 
 KEYS_WITHOUT_KID = 2
-"""So many of a client's keys, the latest, are tried where an assertion names none: an old one and a new one."""
+"""If an assertion names no key, this many of the client's keys are tried, the latest: an old one and a new one."""
 
 
 class PrivateKeyJwt(AssertionMethod):
@@ -26,19 +26,19 @@ class PrivateKeyJwt(AssertionMethod):
     signing_algs = SIGNING_ALGS
 
     def is_signed_so(self, alg: object) -> bool:
-        """Everything but a MAC: what is no algorithm at all is refused here."""
+        """Return whether ``alg`` is anything but a MAC; unknown algorithms are refused here."""
         return not (isinstance(alg, str) and alg.startswith("HS"))
 
     def examine(self, assertion: UnverifiedAssertion) -> Finding:
         """See :meth:`AssertionMethod.examine`."""
         row = self._dependencies.lookup.find(assertion.client_id)
-        # Read anew each time, and where there is nothing something of nobody's: what was kept would tell who was here.
+        # Parse on every request, using a dummy key set if needed: a cache would reveal by timing which clients exist.
         fields = json.loads(row.auth_fields or _dummy_fields())
         published = json.loads(row.published_jwks) if row.published_jwks else fields.get("jwks")
         keys = published["keys"] if published and row.auth_fields else ()
         fault = _wrong_signature(assertion, keys)
         if fault == "assertion_signature" and row.published_jwks:
-            # With a key that is newer than the set, perhaps. This request does not wait for it.
+            # The key may be newer than the cached set. This request does not wait for a fetch.
             self._dependencies.jwks_cache.request_refresh(row.client_id)
         return Finding(row, fields, fault)
 
@@ -46,7 +46,7 @@ class PrivateKeyJwt(AssertionMethod):
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         """Check what a client of this method registers.
 
-        :raises ManagementError: a key set is missing or wrong, or something is there that does not belong.
+        :raises ManagementError: the key set is missing or wrong, or a field is unknown.
         """
         check_assertion_fields(PrivateKeyJwt.name, fields, "jwks", "jwks_uri")
         if ("jwks" in fields) == ("jwks_uri" in fields):
@@ -63,7 +63,7 @@ def _wrong_signature(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> str
     alg, kid = assertion.header.get("alg"), assertion.header.get("kid")
     if not isinstance(alg, str) or alg not in SIGNING_ALGS:
         return "assertion_algorithm"
-    # Always as many, so that neither an unknown client nor one with many keys shows.
+    # Always the same number, so that the time reveals neither an unknown client nor one with many keys.
     count = KEYS_WITHOUT_KID if kid is None else 1
     candidates = [_dummy_key(alg)] * count + matching(keys, alg, kid)
     verified = [verifies(key, alg, assertion.signature, assertion.signed) for key in candidates[-count:]]
@@ -72,10 +72,10 @@ def _wrong_signature(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> str
 
 @lru_cache(maxsize=len(SIGNING_ALGS))
 def _dummy_key(alg: str) -> Jwk:
-    """A key that nobody has, of the kind that ``alg`` needs: what it refuses takes as long as what a client's does."""
+    """Return a dummy key of the kind that ``alg`` needs: refusing it takes as long as refusing a client's."""
     if ALGORITHMS[alg].kind != ALGORITHMS["RS256"].kind:
         return dict(to_jwk(ALGORITHMS[alg].generate(RSA_MIN_BITS)).as_dict(private=False))
-    # Some odd number: nobody knows its factors, and it is there at once.
+    # An odd number: nobody knows its factors, and it takes no time to generate.
     modulus = secrets.randbits(RSA_MIN_BITS) | 1 | 1 << (RSA_MIN_BITS - 1)
     encoded = urlsafe_b64encode(modulus.to_bytes(RSA_MIN_BITS // 8)).rstrip(b"=").decode()
     return {"kty": "RSA", "n": encoded, "e": "AQAB"}

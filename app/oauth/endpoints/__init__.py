@@ -1,4 +1,4 @@
-"""The endpoints that are served."""
+"""The endpoints of the protocol. ``observability.health_endpoint`` adds the health checks."""
 
 from app.oauth.endpoints.discovery import DISCOVERY
 from app.oauth.endpoints.introspection import INTROSPECTION

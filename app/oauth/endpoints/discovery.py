@@ -1,6 +1,6 @@
-"""What verifiers read: the JWKS (RFC 7517) and the metadata (RFC 8414, at OpenID Connect Discovery's path too).
+"""The documents for verifiers: the JWKS (RFC 7517) and the metadata (RFC 8414, and at OpenID Connect Discovery's path).
 
-Public documents: they may be cached, and read from a browser. Which keys are in the JWKS is left to ``keyring``.
+They are public: caches may store them and browsers may read them. Which keys are in the JWKS is left to ``keyring``.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _CONDITIONS = {
     "HTTP_IF_UNMODIFIED_SINCE",
     "HTTP_RANGE",
 }
-"""RFC 9110 sections 13 and 14."""
+"""The conditional headers of RFC 9110 sections 13 and 14."""
 
 
 def _create_blueprint(services: OAuthServices) -> Blueprint:
@@ -62,18 +62,18 @@ def _metadata(settings: Settings) -> Metadata:
 
 
 def _with_scopes(metadata: Mapping[str, Any], scopes: tuple[str, ...]) -> Mapping[str, Any]:
-    # No member is empty: RFC 8414 section 3.2.
+    # RFC 8414 section 3.2 forbids empty members.
     return {**metadata, "scopes_supported": scopes} if scopes else metadata
 
 
 def _reader(find: Callable[[], _Content], describe: Callable[[_Content], Any]) -> Callable[[], tuple[bytes, str]]:
-    """Build the function that gives a document and its ETag, encoded anew only when its content is another object."""
+    """Return a function that returns a document and its ETag, encoded again only if its content is another object."""
     latest: tuple[Any, bytes, str] = (None, b"", "")
 
     def read() -> tuple[bytes, str]:
         nonlocal latest
         content = find()
-        # Read once and replaced whole: other threads do the same, maybe with other content.
+        # Read once and replaced as a whole: other threads do the same, perhaps with other content.
         encoded, body, etag = latest
         if encoded is not content or not body:
             body = json.dumps(describe(content), indent=2).encode()
@@ -88,7 +88,7 @@ def _public_document(request: Request, body: bytes, etag: str, max_age: int) -> 
     headers = [("ETag", f'"{etag}"'), ("Cache-Control", f"public, max-age={max_age}")]
     conditions = _CONDITIONS.intersection(request.environ)
     if conditions == {"HTTP_IF_NONE_MATCH"} and request.environ["HTTP_IF_NONE_MATCH"] == headers[0][1]:
-        # As nearly all ask; a list of tags, weak ones and dates are Werkzeug's to read.
+        # The usual condition. Lists of tags, weak tags and dates are left to Werkzeug.
         return Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
     response = Response(body, headers=headers, content_type="application/json")
     if conditions or request.method == "HEAD":
@@ -97,7 +97,7 @@ def _public_document(request: Request, body: bytes, etag: str, max_age: int) -> 
 
 
 def _let_browsers_read(response: Response) -> Response:
-    """Allow it, and answer a browser that asks before it reads, with ``OPTIONS``."""
+    """Allow scripts of any origin to read the documents; answer a browser's preflight request too."""
     response.headers["Access-Control-Allow-Origin"] = "*"
     response.headers["Access-Control-Allow-Headers"] = "*"
     return response

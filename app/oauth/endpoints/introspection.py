@@ -1,6 +1,7 @@
-"""``POST /oauth/introspect``: is this token good? RFC 7662, and RFC 9701 for who wants the answer signed.
+"""``POST /oauth/introspect``: RFC 7662, and RFC 9701 for callers that want a signed response.
 
-Whatever is not a live token that the caller may ask about is ``{"active": false}`` and nothing more (section 2.2).
+Any token that is not active, or that the caller may not introspect, is ``{"active": false}`` and nothing more
+(section 2.2).
 """
 
 from http import HTTPStatus
@@ -29,7 +30,7 @@ _SHOWN_CLAIMS = ("scope", "client_id", "exp", "iat", "sub", "aud", "iss", "jti",
 
 
 class Introspection(TokenEndpoint):
-    """Authlib's endpoint: who asks, what about, and what may be told."""
+    """Authlib's endpoint for introspection."""
 
     ENDPOINT_NAME = "introspection"
     PARAMETERS = frozenset({"token", "token_type_hint"})
@@ -41,10 +42,10 @@ class Introspection(TokenEndpoint):
         self._services = services
 
     def create_endpoint_response(self, request: StrictRequest) -> EndpointResponse:  # type: ignore[override]
-        """Answer ``request``.
+        """Respond to ``request``.
 
-        :raises InvalidClient: the caller did not prove who it is.
-        :raises InvalidRequest: it asks about nothing.
+        :raises InvalidClient: the caller did not authenticate.
+        :raises InvalidRequest: the token is missing.
         """
         caller = self.server.authenticate(request).client
         status = self._services.statuses.of_token(require_parameter(request.parameters, "token"))
@@ -83,7 +84,7 @@ def _describe(status: TokenStatus) -> dict[str, Any]:
 
 
 def _wants_it_signed(http_request: Request) -> bool:
-    """Whether the caller prefers the media type of RFC 9701; ``*/*`` means JSON."""
+    """Return whether the caller prefers the media type of RFC 9701; ``*/*`` means JSON."""
     accepted = parse_accept_header(http_request.environ.get("HTTP_ACCEPT"), MIMEAccept)
     named = [(kind.lower(), quality) for kind, quality in accepted]
     signed = max((quality for kind, quality in named if kind == MEDIA_TYPE), default=0)

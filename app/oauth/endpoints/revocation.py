@@ -1,7 +1,7 @@
-"""``POST /oauth/revoke``: this token is not to be good any more. RFC 7009.
+"""``POST /oauth/revoke``: RFC 7009.
 
-An unknown token, an expired one and another client's are answered alike, with 200: there is nothing to take back, and
-nothing to learn (section 2.2).
+An unknown token, an expired one and another client's get the same 200: nothing is revoked, and nothing is revealed
+(section 2.2).
 """
 
 from http import HTTPStatus
@@ -21,7 +21,7 @@ PATH = "/oauth/revoke"
 
 
 class Revocation(TokenEndpoint):
-    """Authlib's endpoint: who asks, and whether the token is its own."""
+    """Authlib's endpoint for revocation."""
 
     ENDPOINT_NAME = "revocation"
     PARAMETERS = frozenset({"token", "token_type_hint"})
@@ -33,11 +33,11 @@ class Revocation(TokenEndpoint):
         self._services = services
 
     def create_endpoint_response(self, request: StrictRequest) -> EndpointResponse:  # type: ignore[override]
-        """Answer ``request``.
+        """Respond to ``request``.
 
-        :raises InvalidClient: the caller did not prove who it is.
-        :raises InvalidRequest: it names no token.
-        :raises ServiceUnavailable: nothing was taken back, and the caller is to try again (section 2.2.1).
+        :raises InvalidClient: the caller did not authenticate.
+        :raises InvalidRequest: the token is missing.
+        :raises ServiceUnavailable: nothing was revoked, and the caller should retry (section 2.2.1).
         """
         caller = self.server.authenticate(request).client
         status = self._services.statuses.of_token(require_parameter(request.parameters, "token"))

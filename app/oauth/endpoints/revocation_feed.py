@@ -1,8 +1,7 @@
-"""``/oauth/revocations``: what was taken back, for verifiers that work offline and ask once a minute.
+"""``/oauth/revocations``: the revocation feed, for verifiers that work offline and poll once a minute.
 
-``GET`` for clients that prove who they are in a header, ``POST`` for those that do in a form.
-
-The format is described in ``docs/revocation-feed.md``.
+``GET`` for clients that authenticate in a header, ``POST`` for those that authenticate in the body.
+``docs/revocation-feed.md`` describes the format.
 """
 
 from http import HTTPStatus
@@ -22,7 +21,7 @@ PATH = "/oauth/revocations"
 
 
 class RevocationFeedEndpoint(TokenEndpoint):
-    """Who asks, and for which resources."""
+    """An endpoint for the feed, on Authlib's base class."""
 
     ENDPOINT_NAME = "revocation_feed"
     PARAMETERS = frozenset[str]()
@@ -34,11 +33,11 @@ class RevocationFeedEndpoint(TokenEndpoint):
         self._feed = services.revocation_feed
 
     def create_endpoint_response(self, request: StrictRequest) -> EndpointResponse:  # type: ignore[override]
-        """Answer ``request``.
+        """Respond to ``request``.
 
-        :raises InvalidClient: the caller did not prove who it is.
-        :raises UnauthorizedClient: it was not made to introspect.
-        :raises ServiceUnavailable: what was taken back is not known now.
+        :raises InvalidClient: the caller did not authenticate.
+        :raises UnauthorizedClient: the client may not introspect.
+        :raises ServiceUnavailable: the revocations cannot be read now.
         """
         caller = self.server.authenticate(request).client
         if not caller.introspects:
@@ -61,7 +60,7 @@ class RevocationFeedEndpoint(TokenEndpoint):
 
 
 def _has(http_request: Request, etag: str) -> bool:
-    """Whether the caller has that very document: RFC 9110 section 13.1.2."""
+    """Return whether the caller has this document already: RFC 9110 section 13.1.2."""
     return http_request.if_none_match.contains_weak(etag)
 
 

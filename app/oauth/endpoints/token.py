@@ -1,4 +1,4 @@
-"""``POST /oauth/token``: RFC 6749 section 3.2. All that can be decided is decided in ``server`` and beyond."""
+"""``POST /oauth/token``: RFC 6749 section 3.2. All decisions are left to ``authorization_server``."""
 
 from flask import Blueprint
 

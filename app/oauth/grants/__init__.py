@@ -1,4 +1,4 @@
-"""The grants of the token endpoint; the metadata advertises them in this order."""
+"""The grants of the token endpoint; the metadata lists them in this order."""
 
 from app.oauth.grants.client_credentials import ClientCredentialsGrant
 

@@ -1,7 +1,7 @@
 """The client credentials grant: RFC 6749 section 4.4.
 
-Replaces the two steps of Authlib's grant: who asks, whether it may use this grant and what its token may say; then the
-answer. Each of these questions is settled in a room of its own.
+It overrides the two steps of Authlib's grant: authenticate the client and check that it may use the grant; then
+decide what the token contains, sign it and respond.
 """
 
 from http import HTTPStatus
@@ -15,7 +15,7 @@ from app.types import AccessToken, AccessTokenGrant, Authentication, Client, Tok
 
 
 class GrantRequest(TokenRequest, Protocol):
-    """A token request, with what the steps of a grant leave on it for the events."""
+    """A token request, with what the grant adds to it for the events."""
 
     authentication: Authentication | None
     access_token: AccessToken | None
@@ -31,11 +31,11 @@ class GrantServer(Protocol):
         ...
 
     def authenticate(self, request: GrantRequest) -> Authentication:
-        """Who sent ``request``."""
+        """Authenticate the client that sent ``request``."""
         ...
 
     def save_token(self, token: dict[str, Any], request: GrantRequest) -> None:
-        """Note that ``request`` gets ``token``; nothing is stored."""
+        """Emit the event of an issued token; nothing is stored."""
         ...
 
 
@@ -48,21 +48,21 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
     server: GrantServer
 
     def validate_token_request(self) -> None:
-        """Authenticate the client and see that it may use this grant.
+        """Authenticate the client and check that it may use this grant.
 
-        :raises InvalidClient: it did not prove who it is.
-        :raises UnauthorizedClient: the grant is not among its grant types.
+        :raises InvalidClient: authentication failed.
+        :raises UnauthorizedClient: the client may not use this grant.
         """
         authentication = self.server.authenticate(self.request)
         if not authentication.client.check_grant_type(self.GRANT_TYPE):
             raise UnauthorizedClient(client_id=authentication.client.client_id)
 
     def create_token_response(self) -> tuple[int, dict[str, Any], list[tuple[str, str]]]:  # type: ignore[override]
-        """Settle what the token may say, sign it, and put the answer of section 5.1 together.
+        """Decide what the token contains, sign it, and build the response of section 5.1.
 
         :returns: status, body, headers.
-        :raises InvalidScope: more was asked for than the client was granted.
-        :raises InvalidTarget: likewise, of resources.
+        :raises InvalidScope: a scope that the client was not granted.
+        :raises InvalidTarget: a resource that the client was not granted.
         """
         request = self.request
         assert request.authentication is not None  # noqa: S101 - validate_token_request has been called.

@@ -23,7 +23,7 @@ REFUSED = {
     "reason": "expired_secret",
     "outcome": "refused",
 }
-MEND = "To mend it: `flask clients rotate-secret billing` makes another one.\n"
+MEND = "Fix: `flask clients rotate-secret billing` makes another one.\n"
 
 
 def log(*lines: str | dict[str, Any]) -> bytes:
@@ -50,7 +50,7 @@ def test_a_line_is_found_however_it_was_wrapped(harness: Harness, line: str, tmp
     assert harness.run("explain", ID, str(tmp_path / "log")).stderr == done.stderr
     (found,) = json.loads(harness.run("explain", ID, "--json", stdin=log(line)).stdout)
     assert found["line"] == REFUSED
-    assert f"To mend it: {found['mend']}\n" == MEND
+    assert f"Fix: {found['mend']}\n" == MEND
 
 
 def test_a_line_of_the_console_is_found_too(harness: Harness) -> None:

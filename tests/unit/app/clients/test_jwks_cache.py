@@ -192,7 +192,7 @@ def test_the_last_good_set_is_kept_and_told_of(
     fault = "the answer has status 500"
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert told == [
-        f"the keys of 'c' cannot be fetched from {publisher.url}, and are those of the last time: {fault}",
+        f"the keys of 'c' cannot be fetched from {publisher.url}; the last good ones stay in use: {fault}",
         f"the keys of 'c' can be fetched again from {publisher.url}",
     ]
 

@@ -255,7 +255,9 @@ def test_a_flood_of_marks_is_bounded_and_told(
         last_used.record("a", secret, f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     with caplog.at_level(logging.WARNING):
         last_used.flush()
-    assert [record.getMessage() for record in caplog.records] == ["7 marks of uses were dropped: more than 500 waited"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "7 records of last use were dropped: more than 500 were waiting"
+    ]
     assert len(addresses(harness, "a")) == MOST_ADDRESSES
 
 

@@ -214,7 +214,7 @@ def test_a_clock_that_jumps_back_changes_nothing_and_is_told(
     behind, right = [record.getMessage() for record in caplog.records]
     reached = "2026-05-01T12:00:00Z"
     assert behind == (
-        f"the clock is 3600 s behind what was reached at {reached}: keys stay in the states that they had then"
+        f"the clock is 3600 s behind the time reached at {reached}: keys keep the states that they had then"
     )
     assert right == "the clock is right again"
 
@@ -265,7 +265,7 @@ def test_a_broken_ring_is_told_once_and_the_last_good_one_stays(
         worker.current.refresh()
     assert worker.current.fault is None
     assert worker.current() == before
-    assert [record.getMessage() for record in caplog.records] == ["the key ring is good again"]
+    assert [record.getMessage() for record in caplog.records] == ["the key ring is valid again"]
 
 
 def test_a_ring_that_is_gone_changes_nothing_for_who_has_one(in_file: Harness) -> None:
@@ -462,7 +462,8 @@ def test_a_ring_that_cannot_be_written_is_used_as_it_is(
         logging.getLogger("app.keyring.active").removeHandler(caplog.handler)
         (record,) = caplog.records
         assert record.getMessage() == (
-            f"the cache time of the JWKS could not be noted: {backend.name} cannot be written, and is as it was: "
+            f"the cache time of the JWKS could not be recorded in the key ring: {backend.name} cannot be written, "
+            "and is as it was: "
             "Read-only file system"
         )
 

@@ -130,7 +130,7 @@ def test_an_empty_redis_refuses_what_is_from_before(
     assert use(harness, "fresh")
     assert not use(harness, "fresh")
     assert caplog.messages == [
-        "redis may have forgotten what was used (it is empty): assertions from before now are refused"
+        "redis may have forgotten used assertions (it is empty): assertions issued before now are refused"
     ]
 
 

@@ -157,18 +157,18 @@ class Failing(SpanExporter):
 
 
 @pytest.mark.parametrize(
-    ("faults", "told"),
+    ("faults", "message"),
     [
         ([None, None], []),
-        ([(401, "ths_key")], ["traces cannot be sent, and are lost meanwhile: status 401"]),
-        ([(None, OSError("ths_key"))], ["traces cannot be sent, and are lost meanwhile: OSError"]),
-        ([(None, "ths_key")], ["traces cannot be sent, and are lost meanwhile: no reason is known"]),
+        ([(401, "ths_key")], ["traces cannot be sent and are dropped: status 401"]),
+        ([(None, OSError("ths_key"))], ["traces cannot be sent and are dropped: OSError"]),
+        ([(None, "ths_key")], ["traces cannot be sent and are dropped: no reason is known"]),
         (
             [(503, "x"), (None, OSError("ths_key")), None, None, (500, "x"), None],
             [
-                "traces cannot be sent, and are lost meanwhile: status 503",
+                "traces cannot be sent and are dropped: status 503",
                 "traces can be sent again; spans lost: 2",
-                "traces cannot be sent, and are lost meanwhile: status 500",
+                "traces cannot be sent and are dropped: status 500",
                 "traces can be sent again; spans lost: 1",
             ],
         ),
@@ -198,4 +198,4 @@ def test_a_variable_that_nothing_can_be_made_of_costs_no_token(
     assert harness.app.wsgi_app == served
     assert instrumentation.span("database") is None
     (record,) = [record for record in caplog.records if record.name == "app.observability.tracing"]
-    assert record.getMessage() == "there are no traces: a variable OTEL_… is wrong (ValueError)"
+    assert record.getMessage() == "tracing is off: a variable OTEL_… is wrong (ValueError)"

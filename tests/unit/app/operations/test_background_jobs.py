@@ -67,7 +67,7 @@ def test_a_job_that_fails_comes_again_and_is_told_once_in_a_row(caplog: pytest.L
         scheduler.start()
         work.wait_for(5)
         scheduler.stop()
-    assert [record.getMessage() for record in caplog.records] == ["the count failed, and comes again"]
+    assert [record.getMessage() for record in caplog.records] == ["the count failed; retrying in 0.01 s"]
 
 
 def test_the_end_runs_what_wants_it_a_last_time() -> None:
@@ -112,5 +112,5 @@ def test_a_database_that_does_not_answer_is_told_in_one_line(caplog: pytest.LogC
     assert failed.wait(WAIT_SECONDS)
     scheduler.stop()
     (record,) = caplog.records
-    assert record.getMessage() == "the question failed, and comes again: Exception: no answer"
+    assert record.getMessage() == "the question failed; retrying in 0.01 s: Exception: no answer"
     assert record.exc_info is None

@@ -236,7 +236,7 @@ def test_the_command_shows_the_worst_last_and_fails_for_errors(harness: Harness)
     lines = done.stdout.splitlines()
     assert lines[0].startswith("ok       ")
     assert "warning  key ring: no standby is announced" in done.stdout
-    assert "           mend: " in done.stdout
+    assert "           fix: " in done.stdout
     with harness.app.app_context(), db.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     done = harness.run("doctor", "--offline", "--json")

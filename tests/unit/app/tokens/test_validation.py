@@ -108,7 +108,7 @@ def test_a_header_that_is_not_ours(header: dict[str, Any], reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("claims", "told"),
+    ("claims", "message"),
     [
         ({"iss": "https://other.example"}, ["other_issuer"]),
         ({"iss": f"{ISSUER}/"}, ["other_issuer"]),

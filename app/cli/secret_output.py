@@ -1,4 +1,4 @@
-"""How commands speak of a client's secrets, of which they never know more than the last four characters."""
+"""How commands show a client's secrets, of which they know no more than the last four characters."""
 
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ METHODS_WITH_SECRETS = {ANY_SECRET_METHOD, *(method.name for method in METHODS i
 
 
 def describe_secret(secret: ClientSecretRow, now: datetime) -> dict[str, Any]:
-    """All that may be told of ``secret``."""
+    """Return what may be shown of ``secret``."""
     return {
         "id": secret.secret_id,
         "last_four": secret.last_four,
@@ -30,6 +30,6 @@ def describe_secret(secret: ClientSecretRow, now: datetime) -> dict[str, Any]:
 
 
 def warn_of_weak(imported: str | None) -> None:
-    """Say it when a secret that was taken over is short."""
+    """Warn if an imported secret is short."""
     if imported is not None and len(imported) < IMPORTED_SECRET_SAFE_CHARACTERS:
         report(f"Warning: the secret has under {IMPORTED_SECRET_SAFE_CHARACTERS} characters; a generated one is safer.")
