@@ -23,7 +23,7 @@ help: ## Show this list.
 
 .PHONY: run
 run: $(VENV)/.installed ## Install, migrate, make a signing key, serve http://localhost:8080. HOST= and PORT= move it.
-	@$(BIN)/python -m app.cli.development
+	@$(BIN)/python wsgi.py
 
 .PHONY: install
 install: $(VENV)/.installed ## Install into .venv what a server needs, for production.

@@ -1,4 +1,4 @@
-"""The WSGI application, for gunicorn and for the ``flask`` command line."""
+"""The WSGI application, for gunicorn and for the ``flask`` command line; as a program, the server of ``make run``."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ def _create() -> Flask:
     if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
         from app.operations.gunicorn_hooks import create_served_app  # noqa: PLC0415 - A command has no use for gunicorn.
 
-        return create_served_app()
+        return create_served_app(create_app)
     try:
         return create_app(load_settings())
     except StartError as error:
@@ -26,4 +26,9 @@ def _create() -> Flask:
         sys.exit(START_ERROR)
 
 
-app = _create()
+if __name__ == "__main__":
+    from app.cli.development import main
+
+    main(create_app)
+else:
+    app = _create()

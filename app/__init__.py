@@ -1,6 +1,5 @@
 """Tokenhouse, a token server for machines: ``create_app`` composes the packages, top to bottom, one call for each."""
 
-import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +24,6 @@ from app.database.build import build as build_database
 from app.http.application import Application
 from app.keyring.active import POLL_SECONDS
 from app.keyring.build import build as build_keys
-from app.keyring.validation import find_problems
 from app.oauth.build import build as build_oauth
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints import ENDPOINTS
@@ -34,8 +32,6 @@ from app.observability.instrumentation import Instrumentation
 from app.operations.background_jobs import PeriodicTask, Scheduler
 from app.services import Services
 from app.types import Clock
-
-log = logging.getLogger(__name__)
 
 EXPIRY_POLL_SECONDS = 60.0
 """How often a worker checks for secrets whose expiry is to be reported. Each is reported once a day."""
@@ -56,7 +52,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     """Compose the application.
 
     The key ring and the database are not touched yet, so that commands can create them. A server checks them at its
-    start with :func:`check_start`.
+    start (``operations.gunicorn_hooks``).
     """
     configure_logging(settings)
     app = Application("tokenhouse", settings.trusted_proxies, root_path=str(PROJECT_FOLDER))
@@ -116,20 +112,6 @@ def _scheduler(services: Services, events: Events) -> Scheduler:
 def _emit_expiring(client_secrets: ClientSecrets, events: Events) -> None:
     for event in client_secrets.claim_expiring():
         events.emit(event)
-
-
-def check_start(app: Flask) -> None:
-    """Refuse to serve without a key that may sign; log what else is wrong with the ring.
-
-    :raises StartError: one line that says what is wrong.
-    """
-    services: Services = app.extensions["tokenhouse"]
-    active = services.keys.active
-    active.refresh()
-    active.signing_key()
-    active.record_max_age()
-    for fault in find_problems(active(), active.now(), services.keys.manager.rules):
-        log.error("the key ring is not safe: %s", fault)
 
 
 def _mount(app: Flask, services: Services) -> None:

@@ -67,13 +67,14 @@ errorlog = "-"
 
 def on_starting(server: Any) -> None:
     """Stop with one line, before any worker exists, if the settings or the keys are wrong."""
+    from app import create_app  # noqa: PLC0415
     from app.operations import gunicorn_hooks  # noqa: PLC0415
 
     if server.cfg.is_ssl and worker_class != "gthread":
         sys.exit("tokenhouse: certfile and keyfile: TLS ends in a proxy before Tokenhouse, see README.md")
     if worker_class == "gthread":
         server.log.warning("Without epoll a stock worker serves, which slow callers can block: not for production")
-    gunicorn_hooks.on_starting(server)
+    gunicorn_hooks.on_starting(server, create_app)
 
 
 def post_fork(server: Any, worker: Any) -> None:

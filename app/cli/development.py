@@ -7,7 +7,7 @@ It creates what is missing and keeps what exists: settings in ``.env``, the data
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from flask import Flask
 from flask_migrate import upgrade
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from app import create_app
 from app.cli.clients import curl_line
 from app.clients.fields import ClientFields
 from app.config.loader import CONFIG_NAME, development_issuer, is_text, load_settings
@@ -36,7 +35,7 @@ _MADE_ONCE = {"TOKENHOUSE_SECRET_PEPPERS": "dev1", "TOKENHOUSE_ENCRYPTION_KEYS":
 _MARKER = "# What the last `make run` was given; written anew by each."
 
 
-def main() -> None:
+def main(create_app: Callable[[Settings], Flask]) -> None:
     """Prepare and serve."""
     os.environ.setdefault(CONFIG_NAME, "development")
     os.umask(0o077)
@@ -143,7 +142,3 @@ def greeting(settings: Settings) -> str:
             )
     make = '.venv/bin/flask clients create "My service" --scope "read write"'
     return f"\nTokenhouse serves {settings.issuer}\n\nMake another client:\n\n  {make}\n"
-
-
-if __name__ == "__main__":
-    main()

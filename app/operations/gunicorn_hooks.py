@@ -21,13 +21,13 @@ from flask import Flask
 from gunicorn.glogging import Logger
 from sqlalchemy.engine import make_url
 
-from app import check_start, create_app
 from app.audit.log import send_to_standard_error
 from app.audit.streams import begin_non_blocking
 from app.config.loader import CONFIG_NAME, load_settings
 from app.config.settings import Settings
 from app.errors import StartError
 from app.keyring import shared_state
+from app.keyring.validation import find_problems
 from app.observability import otel_variables
 from app.observability.instrumentation import Instrumentation
 from app.operations.background_jobs import PeriodicTask, Scheduler
@@ -42,6 +42,9 @@ RETRY_SECONDS = 1.0
 
 HELD_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that a worker does not get before it can handle them."""
+
+CreateApp = Callable[[Settings], Flask]
+"""``app.create_app``, which stands above this package."""
 
 _checked: Settings | None = None
 
@@ -72,7 +75,7 @@ class GunicornLogger(Logger):
             send_to_standard_error(log_format if log_format in {"console", "json"} else "json", level)
 
 
-def on_starting(server: Any) -> None:
+def on_starting(server: Any, create_app: CreateApp) -> None:
     """Check everything before any worker exists; at SIGHUP keep the workers if new ones could not start.
 
     Ends the process with one line that says what is wrong.
@@ -80,7 +83,7 @@ def on_starting(server: Any) -> None:
     shared_state.share()
     try:
         _require_streams()
-        _check()
+        _check(create_app)
     except StartError as error:
         sys.stderr.write(f"tokenhouse: {error}\n")
         sys.exit(APP_LOAD_ERROR)
@@ -88,7 +91,7 @@ def on_starting(server: Any) -> None:
     _freeze_memory()
     begin_non_blocking()
     reload: Callable[[], None] = server.handle_hup
-    server.handle_hup = lambda: _reload_if_valid(server, reload)
+    server.handle_hup = lambda: _reload_if_valid(server, reload, create_app)
     spawn: Callable[[], int] = server.spawn_worker
     server.spawn_worker = lambda: _spawn_with_signals_held(spawn)
 
@@ -124,7 +127,7 @@ def worker_exit(_server: Any, worker: Any) -> None:
         time.sleep(RETRY_SECONDS)
 
 
-def create_served_app() -> Flask:
+def create_served_app(create_app: CreateApp) -> Flask:
     """Create the application of a worker, with the settings that the master has checked.
 
     Ends the process with one line that says what is wrong.
@@ -137,6 +140,20 @@ def create_served_app() -> Flask:
         shared = shared_state.shared()
         sys.exit(1 if shared and shared.has_started_worker else APP_LOAD_ERROR)
     return app
+
+
+def check_start(app: Flask) -> None:
+    """Refuse to serve without a key that may sign; log what else is wrong with the ring.
+
+    :raises StartError: one line that says what is wrong.
+    """
+    services: Services = app.extensions["tokenhouse"]
+    active = services.keys.active
+    active.refresh()
+    active.signing_key()
+    active.record_max_age()
+    for fault in find_problems(active(), active.now(), services.keys.manager.rules):
+        log.error("the key ring is not safe: %s", fault)
 
 
 def _start_metrics(scheduler: Scheduler, services: Services, instrumentation: Instrumentation) -> None:
@@ -204,7 +221,7 @@ def _require_streams() -> None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - As long as the process.
 
 
-def _check() -> None:
+def _check(create_app: CreateApp) -> None:
     """Read settings and ring again, and keep the settings for workers.
 
     :raises StartError: what is wrong; the settings that were kept stay.
@@ -264,14 +281,14 @@ def _run_doctor(services: Services) -> None:
         log.warning("%s: %s. Why: %s. Fix: %s", one.check, one.what, one.why, one.how)
 
 
-def _reload_if_valid(server: Any, reload: Callable[[], None]) -> None:
+def _reload_if_valid(server: Any, reload: Callable[[], None], create_app: CreateApp) -> None:
     master = os.getpid()
     shared = shared_state.shared()
     assert shared  # noqa: S101 - The master has made it.
     try:
         # Check gunicorn's file first: settings that have passed are kept for later workers.
         _check_gunicorns_settings(server)
-        _check()
+        _check(create_app)
         _freeze_memory()
         shared.reload_failed = False
         reload()

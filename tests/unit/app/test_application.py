@@ -8,8 +8,9 @@ from conftest import SettableClock
 from support.keys import add_key
 from unit.harness import open_harness
 
-from app import check_start, utc_now
+from app import utc_now
 from app.errors import StartError
+from app.operations.gunicorn_hooks import check_start
 
 
 def test_an_application_is_made_without_touching_database_or_keys(tmp_path: Path, clock: SettableClock) -> None:
