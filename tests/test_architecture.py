@@ -13,6 +13,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 APP = PROJECT / "app"
+WORKER = PROJECT / "buffered_worker"
 
 STACK = (
     {"blocking", "types", "errors"},
@@ -34,6 +35,7 @@ REGISTRIES = {
     "oauth/client_auth": "METHODS",
     "oauth/grants": "GRANTS",
     "oauth/endpoints": "ENDPOINTS",
+    "keyring/backends": "BACKENDS",
     "cli": "COMMANDS",
 }
 PURE_MODULES = (
@@ -67,6 +69,9 @@ LAZY_IMPORTS = (
 )
 """They import a driver, a dialect or structlog in a function, so that commands start quickly."""
 
+TOP_MODULES_MAX = 6
+PARTS_MAX = 24
+IMPORTS_BETWEEN_PARTS_MAX = 120
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
 
@@ -105,6 +110,20 @@ def test_every_part_has_its_place_in_the_stack_and_every_entry_exists() -> None:
     assert parts == LEVELS.keys()
     assert sum(map(len, STACK)) == len(LEVELS), "a part stands on two lines"
     assert {*PURE_MODULES, *LAZY_IMPORTS, CUSTOMIZES_AUTHLIB} <= MODULES.keys()
+
+
+def test_the_top_of_the_layout_fits_on_a_screen() -> None:
+    assert len([name for name in MODULES if "/" not in name]) <= TOP_MODULES_MAX
+    assert len({_part_of(name) for name in MODULES}) <= PARTS_MAX
+    imports = {(_part_of(name), part) for name in MODULES for part in _parts_imported_by(name)}
+    assert len(imports) <= IMPORTS_BETWEEN_PARTS_MAX
+
+
+@pytest.mark.parametrize("path", sorted(WORKER.glob("*.py")), ids=lambda path: path.stem)
+def test_the_worker_package_depends_on_nothing_of_ours(path: Path) -> None:
+    modules = set(_imported(ast.parse(path.read_text())))
+    assert not {module for module in modules if module.split(".")[0] == "app"}
+    assert len(path.read_text().splitlines()) <= FILE_LINES_MAX
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "__init__"])

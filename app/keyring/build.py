@@ -10,8 +10,8 @@ from sqlalchemy.engine import Engine
 from app.audit.events import Events
 from app.config.settings import Settings
 from app.keyring.active import ActiveRing
+from app.keyring.backends import BACKENDS
 from app.keyring.backends.base import KeyringBackend
-from app.keyring.backends.registry import open_backend
 from app.keyring.service import KeyringManager, rules_for
 from app.keyring.usage_counters import KeyUsageCounters
 from app.types import Clock
@@ -31,6 +31,12 @@ class KeyServices:
     manager: KeyringManager
     usage: KeyUsageCounters
     open_backend: Callable[[Path | str], KeyringBackend]
+
+
+def open_backend(location: Path | str, settings: Settings, engine: Engine) -> KeyringBackend:
+    """Open the ring at ``location``, a value of ``TOKENHOUSE_KEYRING``. Nothing is read yet."""
+    backend = next(backend for backend in BACKENDS if backend.accepts(location))
+    return backend.open(location, settings, engine)
 
 
 def build(settings: Settings, engine: Engine, events: Events, clock: Clock) -> KeyServices:

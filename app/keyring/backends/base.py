@@ -1,8 +1,12 @@
 """The interface of a backend: what ``file``, ``database`` and ``environment`` have in common."""
 
 from collections.abc import Callable
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, Self
 
+from sqlalchemy.engine import Engine
+
+from app.config.settings import Settings
 from app.keyring.model import Ring
 
 Change = Callable[[Ring], Ring]
@@ -20,6 +24,16 @@ class KeyringBackend(Protocol):
 
     signing_alg: str
     """The algorithm that signs in the rings that it reads."""
+
+    @staticmethod
+    def accepts(location: Path | str) -> bool:
+        """Return whether ``location``, a value of ``TOKENHOUSE_KEYRING``, is one of this backend."""
+        ...
+
+    @classmethod
+    def open(cls, location: Path | str, settings: Settings, engine: Engine, /) -> Self:
+        """Open the ring at ``location``. Nothing is read yet."""
+        ...
 
     @property
     def is_shared(self) -> bool:
@@ -46,3 +60,8 @@ class KeyringBackend(Protocol):
     def change(self, change: Change) -> Ring:
         """Store what ``change`` makes of the ring, atomically and under a lock; return it."""
         ...
+
+
+def passphrase_of(settings: Settings) -> str | None:
+    """Return the passphrase of encrypted PEM files, if one is set."""
+    return settings.keyring_passphrase.get_secret_value() if settings.keyring_passphrase else None

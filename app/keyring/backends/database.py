@@ -7,12 +7,15 @@ encrypts them again, so that a new encryption key takes over with the next chang
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from app.config.settings import Settings
+from app.config.values import KEYRING_IN_DATABASE
 from app.crypto.algorithms import PrivateKey
 from app.crypto.encryption import DecryptionError, Encrypter
 from app.database.engine import error_class, is_stale_connection, reading_engine, writing_engine
@@ -52,6 +55,16 @@ class DatabaseKeyring:
         self._reading = reading_engine(engine)
         self._encrypter = encrypter
         self._parsed: dict[bytes, PrivateKey] = {}
+
+    @staticmethod
+    def accepts(location: Path | str) -> bool:
+        """Return whether ``location`` is ``database``."""
+        return location == KEYRING_IN_DATABASE
+
+    @classmethod
+    def open(cls, _location: Path | str, settings: Settings, engine: Engine) -> "DatabaseKeyring":
+        """Open the ring in the database. Nothing is read yet."""
+        return cls(engine, Encrypter(settings.encryption_keys), signing_alg=settings.signing_alg)
 
     def version(self) -> object:
         """Return the number of the last write; ``None`` before the first.

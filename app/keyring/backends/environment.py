@@ -5,16 +5,21 @@ The variable holds the TOML of ``config/keyring.example.toml``, with each privat
 
 import os
 import tomllib
+from pathlib import Path
 from typing import Any
 
+from sqlalchemy.engine import Engine
+
+from app.config.settings import Settings
+from app.config.values import KEYRING_IN_ENVIRONMENT
 from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
-from app.keyring.backends.base import Change
+from app.keyring.backends.base import Change, passphrase_of
 from app.keyring.model import Ring, SigningKey
 from app.keyring.serialization import check_table, parse_entry, parse_pem, written_at
 
 
-class StaticKeyring:
+class EnvironmentKeyring:
     """The key ring of a process that gets it in its environment."""
 
     is_shared = True
@@ -26,6 +31,17 @@ class StaticKeyring:
         self._variable = variable
         self._passphrase = passphrase.encode() if passphrase else None
         self.signing_alg = signing_alg
+
+    @staticmethod
+    def accepts(location: Path | str) -> bool:
+        """Return whether ``location`` is ``env:NAME``."""
+        return isinstance(location, str) and location.startswith(KEYRING_IN_ENVIRONMENT)
+
+    @classmethod
+    def open(cls, location: Path | str, settings: Settings, _engine: Engine) -> "EnvironmentKeyring":
+        """Open the ring in the variable. Nothing is read yet."""
+        variable = str(location).removeprefix(KEYRING_IN_ENVIRONMENT)
+        return cls(variable, passphrase_of(settings), signing_alg=settings.signing_alg)
 
     def version(self) -> object:
         """Return a constant: the variable never changes."""

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
+from sqlalchemy.engine import Engine
 from tomlkit.items import AoT, Table
 
+from app.config.settings import Settings
 from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
-from app.keyring.backends.base import Change
+from app.keyring.backends.base import Change, passphrase_of
 from app.keyring.model import Ring
 from app.keyring.serialization import check_table, parse_entry, parse_pem, to_entry, to_pem, written_at
 
@@ -49,6 +51,16 @@ class FileKeyring:
         self._passphrase = passphrase.encode() if passphrase else None
         self.signing_alg = signing_alg
         self._parsed: dict[bytes, PrivateKey] = {}
+
+    @staticmethod
+    def accepts(location: Path | str) -> bool:
+        """Return whether ``location`` is a path."""
+        return isinstance(location, Path)
+
+    @classmethod
+    def open(cls, location: Path | str, settings: Settings, _engine: Engine) -> "FileKeyring":
+        """Open the ring at the path. Nothing is read yet."""
+        return cls(Path(location), passphrase_of(settings), signing_alg=settings.signing_alg)
 
     @property
     def is_shared(self) -> bool:

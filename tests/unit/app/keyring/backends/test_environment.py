@@ -8,7 +8,7 @@ from conftest import SettableClock
 from unit.harness import open_harness
 
 from app.errors import ManagementError, StartError
-from app.keyring.backends.environment import StaticKeyring
+from app.keyring.backends.environment import EnvironmentKeyring
 from app.keyring.serialization import to_pem
 
 
@@ -45,9 +45,9 @@ def test_it_signs_with_what_the_variable_holds(
 
 def test_its_keys_may_be_encrypted(written: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEYS", written("correct horse"))
-    assert len(StaticKeyring("MY_KEYS", "correct horse").read().keys) == 2
+    assert len(EnvironmentKeyring("MY_KEYS", "correct horse").read().keys) == 2
     with pytest.raises(StartError, match="cannot be parsed as a private key in PEM with TOKENHOUSE_KEYRING_PASSPHRASE"):
-        StaticKeyring("MY_KEYS", "wrong").read()
+        EnvironmentKeyring("MY_KEYS", "wrong").read()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_what_is_wrong_is_one_line_that_quotes_nothing(
     else:
         monkeypatch.setenv("MY_KEYS", content)
     with pytest.raises(StartError) as caught:
-        StaticKeyring("MY_KEYS").read()
+        EnvironmentKeyring("MY_KEYS").read()
     assert told in str(caught.value)
     assert str(caught.value).startswith(("the key ring in $MY_KEYS", "key 1 of the key ring in $MY_KEYS"))
     assert "hidden" not in str(caught.value)
