@@ -242,8 +242,13 @@ def _other(name: str, command: Sequence[str], path: str = "/oauth/token") -> Ite
             _ended(process)
 
 
+def gthread() -> contextlib.AbstractContextManager[Subject]:
+    """Tokenhouse behind gunicorn's stock threaded worker, for comparison."""
+    return tokenhouse("tokenhouse, gthread", options=["--worker-class", "gthread", "--threads", "8"])
+
+
 def granian() -> contextlib.AbstractContextManager[Subject]:
-    """Tokenhouse behind granian, for comparison: without the worker, and what it keeps away."""
+    """Tokenhouse behind granian, for comparison: without our worker and without metrics."""
     return tokenhouse("tokenhouse, granian", start=_start_granian)
 
 

@@ -30,6 +30,7 @@ from subjects import (
     careful_authlib,
     empty_flask,
     granian,
+    gthread,
     node_oauth2_server,
     oidc_provider,
     openssl_signatures_a_second,
@@ -168,6 +169,7 @@ def main() -> None:
     chosen = {**SUBJECTS, **(PEERS if options.peers else {}), "empty Flask view": empty_flask}
     if importlib.util.find_spec("granian"):
         chosen["tokenhouse, granian"] = granian
+    chosen["tokenhouse, gthread"] = gthread
     if options.short:
         options.rounds, options.seconds = 1, 1
         del chosen["tokenhouse 1,000,000 clients"]
