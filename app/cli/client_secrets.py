@@ -125,7 +125,7 @@ def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
 def revoke_secret(client_id: str, secret_id: str, *, as_json: bool) -> None:
     """Revoke one secret now."""
     row, left = services().clients.secrets.revoke(client_id, secret_id)
-    report(f"{secret_id} (…{row.last_four}) is worth nothing from now on.")
+    report(f"{secret_id} (…{row.last_four}) is revoked.")
     if not left:
         report(f"Warning: {client_id} has no secret that works: `flask clients rotate-secret` makes one.")
     if as_json:
@@ -158,7 +158,7 @@ def _finish(client_id: str, silence: timedelta, *, as_json: bool) -> None:
     if as_json:
         print_json([describe_secret(secret, now) for secret in retired])
     for secret in retired:
-        report(f"{secret.secret_id} (…{secret.last_four}) is worth nothing from now on.")
+        report(f"{secret.secret_id} (…{secret.last_four}) is revoked.")
     if not retired:
         report(f"{client_id} has no older secret that works: there is nothing to finish.")
     elif not any(

@@ -23,123 +23,132 @@ _CONSOLE = re.compile(r"\S+Z (\w+) +((?:\w+=(?:'[^']*'|\S+) ?)+)")
 _PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
 """A line in the format of development."""
 
-_PARAMETERS = "Look at what the caller sends: `detail` names the parameter, and docs/http.md says what there is."
-_ASSERTION = "docs/client-keys.md says what an assertion must say."
-_REDIS = "`/readyz` tells how it is; is TOKENHOUSE_REDIS_URL right, does it run? The caller comes again by itself."
-_DATABASE = "See that the database runs and answers; `/readyz` says when it does, and standard error says what it said."
+_PARAMETERS = "Check what the caller sends: `detail` names the parameter, docs/http.md describes all of them."
+_ASSERTION = "docs/client-keys.md says what an assertion must contain."
+_REDIS = "Check that Redis runs and that TOKENHOUSE_REDIS_URL is right; `/readyz` shows its state. The caller retries."
+_DATABASE = "Check that the database runs and responds; `/readyz` shows its state, standard error has its message."
 
 REFUSALS: Mapping[str, tuple[str, str]] = {
     "unknown_client": (
-        "No client has the id that was sent, or ever had.",
-        "`flask clients list` shows all; look for a blank, a typing error, or another installation's settings.",
+        "No client has, or ever had, the id that was sent.",
+        "`flask clients list` shows all: look for a blank, a typing error, or another installation's settings.",
     ),
-    "deleted_client": ("Client {client} was deleted.", "Make another one: `flask clients create NAME`."),
+    "deleted_client": ("Client {client} was deleted.", "Create another one: `flask clients create NAME`."),
     "disabled_client": ("Client {client} is disabled.", "`flask clients enable {client}` serves it again."),
     "wrong_secret": (
-        "The secret is none of client {client}'s.",
-        "`flask clients secrets {client}` shows the last four characters of each, `rotate-secret {client}` makes one.",
+        "The secret is not one of client {client}.",
+        "`flask clients secrets {client}` shows the last four characters, `rotate-secret {client}` creates another.",
     ),
     "expired_secret": (
-        "The secret of client {client} was right, and has expired.",
-        "`flask clients rotate-secret {client}` makes another one.",
+        "The secret of client {client} is right, but has expired.",
+        "`flask clients rotate-secret {client}` creates another one.",
     ),
     "revoked_secret": (
-        "The secret of client {client} was right once, and was revoked.",
-        "Give the caller its new secret, or make one: `flask clients rotate-secret {client}`.",
+        "The secret of client {client} was revoked.",
+        "Give the caller its new secret, or create one: `flask clients rotate-secret {client}`.",
     ),
     "other_method_registered": (
-        "Client {client} has proven who it is in another way than the one that it was made for.",
-        "`flask clients update {client} --auth-method client_secret` makes it one that may use Basic and the body.",
+        "Client {client} authenticated with another method than the registered one.",
+        "`flask clients update {client} --auth-method client_secret` allows it to use Basic and the body.",
     ),
     "no_authentication": (
         "The request had no credentials.",
-        "Send id and secret by Basic, or as client_id and client_secret in the body. A proxy may take headers off.",
+        "Send id and secret by Basic, or as client_id and client_secret in the body. A proxy may remove headers.",
     ),
     "unsupported_scheme": ("Its Authorization header is not Basic.", "Send Basic, or the credentials in the body."),
     "malformed_credentials": (
-        "Its credentials cannot be taken apart, or hold characters that no id or secret has.",
-        "Look for a line break at the end of the secret, and whether it was encoded twice.",
+        "Its credentials cannot be parsed, or contain characters that no id or secret has.",
+        "Check whether the secret ends in a line break, or was encoded twice.",
     ),
-    "several_authentications": ("It authenticated in two ways at once.", "Send Basic or the body, not both."),
+    "several_authentications": ("It authenticated with two methods at once.", "Send Basic or the body, not both."),
     "repeated_authorization": ("It had two Authorization headers.", "Send one; a proxy may have added the other."),
     "other_client_id": (
-        "The client_id in its body is not the one that it has proven to be.",
+        "The client_id in its body is not the client that authenticated.",
         "Leave client_id out of the body, or send the same.",
     ),
     "assertion_malformed": ("Its assertion is no JWT.", _ASSERTION),
     "assertion_type_unknown": ("Its client_assertion_type is not that of a JWT.", _ASSERTION),
-    "assertion_algorithm": ("Its assertion is signed in a way that is not taken.", _ASSERTION),
+    "assertion_algorithm": ("Its assertion is signed with an algorithm that is not supported.", _ASSERTION),
     "assertion_other_type": ("Its assertion is a JWT for another purpose.", _ASSERTION),
     "unreadable_secret": (
         "A secret of client {client} is encrypted with a key that has left the settings.",
-        "Put it back into TOKENHOUSE_ENCRYPTION_KEYS: `flask clients secrets --by-encryption-key` counts.",
+        "Put it back into TOKENHOUSE_ENCRYPTION_KEYS: `flask clients secrets --by-encryption-key` counts such secrets.",
     ),
     "assertion_signature": (
-        "No key that client {client} has registered has signed its assertion.",
+        "Its assertion was not signed with a key that client {client} has registered.",
         "`flask clients keys {client}` shows what is registered; `keys-add {client} FILE` adds another.",
     ),
     "assertion_of_another": ("Its assertion has an iss that is not its sub.", _ASSERTION),
-    "assertion_audience": ("Its assertion is not for this server, or not for it alone.", _ASSERTION),
-    "assertion_times": ("Its assertion lacks exp or iat, or they are no whole numbers.", _ASSERTION),
+    "assertion_audience": ("The audience of its assertion is not this server, or not this server alone.", _ASSERTION),
+    "assertion_times": ("Its assertion lacks exp or iat, or they are not whole numbers.", _ASSERTION),
     "assertion_without_id": ("Its assertion lacks a jti.", _ASSERTION),
-    "assertion_expired": ("Its assertion has expired.", "Sign a new one for each request; see that the clocks agree."),
-    "assertion_in_the_future": ("Its assertion is of the future.", "See that the machines' clocks agree."),
-    "assertion_too_long": ("Its assertion is good for too long.", "Let it end within minutes, at most within an hour."),
-    "assertion_replayed": (
-        "Its assertion was used before: a request was repeated, or somebody has recorded one.",
-        "Sign a new one for each request, also when a request is repeated.",
+    "assertion_expired": (
+        "Its assertion has expired.",
+        "Sign a new one for each request; check that the clocks agree.",
     ),
-    "missing_parameter": ("A parameter that must be there is missing.", _PARAMETERS),
-    "repeated_parameter": ("A parameter stood twice in it.", _PARAMETERS),
+    "assertion_in_the_future": ("Its assertion was issued in the future.", "Check that the machines' clocks agree."),
+    "assertion_too_long": (
+        "The lifetime of its assertion is too long.",
+        "Let it expire within minutes, at most within an hour.",
+    ),
+    "assertion_replayed": (
+        "Its assertion was used before: a request was repeated, or an assertion was stolen.",
+        "Sign a new one for each request, for a retry too.",
+    ),
+    "missing_parameter": ("A required parameter is missing.", _PARAMETERS),
+    "repeated_parameter": ("A parameter was repeated.", _PARAMETERS),
     "query_parameter": (
-        "A parameter stood in its URL, where proxies log it.",
+        "A parameter was in its URL, where proxies log it.",
         "Send parameters in the body. If it was a secret, it is in logs now: `flask clients rotate-secret ID`.",
     ),
-    "not_a_form": ("Its body was no form.", "Send Content-Type: application/x-www-form-urlencoded, not JSON."),
-    "malformed_form": ("Its body was no form in UTF-8.", "Percent-encode what is not a letter or a digit."),
+    "not_a_form": ("Its body was not a form.", "Send Content-Type: application/x-www-form-urlencoded, not JSON."),
+    "malformed_form": ("Its body was not a form in UTF-8.", "Percent-encode what is not a letter or a digit."),
     "incomplete_body": (
         "Its body ended before it was complete.",
-        "Look for a proxy, or a caller, that gives up early.",
+        "Look for a proxy or a caller that gives up early.",
     ),
     "body_too_large": (
         "Its body was longer than 16 KiB.",
-        "No request for a token is nearly as long: look at the caller.",
+        "No token request is nearly as long: check the caller.",
     ),
     "grant_not_allowed": (
         "Client {client} may not use this grant.",
         "`flask clients update {client} --grant-type client_credentials` allows it.",
     ),
-    "unknown_grant_type": ("There is no such grant here.", "Send grant_type=client_credentials."),
-    "malformed_scope": ("Its scope breaks the grammar.", "Send scope tokens with one blank between them."),
+    "unknown_grant_type": ("The grant type is not supported.", "Send grant_type=client_credentials."),
+    "malformed_scope": ("Its scope breaks the grammar.", "Send scopes with one blank between them."),
     "scope_not_granted": (
-        "Client {client} asked for more scopes than it has.",
-        'Ask for less, or grant all that it shall have: `flask clients update {client} --scope "…"`.',
+        "Client {client} requested scopes that it was not granted.",
+        'Request fewer, or grant all that it needs: `flask clients update {client} --scope "…"`.',
     ),
-    "malformed_resource": ("A resource in it is no absolute URI.", "Send a URI with a scheme and without a fragment."),
+    "malformed_resource": (
+        "A resource in it is not an absolute URI.",
+        "Send a URI with a scheme and without a fragment.",
+    ),
     "resource_not_granted": (
-        "Client {client} asked for a resource that is not among its audiences.",
+        "Client {client} requested a resource that is not among its audiences.",
         "`flask clients update {client} --audience …` replaces them.",
     ),
     "no_signing_key": ("No key may sign now.", "`flask keys list` shows why."),
     "no_key_ring": ("The key ring cannot be read.", "`flask keys check` says why."),
     "audit_log_stalled": (
-        "The audit log takes no lines, and the settings say that no token goes without one.",
-        "See who reads standard output, and whether the disk is full.",
+        "The audit log takes no lines, and the settings require a line for each token.",
+        "Check who reads standard output, and whether the disk is full.",
     ),
     "tokens_just_revoked": (
-        "All tokens of client {client} were taken back in that second, and it asked for many in the same.",
-        "The caller comes again by itself; where this lasts, the clocks of two machines differ.",
+        "All tokens of client {client} were revoked in that second, and it requested many in the same second.",
+        "The caller retries. If this lasts, the clocks of two machines differ.",
     ),
     "not_made_to_introspect": (
-        "Client {client} asked for the revocation feed, and was not made to introspect.",
+        "Client {client} requested the revocation feed, but may not introspect.",
         "`flask clients update {client} --introspect URI` names the API that it verifies tokens for.",
     ),
-    "database_silent": ("The database had not answered for seconds.", _DATABASE),
-    "redis_silent": ("Redis had not answered for seconds.", _REDIS),
-    "redis_": ("Redis did not answer, and whether the assertion was used before could not be known.", _REDIS),
-    "database_": ("The database did not answer.", _DATABASE),
+    "database_silent": ("The database did not respond for seconds.", _DATABASE),
+    "redis_silent": ("Redis did not respond for seconds.", _REDIS),
+    "redis_": ("Redis did not respond, so whether the assertion was used before could not be checked.", _REDIS),
+    "database_": ("The database did not respond.", _DATABASE),
     "unexpected_": (
-        "Something in this server is broken.",
+        "The server has a fault.",
         "Standard error has the traceback under the same request id: please report it.",
     ),
 }
@@ -147,27 +156,33 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
 
 ABOUT_TOKENS: Mapping[str, tuple[str, str]] = {
     "not_for_this_caller": (
-        "The token is good, but not for a resource that client {client} was made to introspect.",
+        "The token is valid, but for no resource that client {client} may introspect.",
         "`flask clients update {client} --introspect URI` names all of its resources.",
     ),
-    "other_clients_token": ("It is another client's token, and was left alone.", "Only its own client may revoke it."),
+    "other_clients_token": ("It is another client's token, and was not revoked.", "Only its own client may revoke it."),
     "unknown_client": ("No client has the token's client_id.", ""),
     "deleted_client": ("The token's client was deleted.", ""),
-    "disabled_client": ("The token's client is disabled.", "`flask clients enable ID`, and have it fetch a new token."),
-    "tokens_revoked": ("All tokens that its client had then were revoked.", "Have the client fetch a new one."),
-    "revoked_token": ("The token was revoked.", "Have the client fetch a new one."),
-    "expired": ("The token has expired.", "Have the client fetch a new one before its `expires_in` is over."),
-    "not_yet": ("The token was issued in the future.", "See that the machines' clocks agree."),
+    "disabled_client": (
+        "The token's client is disabled.",
+        "`flask clients enable ID`, then the client must fetch a new token.",
+    ),
+    "tokens_revoked": ("All tokens that its client had were revoked.", "The client must fetch a new one."),
+    "revoked_token": ("The token was revoked.", "The client must fetch a new one."),
+    "expired": ("The token has expired.", "The client must fetch a new one before its `expires_in` is over."),
+    "not_yet": ("The token was issued in the future.", "Check that the machines' clocks agree."),
     "other_issuer": ("Another server issued the token.", "Look for a trailing slash, or http for https, in an `iss`."),
-    "malformed_token": ("It is no token.", "Look whether it was cut, or whether `Bearer` stands before it."),
-    "other_type": ("It is a signed statement, but no access token.", ""),
-    "critical_header": ("It asks for extensions that nobody knows here.", ""),
-    "unknown_key": ("It was signed with a key that is not in our ring.", "Look whether it is another installation's."),
-    "other_algorithm": ("Its alg is not that of the key that it names: somebody tries something.", ""),
-    "wrong_signature": ("It was changed, or forged.", ""),
-    "revoked_key": ("The key that signed it was revoked.", "Have the client fetch a new one."),
-    "key_gone": ("The key that signed it has retired.", "Have the client fetch a new one."),
-    "missing_claim": ("A claim is missing in it, or of a wrong type.", ""),
+    "malformed_token": ("It is not a token.", "Check whether it was truncated, or has `Bearer` before it."),
+    "other_type": ("It is a signed statement, but not an access token.", ""),
+    "critical_header": ("It requires extensions that are not supported.", ""),
+    "unknown_key": (
+        "It was signed with a key that is not in our ring.",
+        "Check whether another installation issued it.",
+    ),
+    "other_algorithm": ("Its alg is not that of the key that it names: it may be an attack.", ""),
+    "wrong_signature": ("It was modified or forged.", ""),
+    "revoked_key": ("The key that signed it was revoked.", "The client must fetch a new one."),
+    "key_gone": ("The key that signed it has retired.", "The client must fetch a new one."),
+    "missing_claim": ("A claim is missing or has the wrong type.", ""),
 }
 """Why a token was not active, or was not revoked."""
 
@@ -204,11 +219,9 @@ def _in_words(facts: Mapping[str, Any]) -> tuple[str, str]:
     """Return what happened, and how to fix it."""
     event, reason, client = facts.get("event"), str(facts.get("reason", "")), shown(facts.get("client_id", "ID"))
     if event == "TokenIssued":
-        return f"Client {client} got a token: there is nothing wrong with this request.", ""
+        return f"Client {client} got a token: nothing is wrong with this request.", ""
     if event in {"TokenIntrospected", "TokenRevoked"} and not reason:
-        done = (
-            "asked about a token, and was told that it is good" if event == "TokenIntrospected" else "revoked a token"
-        )
+        done = "introspected a token, which is active" if event == "TokenIntrospected" else "revoked a token"
         return f"Client {client} {done}.", ""
     if event in {"TokenIntrospected", "TokenRevoked"}:
         known = ABOUT_TOKENS.get(reason)
@@ -217,9 +230,9 @@ def _in_words(facts: Mapping[str, Any]) -> tuple[str, str]:
             (message for start, message in REFUSALS.items() if start.endswith("_") and reason.startswith(start)), None
         )
     else:
-        return "It did not reach an endpoint, or the server has more to say of it: see the line.", ""
+        return "It did not reach an endpoint, or the line says more.", ""
     if known is None:
-        return f"The reason is {shown(reason)}, which this version does not know.", ""
+        return f"This version does not know the reason {shown(reason)}.", ""
     message, fix = known
     return message.format(client=client), fix.format(client=client)
 

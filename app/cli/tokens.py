@@ -32,14 +32,14 @@ from app.tokens.validation import Problem, TokenValidation, from_epoch, validate
 
 _MEANINGS = {
     "iss": "who issued it",
-    "sub": "on whose behalf: the client itself",
+    "sub": "the subject: the client itself",
     "client_id": "the client that it was issued to",
-    "aud": "whom it is for: whoever verifies it must be among these",
+    "aud": "its audience: a verifier must be among these",
     "scope": "what it allows",
     "iat": "issued at",
-    "exp": "good until",
-    "jti": "its own id, by which the audit log knows it",
-    "cnf": "the key that whoever uses it must prove to have",
+    "exp": "expires at",
+    "jti": "its id in the audit log",
+    "cnf": "the key that its user must prove to have",
 }
 _UNKNOWN = "unknown"
 _LATEST = 253402300799
@@ -47,13 +47,13 @@ _LATEST = 253402300799
 
 
 _DEAD = {
-    "unknown_client": "There is no client of its client_id.",
+    "unknown_client": "No client has its client_id.",
     "deleted_client": "Its client was deleted.",
     "disabled_client": "Its client is disabled.",
-    "tokens_revoked": "All tokens that its client had then were revoked.",
+    "tokens_revoked": "All tokens that its client had were revoked.",
     "revoked_token": "It was revoked.",
 }
-_WHO_KNOWS = "verifiers that work offline do not know, unless they read the revocation feed."
+_WHO_KNOWS = "verifiers that work offline do not notice, unless they read the revocation feed."
 
 
 @click.group("tokens", cls=CommandGroup)
@@ -95,7 +95,7 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
         )
     else:
         print_line(token.encoded)
-        report(f"It is good for {format_duration(granted.lifetime_seconds)}: `flask tokens inspect -` explains it.")
+        report(f"It is valid for {format_duration(granted.lifetime_seconds)}: `flask tokens inspect -` explains it.")
 
 
 @tokens.command("revoke")
@@ -114,7 +114,7 @@ def revoke(file: str | None, client_id: str | None) -> None:
     if status.claims is None:
         raise ManagementError(f"there is nothing to revoke: {status.reason} (`flask tokens inspect` says more)")
     if status.reason:
-        report(f"It is dead already. {_DEAD[status.reason]}")
+        report(f"It is inactive already. {_DEAD[status.reason]}")
         return
     token = status.as_revoked()
     event = TokenChanged(by=system_user(), change="revoked", client_id=token.client_id, jti=token.jti)
@@ -157,9 +157,9 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
         for problem in problems:
             report(f"Refused: {problem.message}")
         if not problems:
-            report("Good: whoever it is for accepts it.")
+            report("Valid: verifiers in its audience accept it.")
         if revocation == _UNKNOWN:
-            report("Whether it was revoked is not known: the database does not answer.")
+            report("Whether it was revoked is unknown: the database does not respond.")
         elif revocation:
             report(f"Introspection says so; {_WHO_KNOWS}")
     context.exit(1 if problems else 0)
@@ -191,7 +191,7 @@ def _revocation_reason(here: Services, inspection: TokenValidation) -> str | Non
 
 def _explained(claims: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, str, str]]:
     for name, value in claims.items():
-        meaning = _MEANINGS.get(name, "a claim that we do not make")
+        meaning = _MEANINGS.get(name, "a claim that this server does not issue")
         if name in {"iat", "exp"} and type(value) is int and 0 <= value <= _LATEST:
             yield name, str(value), f"{meaning} {timestamp(from_epoch(value))}, {_distance(from_epoch(value) - now)}"
         else:

@@ -201,7 +201,7 @@ def _postgresql_options(url: URL) -> dict[str, Any]:
 
 
 def _prepare_postgresql(engine: Engine) -> None:
-    from app.database.postgresql import BoundedConnection  # noqa: PLC0415 - Who has SQLite does not wait for the driver.
+    from app.database.postgresql import BoundedConnection  # noqa: PLC0415 - SQLite needs no driver of PostgreSQL.
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]) -> Any:

@@ -93,9 +93,9 @@ def _find_plain_issuer(services: Services) -> Found:
     yield Finding(
         "issuer",
         Severity.WARNING,
-        f"{issuer} is plain http, for this machine alone",
-        "secrets and tokens of callers elsewhere would go in the clear, and verifiers refuse such an issuer",
-        "put a proxy with TLS before it (deploy/nginx.conf) and set TOKENHOUSE_ISSUER to its https URL",
+        f"{issuer} is plain http, which is for this machine alone",
+        "secrets and tokens of other callers would travel unencrypted, and verifiers reject such an issuer",
+        "put a TLS proxy in front (deploy/nginx.conf) and set TOKENHOUSE_ISSUER to its https URL",
     )
 
 
@@ -114,7 +114,7 @@ def _find_weak_keys(services: Services) -> Found:
                     "keys",
                     Severity.WARNING,
                     f"{name} can be guessed: it has few different characters",
-                    "it is all that a stolen database is kept shut with",
+                    "it is all that protects a stolen database",
                     f"put a random one first, keep this one second until nothing needs it: {make}",
                 )
             if value in known:
@@ -123,8 +123,8 @@ def _find_weak_keys(services: Services) -> Found:
                     "keys",
                     Severity.WARNING,
                     f"{name} has the same value as {known[value]}",
-                    "who learns one has both",
-                    f"give each a random value of its own: {make}",
+                    "whoever learns one has both",
+                    f"give each its own random value: {make}",
                 )
             known.setdefault(value, name)
     if is_well:
@@ -141,9 +141,9 @@ def _find_other_schema(_services: Services) -> Found:
         yield Unreachable(
             "database",
             Severity.ERROR,
-            f"it does not answer: {describe(error)}",
-            "without it nobody gets a token",
-            "is TOKENHOUSE_DATABASE_URL right, does it run, has `flask db upgrade` run?",
+            f"it does not respond: {describe(error)}",
+            "no client gets a token without it",
+            "check TOKENHOUSE_DATABASE_URL, that the database runs, and that `flask db upgrade` has run",
         )
         return
     if there == head:
@@ -153,7 +153,7 @@ def _find_other_schema(_services: Services) -> Found:
             "database",
             Severity.ERROR,
             f"at migration {there or 'none'}, and the code needs {head}",
-            "requests would fail where they meet what is missing",
+            "requests would fail at what is missing",
             "`flask db upgrade`",
         )
     else:
@@ -161,7 +161,7 @@ def _find_other_schema(_services: Services) -> Found:
             "database",
             Severity.WARNING,
             f"at migration {there}, and the code is of {head}",
-            "a newer release has been here: fine during an update or after it was taken back, and not for long",
+            "a newer release was here: fine during an update or after a rollback, but not for long",
             "update this machine too",
         )
 
@@ -177,14 +177,14 @@ def _find_other_clock(services: Services) -> Found:
         return
     apart = abs((services.clock() - theirs).total_seconds()) if theirs else 0
     if apart <= CLOCKS_APART_SECONDS:
-        yield Finding("clock", Severity.OK, "as the database's")
+        yield Finding("clock", Severity.OK, "agrees with the database's")
         return
     yield Finding(
         "clock",
         Severity.WARNING,
         f"{apart:.0f} s apart from the database's",
-        "tokens would be refused as not yet valid or as over, and keys change their states at other moments",
-        "let both machines follow NTP",
+        "verifiers would reject tokens as not yet valid or expired, and keys would change their states at other times",
+        "synchronize both machines with NTP",
     )
 
 
@@ -194,7 +194,7 @@ def _find_demo(services: Services) -> Found:
     try:
         row = services.clients.repository.find(DEMO_CLIENT)
     except ManagementError:
-        yield Finding("demo client", Severity.OK, "there is none")
+        yield Finding("demo client", Severity.OK, "does not exist")
         return
     except SQLAlchemyError:
         # The check of the database reports it.
@@ -206,7 +206,7 @@ def _find_demo(services: Services) -> Found:
             "demo client",
             Severity.WARNING,
             f"the client {DEMO_CLIENT!r} gets tokens here",
-            "`make run` makes it and prints its secret on a developer's screen",
+            "`make run` creates it and prints its secret on a developer's screen",
             f"`flask clients delete {DEMO_CLIENT}`, unless it is your own",
         )
 
@@ -224,7 +224,7 @@ def _find_lonely_database(services: Services) -> Found:
             "machines",
             Severity.WARNING,
             f"SQLite is a file of this machine, and there are several by {' and '.join(message)}",
-            "each machine would have clients of its own",
+            "each machine would have its own clients",
             "TOKENHOUSE_DATABASE_URL=postgresql+psycopg://…",
         )
     path = str(db.engine.url.database)
@@ -237,7 +237,7 @@ def _find_lonely_database(services: Services) -> Found:
             "database file",
             Severity.WARNING,
             f"{path} may be read or written by others (mode {mode & 0o777:04o})",
-            "it holds who may get tokens",
+            "it decides who gets tokens",
             f"chmod 0600 {path}",
         )
 
@@ -246,7 +246,7 @@ def _find_forgetful_redis(services: Services) -> Found:
     url = services.settings.redis_url
     if url is None:
         return
-    from redis import Redis  # noqa: PLC0415 - Only who has one pays for the driver.
+    from redis import Redis  # noqa: PLC0415 - The driver is loaded only where it is used.
     from redis.exceptions import RedisError  # noqa: PLC0415
 
     from app.oauth.replay_store_redis import open_pool  # noqa: PLC0415
@@ -258,9 +258,9 @@ def _find_forgetful_redis(services: Services) -> Found:
         yield Unreachable(
             "redis",
             Severity.ERROR,
-            f"it does not answer: {describe(error)}",
-            "while it is away no client that signs assertions gets a token",
-            "is TOKENHOUSE_REDIS_URL right, does it run, may its user run INFO?",
+            f"it does not respond: {describe(error)}",
+            "without it no client that signs assertions gets a token",
+            "check TOKENHOUSE_REDIS_URL, that Redis runs, and that its user may run INFO",
         )
         return
     policy = memory.get("maxmemory_policy", "noeviction")
@@ -268,12 +268,12 @@ def _find_forgetful_redis(services: Services) -> Found:
         yield Finding(
             "redis",
             Severity.ERROR,
-            f"it evicts what it has no room for (maxmemory-policy {policy})",
-            "an assertion that was used would be accepted again, and nobody would notice",
-            "CONFIG SET maxmemory-policy noeviction, or a Redis of its own",
+            f"it evicts keys when it is full (maxmemory-policy {policy})",
+            "used assertions would be accepted again unnoticed",
+            "CONFIG SET maxmemory-policy noeviction, or use a separate Redis",
         )
     else:
-        yield Finding("redis", Severity.OK, "it answers, and evicts nothing")
+        yield Finding("redis", Severity.OK, "it responds and evicts nothing")
 
 
 def _find_open_metrics(services: Services) -> Found:
@@ -288,9 +288,9 @@ def _find_open_metrics(services: Services) -> Found:
         yield Finding(
             "metrics",
             Severity.WARNING,
-            f"they are told at {address[0]}, to whoever reaches it",
-            "they say how many tokens there are, and how well the server is",
-            "TOKENHOUSE_METRICS_ADDRESS of an inner network, or a firewall before it",
+            f"they are served at {address[0]} to anybody who reaches it",
+            "they show how many tokens are issued and how healthy the server is",
+            "set TOKENHOUSE_METRICS_ADDRESS to an internal address, or put a firewall in front",
         )
 
 
@@ -303,7 +303,7 @@ def _find_wide_proxies(services: Services) -> Found:
                 "trusted proxies",
                 Severity.ERROR,
                 f"{network} is everybody",
-                "anybody writes any address into the audit log",
+                "anybody can write any address into the audit log",
                 "name your proxies' own addresses in TOKENHOUSE_TRUSTED_PROXIES",
             )
         elif network.is_global and network.prefixlen < WIDEST_PUBLIC_PREFIX[network.version]:
@@ -311,7 +311,7 @@ def _find_wide_proxies(services: Services) -> Found:
                 "trusted proxies",
                 Severity.WARNING,
                 f"{network} is a large public network",
-                "whoever has a machine there writes any address into the audit log",
+                "anybody with a machine there can write any address into the audit log",
                 "name your proxies' own addresses in TOKENHOUSE_TRUSTED_PROXIES",
             )
 
@@ -321,11 +321,11 @@ def _find_wrong_traces(services: Services) -> Found:
     if is_enabled(must, os.environ):
         severity, why = (Severity.ERROR, "no server starts") if must else (Severity.WARNING, "there are no traces")
         for fault in otel_faults(os.environ):
-            yield Finding("traces", severity, fault, why, "docs/traces.md says what may be there")
+            yield Finding("traces", severity, fault, why, "docs/traces.md describes the variables")
 
 
 def _find_ring_faults(services: Services) -> Found:
-    see = "`flask keys check` says what is wrong, docs/keys.md what to do"
+    see = "`flask keys check` shows the problem, docs/keys.md the way out"
     try:
         ring = services.keys.manager.backend.read()
         now = services.keys.active.now()
@@ -335,7 +335,7 @@ def _find_ring_faults(services: Services) -> Found:
         yield Finding("key ring", Severity.ERROR, str(error), "without it no server starts", see)
         return
     for fault in wrong:
-        yield Finding("key ring", Severity.ERROR, fault, "verifiers would refuse good tokens", see)
+        yield Finding("key ring", Severity.ERROR, fault, "verifiers would reject valid tokens", see)
     for fault in imperfect:
         yield Finding("key ring", Severity.WARNING, fault, "the next rotation is not as safe as it can be", see)
     if not wrong and not imperfect:
@@ -360,7 +360,7 @@ def find_lost_secrets(services: Services) -> Found:
                 "secrets",
                 Severity.ERROR,
                 f"{found[key_id]} secrets are refused: their {what} {key_id!r} is not in {variable}",
-                "who has one gets no token until it is there again",
+                "their clients get no token until it is back",
                 f"put it back, second, into {variable}",
             )
 
@@ -375,7 +375,7 @@ def _find_failing_key_sets(services: Services) -> Found:
             "client keys",
             Severity.WARNING,
             f"the published keys of {client_id!r} cannot be fetched",
-            "those of the last time count, and a new one would be refused",
+            "the last good ones stay in use, and a new key would be refused",
             f"`flask clients keys {client_id}` says why",
         )
 

@@ -34,7 +34,7 @@ class TokenStatus:
 
     def as_revoked(self) -> RevokedToken:
         """Return what is stored when the token is revoked."""
-        assert self.claims is not None  # noqa: S101 - Who asks has looked.
+        assert self.claims is not None  # noqa: S101 - The caller has checked it.
         return RevokedToken(self.claims["jti"], self.claims["client_id"], self.audiences, self.claims["exp"])
 
 

@@ -57,11 +57,11 @@ def validate_token(unverified_token: str, issuer: str, ring: Ring, now: datetime
     """
     found = parse_unverified(unverified_token, MAX_CHARACTERS)
     if found is None:
-        message = "It is no JWS in compact form: three parts of base64url with points between them."
+        message = "It is not a JWS in compact form: three parts of base64url with dots between them."
         return TokenValidation((Problem("malformed_token", message),))
     header, claims = found.header, found.claims
     if header is None or claims is None:
-        message = f"Its {'header' if header is None else 'payload'} is no JSON object."
+        message = f"Its {'header' if header is None else 'payload'} is not a JSON object."
         return TokenValidation((Problem("malformed_token", message),), header, claims)
     problems = (
         *_header_problems(header),
@@ -78,9 +78,9 @@ def from_epoch(seconds: int) -> datetime:
 
 def _header_problems(header: Mapping[str, Any]) -> Iterator[Problem]:
     if header.get("typ") != TOKEN_TYPE:
-        yield Problem("other_type", f"It is no access token: its typ is not {TOKEN_TYPE}.")
+        yield Problem("other_type", f"It is not an access token: its typ is not {TOKEN_TYPE}.")
     if "crit" in header:
-        yield Problem("critical_header", "It asks for extensions (crit) that nobody knows here.")
+        yield Problem("critical_header", "It requires extensions (crit) that are not supported.")
 
 
 def _signature_problems(
@@ -89,7 +89,9 @@ def _signature_problems(
     kid = header.get("kid")
     key = ring.find(kid) if isinstance(kid, str) else None
     if key is None:
-        yield Problem("unknown_key", "No key of our ring has its kid: it was signed elsewhere, or the key was removed.")
+        yield Problem(
+            "unknown_key", "Our key ring has no key with its kid: it was signed elsewhere, or the key was removed."
+        )
         return
     if header.get("alg") != key.alg:
         yield Problem("other_algorithm", f"Its alg is not that of the key that it names, which is {key.alg}.")
@@ -98,7 +100,7 @@ def _signature_problems(
         key.verify(signature, signed)
     except InvalidSignature:
         yield Problem(
-            "wrong_signature", "Its signature is not that of the key that it names: it was changed, or forged."
+            "wrong_signature", "Its signature does not match the key that it names: it was modified or forged."
         )
     yield from _key_problems(key, ring, now)
 
@@ -106,18 +108,18 @@ def _signature_problems(
 def _key_problems(key: SigningKey, ring: Ring, now: datetime) -> Iterator[Problem]:
     state = ring.state_of(key, now)
     if state is KeyState.REVOKED:
-        yield Problem("revoked_key", "The key that it names was revoked, and is not in the JWKS any more.")
+        yield Problem("revoked_key", "The key that it names was revoked and is no longer in the JWKS.")
     elif state is KeyState.GONE:
-        yield Problem("key_gone", "The key that it names has retired, and is not in the JWKS any more.")
+        yield Problem("key_gone", "The key that it names has retired and is no longer in the JWKS.")
 
 
 def _claim_problems(claims: Mapping[str, Any], issuer: str, now: datetime) -> Iterator[Problem]:
     texts = [name for name in _TEXTS if not isinstance(claims.get(name), str)]
     times = [name for name in _TIMES if type(claims.get(name)) is not int]
     if wrong := texts + times:
-        yield Problem("missing_claim", f"A claim is missing or of a wrong type: {', '.join(wrong)}.")
+        yield Problem("missing_claim", f"A claim is missing or has the wrong type: {', '.join(wrong)}.")
     if not _is_audience(claims.get("aud")):
-        yield Problem("missing_claim", "A claim is missing or of a wrong type: aud.")
+        yield Problem("missing_claim", "A claim is missing or has the wrong type: aud.")
     if "iss" not in texts and claims["iss"] != issuer:
         yield Problem("other_issuer", f"Another server issued it: our iss is {issuer}.")
     seconds = int(now.timestamp())

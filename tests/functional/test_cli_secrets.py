@@ -200,8 +200,7 @@ def test_finish_waits_for_silence_and_says_who_makes_noise(harness: Harness) -> 
     done = harness.run("clients", "rotate-secret", "a", "--finish", "--json")
     assert [secret["id"] for secret in data(done)] == [old_id]
     assert done.stderr == (
-        f"{old_id} (…{made.secret[-4:]}) is worth nothing from now on.\n"
-        "Warning: the secret that is left has never been used.\n"
+        f"{old_id} (…{made.secret[-4:]}) is revoked.\nWarning: the secret that is left has never been used.\n"
     )
     assert [secret["state"] for secret in secrets_of(harness)] == ["revoked", "valid"]
     assert harness.run("clients", "rotate-secret", "a", "--finish").stderr == (
@@ -224,7 +223,7 @@ def test_revoke_ends_one_and_warns_of_the_last(harness: Harness) -> None:
     old_id = next(secret["id"] for secret in secrets_of(harness) if secret["id"] != rotated["secret_id"])
     done = harness.run("clients", "revoke-secret", "a", old_id)
     assert (done.exit_code, done.stdout) == (0, "")
-    assert done.stderr == f"{old_id} (…{made.secret[-4:]}) is worth nothing from now on.\n"
+    assert done.stderr == f"{old_id} (…{made.secret[-4:]}) is revoked.\n"
     last = harness.run("clients", "revoke-secret", "a", rotated["secret_id"], "--json")
     assert data(last)["state"] == "revoked"
     assert "Warning: a has no secret that works: `flask clients rotate-secret` makes one." in last.stderr

@@ -16,14 +16,14 @@ def token(server: RunningServer) -> str:
 
 def test_a_good_token_is_explained_claim_by_claim(server: RunningServer, token: str) -> None:
     done = server.flask("tokens", "inspect", "-", stdin=token.encode())
-    assert (done.returncode, done.stderr) == (0, "Good: whoever it is for accepts it.\n")
+    assert (done.returncode, done.stderr) == (0, "Valid: verifiers in its audience accept it.\n")
     lines = done.stdout.splitlines()
     assert lines[0].split()[0] in {"typ", "alg", "kid"}
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in lines if "\t" in line}
     assert rows["client_id"] == ["inspected-client", "the client that it was issued to"]
     assert rows["scope"] == ["read write", "what it allows"]
-    assert rows["aud"] == ["urn:api", "whom it is for: whoever verifies it must be among these"]
-    assert rows["exp"][1].startswith("good until 20")
+    assert rows["aud"] == ["urn:api", "its audience: a verifier must be among these"]
+    assert rows["exp"][1].startswith("expires at 20")
     assert ", in 0:59:" in rows["exp"][1]
     assert token.rpartition(".")[2] not in done.stdout, "what is printed is no token"
 
@@ -48,7 +48,7 @@ def test_a_token_of_another_server_is_refused_with_every_reason(token: str, tmp_
     done = other.flask("tokens", "inspect", "-", stdin=token.encode())
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "Refused: No key of our ring has its kid: it was signed elsewhere, or the key was removed.",
+        "Refused: Our key ring has no key with its kid: it was signed elsewhere, or the key was removed.",
         "Refused: Another server issued it: our iss is https://other.example.",
     ]
     assert "inspected-client" in done.stdout
@@ -57,7 +57,7 @@ def test_a_token_of_another_server_is_refused_with_every_reason(token: str, tmp_
 def test_what_is_no_token_is_refused_and_not_quoted(server: RunningServer) -> None:
     done = server.flask("tokens", "inspect", "-", stdin=b"ths_pasted-by-mistake")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "Refused: It is no JWS in compact form: three parts of base64url with points between them.\n"
+    assert done.stderr == "Refused: It is not a JWS in compact form: three parts of base64url with dots between them.\n"
     as_json = server.flask("tokens", "inspect", "-", "--json", stdin=b"")
     assert as_json.returncode == 1
     assert json.loads(as_json.stdout)["header"] is None
@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_one_line(server: RunningServer, stdin: bytes, ca
     assert done.stderr == "Error: the token in /nowhere/token cannot be read: No such file or directory\n"
 
 
-UNLESS = "verifiers that work offline do not know, unless they read the revocation feed.\n"
+UNLESS = "verifiers that work offline do not notice, unless they read the revocation feed.\n"
 SAID = f"Introspection says so; {UNLESS}"
 
 
@@ -81,7 +81,7 @@ def test_what_was_taken_back_is_told(server: RunningServer) -> None:
     token = server.get_token(client)["access_token"].encode()
     for command, reason, told in (
         (["tokens", "revoke", "-"], "revoked_token", "It was revoked."),
-        (["tokens", "revoke", "--client"], "tokens_revoked", "All tokens that its client had then were revoked."),
+        (["tokens", "revoke", "--client"], "tokens_revoked", "All tokens that its client had were revoked."),
         (["clients", "disable"], "disabled_client", "Its client is disabled."),
         (["clients", "delete", "--yes"], "deleted_client", "Its client was deleted."),
     ):
@@ -103,7 +103,7 @@ def test_a_token_is_taken_back_by_hand_whosever_it_is(server: RunningServer, tmp
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == f"The token {jti} of {client.client_id} is dead; {UNLESS}"
     again = server.flask("tokens", "revoke", str(tmp_path / "token"))
-    assert (again.returncode, again.stderr) == (0, "It is dead already. It was revoked.\n")
+    assert (again.returncode, again.stderr) == (0, "It is inactive already. It was revoked.\n")
     wait_until(lambda: any(event.get("jti") == jti for event in changes(server)))
     (event,) = [event for event in changes(server) if event.get("jti") == jti]
     assert (event["change"], event["client_id"]) == ("revoked", client.client_id)
@@ -147,7 +147,7 @@ def changes(server: RunningServer) -> list[dict[str, Any]]:
 def test_a_token_is_made_without_the_clients_secret_and_the_audit_log_tells(server: RunningServer) -> None:
     client = server.create_client(scope=("read", "write"), audiences=("urn:a", "urn:b"), access_token_lifetime=600)
     done = server.flask("tokens", "issue", client.client_id)
-    assert (done.returncode, done.stderr) == (0, "It is good for 10m: `flask tokens inspect -` explains it.\n")
+    assert (done.returncode, done.stderr) == (0, "It is valid for 10m: `flask tokens inspect -` explains it.\n")
     claims = server.verify(done.stdout.strip(), "urn:a")
     assert (claims["sub"], claims["scope"], claims["exp"] - claims["iat"]) == (client.client_id, "read write", 600)
     answer = server.flask_json("tokens", "issue", client.client_id, "--scope", "write", "--resource", "urn:b")

@@ -23,7 +23,7 @@ REFUSED = {
     "reason": "expired_secret",
     "outcome": "refused",
 }
-MEND = "Fix: `flask clients rotate-secret billing` makes another one.\n"
+MEND = "Fix: `flask clients rotate-secret billing` creates another one.\n"
 
 
 def log(*lines: str | dict[str, Any]) -> bytes:
@@ -44,7 +44,7 @@ def log(*lines: str | dict[str, Any]) -> bytes:
 )
 def test_a_line_is_found_however_it_was_wrapped(harness: Harness, line: str, tmp_path: Path) -> None:
     done = harness.run("explain", ID, stdin=log(line))
-    assert (done.exit_code, done.stderr) == (0, f"The secret of client billing was right, and has expired.\n{MEND}")
+    assert (done.exit_code, done.stderr) == (0, f"The secret of client billing is right, but has expired.\n{MEND}")
     assert re.search(r"^reason +expired_secret$", done.stdout, re.MULTILINE)
     (tmp_path / "log").write_bytes(log(line))
     assert harness.run("explain", ID, str(tmp_path / "log")).stderr == done.stderr
@@ -60,7 +60,7 @@ def test_a_line_of_the_console_is_found_too(harness: Harness) -> None:
     )
     done = harness.run("explain", ID, stdin=log(line))
     assert done.exit_code == 0
-    assert done.stderr.startswith("Client billing asked for more scopes than it has.\n")
+    assert done.stderr.startswith("Client billing requested scopes that it was not granted.\n")
     assert re.search(r"^detail +The client was not granted: a b$", done.stdout, re.MULTILINE)
 
 
@@ -78,7 +78,7 @@ def test_what_was_refused_before_an_endpoint_is_found_in_the_diagnostics(harness
 def test_what_went_well_is_said_to_have(harness: Harness) -> None:
     line = {"event": "TokenIssued", "request_id": ID, "client_id": "billing", "scope": "a b", "audience": ["urn:a"]}
     done = harness.run("explain", ID, stdin=log(line))
-    assert done.stderr == "Client billing got a token: there is nothing wrong with this request.\n"
+    assert done.stderr == "Client billing got a token: nothing is wrong with this request.\n"
 
 
 def test_nothing_that_is_found_is_said_to_be(harness: Harness, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_log_steers_no_terminal(harness: Harness) -> None:
 def test_a_reason_that_is_not_known_is_named(harness: Harness, reason: str, shown: str) -> None:
     done = harness.run("explain", ID, stdin=log(REFUSED | {"reason": reason}))
     assert done.exit_code == 0
-    assert done.stderr == f"The reason is {shown}, which this version does not know.\n"
+    assert done.stderr == f"This version does not know the reason {shown}.\n"
 
 
 @pytest.mark.parametrize("reason", ["database_OperationalError", "unexpected_ValueError"])

@@ -79,7 +79,10 @@ def test_every_finding_says_why_and_how(tmp_path: Path, clock: SettableClock) ->
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"issuer": "http://[::1]"}, ("warning", "issuer: http://[::1] is plain http, for this machine alone")),
+        (
+            {"issuer": "http://[::1]"},
+            ("warning", "issuer: http://[::1] is plain http, which is for this machine alone"),
+        ),
         (
             {"secret_peppers": f"p1:{'ab' * 20}"},
             ("warning", "keys: 'p1' of TOKENHOUSE_SECRET_PEPPERS can be guessed: it has few different characters"),
@@ -93,10 +96,13 @@ def test_every_finding_says_why_and_how(tmp_path: Path, clock: SettableClock) ->
         ),
         ({"trusted_proxies": "10.0.0.0/8, ::/0"}, ("error", "trusted proxies: ::/0 is everybody")),
         ({"trusted_proxies": "8.0.0.0/8"}, ("warning", "trusted proxies: 8.0.0.0/8 is a large public network")),
-        ({"metrics_address": "0.0.0.0:1"}, ("warning", "metrics: they are told at 0.0.0.0, to whoever reaches it")),
+        (
+            {"metrics_address": "0.0.0.0:1"},
+            ("warning", "metrics: they are served at 0.0.0.0 to anybody who reaches it"),
+        ),
         (
             {"metrics_address": "[2606:4700::1]:1"},
-            ("warning", "metrics: they are told at 2606:4700::1, to whoever reaches it"),
+            ("warning", "metrics: they are served at 2606:4700::1 to anybody who reaches it"),
         ),
     ],
 )  # fmt: skip
@@ -182,13 +188,13 @@ def test_sqlite_with_what_is_for_several_machines_and_a_file_for_all(tmp_path: P
 def test_a_redis_that_evicts_and_one_that_is_away(tmp_path: Path, clock: SettableClock) -> None:
     with running_redis("--maxmemory", "10mb", "--maxmemory-policy", "allkeys-lru") as redis:
         message = found_in(tmp_path / "a", clock, redis_url=redis.url)
-        assert ("error", "redis: it evicts what it has no room for (maxmemory-policy allkeys-lru)") in message
+        assert ("error", "redis: it evicts keys when it is full (maxmemory-policy allkeys-lru)") in message
         with redis.client() as client:
             client.config_set("maxmemory-policy", "noeviction")
         assert not [one for one in found_in(tmp_path / "b", clock, redis_url=redis.url) if one[1].startswith("redis")]
     with open_harness(tmp_path / "c", clock, redis_url=redis.url) as harness, harness.app.app_context():
         (away,) = [one for one in examine(harness.services) if one.check == "redis"]
-        assert (away.severity, away.what[:21]) == (Severity.ERROR, "it does not answer: C")
+        assert (away.severity, away.what[:22]) == (Severity.ERROR, "it does not respond: C")
         (away,) = [one for one in examine_start(harness.services) if one.check == "redis"]
         assert away.severity is Severity.WARNING
 
