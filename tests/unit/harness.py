@@ -1,4 +1,4 @@
-"""One Tokenhouse in this process: settings, database, keys and a clock that stands still. For tests of its parts."""
+"""An application in this process, for unit tests: settings, database, keys and a clock that stands still."""
 
 import contextlib
 import logging
@@ -40,18 +40,18 @@ class Harness:
 
     @property
     def services(self) -> Services:
-        """The parts of :attr:`app`."""
+        """The services of :attr:`app`."""
         found: Services = self.app.extensions["tokenhouse"]
         return found
 
     @property
     def store(self) -> ClientRepository:
-        """The door to clients. Needs an application context for all but verifying."""
+        """Management of clients. Needs an application context."""
         return self.services.clients.repository
 
     @property
     def verifier(self) -> SecretVerifier:
-        """Who is let in."""
+        """Authentication by secret."""
         return self.services.clients.authenticator
 
     def register(
