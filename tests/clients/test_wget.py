@@ -11,12 +11,12 @@ pytestmark = pytest.mark.skipif(shutil.which("wget") is None, reason="wget is no
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at-once", "when-challenged"])
-def test_wget_gets_a_token_by_basic(harness: Harness, without_contexts: bool) -> None:  # noqa: FBT001 - pytest passes parameters by name.
+def test_wget_gets_a_token_by_basic(harness: Harness, at_once: bool) -> None:  # noqa: FBT001 - pytest passes it by name.
     client = harness.register_awkward_for_raw()
     done = subprocess.run(
         [
             *("wget", "--quiet", "--no-config", "--output-document=-", "--tries=1", "--timeout=20"),
-            *(["--auth-no-challenge"] if without_contexts else []),
+            *(["--auth-no-challenge"] if at_once else []),
             *(f"--user={client.client_id}", f"--password={client.secret}"),
             *("--post-data=grant_type=client_credentials", harness.token_url),
         ],
@@ -27,4 +27,4 @@ def test_wget_gets_a_token_by_basic(harness: Harness, without_contexts: bool) ->
     assert done.returncode == 0, done.stderr
     harness.check_answer(json.loads(done.stdout), client)
     raw = f"{client.client_id}:{client.secret}"
-    assert [sent.credentials for sent in harness.sent()] == ([raw] if without_contexts else [None, raw])
+    assert [sent.credentials for sent in harness.sent()] == ([raw] if at_once else [None, raw])
