@@ -1,4 +1,4 @@
-"""How Alembic runs the migrations: in the application's own database, one transaction for each."""
+"""Runs the migrations with Alembic: in the application's own database, each in its own transaction."""
 
 from alembic import context
 from alembic.util import CommandError
@@ -10,7 +10,10 @@ from app.database.models import db
 
 
 def run_migrations() -> None:
-    """Apply what is missing. Flask-Migrate's own arguments make Alembic compare types and copy tables on SQLite."""
+    """Apply the missing migrations.
+
+    Flask-Migrate's own arguments make Alembic compare types, and copy tables on SQLite.
+    """
     with migrating(db.engine) as connection:
         context.configure(
             connection=connection,

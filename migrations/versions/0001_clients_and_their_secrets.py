@@ -1,4 +1,4 @@
-"""Clients and their secrets."""
+"""Add clients and their secrets."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Where and when secrets were used, and when their end was told."""
+"""Record when and where secrets were used, and when their expiry was reported."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""A key ring that several machines share, and how many tokens keys have signed."""
+"""Add the key ring that several machines share, and count the tokens that each key has signed."""
 
 import sqlalchemy as sa
 from alembic import op

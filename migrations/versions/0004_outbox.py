@@ -1,4 +1,4 @@
-"""Events of commands, until a server has told them."""
+"""Add the outbox: audit events of commands, until a server writes them to its log."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Keys that somebody has let sign before every verifier knew them."""
+"""Mark keys that were made to sign before every verifier knew them."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Tokens that were taken back: one by one, and all of a client's; clients that may ask about tokens."""
+"""Add revoked tokens, and clients that may introspect."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # The release before writes rows without these.
+    # Nullable: the release before this one writes rows without them.
     op.add_column("clients", sa.Column("introspects", sa.JSON(), nullable=True))
     op.add_column("clients", sa.Column("audiences_ever", sa.JSON(), nullable=True))
     op.add_column("clients", sa.Column("tokens_not_before", sa.DateTime(timezone=True), nullable=True))
@@ -33,6 +33,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("ix_clients_tokens_not_before", "clients")
     op.drop_table("revoked_tokens")
-    # One by one: a batch would make the table anew on SQLite, and the secrets would go with the old one.
+    # One by one: on SQLite a batch would recreate the table, and deleting the old one would delete the secrets.
     for name in ("tokens_not_before", "audiences_ever", "introspects"):
         op.drop_column("clients", name)

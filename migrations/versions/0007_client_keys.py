@@ -1,4 +1,4 @@
-"""Clients that prove who they are with a key of their own, and the assertions that were used."""
+"""Add clients that authenticate with a key of their own, and the assertions they have used."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Secrets of client_secret_jwt: encrypted, since a digest verifies no MAC."""
+"""Store secrets of client_secret_jwt encrypted: an HMAC cannot be verified with a digest."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Keys of clients that publish them elsewhere."""
+"""Cache the keys of clients that publish them at a URL."""
 
 import sqlalchemy as sa
 from alembic import op
