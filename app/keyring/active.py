@@ -99,7 +99,7 @@ class ActiveRing:
     def record_max_age(self) -> None:
         """Record in the ring how long its JWKS may be cached: a shorter time later does not shorten older copies.
 
-        A ring that cannot be written from here stays as it is: whoever mounts it has to keep the time in mind.
+        A read-only ring is not changed: its operator must plan for the time.
         """
         ring = self()
         if with_max_age(ring, self.now(), self.rules) != ring:

@@ -267,7 +267,7 @@ class TokenServer(AuthorizationServer):
     def handle_error_response(  # type: ignore[override]
         self, request: StrictRequest | Request, error: OAuthError, endpoint: str = TOKEN
     ) -> Response:
-        """Emit the event of a refused request, and render what the caller may know.
+        """Emit the event of a refused request, and render the error response.
 
         :param request: as far as it could be parsed.
         """

@@ -141,7 +141,7 @@ class RedisReplayStore:
             self._redis.set(_EPOCH, f"{self._process} {epoch}")
 
     def _greet(self, connection: Any) -> None:
-        """Read the id of the Redis process with each connection: another process may know less."""
+        """Read the id of the Redis process with each connection: after a restart, used ids may be missing."""
         connection.on_connect()
         connection.send_command("INFO", "server")
         response = connection.read_response()

@@ -6,7 +6,7 @@ from app.services import Services
 
 
 def check_health(services: Services) -> dict[str, str]:
-    """Return what anyone may know: names and states, no more."""
+    """Return the names and states of the checks: anyone may read them."""
     checks = {"database": _database(services), "keyring": _keyring(services), "settings": _settings()}
     checks["audit_log"] = "degraded" if services.audit_log.is_stalled else "ok"
     if services.settings.redis_url:

@@ -77,7 +77,7 @@ class TokenStatuses:
 
 
 def may_introspect(client: Client, status: TokenStatus) -> bool:
-    """Return whether ``client`` may know the status: of its own tokens, and of those for its resources."""
+    """Return whether ``client`` may introspect the token: its own, or one for a resource that it introspects."""
     if status.claims is None:
         return False
     return (
