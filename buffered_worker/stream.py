@@ -253,13 +253,9 @@ class NonBlockingStream:
 
     def _write_queue(self) -> None:
         """Write until no line waits or the stream takes no more; leave the rest to a thread. The caller is writing."""
-        progress = False
         try:
-            while True:
-                progress = self._write_some()
-                with self._changed:
-                    if not progress or not self._queue:
-                        break
+            while self._write_some() and self._queue:
+                pass
         finally:
             with self._changed:
                 starts_thread = bool(self._queue)

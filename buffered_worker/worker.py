@@ -33,7 +33,7 @@ from buffered_worker.framing import RequestBuffer
 from buffered_worker.load_sharing import LoadSharing
 from buffered_worker.request_head import Head, HeadReader
 from buffered_worker.response import Response, error_response
-from buffered_worker.scheduler import Scheduler
+from buffered_worker.scheduler import Scheduler, Slots
 
 LINGER_SECONDS = 2.0
 """How long a refused caller may go on sending, so that it reads the response before the connection is reset."""
@@ -87,7 +87,7 @@ class BufferedWorker(Worker):
         self.scheduler = Scheduler()
         self.request_numbers = count(1)
         # One thread is always left for paths that never block. A request without a slot is postponed, without a thread.
-        self.slots = threading.Semaphore(max(1, self.cfg.threads - 1))
+        self.slots = Slots(max(1, self.cfg.threads - 1))
         self.postponed: deque[tuple[Connection, Head, bytes]] = deque()
         self.keepalive: int = self.cfg.keepalive
         self.reader = HeadReader(self.cfg)
@@ -182,7 +182,7 @@ class BufferedWorker(Worker):
             self._guard(connection, self._handle)
         elif fd in self.listeners:
             self._accept(fd, number)
-        while self.postponed and self.slots.acquire(blocking=False):
+        while self.postponed and self.slots.take():
             self.busy_since[number] = time.monotonic()
             self._resume()
         self.busy_since[number] = 0.0
@@ -276,7 +276,7 @@ class BufferedWorker(Worker):
                 if complete is None:
                     return self._await_more(connection)
                 connection.incomplete = False
-                if self.slots.acquire(blocking=False):
+                if self.slots.take():
                     response = self._respond_in_slot(connection, *complete)
                 elif self.NEVER_BLOCKS.search(complete[0].path):
                     response = self._respond(connection, *complete)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from buffered_worker.scheduler import Scheduler
+from buffered_worker.scheduler import Scheduler, Slots
 
 
 def in_threads(count: int, run: Callable[[int], None]) -> None:
@@ -157,3 +157,25 @@ def test_another_thread_polls_only_after_the_polling_thread_stepped_aside(events
     thread.join()
     scheduler.acquire(1)
     assert scheduler.running == 1
+
+
+def test_no_more_slots_are_taken_at_a_time_than_there_are() -> None:
+    slots, taken, most, guard = Slots(3), [0], [0], threading.Lock()
+
+    def take_and_release(_number: int) -> None:
+        for _ in range(500):
+            if slots.take():
+                with guard:
+                    taken[0] += 1
+                    most[0] = max(most[0], taken[0])
+                time.sleep(0)
+                with guard:
+                    taken[0] -= 1
+                slots.release()
+
+    assert [slots.take() for _ in range(4)] == [True, True, True, False]
+    for _ in range(3):
+        slots.release()
+    in_threads(8, take_and_release)
+    assert 1 <= most[0] <= 3
+    assert [slots.take() for _ in range(4)] == [True, True, True, False]
