@@ -32,7 +32,7 @@ from app.observability import otel_variables
 from app.observability.instrumentation import Instrumentation
 from app.operations.background_jobs import PeriodicTask, Scheduler
 from app.operations.doctor import Severity, examine_start, find_lost_secrets, is_production
-from app.services import Services
+from app.services import EXTENSION, Services
 
 APP_LOAD_ERROR = 4
 """A worker's exit status that says that starting it again would not help: the master ends too."""
@@ -107,8 +107,8 @@ def post_worker_init(worker: Any) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
     extensions = getattr(worker.wsgi, "extensions", {})
     if scheduler := extensions.get("scheduler"):
-        _start_metrics(scheduler, extensions["tokenhouse"], extensions["instrumentation"])
-        _start_tracing(worker.wsgi, extensions["tokenhouse"].settings, extensions["instrumentation"])
+        _start_metrics(scheduler, extensions[EXTENSION], extensions["instrumentation"])
+        _start_tracing(worker.wsgi, extensions[EXTENSION].settings, extensions["instrumentation"])
         scheduler.start()
     begin_non_blocking()
     if shared := shared_state.shared():
@@ -147,7 +147,7 @@ def check_start(app: Flask) -> None:
 
     :raises StartError: one line that says what is wrong.
     """
-    services: Services = app.extensions["tokenhouse"]
+    services: Services = app.extensions[EXTENSION]
     active = services.keys.active
     active.refresh()
     active.signing_key()
@@ -231,7 +231,7 @@ def _check(create_app: CreateApp) -> None:
     _import_tracing(settings)
     app = create_app(settings)
     with app.app_context():
-        services: Services = app.extensions["tokenhouse"]
+        services: Services = app.extensions[EXTENSION]
         try:
             # Read the ring as it is now: the last good one would do for a worker, but hides a fault that must be
             # fixed.
