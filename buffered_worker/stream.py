@@ -131,6 +131,7 @@ class NonBlockingStream:
         self._sibling_lock: IO[bytes] | None = None
         self._followed_at = 0.0
         self._thread: threading.Thread | None
+        self._lock: threading.RLock
         self._changed: threading.Condition
         self._queue: deque[tuple[bytes, float]]
         self._queued_bytes: int
@@ -164,7 +165,7 @@ class NonBlockingStream:
 
     def stop(self) -> None:
         """Write the lines that wait, for at most :data:`STOP_SECONDS`."""
-        with self._changed:
+        with self._lock:
             self._is_stopping = True
             self._changed.notify_all()
             thread = self._thread
@@ -173,7 +174,7 @@ class NonBlockingStream:
 
     def follow(self) -> None:
         """Continue in a new file if this one has been moved away, unless a line is being written."""
-        with self._changed:
+        with self._lock:
             if self._sink is None or self._is_writing:
                 return
             self._is_writing = True
@@ -190,7 +191,7 @@ class NonBlockingStream:
     @property
     def is_stalled(self) -> bool:
         """Whether a line has waited for long, or lines were lost."""
-        with self._changed:
+        with self._lock:
             waits = self._queue and time.monotonic() - self._queue[0][1] > STALLED_SECONDS
             return bool(waits or self._lost)
 
@@ -218,7 +219,7 @@ class NonBlockingStream:
                 stream.flush()
             return 0
         data = text.encode(errors="backslashreplace")
-        with self._changed:
+        with self._lock:
             if self._queued_bytes + len(data) > QUEUE_LIMIT_BYTES:
                 self._lost += 1
                 return self._put + QUEUE_LIMIT_BYTES
@@ -234,7 +235,7 @@ class NonBlockingStream:
         """Wait until all lines up to ``number`` are written; return whether they are."""
         if self._written >= number:
             return True
-        with self._blocking, self._changed:
+        with self._blocking, self._lock:
             self._watchers += 1
             try:
                 return self._changed.wait_for(lambda: self._written >= number, seconds) or self._sink is None
@@ -257,7 +258,7 @@ class NonBlockingStream:
             while self._write_some() and self._queue:
                 pass
         finally:
-            with self._changed:
+            with self._lock:
                 starts_thread = bool(self._queue)
                 if starts_thread:
                     self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
@@ -288,7 +289,7 @@ class NonBlockingStream:
                 progress = self._write_some(patient=True)
             except Exception as error:  # noqa: BLE001 - No other thread would write if this one ended.
                 progress, self._fault = False, type(error).__name__
-            with self._changed:
+            with self._lock:
                 if self._watchers:
                     self._changed.notify_all()
                 if not self._queue or time.monotonic() > until:
@@ -305,7 +306,7 @@ class NonBlockingStream:
             return False
         if not self._is_mid_line and time.monotonic() - self._followed_at > FOLLOW_SECONDS:
             self._follow()
-        with self._changed:
+        with self._lock:
             batch, size = [], 0
             for data, _ in self._queue:
                 if size and size + len(data) > select.PIPE_BUF:
@@ -327,7 +328,7 @@ class NonBlockingStream:
         return taken > 0
 
     def _dequeue(self, taken: int) -> None:
-        with self._changed:
+        with self._lock:
             self._queued_bytes -= taken
             while taken:
                 data, since = self._queue.popleft()
@@ -357,7 +358,8 @@ class NonBlockingStream:
 
     def _reset(self) -> None:
         """Start empty in a forked process: the lines that wait are the parent's to write."""
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._queue = deque()
         self._queued_bytes = self._put = self._written = self._lost = self._watchers = 0
         self._is_writing = self._is_mid_line = self._is_stopping = False
