@@ -63,6 +63,10 @@ format: $(VENV)/.installed-for-tests ## Format the code.
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 
+.PHONY: tables
+tables: $(VENV)/.installed ## Write the tables of docs/ that come from the code.
+	@$(BIN)/python docs/write_tables.py
+
 .PHONY: clean
 clean: ## Remove what was installed and built. Keeps instance/ and .env: keys, clients and peppers are yours.
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov $(NODE_CLIENTS)/node_modules $(PEERS)/node_modules

@@ -11,6 +11,8 @@ from typing import ClassVar
 
 from authlib.oauth2 import OAuth2Error
 
+from app.reasons import CausedReason, RefusalReason
+
 BODY_LIMIT_BYTES = 16 * 1024
 """The longest request body, in bytes."""
 
@@ -41,7 +43,7 @@ class StillInUse(ManagementError):
 class OAuthError(OAuth2Error):
     """A refusal. The caller reads code and description, the log has the ``reason`` too.
 
-    :param reason: the cause in snake_case, for the operator; never sent to the caller.
+    :param reason: the cause, for the operator; never sent to the caller. Default: the class's own.
     :param description: a sentence for the caller, in the characters of RFC 6749 section 5.2.
     :param client_id: the client, if it is known to exist.
     """
@@ -49,11 +51,17 @@ class OAuthError(OAuth2Error):
     error: str
     status_code: int = HTTPStatus.BAD_REQUEST
     description: str
-    cause: ClassVar[str] = ""
+    cause: ClassVar[RefusalReason]
 
-    def __init__(self, reason: str = "", description: str | None = None, *, client_id: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: RefusalReason | CausedReason | None = None,
+        description: str | None = None,
+        *,
+        client_id: str | None = None,
+    ) -> None:
         super().__init__(description=description)
-        self.reason = reason or self.cause or self.error
+        self.reason = str(reason or self.cause)
         self.client_id = client_id
 
     def extra_headers(self) -> list[tuple[str, str]]:
@@ -73,7 +81,7 @@ class BodyTooLarge(InvalidRequest):
 
     status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     description = f"The request body is longer than {BODY_LIMIT_BYTES} bytes."
-    cause = "body_too_large"
+    cause = RefusalReason.BODY_TOO_LARGE
 
 
 class InvalidClient(OAuthError):
@@ -94,7 +102,7 @@ class UnauthorizedClient(OAuthError):
 
     error = "unauthorized_client"
     description = "The client is not authorized to use this grant type."
-    cause = "grant_not_allowed"
+    cause = RefusalReason.GRANT_NOT_ALLOWED
 
 
 class UnsupportedGrantType(OAuthError):
@@ -102,7 +110,7 @@ class UnsupportedGrantType(OAuthError):
 
     error = "unsupported_grant_type"
     description = "The grant type is not supported by this server."
-    cause = "unknown_grant_type"
+    cause = RefusalReason.UNKNOWN_GRANT_TYPE
 
 
 class InvalidScope(OAuthError):

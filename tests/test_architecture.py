@@ -16,7 +16,8 @@ APP = PROJECT / "app"
 WORKER = PROJECT / "buffered_worker"
 
 STACK = (
-    {"blocking", "types", "errors"},
+    {"blocking", "types", "reasons"},
+    {"errors"},
     {"config"},
     {"crypto", "http", "database"},
     {"audit"},
@@ -40,6 +41,7 @@ REGISTRIES = {
 }
 PURE_MODULES = (
     "blocking",
+    "reasons",
     "oauth/policy",
     "keyring/model",
     "keyring/rotation_plan",

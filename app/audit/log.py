@@ -19,6 +19,7 @@ from app.audit.events import AuditLinesLost, Event, RequestFacts, TokenIssued
 from app.audit.streams import STDERR, STDOUT
 from app.config.settings import Settings
 from app.errors import ServiceUnavailable
+from app.reasons import RefusalReason
 from app.types import Clock
 from buffered_worker.stream import NonBlockingStream
 
@@ -83,10 +84,10 @@ class AuditLog:
         """
         is_needed = self._is_required and isinstance(event, TokenIssued)
         if is_needed and self._writer.is_stalled:
-            raise ServiceUnavailable("audit_log_stalled")
+            raise ServiceUnavailable(RefusalReason.AUDIT_LOG_STALLED)
         number = self._writer.put(self._line(event))
         if is_needed and not self._writer.is_written(number, REQUIRED_WITHIN_SECONDS):
-            raise ServiceUnavailable("audit_log_stalled")
+            raise ServiceUnavailable(RefusalReason.AUDIT_LOG_STALLED)
 
     @property
     def is_stalled(self) -> bool:

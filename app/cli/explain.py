@@ -15,6 +15,7 @@ import click
 
 from app.cli.output import SingleCommand, json_option, print_fields, print_json, report, shown
 from app.errors import ManagementError
+from app.reasons import RefusalReason, TokenReason
 
 _WRAPPINGS = ("log", "MESSAGE", "message", "msg", "line")
 """Names under which others wrap our lines."""
@@ -22,169 +23,6 @@ _WRAPPINGS = ("log", "MESSAGE", "message", "msg", "line")
 _CONSOLE = re.compile(r"\S+Z (\w+) +((?:\w+=(?:'[^']*'|\S+) ?)+)")
 _PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
 """A line in the format of development."""
-
-_PARAMETERS = "Check what the caller sends: `detail` names the parameter, docs/http.md describes all of them."
-_ASSERTION = "docs/client-keys.md says what an assertion must contain."
-_REDIS = "Check that Redis runs and that TOKENHOUSE_REDIS_URL is right; `/readyz` shows its state. The caller retries."
-_DATABASE = "Check that the database runs and responds; `/readyz` shows its state, standard error has its message."
-
-REFUSALS: Mapping[str, tuple[str, str]] = {
-    "unknown_client": (
-        "No client has, or ever had, the id that was sent.",
-        "`flask clients list` shows all: look for a blank, a typing error, or another installation's settings.",
-    ),
-    "deleted_client": ("Client {client} was deleted.", "Create another one: `flask clients create NAME`."),
-    "disabled_client": ("Client {client} is disabled.", "`flask clients enable {client}` serves it again."),
-    "wrong_secret": (
-        "The secret is not one of client {client}.",
-        "`flask clients secrets {client}` shows the last four characters, `rotate-secret {client}` creates another.",
-    ),
-    "expired_secret": (
-        "The secret of client {client} is right, but has expired.",
-        "`flask clients rotate-secret {client}` creates another one.",
-    ),
-    "revoked_secret": (
-        "The secret of client {client} was revoked.",
-        "Give the caller its new secret, or create one: `flask clients rotate-secret {client}`.",
-    ),
-    "other_method_registered": (
-        "Client {client} authenticated with another method than the registered one.",
-        "`flask clients update {client} --auth-method client_secret` allows it to use Basic and the body.",
-    ),
-    "no_authentication": (
-        "The request had no credentials.",
-        "Send id and secret by Basic, or as client_id and client_secret in the body. A proxy may remove headers.",
-    ),
-    "unsupported_scheme": ("Its Authorization header is not Basic.", "Send Basic, or the credentials in the body."),
-    "malformed_credentials": (
-        "Its credentials cannot be parsed, or contain characters that no id or secret has.",
-        "Check whether the secret ends in a line break, or was encoded twice.",
-    ),
-    "several_authentications": ("It authenticated with two methods at once.", "Send Basic or the body, not both."),
-    "repeated_authorization": ("It had two Authorization headers.", "Send one; a proxy may have added the other."),
-    "other_client_id": (
-        "The client_id in its body is not the client that authenticated.",
-        "Leave client_id out of the body, or send the same.",
-    ),
-    "assertion_malformed": ("Its assertion is no JWT.", _ASSERTION),
-    "assertion_type_unknown": ("Its client_assertion_type is not that of a JWT.", _ASSERTION),
-    "assertion_algorithm": ("Its assertion is signed with an algorithm that is not supported.", _ASSERTION),
-    "assertion_other_type": ("Its assertion is a JWT for another purpose.", _ASSERTION),
-    "unreadable_secret": (
-        "A secret of client {client} is encrypted with a key that has left the settings.",
-        "Put it back into TOKENHOUSE_ENCRYPTION_KEYS: `flask clients secrets --by-encryption-key` counts such secrets.",
-    ),
-    "assertion_signature": (
-        "Its assertion was not signed with a key that client {client} has registered.",
-        "`flask clients keys {client}` shows what is registered; `keys-add {client} FILE` adds another.",
-    ),
-    "assertion_of_another": ("Its assertion has an iss that is not its sub.", _ASSERTION),
-    "assertion_audience": ("The audience of its assertion is not this server, or not this server alone.", _ASSERTION),
-    "assertion_times": ("Its assertion lacks exp or iat, or they are not whole numbers.", _ASSERTION),
-    "assertion_without_id": ("Its assertion lacks a jti.", _ASSERTION),
-    "assertion_expired": (
-        "Its assertion has expired.",
-        "Sign a new one for each request; check that the clocks agree.",
-    ),
-    "assertion_in_the_future": ("Its assertion was issued in the future.", "Check that the machines' clocks agree."),
-    "assertion_too_long": (
-        "The lifetime of its assertion is too long.",
-        "Let it expire within minutes, at most within an hour.",
-    ),
-    "assertion_replayed": (
-        "Its assertion was used before: a request was repeated, or an assertion was stolen.",
-        "Sign a new one for each request, for a retry too.",
-    ),
-    "missing_parameter": ("A required parameter is missing.", _PARAMETERS),
-    "repeated_parameter": ("A parameter was repeated.", _PARAMETERS),
-    "query_parameter": (
-        "A parameter was in its URL, where proxies log it.",
-        "Send parameters in the body. If it was a secret, it is in logs now: `flask clients rotate-secret ID`.",
-    ),
-    "not_a_form": ("Its body was not a form.", "Send Content-Type: application/x-www-form-urlencoded, not JSON."),
-    "malformed_form": ("Its body was not a form in UTF-8.", "Percent-encode what is not a letter or a digit."),
-    "incomplete_body": (
-        "Its body ended before it was complete.",
-        "Look for a proxy or a caller that gives up early.",
-    ),
-    "body_too_large": (
-        "Its body was longer than 16 KiB.",
-        "No token request is nearly as long: check the caller.",
-    ),
-    "grant_not_allowed": (
-        "Client {client} may not use this grant.",
-        "`flask clients update {client} --grant-type client_credentials` allows it.",
-    ),
-    "unknown_grant_type": ("The grant type is not supported.", "Send grant_type=client_credentials."),
-    "malformed_scope": ("Its scope breaks the grammar.", "Send scopes with one blank between them."),
-    "scope_not_granted": (
-        "Client {client} requested scopes that it was not granted.",
-        'Request fewer, or grant all that it needs: `flask clients update {client} --scope "…"`.',
-    ),
-    "malformed_resource": (
-        "A resource in it is not an absolute URI.",
-        "Send a URI with a scheme and without a fragment.",
-    ),
-    "resource_not_granted": (
-        "Client {client} requested a resource that is not among its audiences.",
-        "`flask clients update {client} --audience …` replaces them.",
-    ),
-    "no_signing_key": ("No key may sign now.", "`flask keys list` shows why."),
-    "no_key_ring": ("The key ring cannot be read.", "`flask keys check` says why."),
-    "audit_log_stalled": (
-        "The audit log takes no lines, and the settings require a line for each token.",
-        "Check who reads standard output, and whether the disk is full.",
-    ),
-    "tokens_just_revoked": (
-        "All tokens of client {client} were revoked in that second, and it requested many in the same second.",
-        "The caller retries. If this lasts, the clocks of two machines differ.",
-    ),
-    "not_made_to_introspect": (
-        "Client {client} requested the revocation feed, but may not introspect.",
-        "`flask clients update {client} --introspect URI` names the API that it verifies tokens for.",
-    ),
-    "database_silent": ("The database did not respond for seconds.", _DATABASE),
-    "redis_silent": ("Redis did not respond for seconds.", _REDIS),
-    "redis_": ("Redis did not respond, so whether the assertion was used before could not be checked.", _REDIS),
-    "database_": ("The database did not respond.", _DATABASE),
-    "unexpected_": (
-        "The server has a fault.",
-        "Standard error has the traceback under the same request id: please report it.",
-    ),
-}
-"""What each reason of a refusal means, and its fix. Reasons that end in ``_`` are prefixes."""
-
-ABOUT_TOKENS: Mapping[str, tuple[str, str]] = {
-    "not_for_this_caller": (
-        "The token is valid, but for no resource that client {client} may introspect.",
-        "`flask clients update {client} --introspect URI` names all of its resources.",
-    ),
-    "other_clients_token": ("It is another client's token, and was not revoked.", "Only its own client may revoke it."),
-    "unknown_client": ("No client has the token's client_id.", ""),
-    "deleted_client": ("The token's client was deleted.", ""),
-    "disabled_client": (
-        "The token's client is disabled.",
-        "`flask clients enable ID`, then the client must fetch a new token.",
-    ),
-    "tokens_revoked": ("All tokens that its client had were revoked.", "The client must fetch a new one."),
-    "revoked_token": ("The token was revoked.", "The client must fetch a new one."),
-    "expired": ("The token has expired.", "The client must fetch a new one before its `expires_in` is over."),
-    "not_yet": ("The token was issued in the future.", "Check that the machines' clocks agree."),
-    "other_issuer": ("Another server issued the token.", "Look for a trailing slash, or http for https, in an `iss`."),
-    "malformed_token": ("It is not a token.", "Check whether it was truncated, or has `Bearer` before it."),
-    "other_type": ("It is a signed statement, but not an access token.", ""),
-    "critical_header": ("It requires extensions that are not supported.", ""),
-    "unknown_key": (
-        "It was signed with a key that is not in our ring.",
-        "Check whether another installation issued it.",
-    ),
-    "other_algorithm": ("Its alg is not that of the key that it names: it may be an attack.", ""),
-    "wrong_signature": ("It was modified or forged.", ""),
-    "revoked_key": ("The key that signed it was revoked.", "The client must fetch a new one."),
-    "key_gone": ("The key that signed it has retired.", "The client must fetch a new one."),
-    "missing_claim": ("A claim is missing or has the wrong type.", ""),
-}
-"""Why a token was not active, or was not revoked."""
 
 
 @click.command("explain", cls=SingleCommand)
@@ -223,18 +61,16 @@ def _in_words(facts: Mapping[str, Any]) -> tuple[str, str]:
     if event in {"TokenIntrospected", "TokenRevoked"} and not reason:
         done = "introspected a token, which is active" if event == "TokenIntrospected" else "revoked a token"
         return f"Client {client} {done}.", ""
+    known: RefusalReason | TokenReason | None
     if event in {"TokenIntrospected", "TokenRevoked"}:
-        known = ABOUT_TOKENS.get(reason)
+        known = TokenReason.of_code(reason)
     elif event in {"TokenRefused", "RequestRefused"}:
-        known = REFUSALS.get(reason) or next(
-            (message for start, message in REFUSALS.items() if start.endswith("_") and reason.startswith(start)), None
-        )
+        known = RefusalReason.of_code(reason)
     else:
         return "It did not reach an endpoint, or the line says more.", ""
     if known is None:
         return f"This version does not know the reason {shown(reason)}.", ""
-    message, fix = known
-    return message.format(client=client), fix.format(client=client)
+    return known.meaning.format(client=client), known.fix.format(client=client)
 
 
 def _lines_of(request_id: str, log: str) -> Iterator[dict[str, Any]]:

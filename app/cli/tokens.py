@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final, Literal
 
 import click
 
@@ -27,6 +27,7 @@ from app.config.values import format_duration
 from app.errors import ManagementError, OAuthError, ServiceUnavailable
 from app.oauth.grants.client_credentials import ClientCredentialsGrant
 from app.oauth.policy import grant
+from app.reasons import TokenReason
 from app.services import Services, services
 from app.tokens.validation import Problem, TokenValidation, from_epoch, validate_token
 
@@ -41,18 +42,11 @@ _MEANINGS = {
     "jti": "its id in the audit log",
     "cnf": "the key that its user must prove to have",
 }
-_UNKNOWN = "unknown"
+_UNKNOWN: Final = "unknown"
 _LATEST = 253402300799
 """The last second that a datetime can represent."""
 
 
-_DEAD = {
-    "unknown_client": "No client has its client_id.",
-    "deleted_client": "Its client was deleted.",
-    "disabled_client": "Its client is disabled.",
-    "tokens_revoked": "All tokens that its client had were revoked.",
-    "revoked_token": "It was revoked.",
-}
 _WHO_KNOWS = "verifiers that work offline do not notice, unless they read the revocation feed."
 
 
@@ -114,7 +108,7 @@ def revoke(file: str | None, client_id: str | None) -> None:
     if status.claims is None:
         raise ManagementError(f"there is nothing to revoke: {status.reason} (`flask tokens inspect` says more)")
     if status.reason:
-        report(f"It is inactive already. {_DEAD[status.reason]}")
+        report(f"It is inactive already. {status.reason.meaning}")
         return
     token = status.as_revoked()
     event = TokenChanged(by=system_user(), change="revoked", client_id=token.client_id, jti=token.jti)
@@ -136,9 +130,7 @@ def inspect(context: click.Context, file: str, *, as_json: bool) -> None:
     now = here.keys.active.now()
     inspection = validate_token(_token_in(read_secret(file, "token in")), here.settings.issuer, here.keys.active(), now)
     revocation = _revocation_reason(here, inspection)
-    problems = (
-        inspection.problems if revocation in {None, _UNKNOWN} else (Problem(str(revocation), _DEAD[str(revocation)]),)
-    )
+    problems = (Problem(revocation),) if isinstance(revocation, TokenReason) else inspection.problems
     if as_json:
         print_json(
             {
@@ -179,7 +171,7 @@ def _token_in(text: str) -> str:
     return rest.strip() if scheme.lower() == "bearer" else text
 
 
-def _revocation_reason(here: Services, inspection: TokenValidation) -> str | None:
+def _revocation_reason(here: Services, inspection: TokenValidation) -> TokenReason | Literal["unknown"] | None:
     """Return why a valid token is revoked, if the database says so."""
     if not inspection.is_good:
         return None

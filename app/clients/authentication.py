@@ -20,6 +20,7 @@ from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import ClientRow, ClientSecretRow
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.errors import InvalidClient
+from app.reasons import RefusalReason
 from app.types import Authentication, Client, Clock, Credentials
 
 ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
@@ -115,7 +116,8 @@ class SecretVerifier:
         digests = [self._digester.digest_with_all(candidate) for candidate in candidates]
         rows = self._fetch(candidates[0].client_id, candidates[-1].client_id)
         now = self._clock()
-        known_id, refused_for, proven = None, "unknown_client", None
+        known_id: str | None = None
+        refused_for, proven = RefusalReason.UNKNOWN_CLIENT, None
         for candidate, digest_by_pepper in zip(candidates, digests, strict=True):
             mine = [row for row in rows if row.asked_id == candidate.client_id]
             matching = _matching_secrets(mine, digest_by_pepper)
@@ -125,7 +127,7 @@ class SecretVerifier:
                 right = working[0]
                 proven = Authentication(to_client(right), method, right.secret_id, right.expires_at)
                 self._record_use(right, digest_by_pepper, source_address)
-            elif reason != "unknown_client":
+            elif reason != RefusalReason.UNKNOWN_CLIENT:
                 known_id, refused_for = candidate.client_id, reason
         if proven is None:
             raise InvalidClient(refused_for, client_id=known_id)
@@ -156,16 +158,16 @@ class SecretVerifier:
             self.last_used.rehash(secret.secret_id, secret.digest, newest, digest_by_pepper[newest])
 
 
-def _refusal_reason(client: Any, matching: Sequence[Any], working: Sequence[Any], method: str) -> str | None:
+def _refusal_reason(client: Any, matching: Sequence[Any], working: Sequence[Any], method: str) -> RefusalReason | None:
     """Return why the client of a row is refused with the secrets that match; ``None`` if it is not."""
     reasons = {
-        "unknown_client": client.client_id is None,
-        "deleted_client": client.deleted_at is not None,
-        "disabled_client": client.disabled_at is not None,
-        "other_method_registered": client.token_endpoint_auth_method not in {ANY_SECRET_METHOD, method},
-        "wrong_secret": not matching,
-        "revoked_secret": not [row for row in matching if row.revoked_at is None],
-        "expired_secret": not working,
+        RefusalReason.UNKNOWN_CLIENT: client.client_id is None,
+        RefusalReason.DELETED_CLIENT: client.deleted_at is not None,
+        RefusalReason.DISABLED_CLIENT: client.disabled_at is not None,
+        RefusalReason.OTHER_METHOD_REGISTERED: client.token_endpoint_auth_method not in {ANY_SECRET_METHOD, method},
+        RefusalReason.WRONG_SECRET: not matching,
+        RefusalReason.REVOKED_SECRET: not [row for row in matching if row.revoked_at is None],
+        RefusalReason.EXPIRED_SECRET: not working,
     }
     for reason, applies in reasons.items():
         if applies:

@@ -14,6 +14,7 @@ from app.clients.last_used import LastUsedTracker
 from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
+from app.reasons import RefusalReason
 from app.types import Authentication
 
 _ASKED = select(bindparam("client_id", type_=String).label("asked_id")).subquery("asked").c.asked_id
@@ -94,12 +95,12 @@ class ClientLookup:
         self._marks.reencrypt(secret.secret_id, secret.encrypted, new_key_id, newly_encrypted)
 
 
-def refusal_reason(row: Any, method: str) -> str | None:
+def refusal_reason(row: Any, method: str) -> RefusalReason | None:
     """Return why the client of ``row`` is refused, however it authenticates; ``None`` if it is not."""
     reasons = {
-        "unknown_client": row.client_id is None,
-        "deleted_client": row.deleted_at is not None,
-        "disabled_client": row.disabled_at is not None,
-        "other_method_registered": row.token_endpoint_auth_method != method,
+        RefusalReason.UNKNOWN_CLIENT: row.client_id is None,
+        RefusalReason.DELETED_CLIENT: row.deleted_at is not None,
+        RefusalReason.DISABLED_CLIENT: row.disabled_at is not None,
+        RefusalReason.OTHER_METHOD_REGISTERED: row.token_endpoint_auth_method != method,
     }
     return next((reason for reason, applies in reasons.items() if applies), None)

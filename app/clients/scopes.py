@@ -6,6 +6,7 @@ Which scopes a client was granted is stored with it; which of them a token gets 
 import re
 
 from app.errors import InvalidScope
+from app.reasons import RefusalReason
 
 SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
 
@@ -21,5 +22,5 @@ def parse_scope(scope: str) -> tuple[str, ...]:
     :raises InvalidScope: ``scope`` is not scope tokens separated by exactly one space.
     """
     if not _SCOPE.fullmatch(scope):
-        raise InvalidScope("malformed_scope")
+        raise InvalidScope(RefusalReason.MALFORMED_SCOPE)
     return tuple(dict.fromkeys(scope.split(" ")))

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.blocking import blocking
 from app.database.engine import describe, error_class
 from app.errors import ServiceUnavailable
+from app.reasons import RefusalReason
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +34,16 @@ Span = Callable[[str], AbstractContextManager[None] | None]
 class CircuitBreaker:
     """Lets calls pass while closed, and refuses them while open.
 
-    :cvar what: the name of the service, for reasons in the log.
+    :cvar what: the name of the service, for the log and for traces.
+    :cvar failure_reason: the reason of a refusal after a failed call.
+    :cvar silence_reason: the reason of a refusal while the circuit is open.
     :cvar failures: the exceptions that count as failures.
     :param span: the trace span of a call.
     """
 
     what: str
+    failure_reason: RefusalReason
+    silence_reason: RefusalReason
     failures: type[Exception]
 
     def __init__(self, span: Span = lambda _: None) -> None:
@@ -64,7 +69,7 @@ class CircuitBreaker:
             with self.allow(), blocking:
                 yield
         except self.failures as error:
-            raise ServiceUnavailable(f"{self.what}_{error_class(error)}") from error
+            raise ServiceUnavailable(self.failure_reason.caused_by(error_class(error))) from error
 
     def poll(self, question: Callable[[], object]) -> None:
         """Probe the service with ``question`` while the circuit is open; close it on success."""
@@ -80,7 +85,7 @@ class CircuitBreaker:
     def require_closed(self) -> None:
         """Refuse while the circuit is open."""
         if self._is_open:
-            raise ServiceUnavailable(f"{self.what}_silent")
+            raise ServiceUnavailable(self.silence_reason)
 
     def record_success(self) -> None:
         """Record a successful call."""
@@ -122,6 +127,8 @@ class DatabaseCircuitBreaker(CircuitBreaker):
     """The circuit breaker of the database."""
 
     what = "database"
+    failure_reason = RefusalReason.DATABASE
+    silence_reason = RefusalReason.DATABASE_SILENT
     failures = SQLAlchemyError
 
 

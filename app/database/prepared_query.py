@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from app.blocking import blocking
 from app.database.engine import error_class, is_same_file, is_stale_connection, reading_engine
 from app.errors import ServiceUnavailable
+from app.reasons import RefusalReason
 
 
 class CircuitBreaker(Protocol):
@@ -139,7 +140,7 @@ class PreparedQuery:
                         raise
                     return self.execute_on_new_connection(parameters)
         except SQLAlchemyError as error:
-            raise ServiceUnavailable(f"database_{error_class(error)}") from error
+            raise ServiceUnavailable(RefusalReason.DATABASE.caused_by(error_class(error))) from error
 
     def execute_on_new_connection(self, parameters: Mapping[str, str]) -> Sequence[Any]:
         """Execute through SQLAlchemy: if that connection is cut too, the pool drops all connections of its age."""

@@ -13,6 +13,7 @@ from werkzeug.http import parse_options_header
 from werkzeug.wsgi import get_content_length, get_input_stream
 
 from app.errors import BODY_LIMIT_BYTES, BodyTooLarge, InvalidRequest
+from app.reasons import RefusalReason
 
 FORM = "application/x-www-form-urlencoded"
 REPEATABLE = "resource"
@@ -41,7 +42,7 @@ def require_parameter(parameters: Mapping[str, str], name: str) -> str:
     :raises InvalidRequest: the parameter is missing.
     """
     if name not in parameters:
-        raise InvalidRequest("missing_parameter", f"The parameter {name} is missing.")
+        raise InvalidRequest(RefusalReason.MISSING_PARAMETER, f"The parameter {name} is missing.")
     return parameters[name]
 
 
@@ -49,7 +50,7 @@ def _require_form(environ: Mapping[str, Any]) -> None:
     content_type = environ.get("CONTENT_TYPE", "")
     is_form = content_type == FORM or parse_options_header(content_type)[0].lower() == FORM
     if not is_form or environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
-        raise InvalidRequest("not_a_form", f"The content type must be {FORM}.")
+        raise InvalidRequest(RefusalReason.NOT_A_FORM, f"The content type must be {FORM}.")
 
 
 def _read_whole_body(environ: dict[str, Any]) -> bytes:
@@ -62,11 +63,11 @@ def _read_whole_body(environ: dict[str, Any]) -> bytes:
         stream = environ["wsgi.input"] if is_cut_already else get_input_stream(environ)
         body: bytes = stream.read(BODY_LIMIT_BYTES + 1)
     except (BadRequest, OSError):
-        raise InvalidRequest("incomplete_body", "The request body is incomplete.") from None
+        raise InvalidRequest(RefusalReason.INCOMPLETE_BODY, "The request body is incomplete.") from None
     if len(body) > BODY_LIMIT_BYTES:
         raise BodyTooLarge
     if declared is not None and len(body) != declared:
-        raise InvalidRequest("incomplete_body", "The request body is incomplete.")
+        raise InvalidRequest(RefusalReason.INCOMPLETE_BODY, "The request body is incomplete.")
     return body
 
 
@@ -79,7 +80,7 @@ def parse_form(body: bytes) -> list[tuple[str, str]]:
         # Does what urllib's parse_qsl does, in a third of its time; a test compares the two.
         pairs = [(_decoded(name), _decoded(value)) for name, _, value in map(_at_equals, parts)]
     except ValueError:
-        raise InvalidRequest("malformed_form", "The body must be a form in UTF-8.") from None
+        raise InvalidRequest(RefusalReason.MALFORMED_FORM, "The body must be a form in UTF-8.") from None
     return [(name, value) for name, value in pairs if value]
 
 
@@ -99,7 +100,7 @@ def _refuse_repeated_parameters(pairs: Sequence[tuple[str, str]], known: set[str
     for name, _ in pairs:
         if name in seen and name != REPEATABLE:
             message = f"The parameter {name} is repeated." if name in known else "A parameter is repeated."
-            raise InvalidRequest("repeated_parameter", message)
+            raise InvalidRequest(RefusalReason.REPEATED_PARAMETER, message)
         seen.add(name)
 
 
@@ -110,5 +111,7 @@ def read_authorization(environ: Mapping[str, Any]) -> str | None:
     """
     value: str = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
     if value.lower().startswith("basic") and "," in value:
-        raise InvalidRequest("repeated_authorization", "The request must authenticate the client exactly once.")
+        raise InvalidRequest(
+            RefusalReason.REPEATED_AUTHORIZATION, "The request must authenticate the client exactly once."
+        )
     return value or None

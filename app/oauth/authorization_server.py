@@ -36,6 +36,7 @@ from app.errors import (
 from app.http.application import Request, Response
 from app.http.forms import REPEATABLE, read_authorization, read_form, require_parameter
 from app.oauth.policy import Policy
+from app.reasons import RefusalReason
 from app.tokens.issuer import AccessTokenIssuer
 from app.types import AccessToken, AccessTokenGrant, Authentication, Authenticator, Client, Clock
 
@@ -166,7 +167,7 @@ class TokenServer(AuthorizationServer):
             return self.handle_error_response(parsed or request, error, endpoint)
         except Exception as error:
             log.exception("a request failed, request_id=%s endpoint=%s", request.request_id, endpoint)
-            fault = ServerError(f"unexpected_{type(error).__name__}")
+            fault = ServerError(RefusalReason.UNEXPECTED.caused_by(type(error).__name__))
             return self.handle_error_response(parsed or request, fault, endpoint)
 
     def _issue(self, request: StrictRequest) -> EndpointResponse:
@@ -192,7 +193,7 @@ class TokenServer(AuthorizationServer):
             finally:
                 self._delay_slots.release()
         if revoked_at + ONE_SECOND > self._clock():
-            raise ServiceUnavailable("tokens_just_revoked")
+            raise ServiceUnavailable(RefusalReason.TOKENS_JUST_REVOKED)
 
     def create_oauth2_request(self, request: Request, endpoint: str = TOKEN) -> StrictRequest:
         """Parse ``request`` strictly.
@@ -225,9 +226,11 @@ class TokenServer(AuthorizationServer):
         """
         presented = [method for method in self._methods if method.is_presented(request)]
         if len(presented) > 1:
-            raise InvalidRequest("several_authentications", "The request must authenticate the client exactly once.")
+            raise InvalidRequest(
+                RefusalReason.SEVERAL_AUTHENTICATIONS, "The request must authenticate the client exactly once."
+            )
         if not presented:
-            raise InvalidClient("no_authentication")
+            raise InvalidClient(RefusalReason.NO_AUTHENTICATION)
         request.auth_method = presented[0].name
         request.authentication = self._authenticate_by(presented[0], request)
         request.client = request.authentication.client
@@ -310,7 +313,9 @@ def _refuse_query_parameters(request: Request, known: set[str]) -> None:
     """Refuse known parameters in the query string, where proxies log them; ignore others (section 2.3.1)."""
     if not known.isdisjoint(request.args):
         name = next(name for name in sorted(known) if name in request.args)
-        raise InvalidRequest("query_parameter", f"The parameter {name} must be in the body, not in the URL.")
+        raise InvalidRequest(
+            RefusalReason.QUERY_PARAMETER, f"The parameter {name} must be in the body, not in the URL."
+        )
 
 
 def request_facts(http_request: Request) -> RequestFacts:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from app.clients.scopes import parse_scope
 from app.config.values import is_absolute_uri
 from app.errors import InvalidScope, InvalidTarget
+from app.reasons import RefusalReason
 from app.types import SECRET_PREFIX, AccessTokenGrant, Client
 
 # A refusal names what was refused, but stays short whatever was requested.
@@ -63,7 +64,7 @@ def _granted_scope(client: Client, scope: str | None, never_named: Sequence[str]
     asked = parse_scope(scope)
     if refused := [token for token in asked if token not in client.scope]:
         raise InvalidScope(
-            "scope_not_granted",
+            RefusalReason.SCOPE_NOT_GRANTED,
             f"The client was not granted: {_list_some(refused, never_named)}",
             client_id=client.client_id,
         )
@@ -76,10 +77,10 @@ def _granted_audiences(
     if not resources:
         return client.audiences[:1] or (policy.default_audience,)
     if not all(map(is_absolute_uri, resources)):
-        raise InvalidTarget("malformed_resource")
+        raise InvalidTarget(RefusalReason.MALFORMED_RESOURCE)
     if refused := [resource for resource in resources if resource not in client.audiences]:
         raise InvalidTarget(
-            "resource_not_granted",
+            RefusalReason.RESOURCE_NOT_GRANTED,
             f"The client was not granted: {_list_some(refused, never_named)}",
             client_id=client.client_id,
         )

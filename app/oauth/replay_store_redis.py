@@ -24,6 +24,7 @@ from app.blocking import blocking
 from app.database.circuit_breaker import CircuitBreaker, Span
 from app.errors import ServiceUnavailable
 from app.oauth.replay_store import LAST_SECOND, SKEW_SECONDS, DatabaseReplayStore, key_of
+from app.reasons import RefusalReason
 from app.types import Clock
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class RedisCircuitBreaker(CircuitBreaker):
     """The circuit breaker of Redis."""
 
     what = "redis"
+    failure_reason = RefusalReason.REDIS
+    silence_reason = RefusalReason.REDIS_SILENT
     failures = RedisError
 
 

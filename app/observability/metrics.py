@@ -38,6 +38,7 @@ from app.errors import StartError
 from app.keyring.model import KeyState
 from app.observability.health import check_health
 from app.observability.instrumentation import PARTS, Instrumentation
+from app.reasons import RefusalReason
 from app.services import Services, installed_version
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,6 @@ _DIRECTORY_OF_FILES = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that prometheus-client reads. Set in workers only, so that no new master inherits it at USR2."""
 _ABANDONED_SECONDS = 60
 _MOST_PLACES = 1024
-_OPEN_ENDED = ("database_", "redis_", "unexpected_")
-"""Reasons that end in an exception class: one label for all of each."""
 
 
 class ServersFolder:
@@ -186,8 +185,11 @@ class PrometheusRecorder:
         add()
 
 
+_OPEN_ENDED = tuple(reason for reason in RefusalReason if reason.endswith("_"))
+
+
 def closed(reason: str) -> str:
-    """Return ``reason`` as a label."""
+    """Return ``reason`` as a label: one for all classes of exceptions, and for the silence before."""
     return next((start.rstrip("_") for start in _OPEN_ENDED if reason.startswith(start)), reason)
 
 

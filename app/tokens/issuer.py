@@ -13,6 +13,7 @@ from orjson import dumps as compact_json
 
 from app.errors import ServiceUnavailable, StartError
 from app.keyring.model import SigningKey
+from app.reasons import RefusalReason
 from app.types import AccessToken, AccessTokenGrant, Client, Clock
 
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 section 2.1.
@@ -73,7 +74,7 @@ class AccessTokenIssuer:
         try:
             return self._find_key()
         except StartError as error:
-            raise ServiceUnavailable("no_signing_key") from error
+            raise ServiceUnavailable(RefusalReason.NO_SIGNING_KEY) from error
 
 
 def _encoded(claims: Mapping[str, Any], typ: str, key: SigningKey) -> str:

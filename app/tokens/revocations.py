@@ -19,6 +19,7 @@ from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.engine import delete_in_batches, dialect_insert, reading_engine, writing_engine
 from app.database.models import ClientRow, RevokedTokenRow, UTCDateTime
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
+from app.reasons import TokenReason
 from app.types import DEFAULT_AUDIENCE, Clock
 
 LEEWAY = timedelta(minutes=5)
@@ -95,7 +96,7 @@ class Revocations:
         self._clock = clock
         self._revocation_reason = PreparedQuery(connections, _FATE)
 
-    def reason_against(self, client_id: str, jti: str, issued_at: datetime) -> str | None:
+    def reason_against(self, client_id: str, jti: str, issued_at: datetime) -> TokenReason | None:
         """Return why a valid token is revoked; ``None`` if it is not.
 
         :param issued_at: its ``iat``.
@@ -103,11 +104,11 @@ class Revocations:
         """
         (row,) = self._revocation_reason.execute_through(self._circuit_breaker, {"client_id": client_id, "jti": jti})
         reasons = {
-            "unknown_client": row.client_id is None,
-            "deleted_client": row.deleted_at is not None,
-            "disabled_client": row.disabled_at is not None,
-            "tokens_revoked": row.tokens_not_before is not None and issued_at <= row.tokens_not_before,
-            "revoked_token": row.jti is not None,
+            TokenReason.UNKNOWN_CLIENT: row.client_id is None,
+            TokenReason.DELETED_CLIENT: row.deleted_at is not None,
+            TokenReason.DISABLED_CLIENT: row.disabled_at is not None,
+            TokenReason.TOKENS_REVOKED: row.tokens_not_before is not None and issued_at <= row.tokens_not_before,
+            TokenReason.REVOKED_TOKEN: row.jti is not None,
         }
         return next((reason for reason, applies in reasons.items() if applies), None)
 

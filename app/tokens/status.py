@@ -10,6 +10,7 @@ from typing import Any
 
 from app.errors import ServiceUnavailable, StartError
 from app.keyring.model import Ring
+from app.reasons import RefusalReason, TokenReason
 from app.tokens.revocations import Revocations, RevokedToken
 from app.tokens.validation import TokenValidation, from_epoch, validate_token
 from app.types import ALL_RESOURCES, Client
@@ -24,7 +25,7 @@ class TokenStatus:
     """
 
     claims: Mapping[str, Any] | None
-    reason: str | None
+    reason: TokenReason | None
 
     @property
     def audiences(self) -> tuple[str, ...]:
@@ -60,7 +61,7 @@ class TokenStatuses:
         try:
             ring = self._ring()
         except StartError as error:
-            raise ServiceUnavailable("no_key_ring") from error
+            raise ServiceUnavailable(RefusalReason.NO_KEY_RING) from error
         return self.of_validated(validate_token(unverified_token, self._issuer, ring, self._now()))
 
     def of_validated(self, inspection: TokenValidation) -> TokenStatus:

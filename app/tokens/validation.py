@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 
 from app.crypto.jws import parse_unverified
 from app.keyring.model import KeyState, Ring, SigningKey
+from app.reasons import TokenReason
 from app.tokens.issuer import TOKEN_TYPE
 
 MAX_CHARACTERS = 16 * 1024
@@ -25,12 +26,17 @@ _TIMES = ("iat", "exp")
 class Problem:
     """Why a verifier rejects a token.
 
-    :param reason: in snake_case.
-    :param message: a sentence for people. Quotes nothing of a signature.
+    :param detail: what in particular. Quotes nothing of a signature.
     """
 
-    reason: str
-    message: str
+    reason: TokenReason
+    detail: str = ""
+
+    @property
+    def message(self) -> str:
+        """A sentence for people."""
+        meaning = self.reason.meaning
+        return f"{meaning.removesuffix('.')}: {self.detail}." if self.detail else meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +63,11 @@ def validate_token(unverified_token: str, issuer: str, ring: Ring, now: datetime
     """
     found = parse_unverified(unverified_token, MAX_CHARACTERS)
     if found is None:
-        message = "It is not a JWS in compact form: three parts of base64url with dots between them."
-        return TokenValidation((Problem("malformed_token", message),))
+        return TokenValidation((Problem(TokenReason.MALFORMED_TOKEN),))
     header, claims = found.header, found.claims
     if header is None or claims is None:
-        message = f"Its {'header' if header is None else 'payload'} is not a JSON object."
-        return TokenValidation((Problem("malformed_token", message),), header, claims)
+        wrong = "header" if header is None else "payload"
+        return TokenValidation((Problem(TokenReason.MALFORMED_TOKEN, f"its {wrong} is not"),), header, claims)
     problems = (
         *_header_problems(header),
         *_signature_problems(header, found.signed, found.signature, ring, now),
@@ -78,9 +83,9 @@ def from_epoch(seconds: int) -> datetime:
 
 def _header_problems(header: Mapping[str, Any]) -> Iterator[Problem]:
     if header.get("typ") != TOKEN_TYPE:
-        yield Problem("other_type", f"It is not an access token: its typ is not {TOKEN_TYPE}.")
+        yield Problem(TokenReason.OTHER_TYPE)
     if "crit" in header:
-        yield Problem("critical_header", "It requires extensions (crit) that are not supported.")
+        yield Problem(TokenReason.CRITICAL_HEADER)
 
 
 def _signature_problems(
@@ -89,44 +94,40 @@ def _signature_problems(
     kid = header.get("kid")
     key = ring.find(kid) if isinstance(kid, str) else None
     if key is None:
-        yield Problem(
-            "unknown_key", "Our key ring has no key with its kid: it was signed elsewhere, or the key was removed."
-        )
+        yield Problem(TokenReason.UNKNOWN_KEY)
         return
     if header.get("alg") != key.alg:
-        yield Problem("other_algorithm", f"Its alg is not that of the key that it names, which is {key.alg}.")
+        yield Problem(TokenReason.OTHER_ALGORITHM)
         return
     try:
         key.verify(signature, signed)
     except InvalidSignature:
-        yield Problem(
-            "wrong_signature", "Its signature does not match the key that it names: it was modified or forged."
-        )
+        yield Problem(TokenReason.WRONG_SIGNATURE)
     yield from _key_problems(key, ring, now)
 
 
 def _key_problems(key: SigningKey, ring: Ring, now: datetime) -> Iterator[Problem]:
     state = ring.state_of(key, now)
     if state is KeyState.REVOKED:
-        yield Problem("revoked_key", "The key that it names was revoked and is no longer in the JWKS.")
+        yield Problem(TokenReason.REVOKED_KEY)
     elif state is KeyState.GONE:
-        yield Problem("key_gone", "The key that it names has retired and is no longer in the JWKS.")
+        yield Problem(TokenReason.KEY_GONE)
 
 
 def _claim_problems(claims: Mapping[str, Any], issuer: str, now: datetime) -> Iterator[Problem]:
     texts = [name for name in _TEXTS if not isinstance(claims.get(name), str)]
     times = [name for name in _TIMES if type(claims.get(name)) is not int]
     if wrong := texts + times:
-        yield Problem("missing_claim", f"A claim is missing or has the wrong type: {', '.join(wrong)}.")
+        yield Problem(TokenReason.MISSING_CLAIM, ", ".join(wrong))
     if not _is_audience(claims.get("aud")):
-        yield Problem("missing_claim", "A claim is missing or has the wrong type: aud.")
+        yield Problem(TokenReason.MISSING_CLAIM, "aud")
     if "iss" not in texts and claims["iss"] != issuer:
-        yield Problem("other_issuer", f"Another server issued it: our iss is {issuer}.")
+        yield Problem(TokenReason.OTHER_ISSUER, f"our iss is {issuer}")
     seconds = int(now.timestamp())
     if "exp" not in times and claims["exp"] <= seconds:
-        yield Problem("expired", "It has expired.")
+        yield Problem(TokenReason.EXPIRED)
     if "iat" not in times and claims["iat"] > seconds:
-        yield Problem("not_yet", "It was issued in the future: a clock is wrong.")
+        yield Problem(TokenReason.NOT_YET)
 
 
 def _is_audience(value: object) -> bool:

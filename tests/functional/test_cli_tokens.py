@@ -48,8 +48,8 @@ def test_a_token_of_another_server_is_refused_with_every_reason(token: str, tmp_
     done = other.flask("tokens", "inspect", "-", stdin=token.encode())
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "Refused: Our key ring has no key with its kid: it was signed elsewhere, or the key was removed.",
-        "Refused: Another server issued it: our iss is https://other.example.",
+        "Refused: Our key ring has no key with the kid of the token: it was signed elsewhere, or the key was removed.",
+        "Refused: Another server issued the token: our iss is https://other.example.",
     ]
     assert "inspected-client" in done.stdout
 
@@ -57,7 +57,10 @@ def test_a_token_of_another_server_is_refused_with_every_reason(token: str, tmp_
 def test_what_is_no_token_is_refused_and_not_quoted(server: RunningServer) -> None:
     done = server.flask("tokens", "inspect", "-", stdin=b"ths_pasted-by-mistake")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "Refused: It is not a JWS in compact form: three parts of base64url with dots between them.\n"
+    assert (
+        done.stderr
+        == "Refused: This is not a JWS: three parts of base64url with dots between them, the first two JSON objects.\n"
+    )
     as_json = server.flask("tokens", "inspect", "-", "--json", stdin=b"")
     assert as_json.returncode == 1
     assert json.loads(as_json.stdout)["header"] is None
@@ -80,10 +83,10 @@ def test_what_was_taken_back_is_told(server: RunningServer) -> None:
     client = server.create_client()
     token = server.get_token(client)["access_token"].encode()
     for command, reason, told in (
-        (["tokens", "revoke", "-"], "revoked_token", "It was revoked."),
-        (["tokens", "revoke", "--client"], "tokens_revoked", "All tokens that its client had were revoked."),
-        (["clients", "disable"], "disabled_client", "Its client is disabled."),
-        (["clients", "delete", "--yes"], "deleted_client", "Its client was deleted."),
+        (["tokens", "revoke", "-"], "revoked_token", "The token was revoked."),
+        (["tokens", "revoke", "--client"], "tokens_revoked", "All tokens that the client had were revoked."),
+        (["clients", "disable"], "disabled_client", "The token's client is disabled."),
+        (["clients", "delete", "--yes"], "deleted_client", "The token's client was deleted."),
     ):
         arguments = [] if command[-1] == "-" else [client.client_id]
         assert server.flask(*command, *arguments, stdin=token).returncode == 0
@@ -103,7 +106,7 @@ def test_a_token_is_taken_back_by_hand_whosever_it_is(server: RunningServer, tmp
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == f"The token {jti} of {client.client_id} is dead; {UNLESS}"
     again = server.flask("tokens", "revoke", str(tmp_path / "token"))
-    assert (again.returncode, again.stderr) == (0, "It is inactive already. It was revoked.\n")
+    assert (again.returncode, again.stderr) == (0, "It is inactive already. The token was revoked.\n")
     wait_until(lambda: any(event.get("jti") == jti for event in changes(server)))
     (event,) = [event for event in changes(server) if event.get("jti") == jti]
     assert (event["change"], event["client_id"]) == ("revoked", client.client_id)

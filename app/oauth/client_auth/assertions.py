@@ -17,6 +17,7 @@ from app.errors import InvalidClient, ManagementError
 from app.http.forms import require_parameter
 from app.oauth.client_auth.dependencies import ClientAuthDependencies
 from app.oauth.replay_store import SKEW_SECONDS
+from app.reasons import RefusalReason
 from app.types import Authentication, TokenRequest
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -59,7 +60,7 @@ class Finding:
 
     row: Any
     fields: Mapping[str, Any]
-    fault: str | None
+    fault: RefusalReason | None
     secret: Any = None
 
 
@@ -102,42 +103,42 @@ class AssertionMethod(ABC):
         unverified = require_parameter(request.parameters, "client_assertion")
         request.presented_secrets.append(unverified)
         if require_parameter(request.parameters, "client_assertion_type") != ASSERTION_TYPE:
-            raise InvalidClient("assertion_type_unknown")
+            raise InvalidClient(RefusalReason.ASSERTION_TYPE_UNKNOWN)
         assertion = _taken_apart(unverified)
         found = self.examine(assertion)
         # All checks, whatever has failed already: the time must reveal nothing.
         faults = [*_wrong_header(assertion), *self._wrong_claims(assertion, found.fields)]
         body_id = request.parameters.get("client_id", assertion.client_id)
         if body_id != assertion.client_id:
-            faults.append("other_client_id")
+            faults.append(RefusalReason.OTHER_CLIENT_ID)
         row, claims = found.row, assertion.claims
         if reason := refusal_reason(row, self.name) or found.fault or next(iter(faults), None):
             raise InvalidClient(reason, client_id=row.client_id)
         until = claims["exp"] + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
         if not self._dependencies.replay_store.use(assertion.client_id, claims["jti"], claims["iat"], until):
-            raise InvalidClient("assertion_replayed", client_id=row.client_id)
+            raise InvalidClient(RefusalReason.ASSERTION_REPLAYED, client_id=row.client_id)
         return self._dependencies.lookup.accept(row, self.name, request.source_address, found.secret)
 
-    def _wrong_claims(self, assertion: UnverifiedAssertion, fields: Mapping[str, Any]) -> Iterator[str]:
+    def _wrong_claims(self, assertion: UnverifiedAssertion, fields: Mapping[str, Any]) -> Iterator[RefusalReason]:
         """Check the claims: RFC 7523 section 3, and what it leaves open."""
         claims, now = assertion.claims, int(self._dependencies.clock().timestamp())
         if not assertion.client_id or claims.get("iss") != assertion.client_id:
-            yield "assertion_of_another"
+            yield RefusalReason.ASSERTION_OF_ANOTHER
         is_issuer_only = fields.get("assertion_audience") == "issuer" or self._dependencies.rules.is_issuer_only
         if not self._is_for_us(claims.get("aud"), is_issuer_only=is_issuer_only):
-            yield "assertion_audience"
+            yield RefusalReason.ASSERTION_AUDIENCE
         exp, iat, nbf = (claims.get(name) for name in ("exp", "iat", "nbf"))
         jti = claims.get("jti")
         if type(exp) is not int or type(iat) is not int or (nbf is not None and type(nbf) is not int):
-            yield "assertion_times"
+            yield RefusalReason.ASSERTION_TIMES
         elif exp <= now - SKEW_SECONDS:
-            yield "assertion_expired"
+            yield RefusalReason.ASSERTION_EXPIRED
         elif exp > now + self._dependencies.rules.longest_seconds + SKEW_SECONDS:
-            yield "assertion_too_long"
+            yield RefusalReason.ASSERTION_TOO_LONG
         elif max(iat, iat if nbf is None else nbf) > now + SKEW_SECONDS:
-            yield "assertion_in_the_future"
+            yield RefusalReason.ASSERTION_IN_THE_FUTURE
         if not isinstance(jti, str) or not 1 <= len(jti) <= JTI_MAX_CHARACTERS:
-            yield "assertion_without_id"
+            yield RefusalReason.ASSERTION_WITHOUT_ID
 
     def _is_for_us(self, audience: object, *, is_issuer_only: bool) -> bool:
         """Compare whole strings. A list with any other audience is for somebody else too."""
@@ -162,11 +163,11 @@ def check_assertion_fields(method: str, fields: Mapping[str, Any], *others: str)
 def _taken_apart(unverified: str) -> UnverifiedAssertion:
     found = parse_unverified(unverified, MAX_CHARACTERS)
     if found is None or found.header is None or found.claims is None or not found.signature:
-        raise InvalidClient("assertion_malformed")
+        raise InvalidClient(RefusalReason.ASSERTION_MALFORMED)
     return UnverifiedAssertion(found.header, found.claims, found.signed, found.signature)
 
 
-def _wrong_header(assertion: UnverifiedAssertion) -> Iterator[str]:
+def _wrong_header(assertion: UnverifiedAssertion) -> Iterator[RefusalReason]:
     typ = assertion.header.get("typ")
     if (typ is not None and not isinstance(typ, str)) or typ not in _TYPES or "crit" in assertion.header:
-        yield "assertion_other_type"
+        yield RefusalReason.ASSERTION_OTHER_TYPE

@@ -16,6 +16,7 @@ from app.clients.secret_digests import is_vschar
 from app.errors import InvalidClient, InvalidRequest, ManagementError
 from app.http.forms import require_parameter
 from app.oauth.client_auth.dependencies import ClientAuthDependencies
+from app.reasons import RefusalReason
 from app.types import Authentication, Credentials, TokenRequest
 
 
@@ -93,7 +94,7 @@ class ClientSecretPost(_ClientSecret):
         )
         request.presented_secrets.append(credentials.secret)
         if not (is_vschar(credentials.client_id) and is_vschar(credentials.secret)):
-            raise InvalidClient("malformed_credentials")
+            raise InvalidClient(RefusalReason.MALFORMED_CREDENTIALS)
         return self._verifier.verify_secret([credentials], self.name, request.source_address)
 
 
@@ -101,14 +102,14 @@ def _read_basic(authorization: str) -> Credentials:
     """Parse the header: RFC 7617 section 2, in the characters of RFC 6749 appendix A."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
-        raise InvalidClient("unsupported_scheme")
+        raise InvalidClient(RefusalReason.UNSUPPORTED_SCHEME)
     try:
         text = a2b_base64(encoded.lstrip(" "), strict_mode=True).decode("ascii")
     except ValueError:
-        raise InvalidClient("malformed_credentials") from None
+        raise InvalidClient(RefusalReason.MALFORMED_CREDENTIALS) from None
     client_id, colon, secret = text.partition(":")
     if not (client_id and colon and secret and is_vschar(text)):
-        raise InvalidClient("malformed_credentials")
+        raise InvalidClient(RefusalReason.MALFORMED_CREDENTIALS)
     return Credentials(client_id, secret)
 
 
@@ -124,4 +125,4 @@ def _form_decoded(raw: Credentials) -> Credentials:
 
 
 def _other_client_id() -> InvalidRequest:
-    return InvalidRequest("other_client_id", "The client_id in the body is not the one that authenticates.")
+    return InvalidRequest(RefusalReason.OTHER_CLIENT_ID, "The client_id in the body is not the one that authenticates.")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.oauth.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
+from app.reasons import RefusalReason
 
 ALG = "HS256"
 SECRETS_TRIED = 16
@@ -33,7 +34,7 @@ class ClientSecretJwt(AssertionMethod):
         rows = self._dependencies.lookup.find_with_secrets(assertion.client_id)[:SECRETS_TRIED]
         fields = json.loads(rows[0].auth_fields or "{}")
         if assertion.header.get("alg") != ALG:
-            return Finding(rows[0], fields, "assertion_algorithm")
+            return Finding(rows[0], fields, RefusalReason.ASSERTION_ALGORITHM)
         return self._found(rows, fields, self._matching(assertion, rows))
 
     def _matching(self, assertion: UnverifiedAssertion, rows: Sequence[Any]) -> list[Any]:
@@ -58,8 +59,14 @@ class ClientSecretJwt(AssertionMethod):
             for row in rows
             if row.encrypted and row.encryption_key_id not in self._dependencies.encrypted_secrets.key_ids
         ]
-        reasons = {"expired_secret": valid, "revoked_secret": matching, "unreadable_secret": unreadable}
-        return Finding(rows[0], fields, next((name for name, of in reasons.items() if of), "assertion_signature"))
+        reasons = {
+            RefusalReason.EXPIRED_SECRET: valid,
+            RefusalReason.REVOKED_SECRET: matching,
+            RefusalReason.UNREADABLE_SECRET: unreadable,
+        }
+        return Finding(
+            rows[0], fields, next((name for name, of in reasons.items() if of), RefusalReason.ASSERTION_SIGNATURE)
+        )
 
     def _renew(self, secret: Any) -> None:
         """Encrypt a secret again, some seconds later, if an old key has encrypted it."""

@@ -12,6 +12,7 @@ from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
 from app.crypto.jwk import SIGNING_ALGS, Jwk, check_jwks, matching, verifies
 from app.errors import ManagementError
 from app.oauth.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
+from app.reasons import RefusalReason
 
 KEYS_WITHOUT_KID = 2
 """If an assertion names no key, this many of the client's keys are tried, the latest: an old one and a new one."""
@@ -37,7 +38,7 @@ class PrivateKeyJwt(AssertionMethod):
         published = json.loads(row.published_jwks) if row.published_jwks else fields.get("jwks")
         keys = published["keys"] if published and row.auth_fields else ()
         fault = _wrong_signature(assertion, keys)
-        if fault == "assertion_signature" and row.published_jwks:
+        if fault == RefusalReason.ASSERTION_SIGNATURE and row.published_jwks:
             # The key may be newer than the cached set. This request does not wait for a fetch.
             self._dependencies.jwks_cache.request_refresh(row.client_id)
         return Finding(row, fields, fault)
@@ -59,15 +60,15 @@ class PrivateKeyJwt(AssertionMethod):
         return {**fields, "jwks": check_jwks(fields["jwks"])}
 
 
-def _wrong_signature(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> str | None:
+def _wrong_signature(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> RefusalReason | None:
     alg, kid = assertion.header.get("alg"), assertion.header.get("kid")
     if not isinstance(alg, str) or alg not in SIGNING_ALGS:
-        return "assertion_algorithm"
+        return RefusalReason.ASSERTION_ALGORITHM
     # Always the same number, so that the time reveals neither an unknown client nor one with many keys.
     count = KEYS_WITHOUT_KID if kid is None else 1
     candidates = [_dummy_key(alg)] * count + matching(keys, alg, kid)
     verified = [verifies(key, alg, assertion.signature, assertion.signed) for key in candidates[-count:]]
-    return None if any(verified) else "assertion_signature"
+    return None if any(verified) else RefusalReason.ASSERTION_SIGNATURE
 
 
 @lru_cache(maxsize=len(SIGNING_ALGS))

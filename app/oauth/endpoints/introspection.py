@@ -18,6 +18,7 @@ from app.http.application import Request, Response, without_contexts
 from app.http.forms import require_parameter
 from app.oauth.authorization_server import Document, EndpointResponse, StrictRequest, TokenServer, request_facts
 from app.oauth.services import Endpoint, OAuthServices
+from app.reasons import TokenReason
 from app.tokens.status import TokenStatus, may_introspect
 from app.types import Metadata
 
@@ -49,7 +50,7 @@ class Introspection(TokenEndpoint):
         """
         caller = self.server.authenticate(request).client
         status = self._services.statuses.of_token(require_parameter(request.parameters, "token"))
-        reason = status.reason if may_introspect(caller, status) else status.reason or "not_for_this_caller"
+        reason = status.reason if may_introspect(caller, status) else status.reason or TokenReason.NOT_FOR_THIS_CALLER
         jti = status.claims["jti"] if status.claims else None
         description: dict[str, Any] = {"active": False} if reason else _describe(status)
         self.server.emit(

@@ -15,6 +15,7 @@ from app.http.application import Request, Response, without_contexts
 from app.http.forms import require_parameter
 from app.oauth.authorization_server import EndpointResponse, StrictRequest, TokenServer, request_facts
 from app.oauth.services import Endpoint, OAuthServices
+from app.reasons import TokenReason
 from app.types import Metadata
 
 PATH = "/oauth/revoke"
@@ -45,7 +46,7 @@ class Revocation(TokenEndpoint):
         if status.claims is not None:
             jti = status.claims["jti"]
             if status.claims["client_id"] != caller.client_id:
-                reason = "other_clients_token"
+                reason = TokenReason.OTHER_CLIENTS_TOKEN
         if reason is None:
             self._services.revocations.revoke(status.as_revoked())
         self.server.emit(

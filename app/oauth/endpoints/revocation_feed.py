@@ -14,6 +14,7 @@ from app.errors import UnauthorizedClient
 from app.http.application import Request, Response, without_contexts
 from app.oauth.authorization_server import NO_STORE, Document, EndpointResponse, StrictRequest, TokenServer
 from app.oauth.services import Endpoint, OAuthServices
+from app.reasons import RefusalReason
 from app.tokens.revocation_feed import MAX_AGE_SECONDS, MEDIA_TYPE
 from app.types import Metadata
 
@@ -42,7 +43,7 @@ class RevocationFeedEndpoint(TokenEndpoint):
         caller = self.server.authenticate(request).client
         if not caller.introspects:
             raise UnauthorizedClient(
-                "not_made_to_introspect",
+                RefusalReason.NOT_MADE_TO_INTROSPECT,
                 "The client was not made to introspect tokens.",
                 client_id=caller.client_id,
             )

@@ -20,6 +20,7 @@ from app.errors import (
     http_error_body,
     render,
 )
+from app.reasons import RefusalReason
 
 DESCRIPTION = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+")
 CHALLENGE = (
@@ -51,7 +52,7 @@ CHALLENGE = (
 def test_a_refusal_is_rendered(
     refusal: type[OAuthError], status: int, code: str, told: str, headers: list[tuple[str, str]]
 ) -> None:
-    assert render(refusal("a_reason", client_id="an-id")) == (
+    assert render(refusal(RefusalReason.NOT_A_FORM, client_id="an-id")) == (
         status,
         {"error": code, "error_description": told},
         headers,
@@ -64,7 +65,7 @@ def test_every_refusal_of_this_table_is_tested() -> None:
 
 
 def test_the_reason_is_for_the_log_only() -> None:
-    refusal = InvalidClient("unknown_client", client_id="an-id")
+    refusal = InvalidClient(RefusalReason.UNKNOWN_CLIENT, client_id="an-id")
     assert (refusal.reason, refusal.client_id) == ("unknown_client", "an-id")
     status, body, headers = render(refusal, [("X-More", "1")])
     assert "unknown_client" not in str((status, body, headers))
@@ -77,8 +78,8 @@ def test_the_reason_is_for_the_log_only() -> None:
         (BodyTooLarge(), "body_too_large"),
         (UnauthorizedClient(), "grant_not_allowed"),
         (UnsupportedGrantType(), "unknown_grant_type"),
-        (InvalidRequest(), "invalid_request"),
-        (InvalidRequest("other"), "other"),
+        (InvalidRequest(RefusalReason.NOT_A_FORM), "not_a_form"),
+        (ServerError(RefusalReason.UNEXPECTED.caused_by("KeyError")), "unexpected_KeyError"),
     ],
 )
 def test_a_refusal_has_a_reason_of_its_own(refusal: OAuthError, reason: str) -> None:
@@ -88,7 +89,7 @@ def test_a_refusal_has_a_reason_of_its_own(refusal: OAuthError, reason: str) -> 
 @pytest.mark.parametrize("reflected", ['a"b', "a\\b", "é", "a\nb", "\x00"])
 def test_a_sentence_that_section_5_2_forbids_cannot_be_made(reflected: str) -> None:
     with pytest.raises(ValueError, match="forbidden characters"):
-        InvalidRequest("a_reason", reflected)
+        InvalidRequest(RefusalReason.NOT_A_FORM, reflected)
 
 
 @pytest.mark.parametrize(

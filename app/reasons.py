@@ -1,0 +1,325 @@
+"""Every reason that the audit log can give, once: its code, what it means, and how to fix it.
+
+Code that refuses raises or returns a member of these enums. ``flask explain`` and ``flask tokens inspect`` print its
+sentences, and ``docs/audit-log.md`` and ``docs/tokens.md`` have them in a table, which ``make tables`` writes.
+"""
+
+from enum import StrEnum
+from typing import NewType, Self
+
+CausedReason = NewType("CausedReason", str)
+"""A reason that ends in the class of an exception: :meth:`RefusalReason.caused_by`."""
+
+_PARAMETERS = "Check what the caller sends: `detail` names the parameter, docs/http.md describes all of them."
+_ASSERTION = "docs/client-keys.md says what an assertion must contain."
+_REDIS = "Check that Redis runs and that TOKENHOUSE_REDIS_URL is right; `/readyz` shows its state. The caller retries."
+_DATABASE = "Check that the database runs and responds; `/readyz` shows its state, standard error has its message."
+
+
+class _Reason(StrEnum):
+    """A reason: its code in snake_case, which is its value.
+
+    :ivar meaning: a sentence for an operator; ``{client}`` stands for the client's id.
+    :ivar fix: what to do; empty if there is nothing to do.
+    """
+
+    meaning: str
+    fix: str
+
+    def __new__(cls, code: str, meaning: str, fix: str = "") -> Self:
+        """Return the member of ``code``."""
+        member = str.__new__(cls, code)
+        member._value_, member.meaning, member.fix = code, meaning, fix
+        return member
+
+    @classmethod
+    def of_code(cls, code: str) -> Self | None:
+        """Return the reason that a line of the log gives, with or without the class of an exception."""
+        exact = (reason for reason in cls if reason == code)
+        prefixes = (reason for reason in cls if reason.endswith("_") and code.startswith(reason))
+        return next(exact, None) or next(prefixes, None)
+
+
+class RefusalReason(_Reason):
+    """Why a request was refused. A code that ends in ``_`` is followed by the class of an exception."""
+
+    UNKNOWN_CLIENT = (
+        "unknown_client",
+        "No client has, or ever had, the id that was sent.",
+        "`flask clients list` shows all: look for a blank, a typing error, or another installation's settings.",
+    )
+    DELETED_CLIENT = (
+        "deleted_client",
+        "Client {client} was deleted.",
+        "Create another one: `flask clients create NAME`.",
+    )
+    DISABLED_CLIENT = (
+        "disabled_client",
+        "Client {client} is disabled.",
+        "`flask clients enable {client}` serves it again.",
+    )
+    WRONG_SECRET = (
+        "wrong_secret",
+        "The secret is not one of client {client}.",
+        "`flask clients secrets {client}` shows the last four characters, `rotate-secret {client}` creates another.",
+    )
+    EXPIRED_SECRET = (
+        "expired_secret",
+        "The secret of client {client} is right, but has expired.",
+        "`flask clients rotate-secret {client}` creates another one.",
+    )
+    REVOKED_SECRET = (
+        "revoked_secret",
+        "The secret of client {client} was revoked.",
+        "Give the caller its new secret, or create one: `flask clients rotate-secret {client}`.",
+    )
+    OTHER_METHOD_REGISTERED = (
+        "other_method_registered",
+        "Client {client} authenticated with another method than the registered one.",
+        "`flask clients update {client} --auth-method client_secret` allows it to use Basic and the body.",
+    )
+    NO_AUTHENTICATION = (
+        "no_authentication",
+        "The request had no credentials.",
+        "Send id and secret by Basic, or as client_id and client_secret in the body. A proxy may remove headers.",
+    )
+    UNSUPPORTED_SCHEME = (
+        "unsupported_scheme",
+        "The Authorization header is not Basic.",
+        "Send Basic, or the credentials in the body.",
+    )
+    MALFORMED_CREDENTIALS = (
+        "malformed_credentials",
+        "The credentials cannot be parsed, or contain characters that no id or secret has.",
+        "Check whether the secret ends in a line break, or was encoded twice.",
+    )
+    SEVERAL_AUTHENTICATIONS = (
+        "several_authentications",
+        "The request authenticated with two methods at once.",
+        "Send Basic or the body, not both.",
+    )
+    REPEATED_AUTHORIZATION = (
+        "repeated_authorization",
+        "The request had two Authorization headers.",
+        "Send one; a proxy may have added the other.",
+    )
+    OTHER_CLIENT_ID = (
+        "other_client_id",
+        "The client_id in the body is not the client that authenticated.",
+        "Leave client_id out of the body, or send the same.",
+    )
+    ASSERTION_MALFORMED = "assertion_malformed", "The assertion is no JWT.", _ASSERTION
+    ASSERTION_TYPE_UNKNOWN = (
+        "assertion_type_unknown",
+        "The client_assertion_type is not that of a JWT.",
+        _ASSERTION,
+    )
+    ASSERTION_ALGORITHM = (
+        "assertion_algorithm",
+        "The assertion is signed with an algorithm that is not supported.",
+        _ASSERTION,
+    )
+    ASSERTION_OTHER_TYPE = "assertion_other_type", "The assertion is a JWT for another purpose.", _ASSERTION
+    UNREADABLE_SECRET = (
+        "unreadable_secret",
+        "A secret of client {client} is encrypted with a key that has left the settings.",
+        "Put it back into TOKENHOUSE_ENCRYPTION_KEYS: `flask clients secrets --by-encryption-key` counts such secrets.",
+    )
+    ASSERTION_SIGNATURE = (
+        "assertion_signature",
+        "The assertion was not signed with a key that client {client} has registered.",
+        "`flask clients keys {client}` shows what is registered; `keys-add {client} FILE` adds another.",
+    )
+    ASSERTION_OF_ANOTHER = "assertion_of_another", "The assertion has an iss that is not its sub.", _ASSERTION
+    ASSERTION_AUDIENCE = (
+        "assertion_audience",
+        "The audience of the assertion is not this server, or not this server alone.",
+        _ASSERTION,
+    )
+    ASSERTION_TIMES = (
+        "assertion_times",
+        "The assertion lacks exp or iat, or they are not whole numbers.",
+        _ASSERTION,
+    )
+    ASSERTION_WITHOUT_ID = "assertion_without_id", "The assertion lacks a jti.", _ASSERTION
+    ASSERTION_EXPIRED = (
+        "assertion_expired",
+        "The assertion has expired.",
+        "Sign a new one for each request; check that the clocks agree.",
+    )
+    ASSERTION_IN_THE_FUTURE = (
+        "assertion_in_the_future",
+        "The assertion was issued in the future.",
+        "Check that the machines' clocks agree.",
+    )
+    ASSERTION_TOO_LONG = (
+        "assertion_too_long",
+        "The lifetime of the assertion is too long.",
+        "Let it expire within minutes, at most within an hour.",
+    )
+    ASSERTION_REPLAYED = (
+        "assertion_replayed",
+        "The assertion was used before: a request was repeated, or an assertion was stolen.",
+        "Sign a new one for each request, for a retry too.",
+    )
+    MISSING_PARAMETER = "missing_parameter", "A required parameter is missing.", _PARAMETERS
+    REPEATED_PARAMETER = "repeated_parameter", "A parameter was repeated.", _PARAMETERS
+    QUERY_PARAMETER = (
+        "query_parameter",
+        "A parameter was in its URL, where proxies log it.",
+        "Send parameters in the body. If it was a secret, it is in logs now: `flask clients rotate-secret ID`.",
+    )
+    NOT_A_FORM = (
+        "not_a_form",
+        "The body was not a form.",
+        "Send Content-Type: application/x-www-form-urlencoded, not JSON.",
+    )
+    MALFORMED_FORM = (
+        "malformed_form",
+        "The body was not a form in UTF-8.",
+        "Percent-encode what is not a letter or a digit.",
+    )
+    INCOMPLETE_BODY = (
+        "incomplete_body",
+        "The body ended before it was complete.",
+        "Look for a proxy or a caller that gives up early.",
+    )
+    BODY_TOO_LARGE = (
+        "body_too_large",
+        "The body was longer than 16 KiB.",
+        "No token request is nearly as long: check the caller.",
+    )
+    GRANT_NOT_ALLOWED = (
+        "grant_not_allowed",
+        "Client {client} may not use this grant.",
+        "`flask clients update {client} --grant-type client_credentials` allows it.",
+    )
+    UNKNOWN_GRANT_TYPE = (
+        "unknown_grant_type",
+        "The grant type is not supported.",
+        "Send grant_type=client_credentials.",
+    )
+    MALFORMED_SCOPE = (
+        "malformed_scope",
+        "The scope breaks the grammar.",
+        "Send scopes with one blank between them.",
+    )
+    SCOPE_NOT_GRANTED = (
+        "scope_not_granted",
+        "Client {client} requested scopes that it was not granted.",
+        'Request fewer, or grant all that it needs: `flask clients update {client} --scope "…"`.',
+    )
+    MALFORMED_RESOURCE = (
+        "malformed_resource",
+        "A resource in it is not an absolute URI.",
+        "Send a URI with a scheme and without a fragment.",
+    )
+    RESOURCE_NOT_GRANTED = (
+        "resource_not_granted",
+        "Client {client} requested a resource that is not among its audiences.",
+        "`flask clients update {client} --audience …` replaces them.",
+    )
+    NO_SIGNING_KEY = "no_signing_key", "No key may sign now.", "`flask keys list` shows why."
+    NO_KEY_RING = "no_key_ring", "The key ring cannot be read.", "`flask keys check` says why."
+    AUDIT_LOG_STALLED = (
+        "audit_log_stalled",
+        "The audit log takes no lines, and the settings require a line for each token.",
+        "Check who reads standard output, and whether the disk is full.",
+    )
+    TOKENS_JUST_REVOKED = (
+        "tokens_just_revoked",
+        "All tokens of client {client} were revoked in that second, and it requested many in the same second.",
+        "The caller retries. If this lasts, the clocks of two machines differ.",
+    )
+    NOT_MADE_TO_INTROSPECT = (
+        "not_made_to_introspect",
+        "Client {client} requested the revocation feed, but may not introspect.",
+        "`flask clients update {client} --introspect URI` names the API that it verifies tokens for.",
+    )
+    DATABASE_SILENT = "database_silent", "The database did not respond for seconds.", _DATABASE
+    REDIS_SILENT = "redis_silent", "Redis did not respond for seconds.", _REDIS
+    REDIS = (
+        "redis_",
+        "Redis did not respond, so whether the assertion was used before could not be checked.",
+        _REDIS,
+    )
+    DATABASE = "database_", "The database did not respond.", _DATABASE
+    UNEXPECTED = (
+        "unexpected_",
+        "The server has a fault.",
+        "Standard error has the traceback under the same request id: please report it.",
+    )
+
+    def caused_by(self, class_name: str) -> CausedReason:
+        """Return this reason with the class of the exception that caused it."""
+        return CausedReason(f"{self}{class_name}")
+
+
+class TokenReason(_Reason):
+    """Why a token is not active, or was not revoked."""
+
+    NOT_FOR_THIS_CALLER = (
+        "not_for_this_caller",
+        "The token is valid, but for no resource that client {client} may introspect.",
+        "`flask clients update {client} --introspect URI` names all of its resources.",
+    )
+    OTHER_CLIENTS_TOKEN = (
+        "other_clients_token",
+        "The token is another client's token, and was not revoked.",
+        "Only its own client may revoke it.",
+    )
+    UNKNOWN_CLIENT = "unknown_client", "No client has the token's client_id."
+    DELETED_CLIENT = "deleted_client", "The token's client was deleted."
+    DISABLED_CLIENT = (
+        "disabled_client",
+        "The token's client is disabled.",
+        "`flask clients enable ID`, then the client must fetch a new token.",
+    )
+    TOKENS_REVOKED = (
+        "tokens_revoked",
+        "All tokens that the client had were revoked.",
+        "The client must fetch a new one.",
+    )
+    REVOKED_TOKEN = "revoked_token", "The token was revoked.", "The client must fetch a new one."
+    EXPIRED = (
+        "expired",
+        "The token has expired.",
+        "The client must fetch a new one before its `expires_in` is over.",
+    )
+    NOT_YET = "not_yet", "The token was issued in the future.", "Check that the machines' clocks agree."
+    OTHER_ISSUER = (
+        "other_issuer",
+        "Another server issued the token.",
+        "Look for a trailing slash, or http for https, in an `iss`.",
+    )
+    MALFORMED_TOKEN = (
+        "malformed_token",
+        "This is not a JWS: three parts of base64url with dots between them, the first two JSON objects.",
+        "Check whether it was truncated.",
+    )
+    OTHER_TYPE = "other_type", "The token is not an access token: its typ is not at+jwt."
+    CRITICAL_HEADER = "critical_header", "The token requires extensions (crit) that are not supported."
+    UNKNOWN_KEY = (
+        "unknown_key",
+        "Our key ring has no key with the kid of the token: it was signed elsewhere, or the key was removed.",
+        "Check whether another installation issued it.",
+    )
+    OTHER_ALGORITHM = (
+        "other_algorithm",
+        "The alg of the token is not that of the key that it names: it may be an attack.",
+    )
+    WRONG_SIGNATURE = (
+        "wrong_signature",
+        "The signature of the token does not match the key that it names: it was modified or forged.",
+    )
+    REVOKED_KEY = (
+        "revoked_key",
+        "The key that signed it was revoked, and is no longer in the JWKS.",
+        "The client must fetch a new one.",
+    )
+    KEY_GONE = (
+        "key_gone",
+        "The key that signed it has retired, and is no longer in the JWKS.",
+        "The client must fetch a new one.",
+    )
+    MISSING_CLAIM = "missing_claim", "A claim is missing or has the wrong type."
