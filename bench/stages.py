@@ -24,7 +24,7 @@ chdir = pythonpath = str(PROJECT)
 STAGES = (
     ("worker: the rest", "buffered_worker.worker:BufferedWorker._handle"),
     ("worker: receive", "buffered_worker.connection:Connection.receive"),
-    ("worker: find and parse a head", "buffered_worker.framing:RequestBuffer.take"),
+    ("worker: find and parse a head", "buffered_worker.request_parser:RequestBuffer.take"),
     ("worker: answer", "buffered_worker.response:Response.start_response"),
     ("worker: answer", "buffered_worker.response:Response.to_bytes"),
     ("worker: send", "buffered_worker.connection:Connection.flush"),

@@ -1,4 +1,4 @@
-"""The state of one connection: socket, buffers, deadlines; and which HTTP status an error gets."""
+"""The state of one connection: socket, buffers, deadlines."""
 
 import heapq
 import select
@@ -6,22 +6,9 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import Any
 
-from gunicorn.http.errors import (  # type: ignore[attr-defined]  # The stubs lack two names of gunicorn 27.
-    ExpectationFailed,
-    InvalidResponseHeader,
-    InvalidResponseHeaderName,
-    LimitRequestHeaders,
-    LimitRequestLine,
-    NoMoreData,
-    ParseException,
-    UnsupportedTransferCoding,
-)
-
-from buffered_worker.framing import RequestBuffer, TooLong
-from buffered_worker.request_head import UnsupportedVersion
+from buffered_worker.request_parser import RequestBuffer
 
 RECEIVE_BYTES = 16 * 1024
 """Bytes per read."""
@@ -32,23 +19,6 @@ YOUNG_SECONDS = 2.0
 EVICTED_AT_ONCE = 16
 READ = select.EPOLLIN | select.EPOLLONESHOT
 WRITE = select.EPOLLOUT | select.EPOLLONESHOT
-
-
-class TooSlow(ParseException):
-    """The request was not complete in time."""
-
-
-_STATUS_BY_ERROR = (
-    (LimitRequestLine, HTTPStatus.REQUEST_URI_TOO_LONG),
-    (LimitRequestHeaders, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
-    (ExpectationFailed, HTTPStatus.EXPECTATION_FAILED),
-    (UnsupportedTransferCoding, HTTPStatus.NOT_IMPLEMENTED),
-    (UnsupportedVersion, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED),
-    (TooLong, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-    (TooSlow, HTTPStatus.REQUEST_TIMEOUT),
-    # The application sent a malformed header. gunicorn derives these two from ParseException, as for a caller's fault.
-    ((InvalidResponseHeader, InvalidResponseHeaderName), HTTPStatus.INTERNAL_SERVER_ERROR),
-)
 
 
 class Connection:
@@ -112,15 +82,6 @@ def choose_evicted(parked: Sequence[Connection], limit: int) -> list[Connection]
     old = [one for one in parked if not (one.buffer.is_new and one.accepted > young_since)]
     evicted = heapq.nsmallest(EVICTED_AT_ONCE, old, key=lambda one: (not one.incomplete, one.since))
     return evicted or heapq.nsmallest(1, parked, key=lambda one: one.accepted)
-
-
-def status_of(error: BaseException) -> HTTPStatus:
-    """Return the HTTP status for ``error``."""
-    for kind, status in _STATUS_BY_ERROR:
-        if isinstance(error, kind):
-            return status
-    is_callers = isinstance(error, (ParseException, NoMoreData))
-    return HTTPStatus.BAD_REQUEST if is_callers else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def addresses(peer: Any, server: Any) -> dict[str, str]:

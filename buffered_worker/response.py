@@ -15,7 +15,7 @@ from gunicorn.http.errors import (  # type: ignore[attr-defined]  # The stubs la
 )
 from gunicorn.util import is_hoppish
 
-from buffered_worker.request_head import Head
+from buffered_worker.request_parser import Head
 
 _STATUS = re.compile(r"[0-9]{3}(?: [\t -~\x80-\xff]*)?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

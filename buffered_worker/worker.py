@@ -2,7 +2,7 @@
 
 A few equal threads share one epoll. A thread takes one event and handles it to the end: it accepts a connection, or
 adds bytes to a buffer, or, once the buffer holds a complete request, runs the application and sends the response. Which
-thread runs is left to ``scheduler``, what a head means (RFC 9112) to ``request_head``, what a request means to the
+thread runs is left to ``scheduler``, HTTP (RFC 9112) to ``request_parser``, what a request means to the
 application. ``README.md`` compares stock workers, with figures. Linux only, because of epoll.
 """
 
@@ -24,14 +24,12 @@ from http import HTTPStatus
 from itertools import count
 from typing import Any, ClassVar, cast
 
-from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.base import Worker
 
-from buffered_worker.connection import READ, WRITE, Connection, TooSlow, addresses, choose_evicted, status_of
-from buffered_worker.framing import RequestBuffer
+from buffered_worker.connection import READ, WRITE, Connection, addresses, choose_evicted
 from buffered_worker.load_sharing import LoadSharing
-from buffered_worker.request_head import Head, HeadReader
+from buffered_worker.request_parser import Head, Limits, RequestBuffer, RequestError
 from buffered_worker.response import Response, error_response
 from buffered_worker.scheduler import Scheduler, Slots
 
@@ -90,7 +88,7 @@ class BufferedWorker(Worker):
         self.slots = Slots(max(1, self.cfg.threads - 1))
         self.postponed: deque[tuple[Connection, Head, bytes]] = deque()
         self.keepalive: int = self.cfg.keepalive
-        self.reader = HeadReader(self.cfg)
+        self.limits = Limits.of(self.cfg, self.BODY_LIMIT_BYTES)
         self.environ = {**base_environ(self.cfg), "wsgi.multithread": self.cfg.threads > 1, "wsgi.url_scheme": "http"}
         super().init_process()
 
@@ -159,7 +157,8 @@ class BufferedWorker(Worker):
 
     def _expire(self, connection: Connection) -> None:
         if connection.incomplete and not connection.unsent:
-            connection.unsent = self._refuse(connection.buffer.head, connection, TooSlow())
+            too_slow = RequestError(HTTPStatus.REQUEST_TIMEOUT, "Not complete in time")
+            connection.unsent = self._refuse(connection.buffer.head, connection, too_slow)
             with contextlib.suppress(OSError):
                 connection.flush()
         self._close(connection)
@@ -229,7 +228,7 @@ class BufferedWorker(Worker):
             return False
         if len(self.connections) >= self.cfg.worker_connections:
             self._evict()
-        buffer = RequestBuffer(self.reader, peer, self.BODY_LIMIT_BYTES)
+        buffer = RequestBuffer(self.limits)
         connection = Connection(sock, peer, buffer, {**self.environ, **addresses(peer, server)})
         self.connections.add(connection)
         self.load.publish(len(self.connections))
@@ -270,7 +269,7 @@ class BufferedWorker(Worker):
         while True:
             try:
                 complete = buffer.take(at_end=at_end)
-            except (ParseException, NoMoreData) as error:
+            except RequestError as error:
                 response = self._refuse(buffer.head, connection, error)
             else:
                 if complete is None:
@@ -331,12 +330,13 @@ class BufferedWorker(Worker):
     def _refuse(self, head: Head | None, connection: Connection, error: Exception) -> bytes:
         """Return the JSON response for ``error``, and log it without any byte that the caller sent."""
         connection.closing = connection.refused = True
-        status, request_id = status_of(error), secrets.token_hex(16)
-        if head is None or status != HTTPStatus.INTERNAL_SERVER_ERROR:
-            source, kind = connection.host or "unix", type(error).__name__
-            self.log.info("Refused with %d: %s from %s, request_id=%s", status, kind, source, request_id)
+        status, request_id = HTTPStatus.INTERNAL_SERVER_ERROR, secrets.token_hex(16)
+        if isinstance(error, RequestError):
+            status, source = error.status, connection.host or "unix"
+            self.log.info("Refused with %d: %s from %s, request_id=%s", status, error, source, request_id)
         else:
-            self.log.error("Error handling a %s request, request_id=%s", head.method, request_id, exc_info=error)
+            method = getattr(head, "method", "malformed")
+            self.log.error("Error handling a %s request, request_id=%s", method, request_id, exc_info=error)
         to_head = head is not None and head.method == "HEAD"
         return error_response(status, self.error_body(status), request_id, server=self.SERVER, to_head=to_head)
 

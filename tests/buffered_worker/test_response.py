@@ -11,14 +11,14 @@ from gunicorn.http.errors import (  # type: ignore[attr-defined]  # The stubs la
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buffered_worker.request_head import Head
+from buffered_worker.request_parser import Head
 from buffered_worker.response import Response
 
 HEADERS = [("Content-Type", "application/json"), ("Content-Length", "2")]
 
 
 def head(method: str = "GET", version: tuple[int, int] = (1, 1)) -> Head:
-    made = Head({"REQUEST_METHOD": method}, "/", 0, closes=False)
+    made = Head(method, "/", version, {})
     made.version = version
     return made
 

@@ -57,5 +57,7 @@ def test_refusals_below_oauth_are_found_by_their_request_id(proxied: RunningServ
     said = diagnostics(proxied)
     assert f"Refused with 404: Not Found from {ADDRESS}, request_id={REQUEST_ID}" in said
     assert f"Refused with 405: Method Not Allowed from {ADDRESS}, request_id=method.01234" in said
-    assert f"Refused with 413: TooLong from 127.0.0.1, request_id={too_long.headers['X-Request-ID']}" in said
+    assert (
+        f"Refused with 413: The body is too long from 127.0.0.1, request_id={too_long.headers['X-Request-ID']}" in said
+    )
     assert not [line for line in said if "secret-in-a-path" in line]
