@@ -24,9 +24,13 @@ from app.database.build import build as build_database
 from app.http.application import Application
 from app.keyring.active import POLL_SECONDS
 from app.keyring.build import build as build_keys
+from app.oauth.authorization_server import AuthorizationServer
 from app.oauth.build import build as build_oauth
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints import ENDPOINTS
+from app.oauth.grants import GRANTS
+from app.oauth.metadata import describe_server
+from app.oauth.policy import Policy
 from app.observability import health_endpoint
 from app.observability.instrumentation import Instrumentation
 from app.operations.background_jobs import PeriodicTask, Scheduler
@@ -66,9 +70,25 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     events.subscribe(instrumentation)
     with_mac = {method.name for method in METHODS if method.uses_secret_as_key}
     clients = build_clients(settings, database, outbox, clock, methods_with_mac=with_mac)
-    oauth = build_oauth(
-        settings, database, clients, keys.active, events, clock, timed=instrumentation.timed, span=instrumentation.span
+    metadata = describe_server(settings)
+    server = AuthorizationServer(
+        # Clients are rows of the Flask-SQLAlchemy model database.models.ClientRow.
+        query_client=clients.lookup.query_client,
+        origin="{0.scheme}://{0.netloc}".format(urlsplit(settings.issuer)),
+        policy=Policy(settings.access_token_lifetime, settings.default_audience),
+        events=events,
+        clock=clock,
+        timed=instrumentation.timed,
     )
+    oauth = build_oauth(settings, server, metadata, database, clients, keys.active, clock, span=instrumentation.span)
+    server.register_token_generator("default", oauth.issuer)  # type: ignore[arg-type]  # The stubs want one class.
+    for method in METHODS:
+        server.register_client_auth_method(method.name, method(oauth.client_auth))
+    for grant in GRANTS:  # ClientCredentialsGrant.
+        server.register_grant(grant)
+    for endpoint in ENDPOINTS:
+        if endpoint.registered:
+            server.register_endpoint(endpoint.registered(oauth))
     services = Services(settings, clock, keys, clients, oauth, audit_log, outbox)
     services.install(app)
     app.extensions["instrumentation"] = instrumentation

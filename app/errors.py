@@ -105,6 +105,14 @@ class UnauthorizedClient(OAuthError):
     cause = RefusalReason.GRANT_NOT_ALLOWED
 
 
+class InvalidGrant(OAuthError):
+    """The token is another client's: RFC 7009 section 2.1."""
+
+    error = "invalid_grant"
+    description = "The token was not issued to this client."
+    cause = RefusalReason.OTHER_CLIENTS_TOKEN
+
+
 class UnsupportedGrantType(OAuthError):
     """No such grant is registered."""
 

@@ -236,6 +236,11 @@ class RefusalReason(_Reason):
         "Client {client} requested the revocation feed, but may not introspect.",
         "`flask clients update {client} --introspect URI` names the API that it verifies tokens for.",
     )
+    OTHER_CLIENTS_TOKEN = (
+        "other_clients_token",
+        "Client {client} wanted to revoke a live token of another client.",
+        "Only its own client may revoke it; `flask tokens revoke FILE` revokes any token.",
+    )
     DATABASE_SILENT = "database_silent", "The database did not respond for seconds.", _DATABASE
     REDIS_SILENT = "redis_silent", "Redis did not respond for seconds.", _REDIS
     REDIS = (
@@ -262,11 +267,6 @@ class TokenReason(_Reason):
         "not_for_this_caller",
         "The token is valid, but for no resource that client {client} may introspect.",
         "`flask clients update {client} --introspect URI` names all of its resources.",
-    )
-    OTHER_CLIENTS_TOKEN = (
-        "other_clients_token",
-        "The token is another client's token, and was not revoked.",
-        "Only its own client may revoke it.",
     )
     UNKNOWN_CLIENT = "unknown_client", "No client has the token's client_id."
     DELETED_CLIENT = "deleted_client", "The token's client was deleted."

@@ -5,10 +5,12 @@ A grant, a client authentication method or an endpoint carries all its facets in
 metadata, the command line's choices and the checks of client fields iterate them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
+
+from authlib.oauth2.rfc6749 import ClientMixin
 
 Clock = Callable[[], datetime]
 """Returns the current time as an aware datetime in UTC."""
@@ -22,11 +24,17 @@ ALL_RESOURCES = "*"
 DEFAULT_AUDIENCE = ""
 """Among the audiences of a client's tokens: the server's default audience."""
 
+ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
+"""Our own value of ``token_endpoint_auth_method``: Basic and body are both accepted."""
+
+SECRET_METHODS = ("client_secret_basic", "client_secret_post")
+"""The methods that it stands for."""
+
 SECRET_PREFIX = "ths_"  # noqa: S105 - The part that secret scanners look for.
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
+class Client(ClientMixin):
     """A client on the request path: frozen, no database row, no secret. Authlib gets this object.
 
     :param scope: the scopes that the client was granted, in registration order.
@@ -47,12 +55,38 @@ class Client:
     tokens_not_before: datetime | None = None
 
     def get_client_id(self) -> str:
-        """Return the client id; Authlib's name for it."""
+        """Return the client id."""
         return self.client_id
 
+    def get_allowed_scope(self, scope: Collection[str] | str) -> str:
+        """Return those of the space-separated scopes that the client was granted."""
+        requested = scope.split() if isinstance(scope, str) else scope
+        return " ".join(token for token in requested if token in self.scope)
+
     def check_grant_type(self, grant_type: str) -> bool:
-        """Return whether the client may use ``grant_type``; Authlib's name for it."""
+        """Return whether the client may use ``grant_type``."""
         return grant_type in self.grant_types
+
+    def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:  # noqa: ARG002
+        """Return whether the client may authenticate by ``method``, at any endpoint."""
+        registered = self.token_endpoint_auth_method
+        return method == registered or (registered == ANY_SECRET_METHOD and method in SECRET_METHODS)
+
+    def check_client_secret(self, client_secret: str) -> bool:  # noqa: ARG002
+        """Return false: secrets are verified by ``clients.authentication`` alone."""
+        return False
+
+    def check_response_type(self, response_type: str) -> bool:  # noqa: ARG002
+        """Return false: no user means no authorization endpoint."""
+        return False
+
+    def check_redirect_uri(self, redirect_uri: str) -> bool:  # noqa: ARG002
+        """Return false: nobody is redirected."""
+        return False
+
+    def get_default_redirect_uri(self) -> str:
+        """Return nothing: nobody is redirected."""
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +127,6 @@ class AccessTokenGrant:
     scope: tuple[str, ...]
     audiences: tuple[str, ...]
     lifetime_seconds: int
-
-
-@dataclass(frozen=True, slots=True)
-class AccessToken:
-    """A signed access token, and its facts for the response and the audit log. ``encoded`` is a secret."""
-
-    encoded: str
-    jti: str
-    kid: str
-    grant: AccessTokenGrant
-
-    def __repr__(self) -> str:
-        """Keep the token out of tracebacks and logs."""
-        return f"AccessToken(jti={self.jti!r})"
 
 
 class TokenRequest(Protocol):

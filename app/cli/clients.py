@@ -34,7 +34,6 @@ from app.cli.output import (
     timestamp,
 )
 from app.cli.secret_output import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
-from app.clients.authentication import ANY_SECRET_METHOD
 from app.clients.fields import ClientFields, split_scopes
 from app.clients.repository import ListedClient
 from app.clients.secrets import NewSecret
@@ -46,6 +45,7 @@ from app.oauth.client_auth.client_secret import ClientSecretPost
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
 from app.oauth.grants import GRANTS
 from app.services import services
+from app.types import ANY_SECRET_METHOD
 
 NO_GRANT = "none"
 METHOD_NAMES = (ANY_SECRET_METHOD, *(method.name for method in METHODS))

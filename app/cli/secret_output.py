@@ -4,11 +4,11 @@ from datetime import datetime
 from typing import Any
 
 from app.cli.output import report, timestamp
-from app.clients.authentication import ANY_SECRET_METHOD
 from app.clients.secret_digests import IMPORTED_SECRET_SAFE_CHARACTERS
 from app.clients.secrets import state_of
 from app.database.models import ClientSecretRow
 from app.oauth.client_auth import METHODS
+from app.types import ANY_SECRET_METHOD
 
 METHODS_WITH_SECRETS = {ANY_SECRET_METHOD, *(method.name for method in METHODS if method.has_secrets)}
 

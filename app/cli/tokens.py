@@ -73,22 +73,31 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
         scope = " ".join(split_scopes(scopes)) or None
         granted = grant(client, scope=scope, resources=resources, policy=here.oauth.server.policy)
         here.oauth.server.delay_after_revocation(client)
-        token = here.oauth.issuer.issue(client, granted)
+        token = here.oauth.server.generate_token(
+            ClientCredentialsGrant.GRANT_TYPE,
+            client,
+            scope=" ".join(granted.scope) or None,
+            expires_in=granted.lifetime_seconds,
+            audiences=granted.audiences,
+        )
     except OAuthError as error:
         raise ManagementError(f"{error.error}: {error.description}") from None
-    scope = " ".join(granted.scope) or None
-    message = {"scope": scope, "audience": granted.audiences, "expires_in": granted.lifetime_seconds}
     # Record it first: no token goes unrecorded.
     here.outbox.put_alone(
-        TokenChanged(by=system_user(), change="issued", client_id=client_id, jti=token.jti, **message)  # type: ignore[arg-type]
+        TokenChanged(
+            by=system_user(),
+            change="issued",
+            client_id=client_id,
+            jti=token.jti,
+            scope=token.get("scope"),
+            audience=token.audiences,
+            expires_in=token["expires_in"],
+        )
     )
     if as_json:
-        scoped = {"scope": message["scope"]} if granted.scope else {}
-        print_json(
-            {"access_token": token.encoded, "token_type": "Bearer", "expires_in": message["expires_in"], **scoped}
-        )
+        print_json(token)
     else:
-        print_line(token.encoded)
+        print_line(token["access_token"])
         report(f"It is valid for {format_duration(granted.lifetime_seconds)}: `flask tokens inspect -` explains it.")
 
 

@@ -21,10 +21,7 @@ from app.database.models import ClientRow, ClientSecretRow
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.errors import InvalidClient
 from app.reasons import RefusalReason
-from app.types import Authentication, Client, Clock, Credentials
-
-ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
-"""Our own value of ``token_endpoint_auth_method``: Basic and body are both accepted."""
+from app.types import ANY_SECRET_METHOD, Authentication, Client, Clock, Credentials
 
 CLIENT_COLUMNS = (
     ClientRow.client_id,

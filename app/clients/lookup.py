@@ -15,7 +15,7 @@ from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.reasons import RefusalReason
-from app.types import Authentication
+from app.types import Authentication, Client
 
 _ASKED = select(bindparam("client_id", type_=String).label("asked_id")).subquery("asked").c.asked_id
 _FOUND: Any = (
@@ -71,6 +71,15 @@ class ClientLookup:
         """
         rows: Sequence[Any] = self._question.execute_through(self._circuit_breaker, {"client_id": client_id})
         return rows[0]
+
+    def query_client(self, client_id: str) -> Client | None:
+        """Return the client, unless it does not exist or is disabled; Authlib's hook, for grants and extensions.
+
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        row = self.find(client_id)
+        is_served = row.client_id is not None and row.deleted_at is None and row.disabled_at is None
+        return to_client(row) if is_served else None
 
     def find_with_secrets(self, client_id: str) -> Sequence[Any]:
         """Return the rows of :meth:`find`, one for each secret, or one if there is none.

@@ -3,27 +3,25 @@
 RFC 6749 sections 2.3, 3.2 and 5. Stock Authlib also reads parameters from the query string, takes the first of
 repeated ones, accepts two authentications at once, and distinguishes an unknown client from a wrong secret. Here a
 request is one complete form, each parameter once, with exactly one authentication.
+
+Hooks have Authlib's names and do what its documentation says. ``create_app`` registers what they work with.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any, NamedTuple
 
-from authlib.oauth2.rfc6749 import (
-    AuthorizationServer,
-    BaseGrant,
-    OAuth2Request,
-    UnsupportedGrantTypeError,
-)
-from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
+from authlib.integrations.flask_oauth2 import client_authenticated, token_revoked
+from authlib.oauth2 import rfc6749
 from orjson import dumps as encode_json
 
-from app.audit.events import Event, Events, RequestFacts, RequestRefused, TokenIssued, TokenRefused
+from app.audit.events import Event, Events, RequestRefused, TokenIssued, TokenRefused
 from app.blocking import blocking
+from app.clients.scopes import parse_scope
 from app.errors import (
     InvalidClient,
     InvalidRequest,
@@ -34,16 +32,17 @@ from app.errors import (
     render,
 )
 from app.http.application import Request, Response
-from app.http.forms import REPEATABLE, read_authorization, read_form, require_parameter
+from app.http.forms import require_parameter
 from app.oauth.policy import Policy
+from app.oauth.requests import StrictRequest, parse_request, request_facts
 from app.reasons import RefusalReason
-from app.tokens.issuer import AccessTokenIssuer
-from app.types import AccessToken, AccessTokenGrant, Authentication, Authenticator, Client, Clock
+from app.tokens.issuer import AccessToken
+from app.types import Authentication, Authenticator, Client, Clock
 
 log = logging.getLogger(__name__)
 
 TOKEN = "token"  # noqa: S105 - A name.
-"""The name of the token endpoint, among those of :meth:`TokenServer.register_endpoint`."""
+"""The name of the token endpoint, among those of :meth:`AuthorizationServer.register_endpoint`."""
 
 EXPIRY_HEADER = "Tokenhouse-Secret-Expires"
 EXPIRY_ANNOUNCED_BEFORE = timedelta(days=30)
@@ -79,46 +78,20 @@ EndpointResponse = tuple[int, Mapping[str, Any] | Document, list[tuple[str, str]
 """Status, body, headers."""
 
 
-class StrictRequest(OAuth2Request):
-    """A parsed request: the :class:`app.types.TokenRequest` that grants and methods get.
-
-    ``authentication`` and ``access_token`` are filled in on the way, for the events.
-    """
-
-    # Replaces Authlib's constructor, which checks for each request whether the URL is https. Our URL is in the
-    # settings and was checked at the start; what a proxy or a Host header says must not matter.
-    client: Any = None
-    uri = "https://localhost/"
-    _body = None
-
-    def __init__(self, http_request: Request, authorization: str | None, pairs: Sequence[tuple[str, str]]) -> None:
-        self.http_request = http_request
-        self.method = http_request.method
-        self.source_address: str | None = http_request.source_address
-        self.presented_secrets: list[str] = []
-        self.authorization = authorization
-        self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]
-        self.parameters: Mapping[str, str] = {name: value for name, value in pairs if name != REPEATABLE}
-        self.payload = BasicOAuth2Payload(self.parameters)
-        self.authentication: Authentication | None = None
-        self.access_token: AccessToken | None = None
-        self.auth_method: str | None = None
-
-
-class TokenServer(AuthorizationServer):
+class AuthorizationServer(rfc6749.AuthorizationServer):
     """The authorization server: parses a request, finds its grant or endpoint, renders the response, emits the event.
 
-    :param grants: subclasses of Authlib's grants, each with the ``PARAMETERS`` that it reads.
-    :param methods: the authentication methods, of which a request must use exactly one.
+    :param query_client: returns the client with an id, or ``None``.
+    :param origin: scheme, host and port of the issuer.
+    :param policy: what a token may contain.
     :param timed: records how long authentication and the signature take.
     """
 
     def __init__(  # noqa: PLR0913 - What a server is made of.
         self,
         *,
-        grants: Sequence[type[Any]],
-        methods: Sequence[Authenticator],
-        tokens: AccessTokenIssuer,
+        query_client: Callable[[str], Client | None],
+        origin: str,
         policy: Policy,
         events: Events,
         clock: Clock,
@@ -126,38 +99,56 @@ class TokenServer(AuthorizationServer):
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__()
+        self.query_client = query_client  # type: ignore[method-assign, assignment]  # As Authlib's integrations do.
+        self.policy = policy
+        self._origin = origin
+        self._events = events
         self._clock = clock
         self._pause = pause
         self._delay_slots = threading.BoundedSemaphore(MOST_DELAYED)
-        self.issue: Callable[[Client, AccessTokenGrant], AccessToken] = timed("sign", tokens.issue)
+        self._methods: dict[str, Authenticator] = {}
+        self._parameters: dict[str, set[str]] = {TOKEN: set()}
+        self._known: dict[str, set[str]] = {}
+        self._sign: Callable[..., AccessToken] = timed("sign", lambda generate, **facts: generate(**facts))
         self._authenticate_by: Callable[[Authenticator, StrictRequest], Authentication] = timed(
             "authenticate", lambda method, request: method.authenticate(request)
         )
-        self.policy = policy
-        self._methods = methods
-        self._events = events
-        by_authentication = set[str]().union(*(method.parameters for method in methods))
-        self._parameters = {TOKEN: by_authentication.union(*(grant.PARAMETERS for grant in grants))}
-        self._by_authentication = by_authentication
-        self._grant_types = {grant.GRANT_TYPE for grant in grants}
-        for grant in grants:
-            self.register_grant(grant)
+
+    def register_client_auth_method(self, method: str, func: Authenticator) -> None:
+        """Register a client authentication method.
+
+        :param func: tells whether a request uses the method, and authenticates: a request must use exactly one.
+        """
+        self._methods[method] = func
+        self._learn_parameters()
+
+    def register_grant(self, grant_cls: Any, extensions: Any = None) -> None:
+        """Register a subclass of Authlib's grants, with the ``PARAMETERS`` that it reads."""
+        super().register_grant(grant_cls, extensions)
+        self._parameters[TOKEN] |= grant_cls.PARAMETERS
+        self._learn_parameters()
 
     def register_endpoint(self, endpoint: Any) -> None:
         """Register a further endpoint: a subclass of Authlib's with the ``PARAMETERS`` that it reads."""
         super().register_endpoint(endpoint)
-        self._parameters[endpoint.ENDPOINT_NAME] = self._by_authentication | endpoint.PARAMETERS
+        self._parameters[endpoint.ENDPOINT_NAME] = set(endpoint.PARAMETERS)
+        self._learn_parameters()
 
-    def create_token_response(self, request: Request) -> Response:  # type: ignore[override]
+    def _learn_parameters(self) -> None:
+        """Note which parameters each endpoint reads: those of its own, and of all authentication methods."""
+        by_methods = [method.parameters for method in self._methods.values()]
+        self._known = {name: own.union(*by_methods) for name, own in self._parameters.items()}
+
+    def create_token_response(self, request: Any = None) -> Any:
         """Respond to a token request. Whatever happens, the response is JSON and an event is emitted."""
         return self._answer(TOKEN, request, self._issue)
 
-    def create_endpoint_response(self, name: str, request: Request) -> Response:  # type: ignore[override]
+    def create_endpoint_response(self, name: str, request: Any = None) -> Any:
         """Respond to a request at another endpoint, in the same way."""
         (endpoint,) = self._endpoints[name]  # type: ignore[attr-defined]  # The stubs lack it.
-        return self._answer(name, request, endpoint.create_endpoint_response)
+        return self._answer(name, request, endpoint)
 
-    def _answer(self, endpoint: str, request: Request, act: Callable[["StrictRequest"], EndpointResponse]) -> Response:
+    def _answer(self, endpoint: str, request: Request, act: Callable[[StrictRequest], EndpointResponse]) -> Response:
         parsed: StrictRequest | None = None
         try:
             parsed = self.create_oauth2_request(request, endpoint)
@@ -200,31 +191,28 @@ class TokenServer(AuthorizationServer):
 
         :raises InvalidRequest: it is not one complete form with each parameter once.
         """
-        environ, known = request.environ, self._parameters[endpoint]
-        if environ.get("QUERY_STRING"):
-            _refuse_query_parameters(request, known)
-        pairs = [] if request.method in {"GET", "HEAD"} else read_form(environ, known)
-        return StrictRequest(request, read_authorization(environ), pairs)
+        return parse_request(request, f"{self._origin}{request.path}", self._known[endpoint])
 
-    def get_token_grant(self, request: StrictRequest) -> BaseGrant:  # type: ignore[override]
+    def get_token_grant(self, request: Any) -> rfc6749.BaseGrant:
         """Find the grant by ``grant_type``.
 
         :raises InvalidRequest: the parameter is missing.
         :raises UnsupportedGrantType: no such grant is registered.
         """
-        require_parameter(request.parameters, "grant_type")
+        require_parameter(request.form, "grant_type")
         try:
             return super().get_token_grant(request)
-        except UnsupportedGrantTypeError:
+        except rfc6749.UnsupportedGrantTypeError:
             raise UnsupportedGrantType from None
 
-    def authenticate(self, request: StrictRequest) -> Authentication:
+    def authenticate_client(self, request: Any, methods: Collection[str], endpoint: str = TOKEN) -> Client:  # noqa: ARG002 - Authlib's.
         """Authenticate the client by exactly one of the registered methods (section 2.3).
 
+        :param methods: not used: every endpoint accepts every registered method.
         :raises InvalidRequest: the request uses several methods.
         :raises InvalidClient: the request uses no method, or authentication failed.
         """
-        presented = [method for method in self._methods if method.is_presented(request)]
+        presented = [method for method in self._methods.values() if method.is_presented(request)]
         if len(presented) > 1:
             raise InvalidRequest(
                 RefusalReason.SEVERAL_AUTHENTICATIONS, "The request must authenticate the client exactly once."
@@ -233,53 +221,90 @@ class TokenServer(AuthorizationServer):
             raise InvalidClient(RefusalReason.NO_AUTHENTICATION)
         request.auth_method = presented[0].name
         request.authentication = self._authenticate_by(presented[0], request)
-        request.client = request.authentication.client
-        return request.authentication
+        client: Client = request.authentication.client
+        request.client = client
+        return client
 
-    def save_token(self, token: dict[str, Any], request: StrictRequest) -> None:  # type: ignore[override]
+    def validate_requested_scope(self, scope: str | None) -> None:
+        """Check the grammar of ``scope``. Which scopes a client was granted is left to the policy.
+
+        :raises InvalidScope: it is malformed.
+        """
+        if scope is not None:
+            parse_scope(scope)
+
+    def generate_token(  # noqa: PLR0913, PLR0917 - Authlib's signature.
+        self,
+        grant_type: str,
+        client: Any,
+        user: Any = None,
+        scope: str | None = None,
+        expires_in: int | None = None,
+        include_refresh_token: bool = False,  # noqa: FBT001, FBT002
+        *,
+        audiences: Sequence[str] = (),
+    ) -> AccessToken:
+        """Sign a token with the generator that is registered for ``grant_type``, or for ``default``.
+
+        :param audiences: what Authlib's signature lacks: the resources of RFC 8707.
+        :raises ServiceUnavailable: no key may sign now.
+        """
+        generators: Mapping[str, Any] = self._token_generators  # type: ignore[attr-defined]
+        return self._sign(
+            generators.get(grant_type) or generators["default"],
+            grant_type=grant_type,
+            client=client,
+            user=user,
+            scope=scope,
+            expires_in=expires_in,
+            include_refresh_token=include_refresh_token,
+            audiences=audiences,
+        )
+
+    def save_token(self, token: Any, request: Any) -> None:
         """Emit the event of an issued token. Nothing is stored: a token is a signed statement."""
-        assert request.authentication and request.access_token  # noqa: S101, PT018 - A grant ran to its end.
-        grant = request.access_token.grant
+        authentication: Authentication = request.authentication
         self._events.emit(
             TokenIssued(
                 request=request_facts(request.http_request),
-                client_id=request.authentication.client.client_id,
-                auth_method=request.authentication.method,
-                secret_id=request.authentication.secret_id,
-                grant_type=request.parameters["grant_type"],
-                scope=" ".join(grant.scope),
-                audience=grant.audiences,
-                jti=request.access_token.jti,
-                kid=request.access_token.kid,
+                client_id=authentication.client.client_id,
+                auth_method=authentication.method,
+                secret_id=authentication.secret_id,
+                grant_type=request.form["grant_type"],
+                scope=token.get("scope", ""),
+                audience=token.audiences,
+                jti=token.jti,
+                kid=token.kid,
                 expires_in=token["expires_in"],
             )
         )
+
+    def send_signal(self, name: str, *arguments: Any, **facts: Any) -> None:
+        """Send the signals of Authlib's Flask integration, if anybody receives them."""
+        signal = _SIGNALS.get(name)
+        if signal and signal.receivers:
+            signal.send(self, *arguments, **facts)
 
     def emit(self, event: Event) -> None:
         """Emit the event of an endpoint."""
         self._events.emit(event)
 
-    def handle_response(  # type: ignore[override]
-        self, status: int, body: Mapping[str, Any] | Document, headers: Iterable[tuple[str, str]]
-    ) -> Response:
+    def handle_response(self, status: int, body: Any, headers: Iterable[tuple[str, str]] | Any) -> Response:
         """Make the HTTP response. Only a document that says so may be cached."""
         if isinstance(body, Document):
             return Response(body.content, status, headers, content_type=body.content_type)
         return Response(encode_json(body), status, [*headers, *NO_STORE], content_type="application/json")
 
-    def handle_error_response(  # type: ignore[override]
-        self, request: StrictRequest | Request, error: OAuthError, endpoint: str = TOKEN
-    ) -> Response:
+    def handle_error_response(self, request: Any, error: Any, endpoint: str = TOKEN) -> Response:
         """Emit the event of a refused request, and render the error response.
 
-        :param request: as far as it could be parsed.
+        :param request: the :class:`StrictRequest`, or the HTTP request if it could not be parsed.
+        :param error: an :class:`OAuthError`.
         """
-        http_request: Any = request
-        authentication = None
-        if isinstance(request, StrictRequest):
-            http_request, authentication = request.http_request, request.authentication
+        parsed = request if isinstance(request, StrictRequest) else None
+        authentication = parsed.authentication if parsed else None
         facts: dict[str, Any] = {
-            "request": request_facts(http_request),
+            "request": request_facts(parsed.http_request if parsed else request),
             "client_id": authentication.client.client_id if authentication else error.client_id,
             "error": error.error,
             "status": int(error.status_code),
@@ -287,19 +312,17 @@ class TokenServer(AuthorizationServer):
             "detail": error.description if error.description != type(error).description else None,
         }
         if endpoint == TOKEN:
-            facts |= self._requested(request)
+            facts |= self._requested(parsed) if parsed else {}
             self._events.emit(TokenRefused(**facts))
         else:
             self._events.emit(RequestRefused(endpoint=endpoint, **facts))
         return self.handle_response(*render(error, self._announce_expiry(authentication)))
 
-    def _requested(self, request: StrictRequest | Request) -> dict[str, str | None]:
-        """Return what a refused token request asked for, if that is known here."""
-        if not isinstance(request, StrictRequest):
-            return {}
+    def _requested(self, request: StrictRequest) -> dict[str, str | None]:
+        """Return what a refused token request asked for: a grant type only if it is registered."""
+        grant_types = {grant_cls.GRANT_TYPE for grant_cls, _ in self._token_grants}  # type: ignore[attr-defined]
         grant_type = request.parameters.get("grant_type")
-        known = grant_type if grant_type in self._grant_types else None
-        return {"auth_method": request.auth_method, "grant_type": known}
+        return {"auth_method": request.auth_method, "grant_type": grant_type if grant_type in grant_types else None}
 
     def _announce_expiry(self, authentication: Authentication | None) -> list[tuple[str, str]]:
         """Return a header with the expiry of the secret that was used, in its last 30 days."""
@@ -309,20 +332,4 @@ class TokenServer(AuthorizationServer):
         return [(EXPIRY_HEADER, format_datetime(ends, usegmt=True))]
 
 
-def _refuse_query_parameters(request: Request, known: set[str]) -> None:
-    """Refuse known parameters in the query string, where proxies log them; ignore others (section 2.3.1)."""
-    if not known.isdisjoint(request.args):
-        name = next(name for name in sorted(known) if name in request.args)
-        raise InvalidRequest(
-            RefusalReason.QUERY_PARAMETER, f"The parameter {name} must be in the body, not in the URL."
-        )
-
-
-def request_facts(http_request: Request) -> RequestFacts:
-    """Return the facts of a request for its event."""
-    return RequestFacts(
-        request_id=http_request.request_id,
-        source_address=http_request.source_address,
-        duration_ms=(time.perf_counter() - http_request.received_at) * 1000,
-        trace_id=http_request.environ.get("tokenhouse.trace_id"),
-    )
+_SIGNALS = {"after_authenticate_client": client_authenticated, "after_revoke_token": token_revoked}

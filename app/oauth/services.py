@@ -1,15 +1,17 @@
 """What the endpoints work with, and the shape of an endpoint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from flask import Blueprint
 
 from app.clients.registered_scopes import RegisteredScopes
 from app.config.settings import Settings
+from app.http.application import Request, Response, without_contexts
 from app.keyring.active import ActiveRing
-from app.oauth.authorization_server import TokenServer
+from app.oauth.authorization_server import AuthorizationServer
+from app.oauth.client_auth.dependencies import ClientAuthDependencies
 from app.oauth.replay_store import ReplayStore
 from app.tokens.issuer import AccessTokenIssuer
 from app.tokens.revocation_feed import RevocationFeed
@@ -22,13 +24,16 @@ from app.types import Clock, Metadata
 class OAuthServices:
     """The parts of the protocol.
 
+    :param client_auth: what the constructors of client authentication methods get.
+    :param issuer: signs tokens, and other statements of ours.
     :param active_keys: the key ring that this process signs and publishes with.
     :param metadata: the document of RFC 8414, without ``scopes_supported``, which changes.
     """
 
     settings: Settings
     clock: Clock
-    server: TokenServer
+    server: AuthorizationServer
+    client_auth: ClientAuthDependencies
     issuer: AccessTokenIssuer
     statuses: TokenStatuses
     revocations: Revocations
@@ -47,8 +52,37 @@ class Endpoint:
     :param metadata: the members that the endpoint adds to the metadata.
     :param authenticates: the metadata member that names the endpoint, if clients authenticate there; the metadata then
         lists their methods too.
+    :param registered: the subclass of Authlib's ``TokenEndpoint`` that ``create_app`` registers; its constructor gets
+        the services.
     """
 
     create_blueprint: Callable[[OAuthServices], Blueprint]
     metadata: Callable[[Settings], Metadata]
     authenticates: str | None = None
+    registered: Any = None
+
+    @classmethod
+    def of(
+        cls,
+        registered: Any,
+        path: str,
+        metadata: Callable[[Settings], Metadata],
+        *,
+        methods: Sequence[str] = ("POST",),
+        authenticates: str | None = None,
+    ) -> Self:
+        """Return the endpoint of a subclass of Authlib's ``TokenEndpoint``, at one path."""
+        name: str = registered.ENDPOINT_NAME
+
+        def create_blueprint(services: OAuthServices) -> Blueprint:
+            blueprint = Blueprint(name, registered.__module__)
+
+            @blueprint.route(path, methods=methods, endpoint="respond", provide_automatic_options=False)
+            @without_contexts
+            def respond(request: Request) -> Response:
+                response: Response = services.server.create_endpoint_response(name, request)
+                return response
+
+            return blueprint
+
+        return cls(create_blueprint, metadata, authenticates, registered)

@@ -5,7 +5,7 @@ What a token may contain is left to ``oauth.policy``, which key signs to ``keyri
 
 import secrets
 from binascii import b2a_base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from orjson import dumps as compact_json
 from app.errors import ServiceUnavailable, StartError
 from app.keyring.model import SigningKey
 from app.reasons import RefusalReason
-from app.types import AccessToken, AccessTokenGrant, Client, Clock
+from app.types import Client, Clock
 
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 section 2.1.
 JTI_RANDOM_BYTES = 16
@@ -26,8 +26,23 @@ _HEADERS_KEPT = 16
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
+class AccessToken(dict[str, Any]):
+    """The response of RFC 6749 section 5.1, with what the audit log says of the token. ``access_token`` is a secret.
+
+    :ivar kid: the key that signed it.
+    """
+
+    jti: str
+    kid: str
+    audiences: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Keep the token out of tracebacks and logs."""
+        return f"AccessToken(jti={self.jti!r})"
+
+
 class AccessTokenIssuer:
-    """Signs access tokens.
+    """Signs access tokens: the token generator that ``create_app`` registers.
 
     :param issuer: the ``iss`` of all tokens.
     :param signing_key: returns the key that signs now.
@@ -38,9 +53,22 @@ class AccessTokenIssuer:
         self._find_key = signing_key
         self._clock = clock
 
-    def issue(self, client: Client, grant: AccessTokenGrant) -> AccessToken:
-        """Sign a token for ``client`` with the contents of ``grant``.
+    def __call__(  # noqa: PLR0913 - Authlib's signature of a token generator.
+        self,
+        *,
+        client: Client,
+        scope: str | None,
+        expires_in: int,
+        audiences: Sequence[str],
+        grant_type: str = "",  # noqa: ARG002
+        user: object = None,  # noqa: ARG002
+        include_refresh_token: bool = False,  # noqa: ARG002
+    ) -> AccessToken:
+        """Sign a token for ``client``.
 
+        :param scope: space-separated scope tokens, or ``None``.
+        :param expires_in: whole seconds.
+        :param audiences: one or more resources.
         :returns: a token whose ``aud`` is a string if there is one audience. ``iat`` is never in the future. There
             is no ``nbf``: verifiers whose clock is a second slow would reject a fresh token.
         :raises ServiceUnavailable: no key may sign now.
@@ -54,14 +82,18 @@ class AccessTokenIssuer:
             "iss": self._issuer,
             "sub": client.client_id,
             "client_id": client.client_id,
-            "aud": grant.audiences[0] if len(grant.audiences) == 1 else list(grant.audiences),
+            "aud": audiences[0] if len(audiences) == 1 else list(audiences),
             "iat": iat,
-            "exp": iat + grant.lifetime_seconds,
+            "exp": iat + expires_in,
             "jti": jti,
         }
-        if grant.scope:
-            claims["scope"] = " ".join(grant.scope)
-        return AccessToken(_encoded(claims, TOKEN_TYPE, key), jti, key.kid, grant)
+        if scope:
+            claims["scope"] = scope
+        token = AccessToken(access_token=_encoded(claims, TOKEN_TYPE, key), token_type="Bearer", expires_in=expires_in)  # noqa: S106 - RFC 6750.
+        if scope:
+            token["scope"] = scope
+        token.jti, token.kid, token.audiences = jti, key.kid, tuple(audiences)
+        return token
 
     def sign(self, claims: Mapping[str, Any], typ: str) -> str:
         """Sign a statement that is not an access token, with its own ``typ``: RFC 8725 section 3.11.

@@ -28,6 +28,15 @@ class TokenStatus:
     reason: TokenReason | None
 
     @property
+    def jti(self) -> str | None:
+        """The id of a token of ours."""
+        return self.claims["jti"] if self.claims else None
+
+    def check_client(self, client: Client) -> bool:
+        """Return whether the token is of ``client``."""
+        return self.claims is not None and self.claims["client_id"] == client.client_id
+
+    @property
     def audiences(self) -> tuple[str, ...]:
         """The audiences of the token."""
         audience = (self.claims or {}).get("aud", ())
@@ -82,7 +91,7 @@ def may_introspect(client: Client, status: TokenStatus) -> bool:
     if status.claims is None:
         return False
     return (
-        status.claims["client_id"] == client.client_id
+        status.check_client(client)
         or ALL_RESOURCES in client.introspects
         or not set(client.introspects).isdisjoint(status.audiences)
     )

@@ -52,6 +52,7 @@ def scope_not_granted(tokens: str) -> Refusal:
 INVALID_CLIENT = refusal(401, "invalid_client", "Client authentication failed.")
 MALFORMED_SCOPE = refusal(400, "invalid_scope", "The scope must be scope tokens separated by single spaces.")
 UNAUTHORIZED_CLIENT = refusal(400, "unauthorized_client", "The client is not authorized to use this grant type.")
+OTHER_CLIENTS_TOKEN = refusal(400, "invalid_grant", "The token was not issued to this client.")
 UNSUPPORTED_GRANT = refusal(400, "unsupported_grant_type", "The grant type is not supported by this server.")
 MALFORMED = invalid_request("The request is malformed.")
 MALFORMED_FORM = invalid_request("The body must be a form in UTF-8.")

@@ -8,6 +8,7 @@ from conformance.expected import (
     INVALID_CLIENT,
     METHOD_NOT_ALLOWED,
     NOT_A_FORM,
+    OTHER_CLIENTS_TOKEN,
     Refusal,
     assert_refused,
     in_query,
@@ -60,11 +61,28 @@ def test_2_1_a_token_that_is_taken_back_is_dead_at_once_and_others_live(
     assert server.event_of(revoke(server, client, token))["reason"] == "revoked_token"
 
 
-def test_2_2_another_clients_token_is_left_alone(server: RunningServer, client: NewClient, api: NewClient) -> None:
+def test_2_1_another_clients_token_is_left_alone_and_its_caller_told(
+    server: RunningServer, client: NewClient, api: NewClient
+) -> None:
     token = server.get_token(client)["access_token"]
     for who in (api, server.create_client()):
-        assert server.event_of(revoke(server, who, token))["reason"] == "other_clients_token"
+        answer = requests.post(
+            f"{server.url}{PATH}", {"token": token}, headers={"Authorization": who.basic}, timeout=10
+        )
+        assert (answer.status_code, answer.json()) == OTHER_CLIENTS_TOKEN
+        event = server.event_of(answer)
+        told = {name: event[name] for name in ("event", "endpoint", "client_id", "error", "reason")}
+        assert told == {
+            "event": "RequestRefused",
+            "endpoint": "revocation",
+            "client_id": who.client_id,
+            "error": "invalid_grant",
+            "reason": "other_clients_token",
+        }
     assert is_active(server, api, token)
+    # Once it is dead it is nobody's, and 200 for all.
+    revoke(server, client, token)
+    assert server.event_of(revoke(server, api, token))["reason"] == "revoked_token"
 
 
 def test_2_2_an_unknown_token_is_answered_in_the_same_way(server: RunningServer, client: NewClient) -> None:

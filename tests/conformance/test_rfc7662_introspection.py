@@ -27,7 +27,6 @@ from support.server import Installation, NewClient, RunningServer, basic
 
 from app.clients.repository import as_client
 from app.tokens.issuer import AccessTokenIssuer
-from app.types import AccessTokenGrant
 
 PATH = "/oauth/introspect"
 API, OTHER_API = "https://api.example", "https://other.example"
@@ -167,7 +166,7 @@ def test_2_2_an_expired_token_is_inactive(server: RunningServer, harness: Househ
             here = server.services
             client = as_client(here.clients.repository.find(harness.caller.client_id))
             issuer = AccessTokenIssuer(here.settings.issuer, here.keys.active.signing_key, lambda: here.clock() - ago)
-            return issuer.issue(client, AccessTokenGrant(("read",), (API,), 3600)).encoded
+            return issuer(client=client, scope="read", audiences=(API,), expires_in=3600)["access_token"]
 
     assert told(server, harness.gateway, issued(timedelta(minutes=59)))["active"]
     for seconds in (3600, 3601, 2**25):

@@ -7,20 +7,20 @@ Any token that is not active, or that the caller may not introspect, is ``{"acti
 from http import HTTPStatus
 from typing import Any
 
-from authlib.oauth2.rfc6749 import TokenEndpoint
-from flask import Blueprint
+from authlib.oauth2 import rfc7662
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from app.audit.events import TokenIntrospected
 from app.config.settings import Settings
-from app.http.application import Request, Response, without_contexts
+from app.http.application import Request
 from app.http.forms import require_parameter
-from app.oauth.authorization_server import Document, EndpointResponse, StrictRequest, TokenServer, request_facts
+from app.oauth.authorization_server import Document
+from app.oauth.requests import request_facts
 from app.oauth.services import Endpoint, OAuthServices
 from app.reasons import TokenReason
 from app.tokens.status import TokenStatus, may_introspect
-from app.types import Metadata
+from app.types import Client, Metadata
 
 PATH = "/oauth/introspect"
 MEDIA_TYPE = "application/token-introspection+jwt"
@@ -30,58 +30,67 @@ TYP = "token-introspection+jwt"
 _SHOWN_CLAIMS = ("scope", "client_id", "exp", "iat", "sub", "aud", "iss", "jti", "cnf")
 
 
-class Introspection(TokenEndpoint):
-    """Authlib's endpoint for introspection."""
+class IntrospectionEndpoint(rfc7662.IntrospectionEndpoint):
+    """Authlib's introspection endpoint for tokens of which nothing is stored."""
 
-    ENDPOINT_NAME = "introspection"
     PARAMETERS = frozenset({"token", "token_type_hint"})
-
-    server: TokenServer
 
     def __init__(self, services: OAuthServices) -> None:
         super().__init__(services.server)
         self._services = services
 
-    def create_endpoint_response(self, request: StrictRequest) -> EndpointResponse:  # type: ignore[override]
-        """Respond to ``request``.
+    def query_token(self, token_string: str, token_type_hint: str | None) -> TokenStatus:  # noqa: ARG002 - A hint.
+        """Return the status of a token from any source.
+
+        :raises ServiceUnavailable: the database does not answer, or the key ring cannot be read.
+        """
+        return self._services.statuses.of_token(token_string)
+
+    def check_permission(self, token: TokenStatus, client: Client, request: object) -> bool:  # noqa: ARG002
+        """Return whether ``client`` may introspect ``token``."""
+        return may_introspect(client, token)
+
+    def introspect_token(self, token: TokenStatus) -> dict[str, Any]:
+        """Return the description of an active token: RFC 7662 section 2.2."""
+        claims = token.claims or {}
+        confirmation = claims.get("cnf")
+        is_dpop = isinstance(confirmation, dict) and "jkt" in confirmation
+        shown = {name: claims[name] for name in _SHOWN_CLAIMS if name in claims}
+        return {"active": True, "token_type": "DPoP" if is_dpop else "Bearer", **shown}
+
+    def create_endpoint_response(self, request: Any) -> Any:
+        """Respond to ``request``: status, body, headers.
 
         :raises InvalidClient: the caller did not authenticate.
         :raises InvalidRequest: the token is missing.
         """
-        caller = self.server.authenticate(request).client
-        status = self._services.statuses.of_token(require_parameter(request.parameters, "token"))
-        reason = status.reason if may_introspect(caller, status) else status.reason or TokenReason.NOT_FOR_THIS_CALLER
-        jti = status.claims["jti"] if status.claims else None
-        description: dict[str, Any] = {"active": False} if reason else _describe(status)
+        caller: Client = self.server.authenticate_client(request, self.CLIENT_AUTH_METHODS, self.ENDPOINT_NAME)
+        token = self.query_token(require_parameter(request.form, "token"), request.form.get("token_type_hint"))
+        reason = token.reason
+        if reason is None and not self.check_permission(token, caller, request):
+            reason = TokenReason.NOT_FOR_THIS_CALLER
+        payload = {"active": False} if reason else self.introspect_token(token)
         self.server.emit(
             TokenIntrospected(
                 request=request_facts(request.http_request),
                 client_id=caller.client_id,
                 active=reason is None,
                 reason=reason,
-                jti=jti,
+                jti=token.jti,
             )
         )
         if _wants_it_signed(request.http_request):
-            return HTTPStatus.OK, self._signed(description, caller.client_id), []
-        return HTTPStatus.OK, description, []
+            return HTTPStatus.OK, self._signed(payload, caller.client_id), []
+        return HTTPStatus.OK, payload, []
 
-    def _signed(self, description: dict[str, Any], audience: str) -> Document:
+    def _signed(self, payload: dict[str, Any], audience: str) -> Document:
         claims = {
             "iss": self._services.settings.issuer,
             "aud": audience,
             "iat": int(self._services.clock().timestamp()),
-            "token_introspection": description,
+            "token_introspection": payload,
         }
         return Document(self._services.issuer.sign(claims, TYP).encode(), MEDIA_TYPE)
-
-
-def _describe(status: TokenStatus) -> dict[str, Any]:
-    claims = status.claims or {}
-    confirmation = claims.get("cnf")
-    is_dpop = isinstance(confirmation, dict) and "jkt" in confirmation
-    description = {name: claims[name] for name in _SHOWN_CLAIMS if name in claims}
-    return {"active": True, "token_type": "DPoP" if is_dpop else "Bearer", **description}
 
 
 def _wants_it_signed(http_request: Request) -> bool:
@@ -93,18 +102,6 @@ def _wants_it_signed(http_request: Request) -> bool:
     return signed > plain or (signed == plain > 0 and named[0][0] == MEDIA_TYPE)
 
 
-def _create_blueprint(services: OAuthServices) -> Blueprint:
-    blueprint = Blueprint("introspection", __name__)
-    services.server.register_endpoint(Introspection(services))
-
-    @blueprint.post(PATH, provide_automatic_options=False)
-    @without_contexts
-    def introspect(http_request: Request) -> Response:
-        return services.server.create_endpoint_response(Introspection.ENDPOINT_NAME, http_request)
-
-    return blueprint
-
-
 def _metadata(settings: Settings) -> Metadata:
     return {
         "introspection_endpoint": f"{settings.issuer}{PATH}",
@@ -112,4 +109,4 @@ def _metadata(settings: Settings) -> Metadata:
     }
 
 
-INTROSPECTION = Endpoint(_create_blueprint, _metadata, authenticates="introspection_endpoint")
+INTROSPECTION = Endpoint.of(IntrospectionEndpoint, PATH, _metadata, authenticates="introspection_endpoint")

@@ -5,18 +5,18 @@
 """
 
 from http import HTTPStatus
+from typing import Any
 
 from authlib.oauth2.rfc6749 import TokenEndpoint
-from flask import Blueprint
 
 from app.config.settings import Settings
 from app.errors import UnauthorizedClient
-from app.http.application import Request, Response, without_contexts
-from app.oauth.authorization_server import NO_STORE, Document, EndpointResponse, StrictRequest, TokenServer
+from app.http.application import Request
+from app.oauth.authorization_server import NO_STORE, Document
 from app.oauth.services import Endpoint, OAuthServices
 from app.reasons import RefusalReason
 from app.tokens.revocation_feed import MAX_AGE_SECONDS, MEDIA_TYPE
-from app.types import Metadata
+from app.types import Client, Metadata
 
 PATH = "/oauth/revocations"
 
@@ -27,20 +27,18 @@ class RevocationFeedEndpoint(TokenEndpoint):
     ENDPOINT_NAME = "revocation_feed"
     PARAMETERS = frozenset[str]()
 
-    server: TokenServer
-
     def __init__(self, services: OAuthServices) -> None:
         super().__init__(services.server)
         self._feed = services.revocation_feed
 
-    def create_endpoint_response(self, request: StrictRequest) -> EndpointResponse:  # type: ignore[override]
-        """Respond to ``request``.
+    def create_endpoint_response(self, request: Any) -> Any:
+        """Respond to ``request``: status, body, headers.
 
         :raises InvalidClient: the caller did not authenticate.
         :raises UnauthorizedClient: the client may not introspect.
         :raises ServiceUnavailable: the revocations cannot be read now.
         """
-        caller = self.server.authenticate(request).client
+        caller: Client = self.server.authenticate_client(request, self.CLIENT_AUTH_METHODS, self.ENDPOINT_NAME)
         if not caller.introspects:
             raise UnauthorizedClient(
                 RefusalReason.NOT_MADE_TO_INTROSPECT,
@@ -65,20 +63,8 @@ def _has(http_request: Request, etag: str) -> bool:
     return http_request.if_none_match.contains_weak(etag)
 
 
-def _create_blueprint(services: OAuthServices) -> Blueprint:
-    blueprint = Blueprint("revocation_feed", __name__)
-    services.server.register_endpoint(RevocationFeedEndpoint(services))
-
-    @blueprint.route(PATH, methods=["GET", "POST"], provide_automatic_options=False)
-    @without_contexts
-    def show_revocations(http_request: Request) -> Response:
-        return services.server.create_endpoint_response(RevocationFeedEndpoint.ENDPOINT_NAME, http_request)
-
-    return blueprint
-
-
 def _metadata(settings: Settings) -> Metadata:
     return {"tokenhouse_revocation_feed": f"{settings.issuer}{PATH}"}
 
 
-REVOCATION_FEED = Endpoint(_create_blueprint, _metadata)
+REVOCATION_FEED = Endpoint.of(RevocationFeedEndpoint, PATH, _metadata, methods=("GET", "POST"))

@@ -16,7 +16,8 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
     @blueprint.post(PATH, provide_automatic_options=False)
     @without_contexts
     def issue_token(request: Request) -> Response:
-        return services.server.create_token_response(request)
+        response: Response = services.server.create_token_response(request)
+        return response
 
     return blueprint
 

@@ -9,6 +9,7 @@ from app import errors
 from app.errors import (
     BodyTooLarge,
     InvalidClient,
+    InvalidGrant,
     InvalidRequest,
     InvalidScope,
     InvalidTarget,
@@ -37,6 +38,7 @@ CHALLENGE = (
         (InvalidClient, 401, "invalid_client", "Client authentication failed.", [CHALLENGE]),
         (UnauthorizedClient, 400, "unauthorized_client", "The client is not authorized to use this grant type.", []),
         (UnsupportedGrantType, 400, "unsupported_grant_type", "The grant type is not supported by this server.", []),
+        (InvalidGrant, 400, "invalid_grant", "The token was not issued to this client.", []),
         (InvalidScope, 400, "invalid_scope", "The scope must be scope tokens separated by single spaces.", []),
         (InvalidTarget, 400, "invalid_target", "A resource must be an absolute URI without a fragment.", []),
         (ServerError, 500, "server_error", "The server failed to handle the request.", []),
@@ -61,7 +63,7 @@ def test_a_refusal_is_rendered(
 
 def test_every_refusal_of_this_table_is_tested() -> None:
     classes = {thing for thing in vars(errors).values() if isinstance(thing, type) and issubclass(thing, OAuthError)}
-    assert len(classes - {OAuthError}) == 9
+    assert len(classes - {OAuthError}) == 10
 
 
 def test_the_reason_is_for_the_log_only() -> None:

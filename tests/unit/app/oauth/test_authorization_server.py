@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import joserfc.jwk
 import jwt
 import pytest
-from authlib.integrations.flask_oauth2 import AuthorizationServer
+from authlib.integrations.flask_oauth2 import AuthorizationServer, client_authenticated, token_revoked
 from authlib.oauth2.rfc6749 import ClientMixin, InvalidRequestError, grants
 from flask import Flask
 from flask.testing import FlaskClient
@@ -30,12 +30,13 @@ from unit.harness import Harness, statements
 from werkzeug.test import TestResponse
 
 from app.audit.log import AuditLog
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, InvalidScope
 from app.http.forms import parse_form
 from app.oauth.authorization_server import DELAY_MARGIN_SECONDS, MOST_DELAYED
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints.token import PATH
 from app.oauth.grants import GRANTS
+from app.types import Client
 from buffered_worker.stream import NonBlockingStream
 
 SECRET = "a-secret-of-both-servers-123"
@@ -491,7 +492,7 @@ def test_a_fault_of_ours_is_told_without_its_cause(
     def broken(*_arguments: Any, **_options: Any) -> Any:
         raise RuntimeError("hidden cause")
 
-    monkeypatch.setattr(harness.services.oauth.server, "issue", broken)
+    monkeypatch.setattr(harness.services.oauth.server, "generate_token", broken)
     answer = post(ours)
     assert refused(answer, 500) == ("server_error", "The server failed to handle the request.")
     assert answer.headers["Cache-Control"] == "no-store"
@@ -556,6 +557,58 @@ def test_the_endpoint_knows_the_parameters_of_its_registries(ours: FlaskClient) 
     assert known == {"grant_type", "scope", "resource"} | by_method
     for name in known:
         assert refused(post(ours, url=f"{PATH}?{name}=x"))[0] == "invalid_request"
+
+
+def test_the_hooks_of_authlib_are_those_that_a_request_takes(
+    harness: Harness, ours: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An extension that is written for Authlib overrides or calls these."""
+    server, called = harness.services.oauth.server, []
+    for name in ("authenticate_client", "generate_token", "save_token", "send_signal", "handle_response"):
+        hook = getattr(server, name)
+        monkeypatch.setattr(
+            server,
+            name,
+            lambda *a, _name=name, _hook=hook, **n: called.append(_name) or _hook(*a, **n),  # type: ignore[func-returns-value]
+        )
+    granted(post(ours))
+    assert called == ["authenticate_client", "send_signal", "generate_token", "save_token", "handle_response"]
+
+
+@pytest.mark.usefixtures("ours")
+def test_a_client_is_found_by_the_hook_of_authlib(harness: Harness) -> None:
+    server = harness.services.oauth.server
+    found = server.query_client("known")
+    assert isinstance(found, ClientMixin)
+    assert (found.get_client_id(), found.get_allowed_scope("read admin")) == ("known", "read")
+    assert server.query_client("nobody") is None
+    with harness.app.app_context():
+        harness.store.disable("known")
+    assert server.query_client("known") is None
+
+
+def test_a_scope_breaks_the_grammar_for_authlibs_hook_too(harness: Harness) -> None:
+    server = harness.services.oauth.server
+    server.validate_requested_scope(None)
+    server.validate_requested_scope("read write")
+    with pytest.raises(InvalidScope):
+        server.validate_requested_scope("read  write")
+
+
+def test_the_signals_of_authlibs_flask_integration_are_sent(ours: FlaskClient) -> None:
+    received: list[tuple[str, str]] = []
+
+    def authenticated(_server: Any, *, client: Client, grant: Any) -> None:
+        received.append((client.client_id, grant.GRANT_TYPE))
+
+    def revoked(_server: Any, *, token: Any, client: Client) -> None:
+        received.append((client.client_id, token.jti))
+
+    with client_authenticated.connected_to(authenticated), token_revoked.connected_to(revoked):
+        token = granted(post(ours))["access_token"]
+        assert post(ours, {"token": token}, url="https://localhost/oauth/revoke").status_code == 200
+    jti = jwt.decode(token, options={"verify_signature": False, "verify_exp": False})["jti"]
+    assert received == [("known", "client_credentials"), ("known", jti)]
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from joserfc import jwt as joserfc_jwt
 from app.crypto.algorithms import ALGORITHMS
 from app.errors import ServiceUnavailable, StartError
 from app.keyring.model import Ring, SigningKey
-from app.tokens.issuer import AccessTokenIssuer
-from app.types import AccessToken, AccessTokenGrant, Client
+from app.tokens.issuer import AccessToken, AccessTokenIssuer
+from app.types import AccessTokenGrant, Client
 
 ISSUER = "https://tokens.example.com"
 NOON = int(datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp())
@@ -50,13 +50,18 @@ def ring() -> Ring:
     return Ring(tuple(signing_key(kid, number, time) for number, (kid, time) in enumerate(RING_TIMES.items())))
 
 
+def sign(generate: AccessTokenIssuer, client: Client, grant: AccessTokenGrant) -> AccessToken:
+    scope = " ".join(grant.scope) or None
+    return generate(client=client, scope=scope, expires_in=grant.lifetime_seconds, audiences=grant.audiences)
+
+
 def issue(ring: Ring, clock: SettableClock, grant: AccessTokenGrant) -> AccessToken:
     client = Client("an-id", "A service", "client_secret", ("client_credentials",), ("read",), (), None)
-    return AccessTokenIssuer(ISSUER, lambda: ring.signing_key(clock()), clock).issue(client, grant)
+    return sign(AccessTokenIssuer(ISSUER, lambda: ring.signing_key(clock()), clock), client, grant)
 
 
 def parts(token: AccessToken) -> tuple[dict[str, object], dict[str, object]]:
-    header, claims, _ = token.encoded.split(".")
+    header, claims, _ = token["access_token"].split(".")
     return tuple(json.loads(base64.urlsafe_b64decode(part + "==")) for part in (header, claims))  # type: ignore[return-value]
 
 
@@ -74,7 +79,13 @@ def test_header_and_claims_are_exactly_those_of_the_contract(ring: Ring, clock: 
         "jti": token.jti,
         "scope": "write read",
     }
-    assert (token.kid, token.grant) == ("current", AccessTokenGrant(("write", "read"), ("urn:a",), 900))
+    assert (token.kid, token.audiences) == ("current", ("urn:a",))
+    assert {**token, "access_token": ""} == {
+        "access_token": "",
+        "token_type": "Bearer",
+        "expires_in": 900,
+        "scope": "write read",
+    }
 
 
 def test_several_audiences_are_a_list(ring: Ring, clock: SettableClock) -> None:
@@ -106,8 +117,8 @@ def test_pyjwt_reads_what_was_issued(
     token = issue(ring, clock, AccessTokenGrant(scope, audiences, 60))
     by_kid = {key.kid: jwt.PyJWK(key.public_jwk) for key in ring.published_keys(clock())}
     decoded = jwt.decode_complete(
-        token.encoded,
-        by_kid[jwt.get_unverified_header(token.encoded)["kid"]],
+        token["access_token"],
+        by_kid[jwt.get_unverified_header(token["access_token"])["kid"]],
         algorithms=["RS256"],
         audience=audiences[-1],
         issuer=ISSUER,
@@ -118,7 +129,7 @@ def test_pyjwt_reads_what_was_issued(
 
 def test_the_signature_is_rs256_over_header_and_claims(ring: Ring, clock: SettableClock) -> None:
     token = issue(ring, clock, AccessTokenGrant((), ("urn:a",), 60))
-    signed, _, signature = token.encoded.rpartition(".")
+    signed, _, signature = token["access_token"].rpartition(".")
     raw = base64.urlsafe_b64decode(signature + "==")
     private_key(1).public_key().verify(raw, signed.encode(), PKCS1v15(), SHA256())
 
@@ -155,7 +166,7 @@ def test_a_token_is_what_joserfc_would_have_made(  # noqa: PLR0913, PLR0917 - Al
     key = key_of(alg)
     client = Client(client_id, "A", "client_secret", (), (), (), None)
     grant = AccessTokenGrant(tuple(scope), tuple(audiences), lifetime)
-    ours = AccessTokenIssuer(issuer, lambda: key, lambda: now).issue(client, grant).encoded
+    ours = sign(AccessTokenIssuer(issuer, lambda: key, lambda: now), client, grant)["access_token"]
     found = joserfc_jwt.decode(ours, key.jwk, registry=REGISTRY)
     theirs = joserfc_jwt.encode(found.header, found.claims, key.jwk, registry=REGISTRY)
     assert ours.rpartition(".")[0] == theirs.rpartition(".")[0]
@@ -188,4 +199,4 @@ def test_a_ring_that_cannot_be_read_makes_the_service_unavailable(clock: Settabl
 
     client = Client("an-id", "A", "client_secret", (), (), (), None)
     with pytest.raises(ServiceUnavailable):
-        AccessTokenIssuer(ISSUER, broken, clock).issue(client, AccessTokenGrant((), ("urn:a",), 60))
+        sign(AccessTokenIssuer(ISSUER, broken, clock), client, AccessTokenGrant((), ("urn:a",), 60))

@@ -16,7 +16,7 @@ from app.crypto.algorithms import ALGORITHMS
 from app.keyring.model import RETIRE_AFTER, Ring, SigningKey
 from app.tokens.issuer import AccessTokenIssuer
 from app.tokens.validation import TokenValidation, validate_token
-from app.types import AccessTokenGrant, Client
+from app.types import Client
 
 ISSUER = "https://tokens.example.com"
 CLIENT = Client("an-id", "A", "client_secret", (), (), (), None)
@@ -35,8 +35,9 @@ RING = Ring(tuple(key(alg) for alg in ALGORITHMS))
 
 
 def token(alg: str = "RS256", lifetime: int = 600, issuer: str = ISSUER, scope: tuple[str, ...] = ("read",)) -> str:
-    grant = AccessTokenGrant(scope, ("urn:a",), lifetime)
-    return AccessTokenIssuer(issuer, lambda: key(alg), lambda: NOON).issue(CLIENT, grant).encoded
+    generate = AccessTokenIssuer(issuer, lambda: key(alg), lambda: NOON)
+    found = generate(client=CLIENT, scope=" ".join(scope) or None, expires_in=lifetime, audiences=("urn:a",))
+    return str(found["access_token"])
 
 
 def poll(unverified: str, now: datetime = NOON, ring: Ring = RING) -> TokenValidation:
