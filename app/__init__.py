@@ -73,7 +73,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     metadata = describe_server(settings)
     server = AuthorizationServer(
         # Clients are rows of the Flask-SQLAlchemy model database.models.ClientRow.
-        query_client=clients.lookup.query_client,
+        query_client=clients.authenticator.query_client,
         origin="{0.scheme}://{0.netloc}".format(urlsplit(settings.issuer)),
         policy=Policy(settings.access_token_lifetime, settings.default_audience),
         events=events,

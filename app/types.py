@@ -33,6 +33,11 @@ SECRET_METHODS = ("client_secret_basic", "client_secret_post")
 SECRET_PREFIX = "ths_"  # noqa: S105 - The part that secret scanners look for.
 
 
+def accepts_method(registered: str | None, method: str) -> bool:
+    """Return whether a client with the ``registered`` authentication method may use ``method``."""
+    return method == registered or (registered == ANY_SECRET_METHOD and method in SECRET_METHODS)
+
+
 @dataclass(frozen=True, slots=True)
 class Client(ClientMixin):
     """A client on the request path: frozen, no database row, no secret. Authlib gets this object.
@@ -69,8 +74,7 @@ class Client(ClientMixin):
 
     def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:  # noqa: ARG002
         """Return whether the client may authenticate by ``method``, at any endpoint."""
-        registered = self.token_endpoint_auth_method
-        return method == registered or (registered == ANY_SECRET_METHOD and method in SECRET_METHODS)
+        return accepts_method(self.token_endpoint_auth_method, method)
 
     def check_client_secret(self, client_secret: str) -> bool:  # noqa: ARG002
         """Return false: secrets are verified by ``clients.authentication`` alone."""

@@ -21,8 +21,8 @@ from app.cli.output import (
     shown,
     timestamp,
 )
+from app.clients.authentication import to_client
 from app.clients.fields import split_scopes
-from app.clients.repository import as_client
 from app.config.values import format_duration
 from app.errors import ManagementError, OAuthError, ServiceUnavailable
 from app.oauth.grants.client_credentials import ClientCredentialsGrant
@@ -64,7 +64,7 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
     """Issue a token for the client ID, as the token endpoint would, without its secret. The audit log records it."""
     here = services()
     row = here.clients.repository.find(client_id)
-    client = as_client(row)
+    client = to_client(row)
     if row.disabled_at:
         raise ManagementError(f"{client_id} is disabled: `flask clients enable {client_id}` serves it again")
     if ClientCredentialsGrant.GRANT_TYPE not in client.grant_types:

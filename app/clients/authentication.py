@@ -1,15 +1,17 @@
-"""Authenticates a client by its secret, on the request path: one query and no write.
+"""Authenticates clients on the request path: one query and no write, whichever method a client uses.
 
-An unknown id, a wrong secret and a right one cost the same, and so do both readings of the credentials. Recording
-the use is left to ``last_used``, management to ``repository`` and ``secrets``.
+An unknown id, a wrong secret and a right one cost the same, and so do both readings of Basic credentials. An unknown id
+gives a row of NULLs: handling rows takes time, which would reveal which ids exist. What an assertion must contain is
+left to ``oauth.client_auth``, recording the use to ``last_used``, management to ``repository`` and ``secrets``.
 """
 
 import hmac
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import compress
 from typing import Any
 
 from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, select, union
@@ -17,13 +19,13 @@ from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, se
 from app.clients.last_used import LastUsedTracker
 from app.clients.secret_digests import SecretDigester
 from app.database.circuit_breaker import DatabaseCircuitBreaker
-from app.database.models import ClientRow, ClientSecretRow
+from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.errors import InvalidClient
 from app.reasons import RefusalReason
-from app.types import ANY_SECRET_METHOD, Authentication, Client, Clock, Credentials
+from app.types import Authentication, Client, Clock, Credentials, accepts_method
 
-CLIENT_COLUMNS = (
+_CLIENT_COLUMNS = (
     ClientRow.client_id,
     ClientRow.client_name,
     ClientRow.token_endpoint_auth_method,
@@ -37,7 +39,6 @@ CLIENT_COLUMNS = (
     ClientRow.disabled_at,
     ClientRow.deleted_at,
 )
-"""The columns of a client that the request path reads."""
 
 _SECRET_COLUMNS = (
     ClientSecretRow.secret_id,
@@ -47,25 +48,46 @@ _SECRET_COLUMNS = (
     ClientSecretRow.revoked_at,
 )
 
-# If the two readings of Basic credentials differ, both are looked up at once, so that both cost the same. An unknown
-# id gives a row of NULLs: handling rows takes time, which would reveal which ids exist.
+# If the two readings of Basic credentials differ, both are looked up at once, so that both cost the same.
 _ONE = select(bindparam("one_id", type_=String).label("asked_id"))
 _OTHER = select(bindparam("other_id", type_=String).label("asked_id"))
 
 
-def _find_with_secrets(ids: Select[Any] | CompoundSelect[Any]) -> Select[Any]:
+def _find_clients(ids: Select[Any] | CompoundSelect[Any], *columns: Any) -> Select[Any]:
     asked = ids.subquery("asked").c.asked_id
     return (
-        select(asked, *CLIENT_COLUMNS, *_SECRET_COLUMNS)
+        select(asked, *_CLIENT_COLUMNS, *columns)
         .select_from(asked.table)
         .outerjoin(ClientRow, ClientRow.client_id == asked)
-        .outerjoin(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
     )
 
 
+def _with_secrets(found: Select[Any]) -> Select[Any]:
+    return found.outerjoin(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
+
+
+_BY_KEYS = _find_clients(
+    _ONE,
+    cast(ClientRow.auth_fields, Text).label("auth_fields"),
+    cast(ClientKeySetRow.jwks, Text).label("published_jwks"),
+).outerjoin(ClientKeySetRow, ClientKeySetRow.client_id == ClientRow.client_id)
+_BY_SECRETS_AS_KEYS = _with_secrets(
+    _BY_KEYS.add_columns(
+        ClientSecretRow.secret_id,
+        ClientSecretRow.encrypted,
+        ClientSecretRow.encryption_key_id,
+        ClientSecretRow.expires_at,
+        ClientSecretRow.revoked_at,
+    )
+    # Usable secrets first, whatever the time is.
+).order_by(
+    ClientSecretRow.revoked_at.is_not(None),
+    ClientSecretRow.expires_at.is_not(None),
+    ClientSecretRow.expires_at.desc(),
+)
+
 # Compared if there is no digest, so that an unknown client costs the same. Random, so that no secret matches it.
 _DUMMY_DIGEST = secrets.token_bytes(32)
-
 
 _CLIENTS_KEPT = 1024
 """Clients whose JSON columns are cached as parsed. The columns themselves are read for each request."""
@@ -74,8 +96,8 @@ _KEPT_CHARACTERS = 500
 """Larger clients are rare and would need much memory."""
 
 
-class SecretVerifier:
-    """Verifies client secrets.
+class ClientAuthenticator:
+    """Finds clients, verifies their secrets, and accepts those that are authentic.
 
     :param last_used: where uses are recorded.
     :param circuit_breaker: guards the database.
@@ -90,8 +112,12 @@ class SecretVerifier:
         circuit_breaker: DatabaseCircuitBreaker,
     ) -> None:
         self._circuit_breaker = circuit_breaker
-        self._about_one = PreparedQuery(connections, _find_with_secrets(_ONE))
-        self._about_two = PreparedQuery(connections, _find_with_secrets(union(_ONE, _OTHER)))
+        self._by_one_id = PreparedQuery(connections, _with_secrets(_find_clients(_ONE, *_SECRET_COLUMNS)))
+        self._by_two_ids = PreparedQuery(
+            connections, _with_secrets(_find_clients(union(_ONE, _OTHER), *_SECRET_COLUMNS))
+        )
+        self._by_keys = PreparedQuery(connections, _BY_KEYS)
+        self._by_secrets_as_keys = PreparedQuery(connections, _BY_SECRETS_AS_KEYS)
         self._digester = digester
         self._clock = clock
         self.last_used = last_used
@@ -118,17 +144,57 @@ class SecretVerifier:
         for candidate, digest_by_pepper in zip(candidates, digests, strict=True):
             mine = [row for row in rows if row.asked_id == candidate.client_id]
             matching = _matching_secrets(mine, digest_by_pepper)
-            working = [row for row in matching if _is_usable(row, now)]
-            reason = _refusal_reason(mine[0], matching, working, method)
+            working = usable(matching, now)
+            reason = refusal_reason(mine[0], method, matching, working, _WRONG_SECRET)
             if reason is None:
                 right = working[0]
-                proven = Authentication(to_client(right), method, right.secret_id, right.expires_at)
-                self._record_use(right, digest_by_pepper, source_address)
+                proven = self.accept(right, method, source_address, right)
+                self._rehash(right, digest_by_pepper)
             elif reason != RefusalReason.UNKNOWN_CLIENT:
                 known_id, refused_for = candidate.client_id, reason
         if proven is None:
             raise InvalidClient(refused_for, client_id=known_id)
         return proven
+
+    def query_client(self, client_id: str) -> Client | None:
+        """Return the client, unless it does not exist or is disabled; Authlib's hook, for grants and extensions.
+
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        row = self.find(client_id)
+        is_served = row.client_id is not None and row.deleted_at is None and row.disabled_at is None
+        return to_client(row) if is_served else None
+
+    def find(self, client_id: str) -> Any:
+        """Return the row of ``client_id``, or a row of NULLs if no such client exists.
+
+        ``auth_fields`` and ``published_jwks``, which was fetched from its ``jwks_uri``, are JSON text.
+
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        return self._by_keys.execute_through(self._circuit_breaker, {"one_id": client_id})[0]
+
+    def find_with_secrets(self, client_id: str) -> Sequence[Any]:
+        """Return the rows of :meth:`find`, one for each secret, or one if there is none.
+
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        return self._by_secrets_as_keys.execute_through(self._circuit_breaker, {"one_id": client_id})
+
+    def accept(self, row: Any, method: str, source_address: str | None, secret: Any = None) -> Authentication:
+        """Return the authentication of the client of ``row``, which :func:`refusal_reason` does not refuse.
+
+        Records the use.
+
+        :param secret: the row of the secret that was used, if the method has secrets.
+        """
+        secret_id = secret.secret_id if secret else None
+        self.last_used.record(row.client_id, secret_id, source_address)
+        return Authentication(to_client(row), method, secret_id, secret.expires_at if secret else None)
+
+    def reencrypt(self, secret: Any, new_key_id: str, newly_encrypted: bytes) -> None:
+        """Replace the ciphertext of an old key, later."""
+        self.last_used.reencrypt(secret.secret_id, secret.encrypted, new_key_id, newly_encrypted)
 
     def answers(self) -> None:
         """Check that clients can be read.
@@ -139,37 +205,60 @@ class SecretVerifier:
 
     def poll(self) -> None:
         """Probe the database while its circuit is open."""
-        self._circuit_breaker.poll(lambda: self._about_one.execute_on_new_connection({"one_id": ""}))
+        self._circuit_breaker.poll(lambda: self._by_one_id.execute_on_new_connection({"one_id": ""}))
 
     def _fetch(self, one_id: str, other_id: str) -> Sequence[Any]:
-        question, ids = self._about_one, {"one_id": one_id}
+        query, ids = self._by_one_id, {"one_id": one_id}
         if other_id != one_id:
-            question, ids = self._about_two, {"one_id": one_id, "other_id": other_id}
-        return question.execute_through(self._circuit_breaker, ids)
+            query, ids = self._by_two_ids, {"one_id": one_id, "other_id": other_id}
+        return query.execute_through(self._circuit_breaker, ids)
 
-    def _record_use(self, secret: Any, digest_by_pepper: Mapping[str, bytes], source_address: str | None) -> None:
-        """Record the use, in memory. A digest of an old pepper will be replaced by one of the first."""
-        self.last_used.record(secret.client_id, secret.secret_id, source_address)
+    def _rehash(self, secret: Any, digest_by_pepper: Mapping[str, bytes]) -> None:
+        """Replace the digest of an old pepper by one of the first, later."""
         newest = self._digester.newest_pepper_id
         if secret.pepper_id != newest:
             self.last_used.rehash(secret.secret_id, secret.digest, newest, digest_by_pepper[newest])
 
 
-def _refusal_reason(client: Any, matching: Sequence[Any], working: Sequence[Any], method: str) -> RefusalReason | None:
-    """Return why the client of a row is refused with the secrets that match; ``None`` if it is not."""
-    reasons = {
-        RefusalReason.UNKNOWN_CLIENT: client.client_id is None,
-        RefusalReason.DELETED_CLIENT: client.deleted_at is not None,
-        RefusalReason.DISABLED_CLIENT: client.disabled_at is not None,
-        RefusalReason.OTHER_METHOD_REGISTERED: client.token_endpoint_auth_method not in {ANY_SECRET_METHOD, method},
-        RefusalReason.WRONG_SECRET: not matching,
-        RefusalReason.REVOKED_SECRET: not [row for row in matching if row.revoked_at is None],
-        RefusalReason.EXPIRED_SECRET: not working,
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            return reason
-    return None
+_REFUSALS = (
+    RefusalReason.UNKNOWN_CLIENT,
+    RefusalReason.DELETED_CLIENT,
+    RefusalReason.DISABLED_CLIENT,
+    RefusalReason.OTHER_METHOD_REGISTERED,
+)
+_WRONG_SECRET = RefusalReason.WRONG_SECRET
+_SECRET_REFUSALS = (RefusalReason.EXPIRED_SECRET, RefusalReason.REVOKED_SECRET)
+
+
+def refusal_reason(
+    client: Any,
+    method: str,
+    matching: Sequence[Any],
+    working: Sequence[Any],
+    otherwise: RefusalReason | None,
+) -> RefusalReason | None:
+    """Return why a client is refused; ``None`` if it is not. Everything is evaluated, whatever is wrong.
+
+    :param client: its row.
+    :param method: how it authenticated.
+    :param matching: the rows of its secrets that are the presented one.
+    :param working: those that are usable.
+    :param otherwise: the reason if no secret matches; ``None`` for a client that needs no secret.
+    """
+    of_client = (
+        client.client_id is None,
+        client.deleted_at is not None,
+        client.disabled_at is not None,
+        not accepts_method(client.token_endpoint_auth_method, method),
+    )
+    of_secrets = ([row for row in matching if row.revoked_at is None], matching)
+    found = next(compress(_SECRET_REFUSALS, of_secrets), otherwise)
+    return next(compress(_REFUSALS, of_client), None if working else found)
+
+
+def usable(matching: Iterable[Any], now: datetime) -> list[Any]:
+    """Return the rows of those secrets that are neither revoked nor expired."""
+    return [row for row in matching if row.revoked_at is None and (row.expires_at is None or row.expires_at > now)]
 
 
 def _matching_secrets(rows: Sequence[Any], digest_by_pepper: Mapping[str, bytes]) -> list[Any]:
@@ -184,26 +273,25 @@ def _matching_secrets(rows: Sequence[Any], digest_by_pepper: Mapping[str, bytes]
     return matching
 
 
-def _is_usable(secret: Any, now: datetime) -> bool:
-    return secret.revoked_at is None and (secret.expires_at is None or secret.expires_at > now)
-
-
 def to_client(row: Any) -> Client:
-    """Return the client of a row with :data:`CLIENT_COLUMNS`."""
-    facts = (
+    """Return the client of a row, whose JSON columns are text on the request path and lists elsewhere."""
+    lists: tuple[Any, ...] = row.grant_types, row.scope, row.audiences, row.introspects or "[]"
+    if not isinstance(row.scope, str):
+        lists = tuple(json.dumps(column) for column in (*lists[:3], row.introspects or ()))
+    grant_types, scope, audiences, introspects = lists
+    is_short = len(row.client_name) + len(scope) + len(audiences) + len(introspects) <= _KEPT_CHARACTERS
+    parse = _kept_client if is_short else _parsed
+    return parse(
         row.client_id,
         row.client_name,
         row.token_endpoint_auth_method,
-        row.grant_types,
-        row.scope,
-        row.audiences,
+        grant_types,
+        scope,
+        audiences,
         row.access_token_lifetime,
-        row.introspects or "[]",
+        introspects,
         row.tokens_not_before,
     )
-    length = len(row.scope) + len(row.audiences) + len(row.client_name) + len(row.introspects or "")
-    is_short = length <= _KEPT_CHARACTERS
-    return _kept_client(*facts) if is_short else _parsed(*facts)
 
 
 def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.

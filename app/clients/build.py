@@ -4,11 +4,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from app.audit.outbox import Outbox
-from app.clients.authentication import SecretVerifier
+from app.clients.authentication import ClientAuthenticator
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.jwks_cache import JwksCache
 from app.clients.last_used import LastUsedTracker
-from app.clients.lookup import ClientLookup
 from app.clients.registered_scopes import RegisteredScopes
 from app.clients.repository import ClientRepository
 from app.clients.secret_digests import SecretDigester
@@ -25,14 +24,12 @@ class ClientServices:
 
     :param repository: management of clients; needs an application context.
     :param secrets: management of their secrets; needs an application context.
-    :param authenticator: authenticates clients by a secret, on the request path.
-    :param lookup: finds all other clients, on the request path.
+    :param authenticator: authenticates clients, on the request path.
     """
 
     repository: ClientRepository
     secrets: ClientSecrets
-    authenticator: SecretVerifier
-    lookup: ClientLookup
+    authenticator: ClientAuthenticator
     encrypted_secrets: EncryptedSecrets
     jwks_cache: JwksCache
     last_used: LastUsedTracker
@@ -55,8 +52,7 @@ def build(
     return ClientServices(
         repository=ClientRepository(database.session, secrets, clock),
         secrets=secrets,
-        authenticator=SecretVerifier(connections, digester, clock, last_used, circuit_breaker),
-        lookup=ClientLookup(connections, last_used, circuit_breaker),
+        authenticator=ClientAuthenticator(connections, digester, clock, last_used, circuit_breaker),
         encrypted_secrets=encrypted,
         jwks_cache=JwksCache(database.engine, Fetcher(settings.jwks_uri_networks), clock, outbox),
         last_used=last_used,

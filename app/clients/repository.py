@@ -24,7 +24,7 @@ from app.clients.secrets import ClientSecrets, NewSecret, usable_at
 from app.clients.transactions import find_client, writing
 from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.errors import ManagementError
-from app.types import DEFAULT_AUDIENCE, Client, Clock
+from app.types import DEFAULT_AUDIENCE, Clock
 
 # Serializes registrations on PostgreSQL: two ids can collide in a reading that no constraint covers. Any number that
 # nothing else in the database uses. SQLite has one writer anyway.
@@ -279,21 +279,6 @@ def _listed(rows: Sequence[Any]) -> ListedClient:
         if row.secret_secret_id is not None
     ]
     return SimpleNamespace(**rows[0]._mapping, secrets=secrets_)  # noqa: SLF001 - A public name of SQLAlchemy's.
-
-
-def as_client(row: ClientRow) -> Client:
-    """Return the client of a row as the request path has it."""
-    return Client(
-        client_id=row.client_id,
-        client_name=row.client_name,
-        token_endpoint_auth_method=row.token_endpoint_auth_method,
-        grant_types=tuple(row.grant_types),
-        scope=tuple(row.scope),
-        audiences=tuple(row.audiences),
-        access_token_lifetime=row.access_token_lifetime,
-        introspects=tuple(row.introspects or ()),
-        tokens_not_before=row.tokens_not_before,
-    )
 
 
 def describe(row: ClientRow) -> ClientFields:

@@ -199,7 +199,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         :raises InvalidRequest: the parameter is missing.
         :raises UnsupportedGrantType: no such grant is registered.
         """
-        require_parameter(request.form, "grant_type")
+        require_parameter(request.parameters, "grant_type")
         try:
             return super().get_token_grant(request)
         except rfc6749.UnsupportedGrantTypeError:
@@ -270,7 +270,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
                 client_id=authentication.client.client_id,
                 auth_method=authentication.method,
                 secret_id=authentication.secret_id,
-                grant_type=request.form["grant_type"],
+                grant_type=request.parameters["grant_type"],
                 scope=token.get("scope", ""),
                 audience=token.audiences,
                 jti=token.jti,

@@ -34,8 +34,7 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
     """
     replay_store = _open_replay_store(settings, database, clock, span)
     client_auth = ClientAuthDependencies(
-        secrets=clients.authenticator,
-        lookup=clients.lookup,
+        clients=clients.authenticator,
         replay_store=replay_store,
         encrypted_secrets=clients.encrypted_secrets,
         jwks_cache=clients.jwks_cache,

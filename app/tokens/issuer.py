@@ -32,6 +32,8 @@ class AccessToken(dict[str, Any]):
     :ivar kid: the key that signed it.
     """
 
+    __slots__ = ("audiences", "jti", "kid")
+
     jti: str
     kid: str
     audiences: tuple[str, ...]

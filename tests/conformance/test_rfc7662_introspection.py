@@ -25,7 +25,7 @@ from conformance.expected import (
 )
 from support.server import Installation, NewClient, RunningServer, basic
 
-from app.clients.repository import as_client
+from app.clients.authentication import to_client
 from app.tokens.issuer import AccessTokenIssuer
 
 PATH = "/oauth/introspect"
@@ -164,7 +164,7 @@ def test_2_2_an_expired_token_is_inactive(server: RunningServer, harness: Househ
     def issued(ago: timedelta) -> str:
         with server.context():
             here = server.services
-            client = as_client(here.clients.repository.find(harness.caller.client_id))
+            client = to_client(here.clients.repository.find(harness.caller.client_id))
             issuer = AccessTokenIssuer(here.settings.issuer, here.keys.active.signing_key, lambda: here.clock() - ago)
             return issuer(client=client, scope="read", audiences=(API,), expires_in=3600)["access_token"]
 

@@ -19,7 +19,7 @@ from support.keys import add_key
 from support.server import NewClient, environment_for
 
 from app import create_app
-from app.clients.authentication import SecretVerifier
+from app.clients.authentication import ClientAuthenticator
 from app.clients.fields import ClientFields
 from app.clients.repository import ClientRepository
 from app.config.loader import load_settings
@@ -50,7 +50,7 @@ class Harness:
         return self.services.clients.repository
 
     @property
-    def verifier(self) -> SecretVerifier:
+    def verifier(self) -> ClientAuthenticator:
         """Authentication by secret."""
         return self.services.clients.authenticator
 

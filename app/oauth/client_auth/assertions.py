@@ -6,11 +6,11 @@ is verified and what its clients register.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.clients.lookup import refusal_reason
+from app.clients.authentication import refusal_reason, usable
 from app.clients.secret_digests import is_vschar
 from app.crypto.jws import parse_unverified, parse_unverified_header
 from app.errors import InvalidClient, ManagementError
@@ -54,14 +54,14 @@ class Finding:
 
     :param row: the row of the client; all NULL if it does not exist.
     :param fields: what the client has registered, or a dummy.
-    :param fault: what is wrong with the signature; ``None`` if it is valid.
-    :param secret: the row of the secret that signed, if the method has secrets.
+    :param fault: what is wrong with the signature, unless one of ``secrets`` is usable; ``None`` if it is valid.
+    :param secrets: the rows of the secrets that signed, if the method has secrets.
     """
 
     row: Any
     fields: Mapping[str, Any]
     fault: RefusalReason | None
-    secret: Any = None
+    secrets: Sequence[Any] = ()
 
 
 class AssertionMethod(ABC):
@@ -112,12 +112,15 @@ class AssertionMethod(ABC):
         if body_id != assertion.client_id:
             faults.append(RefusalReason.OTHER_CLIENT_ID)
         row, claims = found.row, assertion.claims
-        if reason := refusal_reason(row, self.name) or found.fault or next(iter(faults), None):
+        working = usable(found.secrets, self._dependencies.clock())
+        reason = refusal_reason(row, self.name, found.secrets, working, found.fault)
+        if reason := reason or next(iter(faults), None):
             raise InvalidClient(reason, client_id=row.client_id)
         until = claims["exp"] + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
         if not self._dependencies.replay_store.use(assertion.client_id, claims["jti"], claims["iat"], until):
             raise InvalidClient(RefusalReason.ASSERTION_REPLAYED, client_id=row.client_id)
-        return self._dependencies.lookup.accept(row, self.name, request.source_address, found.secret)
+        secret = next(iter(working), None)
+        return self._dependencies.clients.accept(row, self.name, request.source_address, secret)
 
     def _wrong_claims(self, assertion: UnverifiedAssertion, fields: Mapping[str, Any]) -> Iterator[RefusalReason]:
         """Check the claims: RFC 7523 section 3, and what it leaves open."""

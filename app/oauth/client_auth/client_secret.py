@@ -28,7 +28,7 @@ class _ClientSecret:
     signing_algs: tuple[str, ...] = ()
 
     def __init__(self, dependencies: ClientAuthDependencies) -> None:
-        self._verifier = dependencies.secrets
+        self._clients = dependencies.clients
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class ClientSecretBasic(_ClientSecret):
         body_id = request.parameters.get("client_id")
         if body_id not in {None, raw.client_id, decoded.client_id}:
             raise _other_client_id()
-        authentication = self._verifier.verify_secret(
+        authentication = self._clients.verify_secret(
             [raw] if decoded == raw else [raw, decoded], self.name, request.source_address
         )
         if body_id not in {None, authentication.client.client_id}:
@@ -95,7 +95,7 @@ class ClientSecretPost(_ClientSecret):
         request.presented_secrets.append(credentials.secret)
         if not (is_vschar(credentials.client_id) and is_vschar(credentials.secret)):
             raise InvalidClient(RefusalReason.MALFORMED_CREDENTIALS)
-        return self._verifier.verify_secret([credentials], self.name, request.source_address)
+        return self._clients.verify_secret([credentials], self.name, request.source_address)
 
 
 def _read_basic(authorization: str) -> Credentials:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from app.clients.authentication import usable
 from app.oauth.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
 from app.reasons import RefusalReason
 
@@ -31,11 +32,14 @@ class ClientSecretJwt(AssertionMethod):
 
     def examine(self, assertion: UnverifiedAssertion) -> Finding:
         """See :meth:`AssertionMethod.examine`."""
-        rows = self._dependencies.lookup.find_with_secrets(assertion.client_id)[:SECRETS_TRIED]
+        rows = self._dependencies.clients.find_with_secrets(assertion.client_id)[:SECRETS_TRIED]
         fields = json.loads(rows[0].auth_fields or "{}")
         if assertion.header.get("alg") != ALG:
             return Finding(rows[0], fields, RefusalReason.ASSERTION_ALGORITHM)
-        return self._found(rows, fields, self._matching(assertion, rows))
+        matching = self._matching(assertion, rows)
+        for secret in usable(matching, self._dependencies.clock())[:1]:
+            self._renew(secret)
+        return Finding(rows[0], fields, self._reason_without_match(rows), matching)
 
     def _matching(self, assertion: UnverifiedAssertion, rows: Sequence[Any]) -> list[Any]:
         """Return the secrets that made the signature. All are tried, or a dummy if there is none."""
@@ -47,33 +51,17 @@ class ClientSecretJwt(AssertionMethod):
                 found.append(row)
         return found
 
-    def _found(self, rows: Sequence[Any], fields: Mapping[str, Any], matching: Sequence[Any]) -> Finding:
-        now = self._dependencies.clock()
-        valid = [row for row in matching if row.revoked_at is None]
-        working = [row for row in valid if row.expires_at is None or row.expires_at > now]
-        if working:
-            self._renew(working[0])
-            return Finding(rows[0], fields, None, working[0])
-        unreadable = [
-            row
-            for row in rows
-            if row.encrypted and row.encryption_key_id not in self._dependencies.encrypted_secrets.key_ids
-        ]
-        reasons = {
-            RefusalReason.EXPIRED_SECRET: valid,
-            RefusalReason.REVOKED_SECRET: matching,
-            RefusalReason.UNREADABLE_SECRET: unreadable,
-        }
-        return Finding(
-            rows[0], fields, next((name for name, of in reasons.items() if of), RefusalReason.ASSERTION_SIGNATURE)
-        )
+    def _reason_without_match(self, rows: Sequence[Any]) -> RefusalReason:
+        known_keys = self._dependencies.encrypted_secrets.key_ids
+        unreadable = [row for row in rows if row.encrypted and row.encryption_key_id not in known_keys]
+        return RefusalReason.UNREADABLE_SECRET if unreadable else RefusalReason.ASSERTION_SIGNATURE
 
     def _renew(self, secret: Any) -> None:
         """Encrypt a secret again, some seconds later, if an old key has encrypted it."""
         encrypted_secrets = self._dependencies.encrypted_secrets
         if secret.encryption_key_id != encrypted_secrets.newest_key_id:
             clear = encrypted_secrets.decrypt(secret.client_id, secret)
-            self._dependencies.lookup.reencrypt(
+            self._dependencies.clients.reencrypt(
                 secret, *encrypted_secrets.encrypt(secret.client_id, secret.secret_id, clear)
             )
 

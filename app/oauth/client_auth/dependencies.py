@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from app.clients.authentication import SecretVerifier
+from app.clients.authentication import ClientAuthenticator
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.jwks_cache import JwksCache
-from app.clients.lookup import ClientLookup
 from app.config.settings import Settings
 from app.oauth.replay_store import ReplayStore
 from app.types import Clock
@@ -31,8 +30,7 @@ class AssertionRules:
 class ClientAuthDependencies:
     """Passed to each method's constructor."""
 
-    secrets: SecretVerifier
-    lookup: ClientLookup
+    clients: ClientAuthenticator
     replay_store: ReplayStore
     encrypted_secrets: EncryptedSecrets
     jwks_cache: JwksCache

@@ -32,7 +32,7 @@ class PrivateKeyJwt(AssertionMethod):
 
     def examine(self, assertion: UnverifiedAssertion) -> Finding:
         """See :meth:`AssertionMethod.examine`."""
-        row = self._dependencies.lookup.find(assertion.client_id)
+        row = self._dependencies.clients.find(assertion.client_id)
         # Parse on every request, using a dummy key set if needed: a cache would reveal by timing which clients exist.
         fields = json.loads(row.auth_fields or _dummy_fields())
         published = json.loads(row.published_jwks) if row.published_jwks else fields.get("jwks")

@@ -38,7 +38,7 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
         request = self.request
         self.granted = grant(
             request.client,
-            scope=request.form.get("scope"),
+            scope=request.parameters.get("scope"),
             resources=request.resources,
             policy=self.server.policy,
             never_named=request.presented_secrets,
@@ -52,7 +52,7 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
         granted = self.granted
         token = self.server.generate_token(
             self.GRANT_TYPE,
-            self.client,
+            self.request.client,
             scope=" ".join(granted.scope) or None,
             expires_in=granted.lifetime_seconds,
             audiences=granted.audiences,

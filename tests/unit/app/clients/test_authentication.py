@@ -17,7 +17,7 @@ from support.postgres import new_database
 from unit.authenticating import BASIC, OTHER_SECRET, POST, SECRET, credentials, refusal, verify
 from unit.harness import Harness, open_harness, statements
 
-from app.clients.authentication import SecretVerifier, _kept_client
+from app.clients.authentication import ClientAuthenticator, _kept_client
 from app.clients.last_used import LastUsedTracker
 from app.clients.secret_digests import SecretDigester, generate_secret
 from app.database.circuit_breaker import DatabaseCircuitBreaker
@@ -271,7 +271,7 @@ def test_both_readings_are_digested_and_compared_whatever_they_are(
 
         monkeypatch.setattr("app.clients.authentication.hmac.compare_digest", recorded)
         last_used = LastUsedTracker(db.engine, harness.clock)
-        verifier = SecretVerifier(
+        verifier = ClientAuthenticator(
             ThreadLocalConnections(db.engine), digester, harness.clock, last_used, DatabaseCircuitBreaker()
         )
         try:

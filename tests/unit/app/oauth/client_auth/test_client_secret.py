@@ -54,7 +54,7 @@ def reason_of(error: type[OAuthError], method: Any, *arguments: Any, **parameter
 
 def dependencies(store: Any) -> Any:
     """The one that these methods ask."""
-    return SimpleNamespace(secrets=store)
+    return SimpleNamespace(clients=store)
 
 
 class RecordingStore:
