@@ -95,6 +95,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     _scheduler(services, events).install(app)
     _mount(app, services)
     app.cli.commands.update({str(command.name): command for command in COMMANDS})
+    app.serve_directly()
     return app
 
 

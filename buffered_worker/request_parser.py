@@ -123,10 +123,12 @@ class RequestBuffer:
     """The bytes of one caller; returns one complete request at a time.
 
     A head, and a body with a length, wait here until they are complete. A chunked body is decoded as it arrives.
+
+    :ivar is_head: whether the request is a ``HEAD``, however malformed: its response has no body.
     """
 
     __slots__ = ("_encoded", "_framing", "_has_skipped", "_limits", "_message", "_parser", "_scanned", "_served",
-                 "data", "head")  # fmt: skip
+                 "data", "head", "is_head")  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -138,6 +140,7 @@ class RequestBuffer:
 
     def _begin(self) -> None:
         self.head: Head | None = None
+        self.is_head = False
         self._scanned = self._encoded = self._framing = 0
         self._has_skipped = False
 
@@ -192,6 +195,7 @@ class RequestBuffer:
             end = found.end() if found else HEAD_LIMIT_BYTES
         raw = bytes(data[:end])
         del data[:end]
+        self.is_head = raw[:5] == b"HEAD "
         if raw[0] in b"\r\n":
             # llhttp would skip any number of them.
             raise RequestError(HTTPStatus.BAD_REQUEST, "Line breaks before the request")

@@ -337,7 +337,7 @@ class BufferedWorker(Worker):
         else:
             method = getattr(head, "method", "malformed")
             self.log.error("Error handling a %s request, request_id=%s", method, request_id, exc_info=error)
-        to_head = head is not None and head.method == "HEAD"
+        to_head = head.method == "HEAD" if head else connection.buffer.is_head
         return error_response(status, self.error_body(status), request_id, server=self.SERVER, to_head=to_head)
 
     def _send(self, connection: Connection, response: bytes | memoryview) -> bool:

@@ -98,8 +98,10 @@ class PreparedQuery:
         compiled = statement.compile(dialect=dialect)
         self.text = str(compiled)
         """The SQL that the driver gets."""
+        events: Any = connections.reading.dispatch
+        self._listeners = events.before_cursor_execute, events.after_cursor_execute
         # Drivers differ in whether parameters have names or positions.
-        self._delay_slots: Sequence[str] | None = compiled.positiontup if compiled.positional else None
+        self._positions: Sequence[str] | None = compiled.positiontup if compiled.positional else None
         columns = statement.selected_columns
         self._row = _row_type(columns.keys())
         found = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
@@ -111,6 +113,9 @@ class PreparedQuery:
         :raises SQLAlchemyError: as SQLAlchemy's execution does. A connection that was cut is not used again, and
             ``connection_invalidated`` says so.
         """
+        if self._has_listeners():
+            # They see what SQLAlchemy executes, and may change it: so SQLAlchemy executes it.
+            return list(self.execute_on_new_connection(parameters))
         kept = self._connections.current()
         try:
             rows = kept.driver.execute(self.text, self.arrange(parameters)).fetchall()
@@ -126,19 +131,15 @@ class PreparedQuery:
 
         :raises ServiceUnavailable: the database does not answer.
         """
+        attempts = [self.execute_on_new_connection, self.execute_on_new_connection, self.execute]
         try:
             with circuit_breaker.allow():
-                try:
-                    return self.execute(parameters)
-                except DBAPIError as error:
-                    if not is_stale_connection(error):
-                        raise
-                try:
-                    return self.execute_on_new_connection(parameters)
-                except DBAPIError as error:
-                    if not is_stale_connection(error):
-                        raise
-                    return self.execute_on_new_connection(parameters)
+                while True:
+                    try:
+                        return attempts.pop()(parameters)
+                    except DBAPIError as error:
+                        if not attempts or not is_stale_connection(error):
+                            raise
         except SQLAlchemyError as error:
             raise ServiceUnavailable(RefusalReason.DATABASE.caused_by(error_class(error))) from error
 
@@ -147,9 +148,13 @@ class PreparedQuery:
         with blocking, self._connections.reading.connect() as connection:
             return connection.execute(self._statement, dict(parameters)).all()
 
+    def _has_listeners(self) -> bool:
+        """Return whether anybody listens to SQLAlchemy's execution events, on the engine or on all engines."""
+        return bool(self._listeners[0] or self._listeners[1])
+
     def arrange(self, parameters: Mapping[str, str]) -> Mapping[str, str] | tuple[str, ...]:
         """Return ``parameters`` in the form that the driver takes."""
-        return parameters if self._delay_slots is None else tuple(parameters[name] for name in self._delay_slots)
+        return parameters if self._positions is None else tuple(parameters[name] for name in self._positions)
 
     def _converted(self, row: Sequence[Any]) -> Any:
         values = list(row)

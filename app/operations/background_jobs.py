@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from flask import Flask
 from sqlalchemy.exc import SQLAlchemyError
@@ -59,7 +60,13 @@ class Scheduler:
     def install(self, app: Flask) -> None:
         """Start with the first request."""
         app.extensions["scheduler"] = self
-        app.before_request(self.start)
+        serve = app.wsgi_app
+
+        def start_and_serve(environ: Any, start_response: Any) -> Any:
+            self.start()
+            return serve(environ, start_response)
+
+        app.wsgi_app = start_and_serve  # type: ignore[method-assign]  # As Flask documents it.
 
     def start(self) -> None:
         """Start the tasks, unless they run in this process already."""

@@ -357,6 +357,15 @@ def test_requests_in_one_segment_are_answered_as_one_after_the_other(echo: Serve
     assert comparable(pipelined) == comparable(one_by_one)
 
 
+@pytest.mark.parametrize(
+    "sent", [b"HEAD /#a HTTP/1.1\r\nHost: x\r\n\r\n", b"HEAD /a HTTP/1.1\r\n\r\n", b"HEAD /\0 HTTP/1.1\r\n\r\n"]
+)
+def test_a_refused_head_has_no_body(echo: Server, sent: bytes) -> None:
+    with echo.connect(sent) as caller:
+        (answer,) = split_answers(read_all(caller), to_head=True)
+    assert answer.status == "HTTP/1.1 400 Bad Request"
+
+
 @pytest.mark.parametrize("host", ["a", "a.b-c_d:80", "[::1]:8080", "127.0.0.1", "a:", "", "a%20b"])
 def test_every_host_that_may_be_is_taken(echo: Server, host: str) -> None:
     (answer,) = echo.exchange(f"GET /a HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())

@@ -242,6 +242,7 @@ def test_openid_client_introspects_and_revokes(harness: Harness) -> None:
     )
     live = [_told(harness, token)] * 3
     assert told["before"] == told["leftAlone"] == live
+    assert told["refused"] == {"error": "invalid_grant", "status": 400}
     assert told["after"] == [{"active": False}] * 3
     assert told["wrongSecret"] == {"name": "WWWAuthenticateChallengeError", "status": 401}
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from click.testing import Result
 from conftest import SettableClock
@@ -25,7 +24,6 @@ from app.clients.repository import ClientRepository
 from app.config.loader import load_settings
 from app.config.settings import Settings
 from app.database.models import db
-from app.database.prepared_query import PreparedQuery
 from app.services import Services
 
 
@@ -118,16 +116,11 @@ def open_harness(
 def statements(harness: Harness) -> Iterator[list[tuple[str, Any]]]:
     """Every statement that reaches the driver within, with its parameters."""
     seen: list[tuple[str, Any]] = []
-    ask = PreparedQuery.execute
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         seen.append((statement, parameters))
 
-    def note_question(question: PreparedQuery, parameters: dict[str, str]) -> list[Any]:
-        seen.append((question.text, question.arrange(parameters)))
-        return ask(question, parameters)
-
-    with harness.app.app_context(), patch.object(PreparedQuery, "execute", note_question):
+    with harness.app.app_context():
         event.listen(db.engine, "before_cursor_execute", note)
         try:
             yield seen

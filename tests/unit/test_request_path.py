@@ -27,7 +27,7 @@ def calls_of_a_token_request(harness: Harness) -> list[tuple[str, str]]:
             seen.append((str(path.relative_to(PROJECT)), name))
 
     for trace in (None, note):
-        # The first request of a path takes Flask's way, and the next ones are direct.
+        # The second, when caches are warm.
         sys.setprofile(trace)
         answer = caller.post(
             "/oauth/token", data={"grant_type": "client_credentials"}, headers={"Authorization": client.basic}

@@ -24,13 +24,17 @@ const look = async () => [
   await client.tokenIntrospection(strict, token),
 ]
 const before = await look()
-await client.tokenRevocation(reader, token)
+const refused = await failure(
+  () => client.tokenRevocation(reader, token),
+  ({ error, status }) => ({ error, status }),
+)
 const leftAlone = await look()
 await client.tokenRevocation(owner, token, { token_type_hint: 'access_token' })
 await client.tokenRevocation(owner, token)
 await client.tokenRevocation(owner, 'unknown')
 tell({
   before,
+  refused,
   leftAlone,
   after: await look(),
   wrongSecret: await failure(

@@ -38,9 +38,9 @@ def publisher() -> Iterator[Publisher]:
 
 
 @pytest.fixture
-def harness(any_harness: Harness) -> Iterator[Harness]:
+def harness(any_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     # What is fetched when is what is tested: no job of its own.
-    any_harness.app.before_request_funcs.clear()
+    monkeypatch.setattr(any_harness.app.extensions["scheduler"], "start", lambda: None)
     return any_harness
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Select, String, bindparam, event, literal_column, select
+from sqlalchemy import Engine, Select, String, bindparam, event, literal_column, select
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from unit.harness import Harness
 
@@ -73,6 +73,40 @@ def test_it_answers_as_sqlalchemy_does(any_harness: Harness) -> None:
         (datetime(2026, 1, 31, 12, tzinfo=UTC), UTC, None)
     ]
     assert asked.execute({"one": "x", "other": "y"}) == []
+
+
+@pytest.mark.parametrize("target", ["the engine", "all engines"])
+@pytest.mark.parametrize("name", ["before_cursor_execute", "after_cursor_execute"])
+def test_a_listener_to_sqlalchemys_execution_is_called(any_harness: Harness, name: str, target: str) -> None:
+    any_harness.register("a")
+    asked = question(any_harness)
+    before = asked.execute(ANY)
+    with any_harness.app.app_context():
+        listened_to = db.engine if target == "the engine" else Engine
+    seen: list[tuple[str, Any]] = []
+
+    def listener(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_more: Any) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(listened_to, name, listener)
+    try:
+        assert asked.execute(ANY) == before
+        assert seen == [(asked.text, asked.arrange(ANY))]
+    finally:
+        event.remove(listened_to, name, listener)
+    assert asked.execute(ANY) == before
+    assert len(seen) == 1
+
+
+def test_a_listener_may_change_the_statement(any_harness: Harness) -> None:
+    asked = question(any_harness, select(literal_column("'as written'", String).label("said")))
+
+    def changed(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_more: Any) -> tuple[str, Any]:
+        return statement.replace("as written", "as changed"), parameters
+
+    with any_harness.app.app_context():
+        event.listen(db.engine, "before_cursor_execute", changed, retval=True)
+    assert [row.said for row in asked.execute({})] == ["as changed"]
 
 
 @pytest.mark.parametrize("text", ["", "a'b", '"', "%", "%s", "%(one)s", ":one", "?", "é😀", "\\", "a" * 10_000])

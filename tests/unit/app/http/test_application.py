@@ -14,8 +14,10 @@ from unit.harness import Harness
 from werkzeug.exceptions import HTTPException, RequestedRangeNotSatisfiable, ServiceUnavailable, TooManyRequests
 from werkzeug.test import TestResponse
 
+from app import create_app
 from app.errors import http_error_body
 from app.http import application
+from app.operations.background_jobs import Scheduler
 
 
 def fail(error: HTTPException) -> None:
@@ -121,14 +123,14 @@ def test_the_real_application_answers_so_too(harness: Harness) -> None:
     assert caller.get("/oauth/token").headers["Allow"] == "POST"
 
 
-def test_no_answer_sets_a_cookie_and_no_session_can_be_kept(harness: Harness) -> None:
-    @harness.app.get("/session-of-a-test")
+def test_no_answer_sets_a_cookie_and_no_session_can_be_kept(app: Flask) -> None:
+    @app.get("/session-of-a-test")
     def keep_something() -> str:
         with pytest.raises(RuntimeError, match="session is unavailable"):
             flask.session["a"] = "b"
         return ""
 
-    answer = harness.app.test_client().get("/session-of-a-test")
+    answer = app.test_client().get("/session-of-a-test")
     assert (answer.status_code, answer.headers.getlist("Set-Cookie")) == (200, [])
 
 
@@ -158,6 +160,7 @@ def test_what_is_registered_after_requests_is_called_the_blueprints_first(harnes
 
     harness.app.after_request_funcs.setdefault("discovery", []).append(note("blueprint"))
     harness.app.after_request_funcs.setdefault(None, []).append(note("application"))
+    harness.app.serve_directly()  # type: ignore[attr-defined]
     client = harness.app.test_client()
     client.get("/.well-known/jwks.json")
     client.get("/livez")
@@ -194,7 +197,9 @@ def test_the_short_way_answers_as_flasks_way_does(
     quick: application.Application, name: str, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caller = quick.test_client()
-    answers = [caller.open(f"/quick/{name}", method=method, headers={"X-Asked": "this"}) for _ in range(3)]
+    answers = [caller.open(f"/quick/{name}", method=method, headers={"X-Asked": "this"})]
+    quick.serve_directly()
+    answers += [caller.open(f"/quick/{name}", method=method, headers={"X-Asked": "this"}) for _ in range(2)]
     told = [
         [(answer.status, answer.data, [one for one in answer.headers if one[0] != "X-Request-ID"])]
         for answer in answers
@@ -212,15 +217,61 @@ def test_the_short_way_answers_as_flasks_way_does(
     ]
 
 
-def test_flasks_way_is_gone_once(quick: application.Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_request_of_a_direct_view_takes_flasks_way(
+    quick: application.Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick.serve_directly()
     caller = quick.test_client()
     gone: list[str] = []
     inner = Flask.wsgi_app
-    monkeypatch.setattr(Flask, "wsgi_app", lambda *found: gone.append("") or inner(*found))
-    for path in ("/quick/who", "/quick/who", "/quick/who?x=1", "/quick/who"):
+    monkeypatch.setattr(Flask, "wsgi_app", lambda *found: gone.append(found[1]["PATH_INFO"]) or inner(*found))
+    for path in ("/quick/who", "/quick/who?x=1", "/cached"):
         assert caller.get(path).status_code == 200
-    assert len(gone) == 1
     assert caller.get("/quick/who/").status_code == 404
+    assert gone == ["/cached", "/quick/who/"]
+
+
+def skipped(_sender: object = None, *_more: object) -> None:
+    raise AssertionError("never called")
+
+
+@pytest.mark.parametrize("kind", ["before_request", "teardown_request", "url_value_preprocessor"])
+@pytest.mark.parametrize("where", ["application", "blueprint"])
+def test_a_function_that_would_be_skipped_stops_the_start(app: application.Application, kind: str, where: str) -> None:
+    blueprint = flask.Blueprint("quick", __name__)
+    blueprint.add_url_rule(
+        "/quick", "who", application.without_contexts(lambda _asked: application.json_response(200, {}))
+    )
+    getattr(app if where == "application" else blueprint, kind)(skipped)
+    app.register_blueprint(blueprint)
+    with pytest.raises(RuntimeError, match=rf"^quick\.who is served without .*: skipped, .* with {kind}, would"):
+        app.serve_directly()
+
+
+def test_a_function_of_another_blueprint_is_not_skipped(app: application.Application) -> None:
+    blueprint = flask.Blueprint("ordinary", __name__)
+    blueprint.before_request(skipped)
+    app.register_blueprint(blueprint)
+    app.serve_directly()
+
+
+@pytest.mark.parametrize("kind", ["before_request", "after_request", "teardown_request"])
+def test_nothing_can_be_registered_later_where_it_would_be_skipped(quick: application.Application, kind: str) -> None:
+    quick.serve_directly()
+    with pytest.raises(AssertionError, match="can no longer be called"):
+        getattr(quick, kind)(skipped)
+
+
+def test_create_app_fails_where_a_function_would_be_skipped(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    install = Scheduler.install
+
+    def install_both(scheduler: Scheduler, app: Flask) -> None:
+        install(scheduler, app)
+        app.before_request(skipped)
+
+    monkeypatch.setattr(Scheduler, "install", install_both)
+    with pytest.raises(RuntimeError, match="skipped, which is registered with before_request"):
+        create_app(harness.settings)
 
 
 def test_what_is_asked_of_a_request_is_there(quick: application.Application) -> None:
@@ -234,8 +285,10 @@ def test_what_is_asked_of_a_request_is_there(quick: application.Application) -> 
         ),
     )
     for _ in range(2):
+        # The second is served directly.
         answer = quick.test_client().get("/asked?a=1", headers={"X-Asked": "this"})
         assert answer.json == ["1", "127.0.0.1", "http://localhost/asked?a=1", "this", "/asked", "GET"]
+        quick.serve_directly()
     with quick.test_request_context("/ä//b"):
         assert flask.request.path == "/ä//b"
         with pytest.raises(AttributeError, match=r"^nothing$"):
