@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from support.server import NewClient, RunningServer, free_port, running_server
 
+from app.cli.timeline import draw_text
 from app.config.settings import SETTING_NAMES
 from app.config.values import DAY, YEAR
 from app.keyring.model import Ring
 from app.keyring.rotation_plan import Planner, Rules
 from app.keyring.serialization import new_key
-from app.keyring.timeline import draw_text
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text()

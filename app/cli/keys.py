@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.audit.events import KeyRingChanged
 from app.audit.outbox import system_user
 from app.cli.output import KID_FIRST, CommandGroup, json_option, print_json, print_line, print_table, report, timestamp
+from app.cli.timeline import draw_svg, draw_text
 from app.config.values import DAY, YEAR, format_duration, parse_keyring
 from app.crypto.algorithms import ALGORITHMS, RSA_BITS, size_in_bits
 from app.errors import ManagementError, StartError
@@ -22,7 +23,6 @@ from app.keyring.model import RETIRE_AFTER, KeyState, Ring, SigningKey
 from app.keyring.rotation_plan import find
 from app.keyring.serialization import public_pem
 from app.keyring.service import rules_for
-from app.keyring.timeline import draw_svg, draw_text
 from app.keyring.usage_counters import KeyUsage
 from app.keyring.validation import find_problems, find_unsafe_changes, find_warnings
 from app.services import Services, services

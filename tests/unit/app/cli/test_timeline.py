@@ -6,8 +6,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.cli.timeline import LANE_COLUMNS, bands, draw_svg, draw_text
 from app.keyring.model import KeyState, Ring, SigningKey
-from app.keyring.timeline import LANE_COLUMNS, bands, draw_svg, draw_text
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 PRIVATE_KEY = rsa.generate_private_key(65537, 2048)
