@@ -18,6 +18,7 @@ import orjson
 from app.audit.events import AuditLinesLost, Event, RequestFacts, TokenIssued
 from app.audit.streams import STDERR, STDOUT
 from app.config.settings import Settings
+from app.config.values import format_time
 from app.errors import ServiceUnavailable
 from app.reasons import RefusalReason
 from app.types import Clock
@@ -126,7 +127,7 @@ class AuditLog:
         fields: dict[str, Any] = {"time": f"{time}Z", "event": name}
         for fact, value in facts.items():
             if value is not None:
-                fields[fact] = _whole_seconds(value) if isinstance(value, datetime) else value
+                fields[fact] = format_time(value) if isinstance(value, datetime) else value
         return f"{self._render(fields)}\n"
 
 
@@ -135,10 +136,6 @@ def _reader(kind: Any) -> tuple[tuple[str, ...], Callable[[Event], tuple[Any, ..
     """Return the names of an event's fields, and a function that returns their values."""
     names = tuple(field.name for field in fields(kind))
     return names, attrgetter(*names)
-
-
-def _whole_seconds(time: datetime) -> str:
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class _Formatter(logging.Formatter):

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import click
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.config.values import parse_duration
+from app.config.values import format_time, parse_duration
 from app.database.engine import explain
 from app.errors import ManagementError, ServiceUnavailable, StartError
 
@@ -131,7 +131,7 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 def timestamp(time: datetime | None) -> str | None:
     """Format ``time`` as RFC 3339 in UTC, to the second."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if time else None
+    return format_time(time) if time else None
 
 
 def read_secret(source: str, what: str = "secret file") -> str:

@@ -23,6 +23,7 @@ from app.clients.fields import check_imported_secret
 from app.clients.last_used import RECORD_DELAY
 from app.clients.secret_digests import SecretDigester, generate_secret
 from app.clients.transactions import find_client, writing
+from app.config.values import format_time
 from app.crypto.encryption import DecryptionError
 from app.database.engine import reading_engine, writing_engine
 from app.database.models import SERVED_IDS, ClientRow, ClientSecretRow, ClientSecretUseRow
@@ -326,14 +327,10 @@ class ClientSecrets:
     def _who_uses(self, secret: ClientSecretRow, since: datetime) -> str:
         uses = self.uses(secret.client_id).get(secret.secret_id, [])
         addresses = ", ".join(
-            f"from {use.source_address} since {_shown(use.first_used_at)} until {_shown(use.last_used_at)}"
+            f"from {use.source_address} since {format_time(use.first_used_at)} until {format_time(use.last_used_at)}"
             for use in uses
             if use.last_used_at > since
         )
-        made = f"made at {_shown(secret.created_at)} and not used yet"
-        last = f"until {_shown(secret.last_used_at)}" if secret.last_used_at else made
+        made = f"made at {format_time(secret.created_at)} and not used yet"
+        last = f"until {format_time(secret.last_used_at)}" if secret.last_used_at else made
         return f"{secret.secret_id} (…{secret.last_four}) {addresses or last}"
-
-
-def _shown(time: datetime) -> str:
-    return time.strftime("%Y-%m-%dT%H:%MZ")

@@ -5,6 +5,7 @@ Which settings exist is left to ``config.settings``. No error quotes a value: it
 
 import ipaddress
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -73,6 +74,11 @@ def parse_duration(value: object) -> int:
     if seconds > _LONGEST_DURATION:
         raise ValueError("must be at most 3650d")
     return seconds
+
+
+def format_time(time: datetime) -> str:
+    """Return a time in UTC in the form of RFC 3339, to the second, as commands, log and messages show it."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def format_duration(seconds: int) -> str:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from app.audit.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
+from app.config.values import format_time
 from app.errors import ManagementError, StartError
 from app.keyring import shared_state
 from app.keyring.backends.base import KeyringBackend
@@ -156,7 +157,7 @@ class ActiveRing:
             log.error(
                 "the clock is %d s behind the time reached at %s: keys keep the states that they had then",
                 behind,
-                self._reached.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                format_time(self._reached),
             )
             self._emit_once(
                 ClockFellBehind(reached_at=self._reached, behind_seconds=round(behind)), "the clock fell behind"

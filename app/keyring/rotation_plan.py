@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from app.config.values import format_time
 from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
 from app.keyring.model import KeyState, Ring, SigningKey
@@ -124,7 +125,8 @@ class Planner:
             ring = _replaced(ring, replace(standby, signs_from=earliest, is_unsafe=is_early))
         if followers and not moved:
             raise ManagementError(
-                f"{standby.kid} signs from {shown(standby.signs_from)} on, and sooner is not safe: nothing was changed"
+                f"{standby.kid} signs from {format_time(standby.signs_from)} on, and sooner is not safe: nothing was "
+                "changed"
             )
         if not followers:
             begins = earliest if moved else standby.signs_from
@@ -195,15 +197,16 @@ class Planner:
         self, at: datetime, standby: SigningKey, earliest: datetime, followers: Sequence[SigningKey]
     ) -> None:
         if at < self.now:
-            raise ManagementError(f"{shown(at)} is over: the earliest safe time is {shown(earliest)}")
+            raise ManagementError(f"{format_time(at)} is over: the earliest safe time is {format_time(earliest)}")
         if at < earliest:
             raise ManagementError(
-                f"{standby.kid} would sign from {shown(at)} on, before verifiers know it: the earliest safe time is "
-                f"{shown(earliest)}"
+                f"{standby.kid} would sign from {format_time(at)} on, before verifiers know it: the earliest safe time "
+                f"is {format_time(earliest)}"
             )
         if followers and at >= followers[0].signs_from:
             raise ManagementError(
-                f"{followers[0].kid} signs from {shown(followers[0].signs_from)} on: {standby.kid} must sign before it"
+                f"{followers[0].kid} signs from {format_time(followers[0].signs_from)} on: {standby.kid} must sign "
+                "before it"
             )
 
     def _announce(self, ring: Ring, alg: str, signs_from: datetime) -> Ring:
@@ -322,8 +325,3 @@ def signing_or_none(ring: Ring, time: datetime) -> SigningKey | None:
         return ring.signing_key(time)
     except StartError:
         return None
-
-
-def shown(time: datetime) -> str:
-    """Format ``time`` for a message: RFC 3339 in UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -7,9 +7,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
+from app.config.values import format_time
 from app.errors import StartError
 from app.keyring.model import RETIRE_AFTER, KeyState, Ring, SigningKey
-from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS, Rules, shown, signing_or_none
+from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS, Rules, signing_or_none
 
 
 def find_problems(ring: Ring, now: datetime, rules: Rules) -> list[str]:
@@ -24,7 +25,7 @@ def find_problems(ring: Ring, now: datetime, rules: Rules) -> list[str]:
         signs = signing_or_none(ring, time)
         if signs is None:
             if time > now and signing_or_none(ring, before):
-                found.append(f"no key may sign from {shown(time)} on")
+                found.append(f"no key may sign from {format_time(time)} on")
         elif _takes_over(ring, signs, time, rules) and (early := _too_early(ring, signs, time, rules)):
             found.append(early)
     return found
@@ -35,7 +36,8 @@ def find_unsafe_changes(old: Ring, new: Ring, now: datetime, rules: Rules) -> li
     found = []
     if new.written_at and new.written_at > now + timedelta(seconds=CLOCK_SKEW_SECONDS):
         found.append(
-            f"it was written at {shown(new.written_at)}, and it is {shown(now)} here: one of the two clocks is wrong"
+            f"it was written at {format_time(new.written_at)}, and it is {format_time(now)} here: one of the two "
+            "clocks is wrong"
         )
     settled = timedelta(seconds=rules.settled_seconds)
     published = old.published_keys(now)
@@ -52,7 +54,8 @@ def find_unsafe_changes(old: Ring, new: Ring, now: datetime, rules: Rules) -> li
             last = old.spans(key)[-1]
             until = last.start if last.state is KeyState.GONE else now + RETIRE_AFTER
             found.append(
-                f"{key.kid} would leave the JWKS while tokens of it are alive: the earliest safe time is {shown(until)}"
+                f"{key.kid} would leave the JWKS while tokens of it are alive: the earliest safe time is "
+                f"{format_time(until)}"
             )
     if new.written_at == old.written_at:
         # An edit by hand: claiming that a key was published long ago does not make verifiers know it.
@@ -76,11 +79,12 @@ def find_warnings(ring: Ring, now: datetime, rules: Rules) -> list[str]:
         wished = key.published_at + timedelta(seconds=rules.announce_seconds)
         if key.signs_from < wished and not key.is_unsafe:
             found.append(
-                f"{key.kid} is announced for less than TOKENHOUSE_KEY_ANNOUNCE: that would be until {shown(wished)}"
+                f"{key.kid} is announced for less than TOKENHOUSE_KEY_ANNOUNCE: that would be until "
+                f"{format_time(wished)}"
             )
     found += [
-        f"{key.kid} signs from {shown(key.signs_from)} on, as --unsafe said: until {shown(known)} a verifier may have "
-        "a JWKS without it, and refuse its tokens"
+        f"{key.kid} signs from {format_time(key.signs_from)} on, as --unsafe said: until {format_time(known)} a "
+        "verifier may have a JWKS without it, and refuse its tokens"
         for key in ring.keys
         if key.is_unsafe and key.revoked_at is None and now < (known := rules.known_from(ring, key))
     ]
@@ -105,8 +109,8 @@ def _too_early(ring: Ring, key: SigningKey, time: datetime, rules: Rules) -> str
     if time >= safe or key.is_unsafe:
         return None
     return (
-        f"{key.kid} would sign from {shown(time)} on, before verifiers know it: it is published at "
-        f"{shown(key.published_at)}, and the earliest safe time is {shown(safe)}"
+        f"{key.kid} would sign from {format_time(time)} on, before verifiers know it: it is published at "
+        f"{format_time(key.published_at)}, and the earliest safe time is {format_time(safe)}"
     )
 
 

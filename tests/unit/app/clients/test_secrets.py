@@ -223,8 +223,8 @@ def test_finish_says_who_still_uses_it_from_where_since_when(any_harness: Harnes
     with pytest.raises(ManagementError) as caught:
         finish(any_harness, timedelta(hours=1))
     assert str(caught.value) == (
-        f"'a' may still use {old_id} (…{old.secret[-4:]}) from 192.0.2.1 since 2026-01-31T12:00Z until "
-        "2026-01-31T12:30Z. Nothing was retired"
+        f"'a' may still use {old_id} (…{old.secret[-4:]}) from 192.0.2.1 since 2026-01-31T12:00:00Z until "
+        "2026-01-31T12:30:00Z. Nothing was retired"
     )
     assert len(working(any_harness)) == 2
 
@@ -233,7 +233,7 @@ def test_finish_gives_a_secret_that_was_never_used_its_time(any_harness: Harness
     any_harness.register("a")
     (old_id,) = working(any_harness)
     rotate(any_harness)
-    with pytest.raises(ManagementError, match="made at 2026-01-31T12:00Z and not used yet"):
+    with pytest.raises(ManagementError, match="made at 2026-01-31T12:00:00Z and not used yet"):
         finish(any_harness, timedelta(hours=1))
     any_harness.clock.advance(hours=1, minutes=2)
     assert finish(any_harness, timedelta(hours=1)) == [old_id]
