@@ -13,7 +13,13 @@ from http import HTTPStatus
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote_to_bytes
 
-from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserInvalidMethodError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+)
 
 HEAD_LIMIT_BYTES = 32 * 1024
 """The longest head. gunicorn's ``limit_request_*`` settings limit its parts."""
@@ -28,6 +34,8 @@ _OTHER_VERSION = re.compile(r"HTTP/[0-9]\.[0-9]")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _ABSOLUTE = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE)
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+_METHOD = re.compile(rb"\A[A-Z0-9!$%&'*+.^_`|~-]{3,20} ")
+"""A method in upper case, as all are."""
 _UPGRADE = re.compile(rb"(?<=\r\n)upgrade:[^\r\n]*\r\n", re.IGNORECASE)
 _STATUS_BY_REASON = {"Invalid HTTP version": HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
 _SINGLE = {"HTTP_HOST", "HTTP_AUTHORIZATION", "CONTENT_TYPE"}
@@ -45,6 +53,10 @@ class RequestError(Exception):
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class _UnknownMethodError(RequestError):
+    """llhttp does not know the method."""
 
 
 class Limits(NamedTuple):
@@ -199,13 +211,28 @@ class RequestBuffer:
         if raw[0] in b"\r\n":
             # llhttp would skip any number of them.
             raise RequestError(HTTPStatus.BAD_REQUEST, "Line breaks before the request")
-        if self._feed(raw):
-            # llhttp would skip the body. A server may ignore Upgrade: RFC 9110 section 7.8.
-            self._message.clear()
-            self._parser = HttpRequestParser(self._message)
-            self._feed(_UPGRADE.sub(b"", raw))
+        self._feed_head(raw)
         self.head = self._read_head(raw)
         return self.head
+
+    def _feed_head(self, raw: bytes) -> None:
+        fed = raw
+        try:
+            asks_for_upgrade = self._feed(fed)
+        except _UnknownMethodError:
+            if not _METHOD.match(raw):
+                raise
+            # llhttp knows a list of methods. What another one may do is the application's to say.
+            fed = _METHOD.sub(b"PUT ", raw)
+            asks_for_upgrade = self._feed_anew(fed)
+        if asks_for_upgrade:
+            # llhttp would skip the body. A server may ignore Upgrade: RFC 9110 section 7.8.
+            self._feed_anew(_UPGRADE.sub(b"", fed))
+
+    def _feed_anew(self, head: bytes) -> bool:
+        self._message.clear()
+        self._parser = HttpRequestParser(self._message)
+        return self._feed(head)
 
     def _read_head(self, raw: bytes) -> Head:
         """Read a head that llhttp has accepted, and check what llhttp leaves to us."""
@@ -283,6 +310,8 @@ class RequestBuffer:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
             return True
+        except HttpParserInvalidMethodError as error:
+            raise _UnknownMethodError(HTTPStatus.BAD_REQUEST, str(error)) from None
         except HttpParserCallbackError as error:
             raise (error.__context__ or error) from None
         except HttpParserError as error:

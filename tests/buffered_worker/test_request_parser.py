@@ -276,7 +276,7 @@ heads = st.builds(
     lambda method, target, version, fields, end: (
         "\r\n".join([f"{method} {target} HTTP/{version}", *fields]) + end
     ).encode("latin-1", "replace"),
-    st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "DELETE", "CONNECT", "get", "G", "PURGE"]),
+    st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "DELETE", "CONNECT", "get", "G", "PURGE", "FROB", "A-B_C"]),
     targets,
     st.sampled_from(["1.1", "1.1", "1.1", "1.0", "1.2", "2.0", "1"]),
     st.lists(lines, max_size=5).map(lambda more: ["Host: a", *more]) | st.lists(lines, max_size=5),
@@ -350,6 +350,10 @@ def test_a_line_that_may_not_be_added_is_refused(line: str, status: int) -> None
         (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
         (b"GET / HTTP/0.9\r\nHost: a\r\n\r\n", 505),
         (b"GET /\r\n\r\n", 400),
+        (b"get / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"FROB / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"FROB / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+        (b"F / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"CONNECT  HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
@@ -363,6 +367,13 @@ def test_what_llhttp_accepts_and_we_do_not_is_refused(head: bytes, status: int) 
     with pytest.raises(RequestError) as refused:
         read(head)
     assert refused.value.status == status
+
+
+@pytest.mark.parametrize("method", ["FROB", "THS_X-1", "M!$%&'*+.^_`|~"])
+def test_a_method_that_llhttp_does_not_know_is_the_applications_to_refuse(method: str) -> None:
+    head = f"{method} /a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc"
+    known = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert take_all([head.encode() + known]) == [(method, b"abc"), ("GET", b"")]
 
 
 @pytest.mark.parametrize(

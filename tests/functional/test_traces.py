@@ -186,8 +186,7 @@ def test_no_span_and_no_log_holds_what_a_caller_wrote(
     send("POST", "/oauth/token", pasted, Authorization=f"Bearer {pasted}")
     send("POST", "/oauth/introspect", {"token": pasted}, **named)
     send("POST", "/oauth/revoke", {"token": pasted}, **named)
-    # The worker refuses a method that it does not know, so that no trace begins.
-    assert requests.request(pasted[:20].upper(), f"{traced.url}/oauth/token", timeout=10).status_code == 400
+    send(pasted[:20].upper(), "/oauth/token")
     for name in ("tracestate", "baggage", "User-Agent", "Referer", "Cookie", "X-Request-ID"):
         send("POST", "/oauth/token", GRANT, **named, **{name: f"{pasted}"})
         send("POST", "/oauth/token", GRANT, **named, **{name: f"{pasted}={pasted},{pasted};=;"})
