@@ -190,8 +190,8 @@ def test_finish_waits_for_silence_and_says_who_makes_noise(harness: Harness) -> 
     harness.run("clients", "rotate-secret", "a")
     use(harness, made.secret, "198.51.100.7")
     assert refusal(harness.run("clients", "rotate-secret", "a", "--finish"), STILL_IN_USE) == (
-        f"'a' may still use {old_id} (…{made.secret[-4:]}) from 198.51.100.7 since 2026-01-31T12:00Z until "
-        "2026-01-31T12:00Z. Nothing was retired"
+        f"'a' may still use {old_id} (…{made.secret[-4:]}) from 198.51.100.7 since 2026-01-31T12:00:00Z until "
+        "2026-01-31T12:00:00Z. Nothing was retired"
     )
     # A nightly job that still has the old one may be hours late, and is heard all the same.
     harness.clock.advance(hours=30)
