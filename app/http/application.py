@@ -212,8 +212,8 @@ class Application(Flask):
             for name in (None, endpoint.partition(".")[0]):
                 if functions.get(name):
                     raise RuntimeError(
-                        f"{endpoint} is served without Flask's contexts: {functions[name][0].__qualname__}, which is "
-                        f"registered with {kind}, would never run"
+                        f"{functions[name][0].__qualname__} ({kind}) would never run: {endpoint} is served without "
+                        "Flask's contexts"
                     )
 
     def process_response(self, response: Any) -> Any:

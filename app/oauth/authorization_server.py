@@ -135,7 +135,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         self._learn_parameters()
 
     def _learn_parameters(self) -> None:
-        """Note which parameters each endpoint reads: those of its own, and of all authentication methods."""
+        """Update the parameters that each endpoint reads: its own and those of the authentication methods."""
         by_methods = [method.parameters for method in self._methods.values()]
         self._known = {name: own.union(*by_methods) for name, own in self._parameters.items()}
 
