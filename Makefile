@@ -64,7 +64,7 @@ format: $(VENV)/.installed-for-tests ## Format the code.
 	@$(BIN)/ruff format .
 
 .PHONY: tables
-tables: $(VENV)/.installed ## Write the tables of docs/ that come from the code.
+tables: $(VENV)/.installed ## Write the lists of docs/ that come from the code.
 	@$(BIN)/python docs/write_tables.py
 
 .PHONY: clean

@@ -1,7 +1,7 @@
 """Every reason that the audit log can give, once: its code, what it means, and how to fix it.
 
 Code that refuses raises or returns a member of these enums. ``flask explain`` and ``flask tokens inspect`` print its
-sentences, and ``docs/audit-log.md`` and ``docs/tokens.md`` have them in a table, which ``make tables`` writes.
+sentences, and ``docs/audit-log.md`` and ``docs/tokens.md`` list them; ``make tables`` writes the lists.
 """
 
 from enum import StrEnum

@@ -51,10 +51,10 @@ def test_every_setting_is_in_the_table_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("document", ["audit-log.md", "tokens.md"])
-def test_the_tables_of_reasons_are_those_of_the_code(document: str) -> None:
-    tables = runpy.run_path(str(PROJECT / "docs" / "write_tables.py"))
+def test_the_lists_of_reasons_are_those_of_the_code(document: str) -> None:
+    written = runpy.run_path(str(PROJECT / "docs" / "write_tables.py"))
     text = (PROJECT / "docs" / document).read_text()
-    assert tables["updated"](document, text) == text, "run `make tables`"
+    assert written["updated"](document, text) == text, "run `make tables`"
 
 
 def test_the_readmes_python_verifies_a_token(local_server: RunningServer) -> None:
