@@ -136,12 +136,10 @@ class RequestBuffer:
     """The bytes of one caller; returns one complete request at a time.
 
     A head, and a body with a length, wait here until they are complete. A chunked body is decoded as it arrives.
-
-    :ivar is_head: whether the request is a ``HEAD``, however malformed: its response has no body.
     """
 
     __slots__ = ("_encoded", "_framing", "_has_skipped", "_limits", "_message", "_parser", "_scanned", "_served",
-                 "data", "head", "is_head")  # fmt: skip
+                 "_start", "data", "head")  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -153,7 +151,7 @@ class RequestBuffer:
 
     def _begin(self) -> None:
         self.head: Head | None = None
-        self.is_head = False
+        self._start = b""
         self._scanned = self._encoded = self._framing = 0
         self._has_skipped = False
 
@@ -166,6 +164,11 @@ class RequestBuffer:
     def is_new(self) -> bool:
         """Whether no complete request has arrived yet."""
         return self._served == 0
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the request is a ``HEAD``, however malformed or incomplete: its response has no body."""
+        return (self._start or self.data[:5]) == b"HEAD "
 
     def must_continue(self) -> bool:
         """Return whether the caller waits for ``100 Continue`` and has sent no body yet."""
@@ -208,7 +211,7 @@ class RequestBuffer:
             end = found.end() if found else HEAD_LIMIT_BYTES
         raw = bytes(data[:end])
         del data[:end]
-        self.is_head = raw[:5] == b"HEAD "
+        self._start = raw[:5]
         if raw[0] in b"\r\n":
             # llhttp would skip any number of them.
             raise RequestError(HTTPStatus.BAD_REQUEST, "Line breaks before the request")

@@ -104,6 +104,14 @@ class Server:
                 self._listening.set()
         self._listening.set()
 
+    def wait_for_log(self, text: str) -> str:
+        """Return the log, once ``text`` is in it."""
+        deadline = time.monotonic() + 10
+        while text not in (log := "".join(self.log)):
+            assert time.monotonic() < deadline, log
+            time.sleep(0.01)
+        return log
+
     def connect(self, sent: bytes = b"") -> socket.socket:
         """A fresh connection on which ``sent`` has been sent."""
         caller = socket.create_connection(self.address, timeout=15)

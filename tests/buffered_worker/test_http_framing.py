@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import pathlib
+import socket
 import sys
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -280,9 +281,9 @@ def test_a_failing_application_is_a_json_500_and_the_log_has_no_query(echo: Serv
     )
     assert_refused(answer, 500)
     echo.exchange(b"GET /a HTTP/1.1\r\nHost: a\r\nAuthorization: Basic hid\x00den-value\r\n\r\n")
-    log = "".join(echo.log)
+    # The log is read by a thread, and the line of the second exchange is the last.
+    log = echo.wait_for_log("Invalid header value char from 127.0.0.1")
     assert "Error handling a GET request" in log
-    assert "Invalid header value char from 127.0.0.1" in log
     assert "hid" not in log.replace("hidden_", "")
 
 
@@ -337,7 +338,8 @@ def test_no_bytes_whatever_bring_a_5xx_or_an_answer_that_is_not_json(
         if answer.status != "HTTP/1.1 100 Continue":
             code = int(answer.status.split()[1])
             assert code in {200, 204, 400, 413, 414, 417, 431, 501, 505}
-            assert code == 200 or json.loads(answer.body) == http_error_body(code)
+            is_bodiless = b"HEAD " in sent and not answer.body
+            assert code == 200 or is_bodiless or json.loads(answer.body) == http_error_body(code)
 
 
 @over_the_wire
@@ -358,10 +360,12 @@ def test_requests_in_one_segment_are_answered_as_one_after_the_other(echo: Serve
 
 
 @pytest.mark.parametrize(
-    "sent", [b"HEAD /#a HTTP/1.1\r\nHost: x\r\n\r\n", b"HEAD /a HTTP/1.1\r\n\r\n", b"HEAD /\0 HTTP/1.1\r\n\r\n"]
+    "sent",
+    [b"HEAD /#a HTTP/1.1\r\nHost: x\r\n\r\n", b"HEAD /a HTTP/1.1\r\n\r\n", b"HEAD /\0 HTTP/1.1\r\n\r\n", b"HEAD /a"],
 )
 def test_a_refused_head_has_no_body(echo: Server, sent: bytes) -> None:
     with echo.connect(sent) as caller:
+        caller.shutdown(socket.SHUT_WR)
         (answer,) = split_answers(read_all(caller), to_head=True)
     assert answer.status == "HTTP/1.1 400 Bad Request"
 
