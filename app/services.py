@@ -5,12 +5,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from flask import Flask, current_app
 
-from app.audit.log import AuditLog
-from app.audit.outbox import Outbox
+from app.audit.build import AuditServices
 from app.clients.build import ClientServices
 from app.config.settings import Settings
 from app.keyring.build import KeyServices
 from app.oauth.services import OAuthServices
+from app.tokens.build import TokenServices
 from app.types import Clock
 
 EXTENSION = "tokenhouse"
@@ -23,11 +23,11 @@ class Services:
 
     settings: Settings
     clock: Clock
+    audit: AuditServices
     keys: KeyServices
     clients: ClientServices
+    tokens: TokenServices
     oauth: OAuthServices
-    audit_log: AuditLog
-    outbox: Outbox
 
     def install(self, app: Flask) -> None:
         """Make these the services of ``app``."""

@@ -30,12 +30,10 @@ ANY_SECRET_METHOD = "client_secret"  # noqa: S105 - A method's name.
 SECRET_METHODS = ("client_secret_basic", "client_secret_post")
 """The methods that it stands for."""
 
+SEVERAL_METHODS = {ANY_SECRET_METHOD: SECRET_METHODS}
+"""The methods that a registered value stands for, if it is not the name of the only one."""
+
 SECRET_PREFIX = "ths_"  # noqa: S105 - The part that secret scanners look for.
-
-
-def accepts_method(registered: str | None, method: str) -> bool:
-    """Return whether a client with the ``registered`` authentication method may use ``method``."""
-    return method == registered or (registered == ANY_SECRET_METHOD and method in SECRET_METHODS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,8 @@ class Client(ClientMixin):
 
     def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:  # noqa: ARG002
         """Return whether the client may authenticate by ``method``, at any endpoint."""
-        return accepts_method(self.token_endpoint_auth_method, method)
+        registered = self.token_endpoint_auth_method
+        return method in SEVERAL_METHODS.get(registered, (registered,))
 
     def check_client_secret(self, client_secret: str) -> bool:  # noqa: ARG002
         """Return false: secrets are verified by ``clients.authentication`` alone."""

@@ -84,6 +84,16 @@ def _clocked(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _clocked_attribute(stage: str, holder: Any, name: str) -> Any:
+    found = getattr(holder, name)
+    if not isinstance(found, functools.cached_property):
+        return _clocked(stage, found)
+    # Its value is the function.
+    clocked = functools.cached_property(lambda owner: _clocked(stage, found.func(owner)))
+    clocked.__set_name__(holder, name)
+    return clocked
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """Put the clocks around, before the application is made."""
     for stage, target in STAGES:
@@ -91,7 +101,7 @@ def post_fork(server: Any, worker: Any) -> None:
         *holders, name = path.split(".")
         # A stage that is not there any more is a fault of this list, and ends the measurement.
         holder = functools.reduce(getattr, holders, importlib.import_module(module_name))
-        setattr(holder, name, _clocked(stage, getattr(holder, name)))
+        setattr(holder, name, _clocked_attribute(stage, holder, name))
     _VALUES["post_fork"](server, worker)
 
 

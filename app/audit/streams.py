@@ -1,12 +1,13 @@
 """Standard output, for the audit log, and standard error, for diagnostics: neither blocks a server."""
 
 import sys
+from functools import partial
 
 from app.blocking import blocking
 from buffered_worker.stream import NonBlockingStream
 
-STDOUT = NonBlockingStream(lambda: sys.stdout, blocking)
-STDERR = NonBlockingStream(lambda: sys.stderr, blocking)
+STDOUT = NonBlockingStream(partial(getattr, sys, "stdout"), blocking)
+STDERR = NonBlockingStream(partial(getattr, sys, "stderr"), blocking)
 
 
 def begin_non_blocking() -> None:

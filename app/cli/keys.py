@@ -260,7 +260,7 @@ def _kids(here: Services) -> set[str]:
 def _leave_trace(here: Services, change: str, kids: Sequence[str]) -> None:
     """Record a change in the audit log. A ring in a file needs no database; without one nothing is recorded."""
     with suppress(SQLAlchemyError):
-        here.outbox.put_alone(KeyRingChanged(by=system_user(), change=change, kids=tuple(kids)))
+        here.audit.outbox.put_alone(KeyRingChanged(by=system_user(), change=change, kids=tuple(kids)))
 
 
 def _file_home(here: Services, path: Path) -> KeyringBackend:

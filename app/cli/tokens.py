@@ -83,7 +83,7 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
     except OAuthError as error:
         raise ManagementError(f"{error.error}: {error.description}") from None
     # Record it first: no token goes unrecorded.
-    here.outbox.put_alone(
+    here.audit.outbox.put_alone(
         TokenChanged(
             by=system_user(),
             change="issued",
@@ -113,7 +113,7 @@ def revoke(file: str | None, client_id: str | None) -> None:
         until = here.clients.repository.revoke_tokens(client_id).tokens_not_before
         report(f"All tokens that {client_id} got until {timestamp(until)} are dead; {_WHO_KNOWS}")
         return
-    status = here.oauth.statuses.of_token(_token_in(read_secret(str(file), "token in")))
+    status = here.tokens.statuses.of_token(_token_in(read_secret(str(file), "token in")))
     if status.claims is None:
         raise ManagementError(f"there is nothing to revoke: {status.reason} (`flask tokens inspect` says more)")
     if status.reason:
@@ -121,7 +121,7 @@ def revoke(file: str | None, client_id: str | None) -> None:
         return
     token = status.as_revoked()
     event = TokenChanged(by=system_user(), change="revoked", client_id=token.client_id, jti=token.jti)
-    here.oauth.revocations.revoke(token, within=lambda connection: here.outbox.put(connection, event))
+    here.tokens.revocations.revoke(token, within=lambda connection: here.audit.outbox.put(connection, event))
     report(f"The token {token.jti} of {token.client_id} is dead; {_WHO_KNOWS}")
 
 
@@ -185,7 +185,7 @@ def _revocation_reason(here: Services, inspection: TokenValidation) -> TokenReas
     if not inspection.is_good:
         return None
     try:
-        return here.oauth.statuses.of_validated(inspection).reason
+        return here.tokens.statuses.of_validated(inspection).reason
     except ServiceUnavailable:
         return _UNKNOWN
 

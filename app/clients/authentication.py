@@ -23,7 +23,7 @@ from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.errors import InvalidClient
 from app.reasons import RefusalReason
-from app.types import Authentication, Client, Clock, Credentials, accepts_method
+from app.types import SEVERAL_METHODS, Authentication, Client, Clock, Credentials
 
 _CLIENT_COLUMNS = (
     ClientRow.client_id,
@@ -245,11 +245,12 @@ def refusal_reason(
     :param working: those that are usable.
     :param otherwise: the reason if no secret matches; ``None`` for a client that needs no secret.
     """
+    registered = client.token_endpoint_auth_method
     of_client = (
         client.client_id is None,
         client.deleted_at is not None,
         client.disabled_at is not None,
-        not accepts_method(client.token_endpoint_auth_method, method),
+        method not in SEVERAL_METHODS.get(registered, (registered,)),
     )
     of_secrets = ([row for row in matching if row.revoked_at is None], matching)
     found = next(compress(_SECRET_REFUSALS, of_secrets), otherwise)

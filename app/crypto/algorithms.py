@@ -6,6 +6,7 @@ that they do not know.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -17,6 +18,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 Jwk = RSAKey | ECKey | OKPKey
+Signer = Callable[[bytes], bytes]
 
 RSA_MIN_BITS = 2048
 RSA_BITS = (RSA_MIN_BITS, 3072, 4096)
@@ -29,7 +31,7 @@ class Algorithm:
 
     :param kind: a description of its keys.
     :param accepts: returns whether a private key is of that kind, whatever its strength.
-    :param sign: returns the signature of RFC 7518 by an accepted key over the signing input of a JWS.
+    :param signer: returns what signs with an accepted key: the signature of RFC 7518 over the signing input of a JWS.
     :param verify: checks a signature with the public key; raises ``InvalidSignature``.
     """
 
@@ -37,7 +39,7 @@ class Algorithm:
     kind: str
     accepts: Callable[[object], bool]
     generate: Callable[[int], PrivateKey]
-    sign: Callable[[Any, bytes], bytes]
+    signer: Callable[[Any], Signer]
     verify: Callable[[Any, bytes, bytes], None]
 
 
@@ -73,7 +75,7 @@ def _rsa(name: str, scheme: AsymmetricPadding) -> Algorithm:
         "an RSA key",
         _is_rsa,
         _generate_rsa,
-        lambda key, text: key.sign(text, scheme, _SHA256),
+        lambda key: partial(key.sign, padding=scheme, algorithm=_SHA256),
         lambda key, signature, text: key.verify(signature, text, scheme, _SHA256),
     )
 
@@ -88,7 +90,7 @@ ALGORITHMS = {
             "an EC key on the curve P-256",
             lambda key: isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1),
             lambda _: ec.generate_private_key(ec.SECP256R1()),
-            _sign_ecdsa,
+            lambda key: partial(_sign_ecdsa, key),
             _verify_ecdsa,
         ),
         Algorithm(
@@ -96,7 +98,7 @@ ALGORITHMS = {
             "an Ed25519 key",
             lambda key: isinstance(key, ed25519.Ed25519PrivateKey),
             lambda _: ed25519.Ed25519PrivateKey.generate(),
-            lambda key, text: key.sign(text),
+            lambda key: key.sign,
             lambda key, signature, text: key.verify(signature, text),
         ),
     )

@@ -9,7 +9,7 @@ from sqlalchemy.orm import scoped_session
 
 from app.config.settings import Settings
 from app.database import engine as engines
-from app.database.circuit_breaker import DatabaseCircuitBreaker, Span
+from app.database.circuit_breaker import DatabaseCircuitBreaker, Tracing
 from app.database.models import db
 from app.database.prepared_query import ThreadLocalConnections
 
@@ -30,11 +30,11 @@ class Database:
     circuit_breaker: DatabaseCircuitBreaker
 
 
-def build(app: Flask, settings: Settings, *, span: Span) -> Database:
+def build(app: Flask, settings: Settings, *, traced_by: Tracing) -> Database:
     """Configure the engine of ``app``. Nothing connects yet.
 
-    :param span: the trace span of a query.
+    :param traced_by: makes the trace spans of queries.
     """
     engines.install(app, settings)
     with app.app_context():
-        return Database(db.engine, db.session, ThreadLocalConnections(db.engine), DatabaseCircuitBreaker(span))
+        return Database(db.engine, db.session, ThreadLocalConnections(db.engine), DatabaseCircuitBreaker(traced_by))

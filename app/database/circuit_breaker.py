@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
+from typing import Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,8 +28,27 @@ POLL_SECONDS = 1.0
 """How often an open circuit is probed."""
 
 
-Span = Callable[[str], AbstractContextManager[None] | None]
-"""Makes the trace span of a call, if requests are traced."""
+class Spans(Protocol):
+    """Makes trace spans."""
+
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """Return a span within that of the current request."""
+        ...
+
+
+class Tracing(Protocol):
+    """Makes trace spans while requests are traced."""
+
+    @property
+    def spans(self) -> Spans | None:
+        """What makes them; ``None`` while requests are not traced."""
+
+
+class _Untraced:
+    spans = None
+
+
+UNTRACED = _Untraced()
 
 
 class CircuitBreaker:
@@ -38,7 +58,7 @@ class CircuitBreaker:
     :cvar failure_reason: the reason of a refusal after a failed call.
     :cvar silence_reason: the reason of a refusal while the circuit is open.
     :cvar failures: the exceptions that count as failures.
-    :param span: the trace span of a call.
+    :param traced_by: makes the trace spans of calls.
     """
 
     what: str
@@ -46,8 +66,8 @@ class CircuitBreaker:
     silence_reason: RefusalReason
     failures: type[Exception]
 
-    def __init__(self, span: Span = lambda _: None) -> None:
-        self.span = span
+    def __init__(self, traced_by: Tracing = UNTRACED) -> None:
+        self.traced_by = traced_by
         self._is_open = False
         self._reported_fault: str | None = None
         self._lock = threading.Lock()
@@ -143,9 +163,10 @@ class _Call:
     def __enter__(self) -> None:
         self._circuit_breaker.require_closed()
         self._began = time.monotonic()
-        if span := self._circuit_breaker.span(self._circuit_breaker.what):
-            span.__enter__()
-        self._span = span
+        spans = self._circuit_breaker.traced_by.spans
+        self._span = spans.part(self._circuit_breaker.what) if spans else None
+        if self._span:
+            self._span.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

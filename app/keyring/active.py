@@ -82,7 +82,7 @@ class ActiveRing:
     def _phase_of(self, ring: Ring, now: datetime) -> Phase:
         # Read once and replaced as a whole: other threads do the same.
         known_ring, phase = self._phase
-        if known_ring is not ring or phase is None or not phase.holds_at(now):
+        if known_ring is not ring or phase is None or not phase.start <= now < phase.end:
             phase = ring.phase(now)
             self._phase = ring, phase
         return phase

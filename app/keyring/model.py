@@ -14,16 +14,18 @@ Which change of a ring is safe is left to ``rotation_plan``, how a ring is store
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from app.crypto.algorithms import ALGORITHMS, Jwk, PrivateKey, to_jwk
+from app.crypto.algorithms import ALGORITHMS, Jwk, PrivateKey, Signer, to_jwk
 from app.errors import StartError
 
 RETIRE_AFTER = timedelta(hours=24, seconds=60)
 """How long a key is published after its last signature: the longest lifetime of a token plus verifiers' leeway."""
+
+_BEGINNING, _END = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 _JWK_MEMBERS = ("crv", "x", "y", "n", "e")
 
@@ -70,9 +72,10 @@ class SigningKey:
         """The key as a joserfc object, for its public members."""
         return to_jwk(self.private_key)
 
-    def sign(self, message: bytes) -> bytes:
-        """Return the signature of RFC 7518 over the signing input of a JWS."""
-        return ALGORITHMS[self.alg].sign(self.private_key, message)
+    @cached_property
+    def sign(self) -> Signer:
+        """Returns the signature of RFC 7518 over the signing input of a JWS."""
+        return ALGORITHMS[self.alg].signer(self.private_key)
 
     @cached_property
     def public_key(self) -> Any:
@@ -105,20 +108,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What holds for a ring from ``start`` until ``end`` (``None``: for good): no state changes in between.
+    """What holds for a ring from ``start`` until just before ``end``: no state changes in between.
 
     :param signing_key: ``None`` if no key may sign.
     :param published_keys: the keys of the JWKS, oldest first.
     """
 
-    start: datetime | None
-    end: datetime | None
+    start: datetime
+    end: datetime
     signing_key: SigningKey | None
     published_keys: tuple[SigningKey, ...]
-
-    def holds_at(self, now: datetime) -> bool:
-        """Return whether ``now`` is within this phase."""
-        return (self.start is None or self.start <= now) and (self.end is None or now < self.end)
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,8 @@ class Ring:
         changes = self.changes()
         place = bisect_right(changes, now)
         return Phase(
-            start=changes[place - 1] if place else None,
-            end=changes[place] if place < len(changes) else None,
+            start=changes[place - 1] if place else _BEGINNING,
+            end=changes[place] if place < len(changes) else _END,
             signing_key=self._signer(self.signing_alg, now),
             published_keys=self.published_keys(now),
         )

@@ -3,36 +3,34 @@
 from app.clients.build import ClientServices
 from app.config.settings import Settings
 from app.database.build import Database
-from app.database.circuit_breaker import Span
-from app.keyring.active import ActiveRing
+from app.database.circuit_breaker import Tracing
+from app.keyring.build import KeyServices
 from app.oauth.authorization_server import AuthorizationServer
 from app.oauth.client_auth.dependencies import ClientAuthDependencies, assertion_rules
+from app.oauth.metadata import describe_server
 from app.oauth.replay_store import DatabaseReplayStore, ReplayStore
 from app.oauth.services import OAuthServices
-from app.tokens.issuer import AccessTokenIssuer
-from app.tokens.revocation_feed import RevocationFeed
-from app.tokens.revocations import Revocations
-from app.tokens.status import TokenStatuses
-from app.types import Clock, Metadata
+from app.tokens.build import TokenServices
+from app.types import Clock
 
 
 def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this one.
     settings: Settings,
     server: AuthorizationServer,
-    metadata: Metadata,
     database: Database,
+    keys: KeyServices,
     clients: ClientServices,
-    active_keys: ActiveRing,
+    tokens: TokenServices,
     clock: Clock,
     *,
-    span: Span,
+    traced_by: Tracing,
 ) -> OAuthServices:
     """Build what the authorization server, its methods and its endpoints work with.
 
-    :param metadata: the document of RFC 8414.
-    :param span: the trace span of a query to Redis.
+    :param traced_by: makes the trace span of a query to Redis.
     """
-    replay_store = _open_replay_store(settings, database, clock, span)
+    metadata = describe_server(settings)
+    replay_store = _open_replay_store(settings, database, clock, traced_by)
     client_auth = ClientAuthDependencies(
         clients=clients.authenticator,
         replay_store=replay_store,
@@ -41,28 +39,13 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
         clock=clock,
         rules=assertion_rules(settings, metadata["token_endpoint"]),
     )
-    issuer = AccessTokenIssuer(settings.issuer, active_keys.signing_key, clock)
-    revocations = Revocations(database.engine, database.connections, database.circuit_breaker, clock)
-    return OAuthServices(
-        settings=settings,
-        clock=clock,
-        server=server,
-        client_auth=client_auth,
-        issuer=issuer,
-        statuses=TokenStatuses(settings.issuer, active_keys, active_keys.now, revocations),
-        revocations=revocations,
-        revocation_feed=RevocationFeed(settings.issuer, settings.default_audience, revocations, issuer, clock),
-        replay_store=replay_store,
-        active_keys=active_keys,
-        registered_scopes=clients.registered_scopes,
-        metadata=metadata,
-    )
+    return OAuthServices(settings, clock, server, keys, clients, tokens, client_auth, replay_store, metadata)
 
 
-def _open_replay_store(settings: Settings, database: Database, clock: Clock, span: Span) -> ReplayStore:
+def _open_replay_store(settings: Settings, database: Database, clock: Clock, traced_by: Tracing) -> ReplayStore:
     durable = DatabaseReplayStore(database.engine, database.circuit_breaker, clock)
     if settings.redis_url is None:
         return durable
     from app.oauth.replay_store_redis import RedisReplayStore  # noqa: PLC0415 - The driver is loaded only where it is used.
 
-    return RedisReplayStore(settings.redis_url.get_secret_value(), durable, clock, span=span)
+    return RedisReplayStore(settings.redis_url.get_secret_value(), durable, clock, traced_by=traced_by)

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from app.blocking import blocking
-from app.database.circuit_breaker import CircuitBreaker, Span
+from app.database.circuit_breaker import UNTRACED, CircuitBreaker, Tracing
 from app.errors import ServiceUnavailable
 from app.oauth.replay_store import LAST_SECOND, SKEW_SECONDS, DatabaseReplayStore, key_of
 from app.reasons import RefusalReason
@@ -54,7 +54,7 @@ class RedisReplayStore:
     """Stores used ids in Redis.
 
     :param durable: the database, for ids that Redis alone could not decide.
-    :param span: the trace span of a call.
+    :param traced_by: makes the trace spans of calls.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class RedisReplayStore:
         durable: DatabaseReplayStore,
         clock: Clock,
         pause: Callable[[float], None] = time.sleep,
-        span: Span = lambda _: None,
+        traced_by: Tracing = UNTRACED,
     ) -> None:
         self._redis = Redis(connection_pool=open_pool(url, redis_connect_func=self._greet))
         self._durable = durable
         self._clock = clock
         self._pause = pause
-        self._circuit_breaker = RedisCircuitBreaker(span)
+        self._circuit_breaker = RedisCircuitBreaker(traced_by)
         self._process = ""
 
     def use(self, issuer: str, jti: str, issued_at: int, until: int) -> bool:

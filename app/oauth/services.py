@@ -6,17 +6,14 @@ from typing import Any, Self
 
 from flask import Blueprint
 
-from app.clients.registered_scopes import RegisteredScopes
+from app.clients.build import ClientServices
 from app.config.settings import Settings
 from app.http.application import Request, Response, without_contexts
-from app.keyring.active import ActiveRing
+from app.keyring.build import KeyServices
 from app.oauth.authorization_server import AuthorizationServer
 from app.oauth.client_auth.dependencies import ClientAuthDependencies
 from app.oauth.replay_store import ReplayStore
-from app.tokens.issuer import AccessTokenIssuer
-from app.tokens.revocation_feed import RevocationFeed
-from app.tokens.revocations import Revocations
-from app.tokens.status import TokenStatuses
+from app.tokens.build import TokenServices
 from app.types import Clock, Metadata
 
 
@@ -25,22 +22,17 @@ class OAuthServices:
     """The parts of the protocol.
 
     :param client_auth: what the constructors of client authentication methods get.
-    :param issuer: signs tokens, and other statements of ours.
-    :param active_keys: the key ring that this process signs and publishes with.
     :param metadata: the document of RFC 8414, without ``scopes_supported``, which changes.
     """
 
     settings: Settings
     clock: Clock
     server: AuthorizationServer
+    keys: KeyServices
+    clients: ClientServices
+    tokens: TokenServices
     client_auth: ClientAuthDependencies
-    issuer: AccessTokenIssuer
-    statuses: TokenStatuses
-    revocations: Revocations
-    revocation_feed: RevocationFeed
     replay_store: ReplayStore
-    active_keys: ActiveRing
-    registered_scopes: RegisteredScopes
     metadata: Mapping[str, Any]
 
 

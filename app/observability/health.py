@@ -8,7 +8,7 @@ from app.services import Services
 def check_health(services: Services) -> dict[str, str]:
     """Return the names and states of the checks: anyone may read them."""
     checks = {"database": _database(services), "keyring": _keyring(services), "settings": _settings()}
-    checks["audit_log"] = "degraded" if services.audit_log.is_stalled else "ok"
+    checks["audit_log"] = "degraded" if services.audit.log.is_stalled else "ok"
     if services.settings.redis_url:
         checks["redis"] = "degraded" if services.oauth.replay_store.is_unavailable else "ok"
     return checks | {f"client_keys:{client_id}": "degraded" for client_id in services.clients.jwks_cache.failing}

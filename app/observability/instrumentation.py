@@ -5,10 +5,10 @@ The authorization server and the events are handed wrappers from here, so timed 
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import ParamSpec, Protocol, TypeVar
 
 from app.audit.events import Event
+from app.database.circuit_breaker import Spans
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -29,15 +29,11 @@ class MetricsRecorder(Protocol):
         ...
 
 
-class Spans(Protocol):
+class EventSpans(Spans, Protocol):
     """Records traces."""
 
     def record(self, event: Event) -> None:
         """Add ``event`` to the span of the request that caused it."""
-        ...
-
-    def part(self, name: str) -> AbstractContextManager[None]:
-        """Return a span within that of the current request."""
         ...
 
 
@@ -46,26 +42,23 @@ class Instrumentation:
 
     def __init__(self) -> None:
         self._recorder: MetricsRecorder | None = None
-        self._spans: Spans | None = None
+        self.spans: EventSpans | None = None
+        """What makes the spans of the current request; ``None`` while requests are not traced."""
 
     def record_with(self, recorder: MetricsRecorder) -> None:
         """Pass on to ``recorder`` from now on."""
         self._recorder = recorder
 
-    def trace_with(self, spans: Spans) -> None:
+    def trace_with(self, spans: EventSpans) -> None:
         """Pass on to ``spans`` from now on."""
-        self._spans = spans
+        self.spans = spans
 
     def __call__(self, event: Event) -> None:
         """Count ``event``."""
         if self._recorder:
             self._recorder.count(event)
-        if self._spans:
-            self._spans.record(event)
-
-    def span(self, part: str) -> AbstractContextManager[None] | None:
-        """Return the span of ``part`` of the current request, if requests are traced."""
-        return self._spans.part(part) if self._spans else None
+        if self.spans:
+            self.spans.record(event)
 
     def timed(self, part: str, act: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
         """Return ``act`` as a function whose duration is recorded as that of ``part``, even if it raises."""
@@ -73,9 +66,9 @@ class Instrumentation:
         def act_in_time(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> _Result:
             began = time.perf_counter()
             try:
-                if self._spans is None:
+                if self.spans is None:
                     return act(*arguments, **named)
-                with self._spans.part(part):
+                with self.spans.part(part):
                     return act(*arguments, **named)
             finally:
                 if self._recorder:

@@ -58,12 +58,14 @@ class Scheduler:
         self._tasks += (task,)
 
     def install(self, app: Flask) -> None:
-        """Start with the first request."""
+        """Start with the first request, and leave its way then."""
         app.extensions["scheduler"] = self
         serve = app.wsgi_app
 
         def start_and_serve(environ: Any, start_response: Any) -> Any:
             self.start()
+            if app.wsgi_app is start_and_serve:
+                app.wsgi_app = serve  # type: ignore[method-assign]
             return serve(environ, start_response)
 
         app.wsgi_app = start_and_serve  # type: ignore[method-assign]  # As Flask documents it.

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -47,3 +48,9 @@ def test_the_request_path_in_contributing_is_the_one_that_a_request_takes(harnes
     classes = [node for node in ast.parse((PROJECT / path).read_text()).body if isinstance(node, ast.ClassDef)]
     methods = {f"{one.name}.{node.name}" for one in classes for node in one.body if isinstance(node, ast.FunctionDef)}
     assert name in methods
+
+
+def test_few_files_are_crossed_on_the_way(harness: Harness) -> None:
+    files = [path for path, _ in calls_of_a_token_request(harness)]
+    assert len(set(files)) <= 22
+    assert sum(before != after for before, after in pairwise(files)) <= 45

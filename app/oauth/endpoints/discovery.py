@@ -39,8 +39,8 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
     blueprint = Blueprint("discovery", __name__)
     blueprint.after_request(_let_browsers_read)
     max_age = services.settings.jwks_max_age
-    read_jwks = _reader(services.active_keys.published_keys, lambda keys: {"keys": [key.public_jwk for key in keys]})
-    read_metadata = _reader(services.registered_scopes, lambda scopes: _with_scopes(services.metadata, scopes))
+    read_jwks = _reader(services.keys.active.published_keys, lambda keys: {"keys": [key.public_jwk for key in keys]})
+    read_metadata = _reader(services.clients.registered_scopes, lambda scopes: _with_scopes(services.metadata, scopes))
 
     @blueprint.get(JWKS_PATH)
     @without_contexts

@@ -44,7 +44,7 @@ class IntrospectionEndpoint(rfc7662.IntrospectionEndpoint):
 
         :raises ServiceUnavailable: the database does not answer, or the key ring cannot be read.
         """
-        return self._services.statuses.of_token(token_string)
+        return self._services.tokens.statuses.of_token(token_string)
 
     def check_permission(self, token: TokenStatus, client: Client, request: object) -> bool:  # noqa: ARG002
         """Return whether ``client`` may introspect ``token``."""
@@ -90,7 +90,7 @@ class IntrospectionEndpoint(rfc7662.IntrospectionEndpoint):
             "iat": int(self._services.clock().timestamp()),
             "token_introspection": payload,
         }
-        return Document(self._services.issuer.sign(claims, TYP).encode(), MEDIA_TYPE)
+        return Document(self._services.tokens.issuer.sign(claims, TYP).encode(), MEDIA_TYPE)
 
 
 def _wants_it_signed(http_request: Request) -> bool:

@@ -35,14 +35,14 @@ class RevocationEndpoint(rfc7009.RevocationEndpoint):
 
         :raises ServiceUnavailable: the database does not answer, or the key ring cannot be read.
         """
-        return self._services.statuses.of_token(token_string)
+        return self._services.tokens.statuses.of_token(token_string)
 
     def revoke_token(self, token: TokenStatus, request: object) -> None:  # noqa: ARG002
         """Revoke an active token.
 
         :raises ServiceUnavailable: nothing was revoked, and the caller should retry (section 2.2.1).
         """
-        self._services.revocations.revoke(token.as_revoked())
+        self._services.tokens.revocations.revoke(token.as_revoked())
 
     def create_endpoint_response(self, request: Any) -> Any:
         """Respond to ``request``: status, body, headers.

@@ -29,7 +29,7 @@ class RevocationFeedEndpoint(TokenEndpoint):
 
     def __init__(self, services: OAuthServices) -> None:
         super().__init__(services.server)
-        self._feed = services.revocation_feed
+        self._feed = services.tokens.revocation_feed
 
     def create_endpoint_response(self, request: Any) -> Any:
         """Respond to ``request``: status, body, headers.

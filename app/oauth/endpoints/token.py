@@ -3,7 +3,7 @@
 from flask import Blueprint
 
 from app.config.settings import Settings
-from app.http.application import Request, Response, without_contexts
+from app.http.application import without_contexts
 from app.oauth.services import Endpoint, OAuthServices
 from app.types import Metadata
 
@@ -13,12 +13,8 @@ PATH = "/oauth/token"
 def _create_blueprint(services: OAuthServices) -> Blueprint:
     blueprint = Blueprint("token", __name__)
 
-    @blueprint.post(PATH, provide_automatic_options=False)
-    @without_contexts
-    def issue_token(request: Request) -> Response:
-        response: Response = services.server.create_token_response(request)
-        return response
-
+    view = without_contexts(services.server.create_token_response)
+    blueprint.add_url_rule(PATH, "issue_token", view, methods=["POST"], provide_automatic_options=False)
     return blueprint
 
 

@@ -51,7 +51,7 @@ def test_a_client_has_every_method_of_authlibs() -> None:
 @pytest.mark.parametrize(
     ("registered", "accepted"),
     [
-        ("client_secret", {"client_secret", "client_secret_basic", "client_secret_post"}),
+        ("client_secret", {"client_secret_basic", "client_secret_post"}),
         ("client_secret_post", {"client_secret_post"}),
         ("private_key_jwt", {"private_key_jwt"}),
     ],

@@ -246,7 +246,7 @@ def test_of_many_workers_one_fetches(harness: Harness, publisher: Publisher) -> 
     harness.clock.advance(days=1)
     with harness.app.app_context():
         engine = db.engine
-        workers = [JwksCache(engine, Fetcher(), harness.clock, harness.services.outbox) for _ in range(6)]
+        workers = [JwksCache(engine, Fetcher(), harness.clock, harness.services.audit.outbox) for _ in range(6)]
     with ThreadPoolExecutor(len(workers)) as pool:
         list(pool.map(lambda worker: worker.poll(), workers))
     assert len(publisher.asked) == 2
@@ -261,7 +261,7 @@ def test_a_worker_that_dies_over_it_is_followed_by_another(harness: Harness, pub
             raise SystemExit
 
     with harness.app.app_context():
-        dying = JwksCache(db.engine, Dying(), harness.clock, harness.services.outbox)
+        dying = JwksCache(db.engine, Dying(), harness.clock, harness.services.audit.outbox)
     with pytest.raises(SystemExit):
         dying.poll()
     poll(harness)
@@ -295,7 +295,7 @@ def test_a_change_of_keys_leaves_a_trace_and_a_mere_fetch_does_not(
         harness.clock.advance(days=1)
         poll(harness)
     with harness.app.app_context():
-        harness.services.outbox.drain(harness.services.audit_log.write_past)
+        harness.services.audit.outbox.drain(harness.services.audit.log.write_past)
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     changes = [
         (event["by"], event["change"], event.get("fields")) for event in told if event["event"] == "ClientChanged"
@@ -342,7 +342,7 @@ def test_a_fetch_that_ends_after_the_client_has_moved_changes_nothing(
 
     harness.clock.advance(days=1)
     with harness.app.app_context():
-        slow = JwksCache(db.engine, Slow(), harness.clock, harness.services.outbox)
+        slow = JwksCache(db.engine, Slow(), harness.clock, harness.services.audit.outbox)
     slow.poll()
     assert (kept(harness).uri, kept(harness).fault) == (elsewhere, None)
     assert [ask(harness, OLD), ask(harness, NEW)] == [401, 200]

@@ -210,8 +210,9 @@ def test_a_registration_that_fails_leaves_nothing(any_harness: Harness) -> None:
 
     with any_harness.app.app_context():
         broken = Broken(any_harness.settings.secret_peppers)
+        outbox = any_harness.services.audit.outbox
         client_secrets = ClientSecrets(
-            db.engine, db.session, broken, any_harness.clock, any_harness.services.outbox, EncryptedSecrets(()), ()
+            db.engine, db.session, broken, any_harness.clock, outbox, EncryptedSecrets(()), ()
         )
         store = ClientRepository(db.session, client_secrets, any_harness.clock)
         with pytest.raises(RuntimeError, match="the power went"):

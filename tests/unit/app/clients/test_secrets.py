@@ -333,7 +333,7 @@ def test_of_many_workers_one_tells(any_harness: Harness) -> None:
         any_harness.register(f"c{number}", expires_after=timedelta(days=3))
     with any_harness.app.app_context():
         digester = SecretDigester(any_harness.settings.secret_peppers)
-        outbox = any_harness.services.outbox
+        outbox = any_harness.services.audit.outbox
         workers = [
             ClientSecrets(db.engine, db.session, digester, any_harness.clock, outbox, EncryptedSecrets(()), ())
             for _ in range(6)

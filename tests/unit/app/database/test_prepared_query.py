@@ -272,5 +272,5 @@ def test_all_who_ask_share_the_connection_of_their_thread(harness: Harness) -> N
         event.listen(db.engine, "connect", lambda *found: made.append(found))
         for _ in range(3):
             harness.services.clients.authenticator.answers()
-            harness.services.oauth.revocations.reason_against(client.client_id, "j", harness.clock())
+            harness.services.tokens.revocations.reason_against(client.client_id, "j", harness.clock())
     assert len(made) == 1

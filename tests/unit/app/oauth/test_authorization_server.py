@@ -631,7 +631,7 @@ def test_a_token_waits_out_the_second_in_which_its_clients_were_taken_back(
     assert (
         jwt.decode(token, options={"verify_signature": False, "verify_exp": False})["iat"] == int(until.timestamp()) + 1
     )
-    assert harness.services.oauth.revocations.reason_against("known", "j", harness.clock()) is None
+    assert harness.services.tokens.revocations.reason_against("known", "j", harness.clock()) is None
     post(ours)
     assert len(pauses) == 1
 

@@ -22,7 +22,7 @@ def harness(any_harness: Harness) -> Harness:
 
 def document(harness: Harness, *resources: str, client_id: str = "reader") -> FeedDocument:
     with harness.app.app_context():
-        return harness.services.oauth.revocation_feed.document_for(client_id, resources)
+        return harness.services.tokens.revocation_feed.document_for(client_id, resources)
 
 
 def payload(harness: Harness, *resources: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def named(harness: Harness, *resources: str) -> tuple[set[str], set[str]]:
 def revoke(harness: Harness, jti: str, *audiences: str, seconds: int = 3600) -> None:
     with harness.app.app_context():
         token = RevokedToken(jti, "c", audiences, int(harness.clock().timestamp()) + seconds)
-        harness.services.oauth.revocations.revoke(token)
+        harness.services.tokens.revocations.revoke(token)
 
 
 def test_a_document_says_exactly_this(harness: Harness) -> None:

@@ -32,7 +32,7 @@ def remembered(harness: Harness) -> set[str]:
 
 def reason(harness: Harness, client_id: str, jti: str = "a-jti", issued: timedelta = timedelta(0)) -> str | None:
     with harness.app.app_context():
-        return harness.services.oauth.revocations.reason_against(
+        return harness.services.tokens.revocations.reason_against(
             client_id, jti, from_epoch(int((harness.clock() + issued).timestamp()))
         )
 
@@ -42,7 +42,7 @@ def test_a_token_lives_until_it_is_taken_back_and_twice_is_once(harness: Harness
     assert reason(harness, client.client_id) is None
     with harness.app.app_context():
         for _ in range(2):
-            harness.services.oauth.revocations.revoke(token_of(harness, client.client_id))
+            harness.services.tokens.revocations.revoke(token_of(harness, client.client_id))
     assert reason(harness, client.client_id) == "revoked_token"
     assert reason(harness, client.client_id, "another-jti") is None
     assert remembered(harness) == {"a-jti"}
@@ -52,15 +52,15 @@ def test_what_has_expired_is_forgotten_by_itself(harness: Harness) -> None:
     client = harness.register()
     with harness.app.app_context():
         for jti, seconds in (("short", 60), ("long", HOUR)):
-            harness.services.oauth.revocations.revoke(token_of(harness, client.client_id, jti, seconds))
+            harness.services.tokens.revocations.revoke(token_of(harness, client.client_id, jti, seconds))
     harness.clock.now += timedelta(seconds=60) + LEEWAY - timedelta(seconds=1)
-    harness.services.oauth.revocations.delete_expired()
+    harness.services.tokens.revocations.delete_expired()
     assert remembered(harness) == {"short", "long"}
     harness.clock.now += timedelta(seconds=1)
-    harness.services.oauth.revocations.delete_expired()
+    harness.services.tokens.revocations.delete_expired()
     assert remembered(harness) == {"long"}
     harness.clock.now += timedelta(days=1)
-    harness.services.oauth.revocations.delete_expired()
+    harness.services.tokens.revocations.delete_expired()
     assert remembered(harness) == set()
 
 
@@ -73,7 +73,7 @@ def test_very_many_are_forgotten_in_pieces(harness: Harness) -> None:
     with harness.app.app_context(), db.engine.begin() as connection:
         connection.execute(insert(RevokedTokenRow), rows)
     with harness.app.app_context():
-        harness.services.oauth.revocations.delete_expired()
+        harness.services.tokens.revocations.delete_expired()
         with db.engine.connect() as connection:
             assert connection.scalar(select(func.count()).select_from(RevokedTokenRow)) == 0
 
@@ -128,11 +128,11 @@ def _refuses_all(harness: Harness) -> None:
     Path(str(make_url(harness.settings.database_url.get_secret_value()).database)).rename(harness.folder / "moved")
     with harness.app.app_context():
         for ask in (
-            lambda: harness.services.oauth.revocations.reason_against(client.client_id, "j", harness.clock()),
-            lambda: harness.services.oauth.revocations.revoke(token_of(harness, client.client_id)),
-            harness.services.oauth.revocations.version,
-            harness.services.oauth.revocations.live,
-            harness.services.oauth.revocations.clients,
+            lambda: harness.services.tokens.revocations.reason_against(client.client_id, "j", harness.clock()),
+            lambda: harness.services.tokens.revocations.revoke(token_of(harness, client.client_id)),
+            harness.services.tokens.revocations.version,
+            harness.services.tokens.revocations.live,
+            harness.services.tokens.revocations.clients,
         ):
             with pytest.raises(ServiceUnavailable) as caught:
                 ask()

@@ -138,7 +138,7 @@ def test_the_scopes_of_clients_are_listed_at_both_paths_as_of_the_last_look(
     tag = caller.get(METADATA[0]).headers["ETag"]
     harness.register(scope=("write", "read"))
     assert caller.get(METADATA[0]).headers["ETag"] == tag
-    harness.services.oauth.registered_scopes.poll()
+    harness.services.clients.registered_scopes.poll()
     for path in METADATA:
         answer = caller.get(path)
         assert answer.json["scopes_supported"] == ["read", "write"]
@@ -148,6 +148,6 @@ def test_the_scopes_of_clients_are_listed_at_both_paths_as_of_the_last_look(
 def test_a_setting_keeps_scopes_to_ourselves(tmp_path: Path, clock: SettableClock) -> None:
     with open_harness(tmp_path, clock, publish_scopes="false") as harness:
         harness.register(scope=("read",))
-        harness.services.oauth.registered_scopes.poll()
+        harness.services.clients.registered_scopes.poll()
         for path in METADATA:
             assert "scopes_supported" not in harness.app.test_client().get(path).json

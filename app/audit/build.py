@@ -1,0 +1,39 @@
+"""Builds the audit log of an application: called once, by ``create_app``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Engine
+
+from app.audit.events import Events
+from app.audit.log import AuditLog
+from app.audit.outbox import Outbox
+from app.config.settings import Settings
+from app.types import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class AuditServices:
+    """The parts of the audit log.
+
+    :param events: where events are emitted; the log is the first subscriber.
+    :param outbox: takes the events of commands, for the log of a server.
+    """
+
+    events: Events
+    log: AuditLog
+    outbox: Outbox
+
+
+def build(
+    settings: Settings, engine: Engine, clock: Clock, *, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+) -> AuditServices:
+    """Build the audit log.
+
+    :param timed: records how long a line takes.
+    """
+    events = Events()
+    audit_log = AuditLog(settings.log_format, clock, is_required=settings.audit_log_required)
+    events.subscribe(timed("log", audit_log))
+    return AuditServices(events, audit_log, Outbox(engine, clock))

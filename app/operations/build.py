@@ -1,0 +1,66 @@
+"""Builds the periodic tasks of a worker: called once, by ``create_app``."""
+
+from functools import partial
+
+from app.audit.events import Events
+from app.audit.outbox import DRAIN_SECONDS
+from app.audit.streams import follow_files
+from app.clients.jwks_cache import POLL_SECONDS as JWKS_POLL_SECONDS
+from app.clients.last_used import FLUSH_SECONDS
+from app.clients.registered_scopes import POLL_SECONDS as SCOPES_POLL_SECONDS
+from app.clients.secrets import ClientSecrets
+from app.database import circuit_breaker
+from app.keyring.active import POLL_SECONDS
+from app.operations.background_jobs import PeriodicTask, Scheduler
+from app.services import Services
+
+EXPIRY_POLL_SECONDS = 60.0
+"""How often a worker checks for secrets whose expiry is to be reported. Each is reported once a day."""
+
+DELETE_SECONDS = 60.0
+"""How often a worker deletes expired rows."""
+
+REPLAY_POLL_SECONDS = 1.0
+"""How often a worker checks whether the replay store responds, and whether it has forgotten anything."""
+
+
+def build(services: Services) -> Scheduler:
+    """Build the periodic tasks. None runs yet."""
+    audit, clients, keys, oauth, tokens = (
+        services.audit,
+        services.clients,
+        services.keys,
+        services.oauth,
+        services.tokens,
+    )
+    emit_expiring = partial(_emit_expiring, clients.secrets, audit.events)
+    return Scheduler(
+        PeriodicTask("Polling the key ring", POLL_SECONDS, keys.active.refresh, on_the_second=True),
+        PeriodicTask("Checking the audit log", POLL_SECONDS, audit.log.poll),
+        PeriodicTask("Checking whether logs were moved away", POLL_SECONDS, follow_files),
+        PeriodicTask(
+            "Writing the events of commands",
+            DRAIN_SECONDS,
+            partial(audit.outbox.drain, audit.log.write_past),
+        ),
+        PeriodicTask("Probing the database", circuit_breaker.POLL_SECONDS, clients.authenticator.poll),
+        PeriodicTask("Writing the counts of signed tokens", FLUSH_SECONDS, keys.usage.flush, at_exit=True),
+        PeriodicTask("Writing when secrets were used", FLUSH_SECONDS, clients.last_used.flush, at_exit=True),
+        PeriodicTask(
+            "Scanning clients' scopes",
+            SCOPES_POLL_SECONDS,
+            clients.registered_scopes.poll,
+            at_start=True,
+            on_the_second=True,
+        ),
+        PeriodicTask("Checking the replay store", REPLAY_POLL_SECONDS, oauth.replay_store.poll, at_start=True),
+        PeriodicTask("Fetching clients' keys", JWKS_POLL_SECONDS, clients.jwks_cache.poll),
+        PeriodicTask("Deleting expired assertions", DELETE_SECONDS, oauth.replay_store.delete_expired),
+        PeriodicTask("Deleting expired revocations", DELETE_SECONDS, tokens.revocations.delete_expired),
+        PeriodicTask("Finding secrets that expire", EXPIRY_POLL_SECONDS, emit_expiring),
+    )
+
+
+def _emit_expiring(client_secrets: ClientSecrets, events: Events) -> None:
+    for event in client_secrets.claim_expiring():
+        events.emit(event)
