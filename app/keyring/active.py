@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from app.audit.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.config.values import format_time
 from app.errors import ManagementError, StartError
-from app.keyring import shared_state
 from app.keyring.backends.base import KeyringBackend
 from app.keyring.model import KeyState, Phase, Ring, SigningKey
 from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS, Rules, with_max_age
+from app.keyring.serialization import dump_ring, load_ring
 from app.keyring.validation import find_unsafe_changes
+from app.shared_state import shared_state
 from app.types import Clock
 
 log = logging.getLogger(__name__)
@@ -131,8 +132,8 @@ class ActiveRing:
             log.info("the key ring is valid again")
         self._reach(ring.written_at or EARLIEST)
         before, self._ring, self.fault = self._ring, ring, None
-        if shared := shared_state.shared():
-            shared.store_ring(ring)
+        if shared := shared_state():
+            shared.store(dump_ring(ring))
         if before is not None and _steps(ring) != _steps(before):
             published = tuple(key.kid for key in self.published_keys())
             log.info("a changed key ring is in use: %s signs", self.signing_key().kid)
@@ -180,18 +181,19 @@ class ActiveRing:
 
     def _emit_once(self, event: Event, what: str | None = None) -> None:
         """Emit ``event``, unless another worker of this server has just emitted the same ``what``."""
-        shared = shared_state.shared()
+        shared = shared_state()
         if shared is None or shared.claim(what or str(event)):
             self._events.emit(event)
 
     def _reach(self, time: datetime) -> None:
         """Remember the latest time of this worker and, in shared memory, of its siblings."""
-        shared = shared_state.shared()
+        shared = shared_state()
         self._reached = max(self._reached, shared.reach(time) if shared else time)
 
     def _recall(self) -> Ring | None:
-        shared = shared_state.shared()
-        return shared.load_ring(self.backend.signing_alg) if shared else None
+        shared = shared_state()
+        content = shared.load() if shared else None
+        return load_ring(content, self.backend.signing_alg) if content else None
 
     def _reject(self, fault: str) -> None:
         if fault != self.fault:

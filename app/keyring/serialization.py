@@ -3,6 +3,7 @@
 ``config/keyring.example.toml`` explains the members. Where entries are stored is left to ``backends``.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,12 +14,13 @@ from cryptography.hazmat.primitives import serialization
 
 from app.crypto.algorithms import ALGORITHMS, PrivateKey, check_private_key, to_jwk
 from app.errors import StartError
-from app.keyring.model import SigningKey
+from app.keyring.model import Ring, SigningKey
 
 _KID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 _REQUIRED = {"kid", "alg", "private_key", "published_at", "signs_from"}
 _OPTIONAL = {"signs_until", "revoked_at", "jwks_max_age", "unsafe"}
 FIELDS = _REQUIRED | _OPTIONAL
+_TIMES = ("published_at", "signs_from", "signs_until", "revoked_at")
 
 
 def parse_entry(entry: Mapping[str, Any], where: str, load: Callable[[object, str], PrivateKey]) -> SigningKey:
@@ -148,3 +150,32 @@ def _time(value: object, name: str, where: str) -> datetime:
 
 def _whole(time: datetime | None) -> datetime | None:
     return time.astimezone(UTC).replace(microsecond=0) if time else None
+
+
+def dump_ring(ring: Ring) -> bytes:
+    """Return ``ring`` with its private keys, for memory that nobody else reads."""
+    content = {
+        "written_at": ring.written_at.isoformat() if ring.written_at else None,
+        "keys": [
+            {name: value.isoformat() if name in _TIMES else value for name, value in to_entry(key).items()}
+            | {"private_key": to_pem(key.private_key, None).decode()}
+            for key in ring.keys
+        ],
+    }
+    return json.dumps(content).encode()
+
+
+def load_ring(content: bytes, signing_alg: str) -> Ring | None:
+    """Return the ring of :func:`dump_ring`; ``None`` if another version has written it differently."""
+    kept = json.loads(content)
+    try:
+        keys = tuple(_load_key(entry) for entry in kept["keys"])
+    except StartError:
+        return None
+    return Ring(keys, signing_alg, datetime.fromisoformat(kept["written_at"]) if kept["written_at"] else None)
+
+
+def _load_key(entry: dict[str, Any]) -> SigningKey:
+    members = {name: datetime.fromisoformat(value) if name in _TIMES else value for name, value in entry.items()}
+    where = "the last good key ring"
+    return parse_entry(members, where, lambda pem, alg: parse_pem(str(pem).encode(), None, alg, where, "a key"))

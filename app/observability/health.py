@@ -1,8 +1,8 @@
 """The health of this worker: each part by name, as ``ok``, ``degraded`` (it works, with a fault) or ``failed``."""
 
 from app.errors import ServiceUnavailable, StartError
-from app.keyring import shared_state
 from app.services import Services
+from app.shared_state import shared_state
 
 
 def check_health(services: Services) -> dict[str, str]:
@@ -38,5 +38,5 @@ def _keyring(services: Services) -> str:
 
 
 def _settings() -> str:
-    shared = shared_state.shared()
+    shared = shared_state()
     return "degraded" if shared and shared.reload_failed else "ok"

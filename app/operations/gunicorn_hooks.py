@@ -2,7 +2,7 @@
 
 A running server never ends because of a file. Settings are read and checked at the start and at SIGHUP, in the
 master alone, and later workers get the last good ones. The last good key ring is in shared memory
-(``keyring.shared_state``). Only a first start refuses.
+(``shared_state``). Only a first start refuses.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from app.audit.streams import begin_non_blocking
 from app.config.loader import CONFIG_NAME, load_settings
 from app.config.settings import Settings
 from app.errors import StartError
-from app.keyring import shared_state
 from app.keyring.validation import find_problems
 from app.observability import otel_variables
 from app.observability.instrumentation import Instrumentation
 from app.operations.background_jobs import PeriodicTask, Scheduler
 from app.operations.doctor import Severity, examine_start, find_lost_secrets, is_production
 from app.services import EXTENSION, Services
+from app.shared_state import share, shared_state
 
 APP_LOAD_ERROR = 4
 """A worker's exit status that says that starting it again would not help: the master ends too."""
@@ -80,7 +80,7 @@ def on_starting(server: Any, create_app: CreateApp) -> None:
 
     Ends the process with one line that says what is wrong.
     """
-    shared_state.share()
+    share()
     try:
         _require_streams()
         _check(create_app)
@@ -98,7 +98,7 @@ def on_starting(server: Any, create_app: CreateApp) -> None:
 
 def post_fork(server: Any, _worker: Any) -> None:
     """In a new worker: once any worker has started, the master replaces one that cannot start instead of ending."""
-    if (shared := shared_state.shared()) and shared.has_started_worker:
+    if (shared := shared_state()) and shared.has_started_worker:
         server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = 1
 
 
@@ -111,7 +111,7 @@ def post_worker_init(worker: Any) -> None:
         _start_tracing(worker.wsgi, extensions[EXTENSION].settings, extensions["instrumentation"])
         scheduler.start()
     begin_non_blocking()
-    if shared := shared_state.shared():
+    if shared := shared_state():
         shared.has_started_worker = True
 
 
@@ -137,7 +137,7 @@ def create_served_app(create_app: CreateApp) -> Flask:
         check_start(app)
     except StartError as error:
         sys.stderr.write(f"tokenhouse: {error}\n")
-        shared = shared_state.shared()
+        shared = shared_state()
         sys.exit(1 if shared and shared.has_started_worker else APP_LOAD_ERROR)
     return app
 
@@ -283,7 +283,7 @@ def _run_doctor(services: Services) -> None:
 
 def _reload_if_valid(server: Any, reload: Callable[[], None], create_app: CreateApp) -> None:
     master = os.getpid()
-    shared = shared_state.shared()
+    shared = shared_state()
     assert shared  # noqa: S101 - The master has made it.
     try:
         # Check gunicorn's file first: settings that have passed are kept for later workers.

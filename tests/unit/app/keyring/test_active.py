@@ -14,13 +14,14 @@ from sqlalchemy import text
 from support.keys import add_key
 from unit.harness import Harness, open_harness
 
+from app import shared_state
 from app.audit.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.database.models import db
 from app.errors import StartError
-from app.keyring import shared_state
 from app.keyring.active import ActiveRing
 from app.keyring.backends.base import KeyringBackend
 from app.keyring.model import Ring
+from app.keyring.serialization import dump_ring, load_ring
 
 ENCRYPTION = f"e1:{'k' * 40}"
 
@@ -66,6 +67,12 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> shared_state.SharedState:
     shared = shared_state.SharedState()
     monkeypatch.setattr(shared_state, "_shared", shared)
     return shared
+
+
+def stored(memory: shared_state.SharedState) -> Ring | None:
+    """The ring in the memory, if there is one."""
+    content = memory.load()
+    return load_ring(content, "RS256") if content else None
 
 
 def ring_file(harness: Harness) -> Path:
@@ -377,7 +384,7 @@ def test_a_new_worker_starts_with_the_last_good_ring(harness: Harness, memory: s
     new = Worker(harness)
     assert new.signs_with() == signing
     assert new.current.fault
-    assert memory.load_ring("RS256") == old.current()
+    assert stored(memory) == old.current()
 
 
 def test_a_worker_of_another_server_finds_no_ring_there(harness: Harness) -> None:
@@ -393,7 +400,7 @@ def test_the_memory_follows_every_change(harness: Harness, memory: shared_state.
     harness.clock.advance(days=8)
     ring = harness.services.keys.manager.rotate()
     worker.current.refresh()
-    recalled = memory.load_ring("RS256")
+    recalled = stored(memory)
     assert recalled == ring
     assert recalled.written_at == harness.clock()
     for kept, key in zip(recalled.keys, ring.keys, strict=True):
@@ -401,25 +408,25 @@ def test_the_memory_follows_every_change(harness: Harness, memory: shared_state.
 
 
 def test_empty_memory_and_half_a_write_are_nothing(harness: Harness, memory: shared_state.SharedState) -> None:
-    assert memory.load_ring("RS256") is None
-    memory.store_ring(harness.services.keys.manager.backend.read())
-    assert memory.load_ring("RS256")
+    assert stored(memory) is None
+    memory.store(dump_ring(harness.services.keys.manager.backend.read()))
+    assert stored(memory)
     whole: Any = memory._memory  # noqa: SLF001 - Another worker's write, half-way.
     whole[200] ^= 1
-    assert memory.load_ring("RS256") is None
-    memory.store_ring(harness.services.keys.manager.backend.read())
-    assert memory.load_ring("RS256")
+    assert stored(memory) is None
+    memory.store(dump_ring(harness.services.keys.manager.backend.read()))
+    assert stored(memory)
     whole[:8] = (2**40).to_bytes(8)
-    assert memory.load_ring("RS256") is None
+    assert stored(memory) is None
 
 
 def test_a_ring_that_does_not_fit_is_not_remembered(
     harness: Harness, memory: shared_state.SharedState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_state, "SIZE_BYTES", 100)
-    memory.store_ring(harness.services.keys.manager.backend.read())
+    memory.store(dump_ring(harness.services.keys.manager.backend.read()))
     monkeypatch.undo()
-    assert memory.load_ring("RS256") is None
+    assert stored(memory) is None
 
 
 # The cache time

@@ -1,26 +1,21 @@
 """State that gunicorn's master and its workers share in memory. It ends with them.
 
-It holds the last good ring, so that a worker can be replaced while the database is away or the ring is broken; the
-latest time that was reached; and which events were emitted lately, so that one worker emits each.
+It holds the last good key ring, so that a worker can be replaced while the database is away or the ring is broken; the
+latest time that was reached; and which events were emitted lately, so that one worker emits each. What is in a ring is
+left to ``keyring``.
 """
 
 import fcntl
 import hashlib
-import json
 import mmap
 import os
 import tempfile
 import threading
 import time
 from datetime import UTC, datetime
-from typing import Any
-
-from app.errors import StartError
-from app.keyring.model import Ring
-from app.keyring.serialization import parse_entry, parse_pem, to_entry, to_pem
 
 SIZE_BYTES = 1024 * 1024
-"""Enough for some four hundred keys."""
+"""Enough for a ring of some four hundred keys."""
 
 CLAIMED_SECONDS = 60.0
 """How long an emitted event is not emitted by another worker. Workers notice a change within seconds of each other."""
@@ -30,14 +25,13 @@ _CLAIMS = range(8, 8 + 2 * 100, 2)
 
 _LENGTH_BYTES = 8
 _DIGEST_BYTES = 32
-_TIMES = ("published_at", "signs_from", "signs_until", "revoked_at")
 
 
 class SharedState:
     """Shared memory of one server.
 
-    A ring that is read while another worker writes it does not match its digest and counts as absent. All workers
-    write the same ring, so the next write repairs it.
+    Content that is read while another worker writes it does not match its digest and counts as absent. All workers
+    store the same ring, so the next write repairs it.
     """
 
     def __init__(self) -> None:
@@ -67,18 +61,8 @@ class SharedState:
             finally:
                 fcntl.lockf(self._turn, fcntl.LOCK_UN)
 
-    def store_ring(self, ring: Ring) -> None:
-        """Store ``ring``. A ring that is too large is not stored."""
-        content = json.dumps(
-            {
-                "written_at": ring.written_at.isoformat() if ring.written_at else None,
-                "keys": [
-                    {name: value.isoformat() if name in _TIMES else value for name, value in to_entry(key).items()}
-                    | {"private_key": to_pem(key.private_key, None).decode()}
-                    for key in ring.keys
-                ],
-            }
-        ).encode()
+    def store(self, content: bytes) -> None:
+        """Store ``content`` in place of what was stored last. What is too large is not stored."""
         framed = len(content).to_bytes(_LENGTH_BYTES) + hashlib.sha256(content).digest() + content
         if len(framed) > SIZE_BYTES:
             return
@@ -109,27 +93,14 @@ class SharedState:
     def reload_failed(self, value: bool) -> None:
         self._cells[2] = value
 
-    def load_ring(self, signing_alg: str) -> Ring | None:
-        """Return the ring that was stored last; ``None`` if there is none."""
+    def load(self) -> bytes | None:
+        """Return what was stored last; ``None`` if there is nothing."""
         length = int.from_bytes(self._memory[:_LENGTH_BYTES])
         start = _LENGTH_BYTES + _DIGEST_BYTES
         if not 0 < length <= SIZE_BYTES - start:
             return None
         content = self._memory[start : start + length]
-        if hashlib.sha256(content).digest() != self._memory[_LENGTH_BYTES:start]:
-            return None
-        kept = json.loads(content)
-        try:
-            keys = tuple(_parse(entry) for entry in kept["keys"])
-        except StartError:
-            return None
-        return Ring(keys, signing_alg, datetime.fromisoformat(kept["written_at"]) if kept["written_at"] else None)
-
-
-def _parse(entry: dict[str, Any]) -> Any:
-    members = {name: datetime.fromisoformat(value) if name in _TIMES else value for name, value in entry.items()}
-    where = "the last good key ring"
-    return parse_entry(members, where, lambda pem, alg: parse_pem(str(pem).encode(), None, alg, where, "a key"))
+        return content if hashlib.sha256(content).digest() == self._memory[_LENGTH_BYTES:start] else None
 
 
 _shared: SharedState | None = None
@@ -141,6 +112,6 @@ def share() -> None:
     _shared = _shared or SharedState()
 
 
-def shared() -> SharedState | None:
+def shared_state() -> SharedState | None:
     """Return the memory of this server; ``None`` if :func:`share` was not called."""
     return _shared
