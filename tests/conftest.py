@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.postgres import new_database, start
+from support.postgres import new_database, start, stop
 from support.server import RunningServer, running_server
 
 
@@ -35,7 +35,7 @@ def postgres() -> Iterator[object]:
     with tempfile.TemporaryDirectory(prefix="tokenhouse-", ignore_cleanup_errors=True) as folder:
         server = start(Path(folder) / "postgres")
         yield server
-        server.cleanup()
+        stop(server)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

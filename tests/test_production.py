@@ -232,7 +232,7 @@ def machine(backend: Path) -> Iterator[Machine]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
-    database.cleanup()
+    postgres.stop(database)
 
 
 def publish(machine: Machine) -> None:

