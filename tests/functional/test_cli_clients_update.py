@@ -1,0 +1,197 @@
+"""``flask clients update``, ``disable``, ``enable`` and ``delete``."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SettableClock
+from functional.commands import data, ids, refusal, works
+from support.server import Installation
+from unit.harness import Harness, open_harness
+
+from app.config.values import PROJECT_FOLDER
+
+NOON = "2026-01-31T12:00:00Z"
+
+
+@pytest.fixture
+def harness(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
+    with open_harness(tmp_path, clock) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """One that is migrated and has a key; tests share it and make clients of their own."""
+    made = Installation(tmp_path_factory.mktemp("installation"))
+    made.prepare()
+    return made
+
+
+def test_update_replaces_whole_fields_and_keeps_the_rest(harness: Harness) -> None:
+    harness.register("a", scope=("read", "write"), audiences=("urn:a",), labels={"team": "x"}, contacts=("c",))
+    harness.clock.advance(hours=1)
+    arguments = ["--scope", "audit", "--lifetime", "90", "--name", "New", "--description", "d", "--label", "k=v"]
+    done = harness.run("clients", "update", "a", *arguments, "--grant-type", "none", "--json")
+    changed = data(done)
+    assert done.stderr.startswith("a was changed. Tokens that it has keep what they say until they expire.\nWarning: ")
+    assert changed["scope"] == "audit"
+    assert changed["labels"] == {"k": "v"}
+    assert (changed["access_token_lifetime"], changed["client_name"], changed["description"]) == (90, "New", "d")
+    assert (changed["audiences"], changed["contacts"], changed["grant_types"]) == (["urn:a"], ["c"], [])
+    assert (changed["created_at"], changed["updated_at"]) == (NOON, "2026-01-31T13:00:00Z")
+    assert data(harness.run("clients", "show", "a", "--json")) == changed
+
+
+def test_update_with_an_empty_value_clears(harness: Harness) -> None:
+    harness.register(
+        "a",
+        scope=("r",),
+        audiences=("urn:a",),
+        labels={"k": "v"},
+        contacts=("c",),
+        description="d",
+        access_token_lifetime=5,
+    )
+    arguments = [
+        "--scope",
+        "",
+        "--audience",
+        "",
+        "--contact",
+        "",
+        "--label",
+        "",
+        "--description",
+        "",
+        "--lifetime",
+        "default",
+    ]
+    changed = data(harness.run("clients", "update", "a", *arguments, "--json"))
+    assert (changed["scope"], changed["audiences"], changed["contacts"], changed["labels"]) == ("", [], [], {})
+    assert (changed["description"], changed["access_token_lifetime"]) == ("", None)
+
+
+def test_update_without_json_only_talks(harness: Harness) -> None:
+    harness.register("a")
+    done = harness.run("clients", "update", "a", "--name", "b")
+    assert (done.exit_code, done.stdout) == (0, "")
+
+
+def test_update_needs_something_to_change(harness: Harness) -> None:
+    harness.register("a")
+    assert refusal(harness.run("clients", "update", "a")) == (
+        "nothing to change: `flask clients update --help` shows what can be"
+    )
+
+
+def test_a_bad_update_changes_nothing(harness: Harness) -> None:
+    harness.register("a", scope=("read",))
+    before = data(harness.run("clients", "show", "a", "--json"))
+    for arguments in (
+        ["--name", ""],
+        ["--name", "b", "--scope", "a  b"],
+        ["--audience", "x"],
+        ["--lifetime", "2d"],
+        ["--label", "x"],
+    ):
+        refusal(harness.run("clients", "update", "a", *arguments))
+    assert data(harness.run("clients", "show", "a", "--json")) == before
+
+
+def test_disable_and_enable_work_at_once_and_twice(harness: Harness) -> None:
+    made = harness.register("a")
+    for _ in range(2):
+        done = harness.run("clients", "disable", "a")
+        assert (done.exit_code, done.stdout) == (0, "")
+        assert done.stderr == (
+            "a gets no more tokens, and those that it has are dead: introspection says so at once. Verifiers that work "
+            "offline accept them until they expire, or until they read the revocation feed.\n"
+        )
+        assert not works(harness, "a", made.secret)
+    shown = data(harness.run("clients", "show", "a", "--json"))
+    assert (shown["disabled_at"], shown["tokens_not_before"]) == (NOON, NOON)
+    # Tokens of the second in which others were taken back would be dead too.
+    harness.clock.advance(seconds=1)
+    for _ in range(2):
+        assert harness.run("clients", "enable", "a").stderr == "a gets tokens again. Those that it had stay dead.\n"
+        assert works(harness, "a", made.secret)
+
+
+def test_delete_must_be_said_twice(harness: Harness) -> None:
+    made = harness.register("a")
+    assert refusal(harness.run("clients", "delete", "a", stdin="y\n")) == "deleting 'a' cannot be undone: say --yes"
+    assert works(harness, "a", made.secret)
+    done = harness.run("clients", "delete", "a", "--yes")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "a was deleted.\n")
+    assert not works(harness, "a", made.secret)
+    assert ids(harness) == []
+    assert refusal(harness.run("clients", "create", "A", "--client-id", "a")).endswith("ids are never reused")
+
+
+@pytest.mark.parametrize("verb", [["show"], ["update", "--name", "x"], ["disable"], ["enable"], ["delete", "--yes"]])
+def test_a_client_that_is_not_there_is_refused(harness: Harness, verb: list[str]) -> None:
+    harness.register("gone")
+    harness.run("clients", "delete", "gone", "--yes")
+    for client_id in ("nobody", "gone", "GONE", "é", ""):
+        assert refusal(harness.run("clients", *verb, client_id)) == (
+            f"there is no client {client_id!r}: `flask clients list` shows all"
+        )
+
+
+@pytest.mark.parametrize(("answer", "deleted"), [(b"y\n", True), (b"n\n", False), (b"\n", False)])
+def test_a_person_is_asked_before_a_client_is_deleted(
+    installation: Installation, answer: bytes, *, deleted: bool
+) -> None:
+    made = installation.create_client("Doomed")
+    terminal, end = os.openpty()
+    try:
+        os.write(terminal, answer)
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", "clients", "delete", made.client_id],
+            env=installation.environment,
+            cwd=PROJECT_FOLDER,
+            stdin=end,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    finally:
+        os.close(terminal)
+        os.close(end)
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"Delete {made.client_id} (Doomed) for good? [y/N]: ")
+    assert (done.returncode == 0) is deleted
+    assert (installation.flask("clients", "show", made.client_id).returncode == 0) is not deleted
+
+
+def test_nobody_waits_while_a_person_thinks(installation: Installation) -> None:
+    doomed, other = installation.create_client("Doomed"), installation.create_client("Other")
+    terminal, end = os.openpty()
+    asking = subprocess.Popen(
+        [sys.executable, "-m", "flask", "clients", "delete", doomed.client_id],
+        env=installation.environment,
+        cwd=PROJECT_FOLDER,
+        stdin=end,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert asking.stderr is not None
+    try:
+        asked = asking.stderr.read(len("Delete "))
+        assert asked == "Delete "
+        assert {client["client_id"] for client in installation.flask_json("clients", "list")} >= {doomed.client_id}
+        assert installation.flask("clients", "disable", other.client_id).returncode == 0
+        os.write(terminal, b"y\n")
+        assert asking.wait(timeout=30) == 0
+    finally:
+        asking.kill()
+        asking.stderr.close()
+        os.close(terminal)
+        os.close(end)
+    assert installation.flask("clients", "show", doomed.client_id).returncode != 0

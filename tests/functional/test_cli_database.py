@@ -1,0 +1,141 @@
+"""Commands and their database: ``flask db upgrade``, and one line for each thing that can be wrong."""
+
+import stat
+import subprocess
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from conftest import SettableClock
+from functional.commands import refusal
+from sqlalchemy.engine import make_url
+from support import postgres
+from support.server import Installation
+from unit.harness import open_harness
+
+from app.errors import StartError
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"],
+        ["show", "a"],
+        ["create", "A"],
+        ["update", "a", "--name", "b"],
+        ["disable", "a"],
+        ["delete", "a", "--yes"],
+    ],
+)
+def test_a_database_that_was_not_migrated_is_one_line(
+    tmp_path: Path, clock: SettableClock, arguments: list[str]
+) -> None:
+    with open_harness(tmp_path, clock, migrated=False) as harness:
+        assert refusal(harness.run("clients", *arguments)) == (
+            "the database cannot be used (OperationalError: unable to open database file): "
+            "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"
+        )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://user:hidden-password@127.0.0.1:1/nowhere",
+        "postgresql+psycopg://user:hidden-password@/nowhere?host=/nowhere",
+        "sqlite:////proc/nowhere/t.db",
+        "sqlite:////dev/null/t.db",
+    ],
+)
+def test_a_database_that_cannot_be_reached_is_one_line(tmp_path: Path, clock: SettableClock, url: str) -> None:
+    with open_harness(tmp_path, clock, migrated=False, with_key=False, database_url=url) as harness:
+        for arguments in (["list"], ["create", "A", "--secret-out", str(tmp_path / "secret")]):
+            told = refusal(harness.run("clients", *arguments))
+            assert told.startswith("the database cannot be used (OperationalError: ")
+            assert "is TOKENHOUSE_DATABASE_URL right, " in told
+            assert "hidden-password" not in told
+    assert not (tmp_path / "secret").exists()
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, clock: SettableClock) -> None:
+    (tmp_path / "tokenhouse.db").write_bytes(b"this is no database at all, whatever its name may say" * 100)
+    with open_harness(tmp_path, clock, migrated=False, with_key=False) as harness:
+        assert refusal(harness.run("clients", "list")).startswith(
+            "the database cannot be used (DatabaseError: file is not a database): "
+        )
+
+
+def test_db_upgrade_works_and_then_the_clients_do(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    for _ in range(2):
+        done = installation.flask("db", "upgrade")
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "Traceback" not in done.stderr
+    assert installation.flask_json("clients", "list") == []
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////proc/nowhere/t.db", "postgresql+psycopg://u:hidden-password@127.0.0.1:1/n"]
+)
+def test_db_upgrade_without_a_database_is_one_line(tmp_path: Path, url: str) -> None:
+    done = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=url).flask("db", "upgrade")
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "hidden-password" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_each_fault_of_a_database_has_a_message_of_its_own(tmp_path: Path, database_url: str) -> None:
+    def told(url: str, *command: str) -> str:
+        done = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=url).flask(*(command or ("clients", "list")))
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr.removeprefix("Error: ").rstrip("\n")
+
+    name = make_url(database_url).database
+    assert told(database_url) == (
+        'the database cannot be used (UndefinedTable 42P01: relation "clients" does not exist): is it the right one, '
+        "and has `flask db upgrade` run?"
+    )
+    nowhere = database_url.replace(str(name), "nowhere")
+    assert 'FATAL:  database "nowhere" does not exist' in told(nowhere)
+    assert "does not exist): is it the right one" in told(nowhere, "db", "upgrade")
+    assert "Connection refused" in told("postgresql+psycopg://u:hidden-password@127.0.0.1:1/n")
+    assert told(f"sqlite:///{tmp_path}/nothing.db") == (
+        "the database cannot be used (OperationalError: unable to open database file): is TOKENHOUSE_DATABASE_URL "
+        "right, has `flask db upgrade` run?"
+    )
+    with pytest.raises(StartError, match="must have user and password percent-encoded: @ is %40") as caught:
+        Installation(tmp_path, TOKENHOUSE_DATABASE_URL="postgresql+psycopg://u:hidden@password@127.0.0.1/n")
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_wrong_password_is_said_and_a_right_one_with_every_character_is_taken(tmp_path: Path) -> None:
+    server = postgres.start(tmp_path / "postgres")
+    postgres.ask_for_passwords(server, tmp_path / "postgres", "locked")
+    password = "p@ss/w:o%r+d?"
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE locked LOGIN PASSWORD '{password}'")
+        connection.execute("CREATE DATABASE locked OWNER locked")
+    host = make_url(server.get_uri()).query["host"]
+
+    def upgrade(given: str) -> subprocess.CompletedProcess[str]:
+        url = f"postgresql+psycopg://locked:{quote(given, safe='')}@/locked?host={host}"
+        return Installation(tmp_path, TOKENHOUSE_DATABASE_URL=url).flask("db", "upgrade")
+
+    refused = upgrade("hidden-and-wrong")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "password authentication failed for user" in refused.stderr
+    assert "is the password in TOKENHOUSE_DATABASE_URL right?" in refused.stderr
+    assert "hidden" not in refused.stderr
+    assert upgrade(password).returncode == 0
+    postgres.stop(server)
+
+
+def test_db_upgrade_makes_folder_and_file_for_their_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "t.db"
+    done = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=f"sqlite:///{path}").flask("db", "upgrade")
+    assert done.returncode == 0, done.stderr
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
