@@ -59,6 +59,11 @@ check: $(VENV)/.installed-for-tests ## Lint, format check, types, and the import
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest --quiet tests/test_architecture.py
 
+.PHONY: mutants
+mutants: $(VENV)/.installed-for-mutants ## Change the central modules one place at a time, and list the changes that their tests miss.
+	@$(BIN)/mutmut run $(ARGS)
+	@$(BIN)/mutmut results
+
 .PHONY: format
 format: $(VENV)/.installed-for-tests ## Format the code.
 	@$(BIN)/ruff check --fix --quiet .
@@ -70,7 +75,7 @@ tables: $(VENV)/.installed ## Write the lists of docs/ that come from the code.
 
 .PHONY: clean
 clean: ## Remove what was installed and built. Keeps instance/ and .env: keys, clients and peppers are yours.
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov $(NODE_CLIENTS)/node_modules $(PEERS)/node_modules
+	rm -rf $(VENV) build mutants *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov $(NODE_CLIENTS)/node_modules $(PEERS)/node_modules
 	find app buffered_worker config migrations tests bench wsgi.py -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true
 
 # Made anew when what they were made from changes, so the second time is quick.
@@ -88,6 +93,10 @@ $(VENV)/.installed: $(VENV)/bin/python setup.cfg setup.py constraints.txt
 $(VENV)/.installed-for-tests: $(VENV)/.installed
 	@echo "Installing what the tests need …"
 	@$(PIP) --editable '.[test,check]'
+	@touch $@
+
+$(VENV)/.installed-for-mutants: $(VENV)/.installed-for-tests
+	@$(PIP) --editable '.[mutants]'
 	@touch $@
 
 # Clients in Node are tested where there is Node; where there is none, those tests say so.

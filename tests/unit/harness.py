@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import secrets
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -114,11 +115,16 @@ def open_harness(
 
 @contextlib.contextmanager
 def statements(harness: Harness) -> Iterator[list[tuple[str, Any]]]:
-    """Every statement that reaches the driver within, with its parameters."""
+    """Every statement of this thread that reaches the driver within, with its parameters.
+
+    Others are of periodic tasks.
+    """
     seen: list[tuple[str, Any]] = []
+    here = threading.get_ident()
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        seen.append((statement, parameters))
+        if threading.get_ident() == here:
+            seen.append((statement, parameters))
 
     with harness.app.app_context():
         event.listen(db.engine, "before_cursor_execute", note)
