@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -29,10 +30,11 @@ from support.keys import add_key
 from unit.harness import Harness, statements
 from werkzeug.test import TestResponse
 
+from app.audit.events import Event, RequestRefused, TokenIssued, TokenRefused
 from app.audit.log import AuditLog
 from app.errors import InvalidRequest, InvalidScope
 from app.http.forms import parse_form
-from app.oauth.authorization_server import DELAY_MARGIN_SECONDS, MOST_DELAYED
+from app.oauth.authorization_server import DELAY_MARGIN_SECONDS, EXPIRY_HEADER, MOST_DELAYED
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints.token import PATH
 from app.oauth.grants import GRANTS
@@ -675,3 +677,132 @@ def test_the_token_path_asks_one_question_whatever_was_taken_back(harness: Harne
     with statements(harness) as seen:
         assert post(ours).status_code == 200
     assert len(seen) == 1
+
+
+@pytest.fixture
+def emitted(harness: Harness) -> list[Event]:
+    """The events of all requests."""
+    seen: list[Event] = []
+    harness.services.audit.events.subscribe(seen.append)
+    return seen
+
+
+def test_an_issued_token_is_in_the_log_with_all_that_it_is(
+    harness: Harness, ours: FlaskClient, emitted: list[Event]
+) -> None:
+    harness.register("bare", secret=SECRET)
+    token = granted(post(ours))
+    bare = granted(post(ours, headers=basic(f"bare:{SECRET}")))
+    assert "scope" not in bare
+    first, second = (event for event in emitted if isinstance(event, TokenIssued))
+    jti = jwt.decode(token["access_token"], options={"verify_signature": False, "verify_exp": False})["jti"]
+    assert (first.client_id, first.scope, first.jti, first.expires_in) == ("known", "read write", jti, 3600)
+    assert (first.auth_method, first.grant_type) == ("client_secret_basic", "client_credentials")
+    assert first.audience == (harness.settings.default_audience,)
+    assert (second.client_id, second.scope) == ("bare", "")
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        ({"grant_type": "password"}, ("unsupported_grant_type", "unknown_grant_type", None)),
+        ({**GRANT, "scope": "admin"}, ("invalid_scope", "scope_not_granted", "client_credentials")),
+        ({"scope": "read"}, ("invalid_request", "missing_parameter", None)),
+    ],
+)
+def test_a_refused_token_is_in_the_log_with_what_was_asked_for(
+    ours: FlaskClient, emitted: list[Event], form: dict[str, str], told: tuple[str, str, str | None]
+) -> None:
+    post(ours, form)
+    (event,) = emitted
+    assert isinstance(event, TokenRefused)
+    assert (event.error, event.reason, event.grant_type) == told
+    is_known = told[0] == "invalid_scope"
+    assert event.client_id == ("known" if is_known else None)
+    assert event.auth_method == ("client_secret_basic" if is_known else None)
+
+
+def test_a_request_that_cannot_be_parsed_is_in_the_log_without_what_it_asked_for(
+    ours: FlaskClient, emitted: list[Event]
+) -> None:
+    ours.post("/oauth/token", data=b"x", headers={**KNOWN, "Content-Type": "text/plain"})
+    post(ours, headers=basic(f"known:{SECRET}x"))
+    unparsed, wrong = emitted
+    assert isinstance(unparsed, TokenRefused)
+    assert isinstance(wrong, TokenRefused)
+    assert (unparsed.reason, unparsed.auth_method, unparsed.grant_type) == ("not_a_form", None, None)
+    assert unparsed.detail == "The content type must be application/x-www-form-urlencoded."
+    # The sentence that every caller reads is no detail.
+    assert (wrong.reason, wrong.detail, wrong.client_id, wrong.status) == ("wrong_secret", None, "known", 401)
+    assert (wrong.auth_method, wrong.grant_type) == ("client_secret_basic", "client_credentials")
+
+
+def test_a_request_refused_elsewhere_names_its_endpoint(ours: FlaskClient, emitted: list[Event]) -> None:
+    post(ours, {"x": "y"}, url="https://localhost/oauth/introspect")
+    post(ours, {"token": "x"}, url="https://localhost/oauth/introspect")
+    refused_one, answered = emitted
+    assert isinstance(refused_one, RequestRefused)
+    assert (refused_one.endpoint, refused_one.reason) == ("introspection", "missing_parameter")
+    assert type(answered).__name__ == "TokenIntrospected"
+
+
+def test_a_refusal_too_announces_that_the_secret_expires(harness: Harness) -> None:
+    caller = harness.app.test_client()
+    for name, days in (("soon", 30), ("later", 31)):
+        harness.register(name, secret=SECRET, scope=("read",), expires_after=timedelta(days=days))
+    announced = {
+        (name, scope): EXPIRY_HEADER in post(caller, {**GRANT, "scope": scope}, basic(f"{name}:{SECRET}")).headers
+        for name in ("soon", "later")
+        for scope in ("read", "admin")
+    }
+    assert announced == {
+        ("soon", "read"): True,
+        ("soon", "admin"): True,
+        ("later", "read"): False,
+        ("later", "admin"): False,
+    }
+
+
+def test_a_generator_gets_what_authlib_gives_it_and_may_be_of_one_grant(harness: Harness) -> None:
+    server, seen = harness.services.oauth.server, []
+
+    def generate(**facts: Any) -> Any:
+        seen.append(facts)
+        return "a token"
+
+    server.register_token_generator("another", generate)
+    assert server.generate_token("another", 1, user=2, scope="s", expires_in=3, audiences=("a",)) == "a token"
+    server.generate_token("another", 1, include_refresh_token=True)
+    common = {"grant_type": "another", "client": 1}
+    assert seen == [
+        {**common, "user": 2, "scope": "s", "expires_in": 3, "include_refresh_token": False, "audiences": ("a",)},
+        {**common, "user": None, "scope": None, "expires_in": None, "include_refresh_token": True, "audiences": ()},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("passed_seconds", "waited"),
+    [(-1.5, []), (-1, [2.0]), (0, [1.0]), (0.5, [0.5]), (1, []), (1.5, [])],
+)
+def test_a_token_waits_for_two_seconds_at_most_and_only_when_it_must(
+    harness: Harness, ours: FlaskClient, pauses: list[float], passed_seconds: float, waited: list[float]
+) -> None:
+    with harness.app.app_context():
+        harness.store.revoke_tokens("known")
+    harness.clock.advance(seconds=passed_seconds)
+    assert post(ours).status_code == (503 if passed_seconds < -1 else 200)
+    assert pauses == [pytest.approx(one + DELAY_MARGIN_SECONDS) for one in waited]
+
+
+@pytest.mark.parametrize("signal", ["after_authenticate_client", "after_revoke_token"])
+def test_a_signal_passes_on_what_it_is_given(harness: Harness, signal: str) -> None:
+    server, received = harness.services.oauth.server, []
+
+    def receive(sender: Any, **facts: Any) -> None:
+        received.append((sender, facts))
+
+    known = {"after_authenticate_client": client_authenticated, "after_revoke_token": token_revoked}
+    with known[signal].connected_to(receive):
+        server.send_signal(signal, client=1, grant=2)
+        server.send_signal("unknown", client=1)
+    assert received == [(server, {"client": 1, "grant": 2})]
