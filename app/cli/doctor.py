@@ -12,7 +12,8 @@ from flask.cli import with_appcontext
 
 from app.cli.output import SingleCommand, json_option, print_json, print_line
 from app.config.settings import Settings
-from app.operations.doctor import Finding, Severity, examine
+from app.operations.doctor import examine
+from app.operations.findings import Finding, Severity
 from app.services import services
 
 SECONDS = 5

@@ -112,6 +112,7 @@ class ClientAuthenticator:
         circuit_breaker: DatabaseCircuitBreaker,
     ) -> None:
         self._circuit_breaker = circuit_breaker
+        self._connections = connections
         self._by_one_id = PreparedQuery(connections, _with_secrets(_find_clients(_ONE, *_SECRET_COLUMNS)))
         self._by_two_ids = PreparedQuery(
             connections, _with_secrets(_find_clients(union(_ONE, _OTHER), *_SECRET_COLUMNS))
@@ -202,6 +203,13 @@ class ClientAuthenticator:
         :raises ServiceUnavailable: they cannot.
         """
         self._fetch("", "")
+
+    def takes_writes(self) -> bool:
+        """Return whether the database takes writes: otherwise the log of uses, revocations and assertions wait.
+
+        :raises SQLAlchemyError: it cannot be reached.
+        """
+        return self._connections.takes_writes()
 
     def poll(self) -> None:
         """Probe the database while its circuit is open."""

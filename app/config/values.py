@@ -162,10 +162,23 @@ def parse_database_url(value: object) -> SecretStr:
         # An unencoded @ in the password would make the rest of it the host, which logs show.
         if "@" in f"{url.host}{url.database}":
             raise ValueError("must have user and password percent-encoded: @ is %40, / is %2F, : is %3A")
+        parse_prepare_threshold(url.query.get("prepare_threshold", "0"))
         return SecretStr(url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False))
     if url.drivername in {"sqlite", "sqlite+pysqlite"}:
         return SecretStr(_absolute_sqlite_url(url).render_as_string(hide_password=False))
     raise ValueError(allowed)
+
+
+def parse_prepare_threshold(value: object) -> int | None:
+    """Parse psycopg's ``prepare_threshold`` of a URL: a number, or ``none``.
+
+    :raises ValueError: anything else.
+    """
+    if value == "none":
+        return None
+    if not isinstance(value, str) or not re.fullmatch("[0-9]{1,9}", value):
+        raise ValueError("must have a number or none as prepare_threshold")
+    return int(value)
 
 
 def _absolute_sqlite_url(url: URL) -> URL:

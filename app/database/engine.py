@@ -6,20 +6,21 @@ Reading takes no lock. A transaction that writes says so, with :func:`writing_en
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from flask import Flask
 from sqlalchemy import ColumnElement, Connection, delete, event, select
-from sqlalchemy.engine import URL, Dialect, Engine, make_url
+from sqlalchemy.engine import Dialect, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import InstrumentedAttribute, scoped_session
 
 from app.config.settings import Settings
-from app.config.values import PROJECT_FOLDER
+from app.config.values import PROJECT_FOLDER, parse_prepare_threshold
 from app.database.models import db
 
 BUSY_TIMEOUT_MS = 5000
@@ -30,11 +31,9 @@ ROWS_DELETED_AT_ONCE = 1000
 SQLITE_CACHE_KIB = 256
 """Page cache of one SQLite connection. Each thread has one; the system caches the file for all of them."""
 
-STATEMENT_TIMEOUT_MS = 3000
-"""How long PostgreSQL may work on one statement."""
-
 POSTGRESQL_OPTIONS = {
     "application_name": "tokenhouse",
+    "client_encoding": "UTF8",
     "connect_timeout": "3",
     # The kernel detects a connection whose other end has gone, even while it is idle.
     "keepalives_idle": "10",
@@ -47,11 +46,23 @@ POSTGRESQL_OPTIONS = {
 POOL_SIZE = 12
 """Connections of one process: one for each request thread and for each background task that may run a query."""
 
+MAX_AGE_SECONDS = 180
+"""How long a connection is used: after a failover the name of the database leads to another server."""
+
+READ_ONLY_SECONDS = 1.0
+"""How long a connection is used whose server takes no writes: it is a standby, or was the primary once."""
+
+CONNECTION_FAULTS = {"25006", "26000", "42P05", "0A000", "08P01"}
+"""SQLSTATEs that are no fault of the statement: a server that takes no writes; prepared statements that are not there,
+are there already, or are older than the table. Another connection may do."""
+
 READ_ONLY = "tokenhouse_read_only"
 """Execution option of connections that only read, one statement at a time."""
 
 WRITING = "tokenhouse_writing"
 """Execution option of transactions that write."""
+
+Result = TypeVar("Result")
 
 _FILE = "tokenhouse_file"
 _DATA_EXCEPTION = "22"
@@ -93,6 +104,21 @@ def migrating(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def write(engine: Engine, act: Callable[[Connection], Result]) -> Result:
+    """Return what ``act`` returns within a transaction that writes. It is tried once more on another connection.
+
+    :raises SQLAlchemyError: the database cannot do it.
+    """
+    try:
+        with writing_engine(engine).begin() as connection:
+            return act(connection)
+    except DBAPIError as error:
+        if not is_stale_connection(error):
+            raise
+    with writing_engine(engine).begin() as connection:
+        return act(connection)
+
+
 def dialect_insert(engine: Engine, table: type[Any]) -> Any:
     """Return an ``INSERT`` that supports ``on_conflict_do_update``; each dialect has its own class."""
     if engine.dialect.name == "postgresql":
@@ -130,7 +156,8 @@ def install(app: Flask, settings: Settings) -> None:
     # them.
     options: dict[str, Any] = {"hide_parameters": True, "pool_size": POOL_SIZE}
     if url.get_backend_name() == "postgresql":
-        options["connect_args"] = _postgresql_options(url)
+        options["connect_args"] = {n: value for n, value in POSTGRESQL_OPTIONS.items() if n not in url.query}
+        options["pool_recycle"] = MAX_AGE_SECONDS
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
     db.init_app(app)
     if migrations := sys.modules.get("flask_migrate"):
@@ -176,6 +203,11 @@ def explain(error: Exception) -> str:
     return f"the database cannot be used ({message}): {hint}"
 
 
+def belongs_to_connection(error: BaseException) -> bool:
+    """Return whether another connection may do what the driver's ``error`` has refused."""
+    return getattr(error, "sqlstate", None) in CONNECTION_FAULTS or getattr(error, "belongs_to_connection", False)
+
+
 def is_stale_connection(error: DBAPIError) -> bool:
     """Return whether the connection dates from before a restart of the database: retrying once is worthwhile.
 
@@ -193,19 +225,41 @@ def is_same_file(info: Mapping[Any, Any]) -> bool:
     return path is None or _identity(path) == opened
 
 
-def _postgresql_options(url: URL) -> dict[str, Any]:
-    given = url.normalized_query
-    # The last value of an option counts, so the URL overrides ours.
-    options = " ".join((f"-c statement_timeout={STATEMENT_TIMEOUT_MS}", *given.get("options", ())))
-    return {**{name: value for name, value in POSTGRESQL_OPTIONS.items() if name not in given}, "options": options}
-
-
 def _prepare_postgresql(engine: Engine) -> None:
     from app.database.postgresql import BoundedConnection  # noqa: PLC0415 - SQLite needs no driver of PostgreSQL.
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]) -> Any:
-        return BoundedConnection.connect(*arguments, **options)
+        if "prepare_threshold" in options:
+            # In a URL everything is text.
+            options["prepare_threshold"] = parse_prepare_threshold(options["prepare_threshold"])
+        connection = BoundedConnection.connect(*arguments, **options)
+        try:
+            connection.begin_session(options.get("options", ""))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @event.listens_for(engine, "checkout")
+    def leave_a_server_that_takes_no_writes(connection: Any, record: Any, _proxy: object) -> None:
+        try:
+            is_read_only = connection.probe()
+        except engine.dialect.loaded_dbapi.Error:
+            raise DisconnectionError from None
+        was_just_opened = time.time() - record.starttime < READ_ONLY_SECONDS
+        if is_read_only and (connection.was_writable or not was_just_opened):
+            raise DisconnectionError
+
+    @event.listens_for(engine, "checkin")
+    def give_back_what_a_pooler_lends(connection: Any, record: Any) -> None:
+        # One that waits here would hold one of the pooler's, of which there are few.
+        if connection is not None and connection.is_pooled:
+            record.invalidate()
+
+    @event.listens_for(engine, "handle_error")
+    def drop_a_connection_with_a_fault(context: ExceptionContext) -> None:
+        context.is_disconnect = context.is_disconnect or belongs_to_connection(context.original_exception)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -1,10 +1,12 @@
-"""A PostgreSQL connection that never waits for ever, and lets other threads run during long waits.
+"""A PostgreSQL connection that never waits for ever, lets other threads run during long waits, and knows its server.
 
+What a session needs is set when it has begun, and not in its startup packet: poolers refuse ``options`` there.
 Only this module imports the driver, and it is imported only where the database is PostgreSQL: importing takes long.
 """
 
 import select
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -24,6 +26,16 @@ PATIENCE_SECONDS = 0.002
 _OF_THE_LATEST = 0.1
 """Weight of the latest answer in the moving average."""
 
+STATEMENT_TIMEOUT_MS = 3000
+"""How long PostgreSQL may work on one statement."""
+
+PROBE_SECONDS = 1.0
+"""How often a server that does not report it is asked whether it takes writes."""
+
+_IDENTITY = "SELECT pg_backend_pid(), pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"
+_REPORTED = (b"in_hot_standby", b"default_transaction_read_only")
+"""What PostgreSQL 14 and later reports by itself when it changes."""
+
 _EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
 
 
@@ -33,11 +45,91 @@ class DatabaseSilent(psycopg.OperationalError):
     was_silent = True
 
 
+class WrongEncoding(psycopg.OperationalError):
+    """The database has another encoding than UTF-8: no waiting helps."""
+
+    is_permanent = True
+
+
+class ConnectionFault(psycopg.OperationalError):
+    """A connection leads to what it should not lead to; another one may do."""
+
+    belongs_to_connection = True
+
+
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection whose waits are bounded."""
 
     answer_seconds: float | None = ANSWER_SECONDS
+    is_pooled = False
+    """Whether a pooler is in between: another session may serve each statement."""
+    was_writable = True
+    """Whether the server took writes when the connection was opened."""
     _usual_seconds = 0.0
+    _is_read_only = False
+    _probed_at = 0.0
+
+    def begin_session(self, options: str) -> None:
+        """Set what a session of ours needs, whatever the settings of the server, the database and the role are.
+
+        :param options: those of the startup packet, which win.
+        :raises WrongEncoding: the database's encoding is not UTF-8.
+        """
+        self.autocommit = True
+        for name, value in (("DateStyle", "ISO, MDY"), ("TimeZone", "UTC")):
+            # The server says what they are. Each is set for its session by a pooler too.
+            if (self.info.parameter_status(name) or "").split(",")[0] != value.split(",")[0]:
+                self.execute(f"SET {name} TO '{value}'")
+        pid, is_read_only = self.execute(_IDENTITY).fetchall()[0]
+        if (encoding := self.info.parameter_status("server_encoding")) != "UTF8":
+            raise WrongEncoding(
+                f"the database has the encoding {encoding}, and must have UTF8: create another one, with "
+                "TEMPLATE template0 ENCODING 'UTF8'"
+            )
+        self.was_writable = not is_read_only
+        self._is_read_only, self._probed_at = is_read_only, time.monotonic()
+        # A pooler has a process id of its own. What it does with a session's other settings and with statements that
+        # are prepared by name nobody knows.
+        self.is_pooled = pid != self.info.backend_pid
+        if self.is_pooled:
+            self.prepare_threshold = None
+        else:
+            for name, to in (("statement_timeout", STATEMENT_TIMEOUT_MS), ("search_path", '"$user", public')):
+                if name not in options:
+                    self.execute(f"SET {name} TO {to}")
+        self.autocommit = False
+
+    def check(self, cursor: psycopg.Cursor[Any], names: Sequence[str]) -> None:
+        """Check that rows are those of a statement, and that they come from the server that takes writes.
+
+        :param names: the columns of the statement.
+        :raises ConnectionFault: another connection must be asked.
+        """
+        if self.is_pooled and [column.name for column in cursor.description or ()] != names:
+            raise ConnectionFault("these are the rows of another statement")
+        if self.was_writable and self.is_read_only():
+            raise ConnectionFault("its server takes no writes any more")
+
+    def is_read_only(self) -> bool:
+        """Return whether the server takes no writes: as it reported with its latest answer, or as :meth:`probe` found.
+
+        :raises psycopg.Error: the server does not answer.
+        """
+        reported = [self.pgconn.parameter_status(name) for name in _REPORTED]
+        return self.probe() if self.is_pooled or None in reported else b"on" in reported
+
+    def probe(self) -> bool:
+        """Ask the server whether it takes no writes, unless it was asked lately. Outside transactions only.
+
+        :raises psycopg.Error: the server does not answer.
+        """
+        if time.monotonic() - self._probed_at > PROBE_SECONDS:
+            was_autocommit = self.autocommit
+            self.autocommit = True
+            self._is_read_only = bool(self.execute(_IDENTITY).fetchall()[0][1])
+            self.autocommit = was_autocommit
+            self._probed_at = time.monotonic()
+        return self._is_read_only
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         """Run ``gen`` to its end.

@@ -5,9 +5,12 @@ pool, which opens, configures and counts them. Each thread keeps one while it is
 transaction.
 """
 
+import os
+import random
 import threading
+import time
 from collections import namedtuple
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -17,7 +20,15 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.blocking import blocking
-from app.database.engine import error_class, is_same_file, is_stale_connection, reading_engine
+from app.database.engine import (
+    MAX_AGE_SECONDS,
+    READ_ONLY_SECONDS,
+    belongs_to_connection,
+    error_class,
+    is_same_file,
+    is_stale_connection,
+    reading_engine,
+)
 from app.errors import ServiceUnavailable
 from app.reasons import RefusalReason
 
@@ -37,6 +48,22 @@ class _ThreadConnection:
         self.connection = connection
         self.info = connection.info
         self.driver: Any = connection.connection.driver_connection
+        self.check: Callable[[Any, Sequence[str]], None] | None = getattr(self.driver, "check", None)
+        is_writable = getattr(self.driver, "was_writable", True)
+        # Not all end at the same moment.
+        seconds = MAX_AGE_SECONDS * random.uniform(0.8, 1.0) if is_writable else READ_ONLY_SECONDS  # noqa: S311
+        self._good_until = time.monotonic() + seconds
+
+    def is_good(self) -> bool:
+        """Return whether it is young, and leads to where the settings lead."""
+        return time.monotonic() < self._good_until and is_same_file(self.info)
+
+    def is_read_only(self) -> bool:
+        """Return whether its database takes no writes."""
+        if hasattr(self.driver, "is_read_only"):
+            return bool(self.driver.is_read_only())
+        path = self.connection.engine.url.database
+        return path is not None and not os.access(path, os.W_OK)
 
     def release(self) -> None:
         """Return it to the pool."""
@@ -67,14 +94,27 @@ class ThreadLocalConnections:
         """
         kept: _ThreadConnection | None = getattr(self._local, "kept", None)
         if kept is not None:
-            if is_same_file(kept.info):
+            if kept.is_good():
                 return kept
             self.forget(kept)
-            kept.release()
+            kept.invalidate()
         with blocking:
             kept = self._local.kept = _ThreadConnection(self.reading.connect())
         self._all.add(kept)
         return kept
+
+    def takes_writes(self) -> bool:
+        """Return whether the database takes writes.
+
+        :raises SQLAlchemyError: it cannot be reached.
+        """
+        kept = self.current()
+        try:
+            return not kept.is_read_only()
+        except self.reading.dialect.loaded_dbapi.Error as error:
+            self.forget(kept)
+            kept.invalidate(error)
+            return False
 
     def forget(self, kept: _ThreadConnection) -> None:
         """Open another connection the next time."""
@@ -103,7 +143,8 @@ class PreparedQuery:
         # Drivers differ in whether parameters have names or positions.
         self._positions: Sequence[str] | None = compiled.positiontup if compiled.positional else None
         columns = statement.selected_columns
-        self._row = _row_type(columns.keys())
+        self._names = list(columns.keys())
+        self._row = _row_type(self._names)
         found = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
         self._conversions = [(place, convert) for place, convert in enumerate(found) if convert]
 
@@ -118,7 +159,10 @@ class PreparedQuery:
             return list(self.execute_on_new_connection(parameters))
         kept = self._connections.current()
         try:
-            rows = kept.driver.execute(self.text, self.arrange(parameters)).fetchall()
+            cursor = kept.driver.execute(self.text, self.arrange(parameters))
+            rows = cursor.fetchall()
+            if kept.check:
+                kept.check(cursor, self._names)
         except BaseException as error:
             raise self._dropped(kept, error) from error
         return [self._converted(row) for row in rows]
@@ -173,7 +217,7 @@ class PreparedQuery:
             # The statement was interrupted midway.
             kept.invalidate(error)
             return error
-        is_cut = dialect.is_disconnect(error, kept.driver, None)
+        is_cut = dialect.is_disconnect(error, kept.driver, None) or belongs_to_connection(error)
         if is_cut:
             kept.invalidate(error)
         else:

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
 from app.database.circuit_breaker import DatabaseCircuitBreaker
-from app.database.engine import delete_in_batches, dialect_insert, reading_engine, writing_engine
+from app.database.engine import delete_in_batches, dialect_insert, reading_engine, write
 from app.database.models import UsedAssertionRow
 from app.types import Clock
 
@@ -63,8 +63,8 @@ class DatabaseReplayStore:
         """See :meth:`ReplayStore.use`."""
         new = dialect_insert(self._engine, UsedAssertionRow).values(key=key_of(issuer, jti), exp=until)
         used = new.on_conflict_do_nothing(index_elements=["key"]).returning(UsedAssertionRow.key)
-        with self._circuit_breaker.allow_blocking(), writing_engine(self._engine).begin() as connection:
-            return connection.execute(used).first() is not None
+        with self._circuit_breaker.allow_blocking():
+            return write(self._engine, lambda connection: bool(connection.execute(used).first()))
 
     def was_used_since(self, moment: int) -> bool:
         """Return whether an id is stored that expires at ``moment`` or later.

@@ -1,5 +1,7 @@
 """The health of this worker: each part by name, as ``ok``, ``degraded`` (it works, with a fault) or ``failed``."""
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from app.errors import ServiceUnavailable, StartError
 from app.services import Services
 from app.shared_state import shared_state
@@ -17,9 +19,9 @@ def check_health(services: Services) -> dict[str, str]:
 def _database(services: Services) -> str:
     try:
         services.clients.authenticator.answers()
-    except ServiceUnavailable:
+        return "ok" if services.clients.authenticator.takes_writes() else "degraded"
+    except (ServiceUnavailable, SQLAlchemyError):
         return "failed"
-    return "ok"
 
 
 def ring_problem(services: Services) -> str | None:

@@ -5,70 +5,33 @@
 
 import ipaddress
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.config.settings import Settings
-from app.config.values import KEYRING_IN_DATABASE, PROJECT_FOLDER, is_loopback
-from app.database.engine import describe, reading_engine
-from app.database.models import db
+from app.config.values import is_loopback
+from app.database.engine import describe
 from app.errors import ManagementError, StartError
 from app.keyring.validation import find_problems, find_warnings
 from app.observability.otel_variables import find_faults as otel_faults
 from app.observability.otel_variables import is_enabled
+from app.operations.doctor_database import find_lonely_database, find_other_clock, find_other_schema
+from app.operations.findings import Finding, Found, Severity, Unreachable
 from app.services import Services
 
 DEMO_CLIENT = "demo"
 """Created by the first `make run`, which prints its secret."""
-CLOCKS_APART_SECONDS = 5
 DIFFERENT_CHARACTERS_MIN = 10
 """A random value of 32 characters has more different ones; a repeated word has fewer."""
 WIDEST_PUBLIC_PREFIX = {4: 16, 6: 32}
 """A public network of proxies larger than this contains machines of others."""
 
 _PEPPERS, _ENCRYPTION_KEYS = "TOKENHOUSE_SECRET_PEPPERS", "TOKENHOUSE_ENCRYPTION_KEYS"
-_OTHERS_READ = 0o077
-_VERSIONS = PROJECT_FOLDER / "migrations" / "versions"
 
 
-class Severity(StrEnum):
-    """How serious a finding is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of a check.
-
-    :param check: what was checked.
-    :param what: what was found, in one line. Contains no secret.
-    :param why: why it matters; empty if all is well.
-    :param how: how to fix it.
-    """
-
-    check: str
-    severity: Severity
-    what: str
-    why: str = ""
-    how: str = ""
-
-
-class Unreachable(Finding):
-    """Something does not respond now, and may when it is needed: no reason to stop a start."""
-
-    __slots__ = ()
-
-
-Found = Iterator[Finding]
 _Check = Callable[[Services], Found]
 
 
@@ -131,63 +94,6 @@ def _find_weak_keys(services: Services) -> Found:
         yield Finding("keys", Severity.OK, "peppers and encryption keys look random")
 
 
-def _find_other_schema(_services: Services) -> Found:
-    head = max(path.name[:4] for path in _VERSIONS.glob("[0-9]*.py"))
-    try:
-        with reading_engine(db.engine).connect() as connection:
-            has_table = inspect(connection).has_table("alembic_version")
-            there = connection.scalar(text("SELECT version_num FROM alembic_version")) if has_table else None
-    except SQLAlchemyError as error:
-        yield Unreachable(
-            "database",
-            Severity.ERROR,
-            f"it does not respond: {describe(error)}",
-            "no client gets a token without it",
-            "check TOKENHOUSE_DATABASE_URL, that the database runs, and that `flask db upgrade` has run",
-        )
-        return
-    if there == head:
-        yield Finding("database", Severity.OK, f"at migration {head}, as the code needs it")
-    elif there is None or (re.fullmatch("[0-9]{4}", there) and there < head):
-        yield Finding(
-            "database",
-            Severity.ERROR,
-            f"at migration {there or 'none'}, and the code needs {head}",
-            "requests would fail at what is missing",
-            "`flask db upgrade`",
-        )
-    else:
-        yield Finding(
-            "database",
-            Severity.WARNING,
-            f"at migration {there}, and the code is of {head}",
-            "a newer release was here: fine during an update or after a rollback, but not for long",
-            "update this machine too",
-        )
-
-
-def _find_other_clock(services: Services) -> Found:
-    if db.engine.dialect.name != "postgresql":
-        return
-    try:
-        with reading_engine(db.engine).connect() as connection:
-            theirs = connection.scalar(select(func.clock_timestamp()))
-    except SQLAlchemyError:
-        # The check of the database reports it.
-        return
-    apart = abs((services.clock() - theirs).total_seconds()) if theirs else 0
-    if apart <= CLOCKS_APART_SECONDS:
-        yield Finding("clock", Severity.OK, "agrees with the database's")
-        return
-    yield Finding(
-        "clock",
-        Severity.WARNING,
-        f"{apart:.0f} s apart from the database's",
-        "verifiers would reject tokens as not yet valid or expired, and keys would change their states at other times",
-        "synchronize both machines with NTP",
-    )
-
-
 def _find_demo(services: Services) -> Found:
     if not is_production(services.settings):
         return
@@ -208,37 +114,6 @@ def _find_demo(services: Services) -> Found:
             f"the client {DEMO_CLIENT!r} gets tokens here",
             "`make run` creates it and prints its secret on a developer's screen",
             f"`flask clients delete {DEMO_CLIENT}`, unless it is your own",
-        )
-
-
-def _find_lonely_database(services: Services) -> Found:
-    settings = services.settings
-    if db.engine.dialect.name != "sqlite":
-        return
-    shares = {
-        "TOKENHOUSE_KEYRING=database": settings.keyring == KEYRING_IN_DATABASE,
-        "TOKENHOUSE_REDIS_URL": settings.redis_url,
-    }
-    if message := [name for name, is_set in shares.items() if is_set]:
-        yield Finding(
-            "machines",
-            Severity.WARNING,
-            f"SQLite is a file of this machine, and there are several by {' and '.join(message)}",
-            "each machine would have its own clients",
-            "TOKENHOUSE_DATABASE_URL=postgresql+psycopg://…",
-        )
-    path = str(db.engine.url.database)
-    try:
-        mode = (PROJECT_FOLDER / path).stat().st_mode
-    except OSError:
-        return
-    if mode & _OTHERS_READ:
-        yield Finding(
-            "database file",
-            Severity.WARNING,
-            f"{path} may be read or written by others (mode {mode & 0o777:04o})",
-            "it decides who gets tokens",
-            f"chmod 0600 {path}",
         )
 
 
@@ -383,10 +258,10 @@ def _find_failing_key_sets(services: Services) -> Found:
 _AT_START: tuple[_Check, ...] = (
     _find_plain_issuer,
     _find_weak_keys,
-    _find_other_schema,
-    _find_other_clock,
+    find_other_schema,
+    find_other_clock,
     _find_demo,
-    _find_lonely_database,
+    find_lonely_database,
     _find_forgetful_redis,
     _find_open_metrics,
     _find_wide_proxies,

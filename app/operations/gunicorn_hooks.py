@@ -30,7 +30,8 @@ from app.keyring.validation import find_problems
 from app.observability import otel_variables
 from app.observability.instrumentation import Instrumentation
 from app.operations.background_jobs import PeriodicTask, Scheduler
-from app.operations.doctor import Severity, examine_start, find_lost_secrets, is_production
+from app.operations.doctor import examine_start, find_lost_secrets, is_production
+from app.operations.findings import Severity
 from app.services import EXTENSION, Services
 from app.shared_state import share, shared_state
 

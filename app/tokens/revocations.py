@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from app.config.values import LONGEST_LIFETIME_SECONDS
 from app.database.circuit_breaker import DatabaseCircuitBreaker
-from app.database.engine import delete_in_batches, dialect_insert, reading_engine, writing_engine
+from app.database.engine import delete_in_batches, dialect_insert, reading_engine, write
 from app.database.models import ClientRow, RevokedTokenRow, UTCDateTime
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.reasons import TokenReason
@@ -125,10 +125,14 @@ class Revocations:
             exp=token.exp,
             revoked_at=self._clock(),
         )
-        with self._circuit_breaker.allow_blocking(), writing_engine(self._engine).begin() as connection:
+
+        def store(connection: Connection) -> None:
             connection.execute(row.on_conflict_do_nothing(index_elements=["jti"]))
             if within:
                 within(connection)
+
+        with self._circuit_breaker.allow_blocking():
+            write(self._engine, store)
 
     def version(self) -> tuple[Any, ...]:
         """Return a value that changes when :meth:`live` or :meth:`clients` grows.

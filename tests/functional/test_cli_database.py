@@ -2,7 +2,10 @@
 
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -11,7 +14,8 @@ from conftest import SettableClock
 from functional.commands import refusal
 from sqlalchemy.engine import make_url
 from support import postgres
-from support.server import Installation
+from support.keys import add_key
+from support.server import Installation, RunningServer
 from unit.harness import open_harness
 
 from app.errors import StartError
@@ -111,9 +115,18 @@ def test_each_fault_of_a_database_has_a_message_of_its_own(tmp_path: Path, datab
     assert "hidden" not in str(caught.value)
 
 
-def test_a_wrong_password_is_said_and_a_right_one_with_every_character_is_taken(tmp_path: Path) -> None:
-    server = postgres.start(tmp_path / "postgres")
-    postgres.ask_for_passwords(server, tmp_path / "postgres", "locked")
+@pytest.fixture
+def own_folder() -> Iterator[Path]:
+    """Not pytest's: PostgreSQL is another user, whom another run of pytest would shut out."""
+    with tempfile.TemporaryDirectory(prefix="tokenhouse-", ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
+def test_a_wrong_password_is_said_and_a_right_one_with_every_character_is_taken(
+    tmp_path: Path, own_folder: Path
+) -> None:
+    server = postgres.start(own_folder / "postgres")
+    postgres.ask_for_passwords(server, own_folder / "postgres", "locked")
     password = "p@ss/w:o%r+d?"
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute(f"CREATE ROLE locked LOGIN PASSWORD '{password}'")
@@ -139,3 +152,37 @@ def test_db_upgrade_makes_folder_and_file_for_their_owner_only(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+ENCODING = "the database has the encoding SQL_ASCII, and must have UTF8"
+
+
+@pytest.fixture
+def of_another_encoding(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database that is not in UTF-8."""
+    server: Any = request.getfixturevalue("postgres")
+    url = make_url(postgres.new_database(server))
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {url.database}")
+        connection.execute(f"CREATE DATABASE {url.database} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
+    return url.render_as_string(hide_password=False)
+
+
+@pytest.mark.parametrize("command", [("db", "upgrade"), ("doctor",), ("clients", "list")])
+def test_a_database_of_another_encoding_is_one_line(
+    tmp_path: Path, of_another_encoding: str, command: tuple[str, ...]
+) -> None:
+    installation = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=of_another_encoding)
+    done = installation.flask(*command)
+    assert done.returncode == 1
+    assert ENCODING in (done.stdout if command == ("doctor",) else done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_refuses_to_start_on_a_database_of_another_encoding(tmp_path: Path, of_another_encoding: str) -> None:
+    server = RunningServer(tmp_path, TOKENHOUSE_DATABASE_URL=of_another_encoding)
+    now = server.services.clock()
+    add_key(server.services.keys.manager.backend, published_at=now, signs_from=now)
+    with pytest.raises(AssertionError, match="gunicorn ended") as caught:
+        server.start("--workers", "1")
+    assert f"tokenhouse: database: it cannot be used: WrongEncoding: {ENCODING}" in str(caught.value)

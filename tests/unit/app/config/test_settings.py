@@ -358,6 +358,8 @@ def test_loopback_can_only_be_this_machine(host: str, *, loopback: bool) -> None
         ("postgresql+psycopg://u:p@h/n", "postgresql+psycopg://u:p@h/n"),
         ("postgresql://u:p@h:5433/n", "postgresql+psycopg://u:p@h:5433/n"),
         ("postgres://u:p%40%2F@h/n?sslmode=require", "postgresql+psycopg://u:p%40%2F@h/n?sslmode=require"),
+        ("postgresql://h/n?prepare_threshold=0", "postgresql+psycopg://h/n?prepare_threshold=0"),
+        ("postgresql://h/n?prepare_threshold=none", "postgresql+psycopg://h/n?prepare_threshold=none"),
     ],
 )
 def test_a_database_url_is_made_whole(checkout: Path, given_url: str, url: str) -> None:
@@ -373,6 +375,14 @@ def test_a_database_url_is_made_whole(checkout: Path, given_url: str, url: str) 
 )
 def test_another_database_is_refused(checkout: Path, url: str) -> None:
     assert refusal(checkout, DATABASE_URL=url) == DATABASE_RULE
+
+
+@pytest.mark.parametrize("threshold", ["-1", "five", "None"])
+def test_parameters_of_the_driver_are_what_they_are(checkout: Path, threshold: str) -> None:
+    url = f"postgresql://u:hidden@h/n?prepare_threshold={threshold}"
+    assert refusal(checkout, DATABASE_URL=url) == (
+        "TOKENHOUSE_DATABASE_URL must have a number or none as prepare_threshold"
+    )
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])

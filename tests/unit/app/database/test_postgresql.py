@@ -1,14 +1,19 @@
 """A connection that does not wait for ever, and lets others go on when it waits for long."""
 
+import contextlib
+import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.engine import make_url
+from support.postgres import new_database
 
 from app.blocking import on_blocking
-from app.database.postgresql import BoundedConnection, DatabaseSilent
+from app.database.postgresql import BoundedConnection, ConnectionFault, DatabaseSilent
 
 
 @pytest.fixture
@@ -90,3 +95,86 @@ def test_a_cut_connection_is_found_at_once(connection: BoundedConnection, postgr
     with pytest.raises(psycopg.OperationalError):
         connection.execute("SELECT 1")
     assert connection.closed
+
+
+@pytest.fixture
+def begun(postgres: Any) -> Iterator[Callable[..., BoundedConnection]]:
+    """Connections whose session has begun, to a database with these settings."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(options: str = "", **settings: str) -> BoundedConnection:
+            url = make_url(new_database(postgres))
+            with psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
+                for name, value in settings.items():
+                    admin.execute(f"ALTER DATABASE {url.database} SET {name} = {value}")
+            uri = postgres.get_uri(database=url.database)
+            made = stack.enter_context(BoundedConnection.connect(uri, options=options))
+            assert isinstance(made, BoundedConnection)
+            made.begin_session(options)
+            return made
+
+        yield begin
+
+
+def shown(connection: BoundedConnection, *names: str) -> list[str]:
+    return [connection.execute(f"SHOW {name}").fetchall()[0][0] for name in names]
+
+
+def test_a_session_is_ours_whatever_the_database_says(begun: Callable[..., BoundedConnection]) -> None:
+    names = ("DateStyle", "TimeZone", "client_encoding", "search_path", "statement_timeout")
+    foreign = begun(
+        DateStyle="'SQL, DMY'", TimeZone="'Asia/Kathmandu'", search_path="pg_catalog", statement_timeout="'9s'"
+    )
+    assert shown(foreign, *names) == ["ISO, MDY", "UTC", "UTF8", '"$user", public', "3s"]
+    assert foreign.execute("SELECT timestamptz '2026-01-31 12:00+00'").fetchall()[0][0] == datetime(
+        2026, 1, 31, 12, tzinfo=UTC
+    )
+    assert (foreign.is_pooled, foreign.was_writable, foreign.autocommit) == (False, True, False)
+    own = begun("-c statement_timeout=7s -c search_path=pg_catalog")
+    assert shown(own, "search_path", "statement_timeout") == ["pg_catalog", "7s"]
+
+
+def test_a_database_of_another_encoding_is_refused_in_one_sentence(postgres: Any) -> None:
+    name = f"latin{secrets.token_hex(4)}"
+    with psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
+    with (
+        BoundedConnection.connect(postgres.get_uri(database=name)) as connection,
+        pytest.raises(psycopg.OperationalError, match="has the encoding SQL_ASCII, and must have UTF8"),
+    ):
+        connection.begin_session("")
+
+
+def test_a_server_that_becomes_read_only_is_noticed_with_the_next_answer(
+    begun: Callable[..., BoundedConnection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = begun()
+    cursor = connection.execute("SELECT 1 AS one")
+    connection.check(cursor, ["one"])
+    assert not connection.is_read_only()
+    connection.commit()
+    # Reported as when a server becomes a standby, or is set so for all.
+    connection.execute("SET default_transaction_read_only = on")
+    assert connection.is_read_only()
+    with pytest.raises(ConnectionFault, match="takes no writes any more"):
+        connection.check(cursor, ["one"])
+    connection.was_writable = False
+    connection.check(cursor, ["one"])
+    connection.commit()
+    # Through a pooler it is asked, once a second.
+    connection.is_pooled = True
+    assert not connection.is_read_only()
+    monkeypatch.setattr(connection, "_probed_at", 0.0)
+    assert connection.is_read_only()
+    assert not connection.autocommit
+
+
+def test_rows_of_another_statement_are_refused_where_a_pooler_may_mix_them(
+    begun: Callable[..., BoundedConnection],
+) -> None:
+    connection = begun()
+    connection.check(connection.execute("SELECT 1 AS one"), ["another"])
+    connection.is_pooled = True
+    connection.check(connection.execute("SELECT 1 AS one"), ["one"])
+    with pytest.raises(ConnectionFault, match="rows of another statement"):
+        connection.check(connection.execute("SELECT 1 AS one"), ["another"])

@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, Select, String, bindparam, event, literal_column, select
+from sqlalchemy import Connection, Engine, Select, String, bindparam, event, literal_column, select
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from unit.harness import Harness
 
-from app.database.engine import is_stale_connection
+from app.database.engine import MAX_AGE_SECONDS, is_stale_connection, write
 from app.database.models import ClientRow, ClientSecretRow, db
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 
@@ -274,3 +275,65 @@ def test_all_who_ask_share_the_connection_of_their_thread(harness: Harness) -> N
             harness.services.clients.authenticator.answers()
             harness.services.tokens.revocations.reason_against(client.client_id, "j", harness.clock())
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("sqlstate", ["25006", "26000", "42P05", "0A000", "08P01"])
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_fault_of_the_connection_costs_one_more_question_and_no_answer(any_harness: Harness, sqlstate: str) -> None:
+    any_harness.register("a")
+    asked, made = question(any_harness), connections_made(any_harness)
+    asked.execute(ANY)
+    kept = asked._connections.current()  # noqa: SLF001
+
+    class Faulty:
+        """A driver's connection that refuses the next statement."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(kept.connection.connection.driver_connection, name)
+
+        def execute(self, *_: object) -> None:
+            raise psycopg.errors.lookup(sqlstate)
+
+    kept.driver = Faulty()
+    opened = len(made)
+    breaker = any_harness.services.clients.authenticator._circuit_breaker  # noqa: SLF001
+    assert [row.client_id for row in asked.execute_through(breaker, ANY)] == ["a"]
+    assert not breaker.is_failing
+    assert len(made) == opened + 1
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_write_that_the_connection_refuses_is_tried_once_more(any_harness: Harness) -> None:
+    attempts: list[int] = []
+
+    def act(connection: Connection, refusals: int) -> int:
+        attempts.append(1)
+        if len(attempts) <= refusals:
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            connection.exec_driver_sql("CREATE TABLE t (a int)")
+        return int(connection.exec_driver_sql("SELECT 7").scalar_one())
+
+    with any_harness.app.app_context():
+        assert write(db.engine, lambda connection: act(connection, 1)) == 7
+        assert len(attempts) == 2
+        attempts.clear()
+        with pytest.raises(DBAPIError, match="read-only transaction"):
+            write(db.engine, lambda connection: act(connection, 9))
+        assert len(attempts) == 2
+        attempts.clear()
+        with pytest.raises(DBAPIError, match="nowhere"):
+            write(db.engine, lambda connection: attempts.append(1) or connection.exec_driver_sql("SELECT nowhere"))  # type: ignore[func-returns-value]
+        assert len(attempts) == 1
+
+
+def test_a_connection_ends_after_some_minutes(any_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = question(any_harness)
+    kept = [asked._connections.current()]  # noqa: SLF001
+    began = time.monotonic()
+    for share in (0.79, 1.01, 1.02):
+        monkeypatch.setattr(time, "monotonic", lambda share=share: began + share * MAX_AGE_SECONDS)
+        asked.execute(ANY)
+        kept.append(asked._connections.current())  # noqa: SLF001
+    assert kept[0] is kept[1]
+    assert kept[0].driver is not kept[2].driver
+    assert kept[2] is kept[3]

@@ -17,7 +17,8 @@ from unit.harness import Harness, open_harness
 
 from app.clients.fields import ClientFields
 from app.database.models import ClientKeySetRow, ClientSecretRow, db
-from app.operations.doctor import Finding, Severity, examine, examine_start
+from app.operations.doctor import examine, examine_start
+from app.operations.findings import Finding, Severity
 
 STRONG = "p1:abcdefghijklmnopqrstuvwxyz0123456789"
 
