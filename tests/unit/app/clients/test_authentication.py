@@ -11,13 +11,14 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import SettableClock
-from sqlalchemy import event, text
+from sqlalchemy import event, select, text
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
 from support.postgres import new_database
 from unit.authenticating import BASIC, OTHER_SECRET, POST, SECRET, credentials, refusal, verify
 from unit.harness import Harness, open_harness, statements
 
-from app.clients.authentication import ClientAuthenticator, _kept_client
+from app.clients.authentication import ClientAuthenticator, _kept_client, to_client
 from app.clients.last_used import LastUsedTracker
 from app.clients.secret_digests import SecretDigester, generate_secret
 from app.database.circuit_breaker import DatabaseCircuitBreaker
@@ -461,3 +462,63 @@ def test_a_pepper_of_the_same_id_and_another_value_verifies_nothing(
 
 
 # Management
+
+
+def test_a_use_is_recorded_with_its_secret_and_its_address(harness: Harness) -> None:
+    client = harness.register("a")
+    with harness.app.app_context():
+        found = harness.verifier.verify_secret([Credentials("a", client.secret)], BASIC, "192.0.2.7")
+    assert list(harness.services.clients.last_used._noted) == [("a", found.secret_id, "192.0.2.7")]  # noqa: SLF001
+
+
+def test_a_digest_of_an_old_pepper_is_replaced_and_one_of_the_newest_is_not(
+    tmp_path: Path, clock: SettableClock
+) -> None:
+    url = f"sqlite:///{tmp_path}/peppers.db"
+    with house_with(tmp_path, clock, url, "p1") as before:
+        client = before.register("a")
+        before.verifier.verify_secret([Credentials("a", client.secret)], BASIC)
+        assert before.services.clients.last_used._renewals == {}  # noqa: SLF001
+    with house_with(tmp_path, clock, url, "p2", "p1") as after:
+        credentials = Credentials("a", client.secret)
+        found = after.verifier.verify_secret([credentials], BASIC)
+        (renewal,) = after.services.clients.last_used._renewals.values()  # noqa: SLF001
+        digest = SecretDigester(after.settings.secret_peppers).digest_with_all(credentials)["p2"]
+        assert (renewal.secret_id, renewal.values) == (found.secret_id, {"digest": digest, "pepper_id": "p2"})
+        after.services.clients.last_used.flush()
+        with after.app.app_context():
+            assert db.session.scalar(select(ClientSecretRow.pepper_id)) == "p2"
+
+
+def test_a_row_is_a_client_whether_its_lists_are_text_or_lists(harness: Harness) -> None:
+    harness.register("a", scope=("x", "y"), audiences=("urn:a",), introspects=("urn:b",), access_token_lifetime=60)
+    harness.register("b")
+    with harness.app.app_context():
+        harness.store.revoke_tokens("a")
+        for client_id in ("a", "b"):
+            managed = to_client(harness.store.find(client_id))
+            assert managed == to_client(harness.verifier.find(client_id)) == harness.verifier.query_client(client_id)
+        full = to_client(harness.store.find("a"))
+    assert (full.scope, full.audiences, full.introspects) == (("x", "y"), ("urn:a",), ("urn:b",))
+    assert (full.access_token_lifetime, full.tokens_not_before) == (60, harness.clock().replace(microsecond=0))
+    assert managed.introspects == ()
+
+
+def test_a_silent_database_is_probed_until_it_answers(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.register("a")
+    breaker = harness.verifier._circuit_breaker  # noqa: SLF001
+    breaker.record_failure(OperationalError("", {}, Exception("silence")), 9.0)
+    with pytest.raises(ServiceUnavailable):
+        harness.verifier.answers()
+    query = harness.verifier._by_one_id  # noqa: SLF001
+    with monkeypatch.context() as patch:
+        patch.setattr(query, "execute_on_new_connection", lambda _: _raise())
+        harness.verifier.poll()
+    assert breaker.is_failing
+    harness.verifier.poll()
+    assert not breaker.is_failing
+    harness.verifier.answers()
+
+
+def _raise() -> None:
+    raise OperationalError("", {}, Exception("silence"))

@@ -1,6 +1,7 @@
 """The states of keys: a pure function of the ring and the clock. A table for people, hypothesis for all rings."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import permutations
@@ -13,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from app.errors import StartError
-from app.keyring.model import RETIRE_AFTER, KeyState, Ring, SigningKey
+from app.keyring.model import RETIRE_AFTER, KeyState, Ring, SigningKey, Span
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -307,3 +308,26 @@ def test_states_only_move_forward_while_nothing_is_revoked(ring: Ring, hour: int
     now, later = T0 + hour * HOUR, T0 + (hour + 1) * HOUR
     for each in ring.keys:
         assert order.index(ring.state_of(each, now)) <= order.index(ring.state_of(each, later))
+
+
+def test_the_spans_of_a_key_are_its_states_one_after_the_other() -> None:
+    b = RING.keys[1]
+    ends = [10 * DAY, 17 * DAY, 24 * DAY, 24 * DAY + RETIRE_AFTER]
+    assert RING.spans(b) == [
+        Span(ANNOUNCED, T0 + ends[0], T0 + ends[1]),
+        Span(SIGNING, T0 + ends[1], T0 + ends[2]),
+        Span(RETIRING, T0 + ends[2], T0 + ends[3]),
+        Span(GONE, T0 + ends[3], None),
+    ]
+    assert RING.since(b, T0) == T0 + 10 * DAY
+    assert RING.since(b, T0 + 17 * DAY - TICK) == T0 + 10 * DAY
+    assert RING.since(b, T0 + 17 * DAY) == T0 + 17 * DAY
+
+
+def test_a_key_that_was_given_up_does_not_sign_and_none_in_its_place() -> None:
+    a = replace(RING.keys[0], signs_until=T0 + DAY)
+    ring = Ring((a,))
+    assert ring.signing_key(T0 + DAY - TICK) is a
+    with pytest.raises(StartError):
+        ring.signing_key(T0 + DAY)
+    assert ring.phase(T0 + DAY).signing_key is None

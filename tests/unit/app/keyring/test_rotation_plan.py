@@ -258,3 +258,21 @@ def test_a_cache_time_is_recorded_at_keys_that_are_published_and_never_falls() -
     assert [one.jwks_max_age for one in with_max_age(ring, T0, LONGER).keys] == [900, 900, 300]
     assert with_max_age(ring, T0, RULES) is ring
     assert with_max_age(ring, T0, replace(RULES, jwks_max_age_seconds=299)) is ring
+
+
+def test_a_standby_follows_a_key_that_begins_and_is_revoked_soon() -> None:
+    """The kid would decide between two that begin at the same moment."""
+    soon = key("p", -DAY, 5 * SECOND, revoked_at=T0 + 10 * SECOND)
+    other = key("e", -DAY, 8 * SECOND, "ES256", revoked_at=T0 + 10 * SECOND)
+    assert times(planner().revoke(replace(RING, keys=(*RING.keys, soon, other)), "a"))["b"] == T0 + 6 * SECOND
+
+
+def test_an_empty_ring_has_no_longer_cache_time_than_the_rules() -> None:
+    assert RULES.floor_seconds(Ring(())) == replace(RULES, jwks_max_age_seconds=0).floor_seconds(Ring(())) + 300
+
+
+def test_a_standby_that_signs_exactly_when_it_is_known_is_not_unsafe() -> None:
+    ring = Ring((RING.keys[0], key("b", SETTLED - FLOOR, 50 * DAY)))
+    rotated = planner().rotate(ring, unsafe=True)
+    assert times(rotated)["b"] == T0 + SETTLED == RULES.known_from(ring, ring.keys[1])
+    assert not rotated.find("b").is_unsafe  # type: ignore[union-attr]

@@ -34,7 +34,7 @@ from app.audit.events import Event, RequestRefused, TokenIssued, TokenRefused
 from app.audit.log import AuditLog
 from app.errors import InvalidRequest, InvalidScope
 from app.http.forms import parse_form
-from app.oauth.authorization_server import DELAY_MARGIN_SECONDS, EXPIRY_HEADER, MOST_DELAYED
+from app.oauth.authorization_server import DELAY_MARGIN_SECONDS, EXPIRY_HEADER, MOST_DELAYED, Document
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints.token import PATH
 from app.oauth.grants import GRANTS
@@ -806,3 +806,64 @@ def test_a_signal_passes_on_what_it_is_given(harness: Harness, signal: str) -> N
         server.send_signal(signal, client=1, grant=2)
         server.send_signal("unknown", client=1)
     assert received == [(server, {"client": 1, "grant": 2})]
+
+
+@pytest.mark.parametrize("hook", ["create_oauth2_request", "generate_token"])
+def test_a_fault_of_ours_is_a_500_with_its_traceback_in_the_log(
+    ours: FlaskClient,
+    emitted: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    hook: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise LookupError("this must not be read by a caller")
+
+    monkeypatch.setattr(ours.application.extensions["tokenhouse"].oauth.server, hook, fail)
+    answer = post(ours)
+    assert refused(answer, 500)[0] == "server_error"
+    assert "caller" not in answer.text
+    (event,) = emitted
+    assert isinstance(event, TokenRefused)
+    is_parsed = hook == "generate_token"
+    assert (event.reason, event.grant_type) == (
+        "unexpected_LookupError",
+        "client_credentials" if is_parsed else None,
+    )
+    (record,) = [record for record in caplog.records if record.exc_info]
+    request_id = answer.headers["X-Request-ID"]
+    assert record.getMessage() == f"a request failed, request_id={request_id} endpoint=token"
+    assert record.exc_info is not None
+    assert record.exc_info[0] is LookupError
+
+
+def test_a_fault_at_another_endpoint_names_it(
+    harness: Harness, ours: FlaskClient, emitted: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness.services.oauth.server, "create_oauth2_request", lambda *_: 1 / 0)
+    assert refused(post(ours, url="https://localhost/oauth/revoke"), 500)[0] == "server_error"
+    (event,) = emitted
+    assert isinstance(event, RequestRefused)
+    assert (event.endpoint, event.reason, event.status) == ("revocation", "unexpected_ZeroDivisionError", 500)
+
+
+def test_a_parameter_that_an_endpoint_reads_may_not_be_in_its_url(ours: FlaskClient) -> None:
+    """Each endpoint has its own."""
+    for endpoint, name, status in (("token", "token", 200), ("introspect", "token", 400), ("revoke", "scope", 200)):
+        data = GRANT if endpoint == "token" else {"token": "x"}
+        assert post(ours, data, url=f"https://localhost/oauth/{endpoint}?{name}=x").status_code == status, endpoint
+
+
+def test_a_document_is_sent_as_it_is_and_says_itself_whether_it_may_be_kept(harness: Harness) -> None:
+    server = harness.services.oauth.server
+    sent = server.handle_response(201, Document(b"a document", "application/x"), [("Cache-Control", "max-age=5")])
+    assert (sent.status_code, sent.data, sent.content_type) == (201, b"a document", "application/x")
+    assert sent.headers.getlist("Cache-Control") == ["max-age=5"]
+    answer = server.handle_response(200, {"a": 1}, [("X", "y")])
+    assert (answer.data, answer.headers["X"], answer.headers["Cache-Control"]) == (b'{"a":1}', "y", "no-store")
+
+
+def test_when_a_secret_expires_is_an_http_date(harness: Harness) -> None:
+    harness.register("soon", secret=SECRET, expires_after=timedelta(days=2))
+    answer = post(harness.app.test_client(), headers=basic(f"soon:{SECRET}"))
+    assert answer.headers[EXPIRY_HEADER] == "Mon, 02 Feb 2026 12:00:00 GMT"

@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 from conftest import SettableClock
+from sqlalchemy import select
 from support.assertions import ASSERTION_TYPE, ISSUER, Signer, by_hand, claims_of, signer
 from unit.harness import Harness, open_harness
 
 from app.clients.fields import ClientFields
+from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient, InvalidRequest, ManagementError
 from app.oauth.client_auth.assertions import (
     JTI_MAX_CHARACTERS,
@@ -262,3 +266,49 @@ def test_what_a_client_registers_is_checked() -> None:
         check_assertion_fields("a_method", {"x": 1, "jwks": 2})
     with pytest.raises(ManagementError, match=r"^assertion audience must be any or issuer$"):
         check_assertion_fields("a_method", {"assertion_audience": "some"})
+
+
+HELD = "a-secret-that-is-the-key-of-a-mac-12345"
+
+
+@pytest.fixture
+def shared(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
+    """Where a client signs with its secret, which an old encryption key has encrypted."""
+    (tmp_path / "shared").mkdir()
+    old, new = f"k1:{'o' * 40}", f"k2:{'n' * 40}"
+    with open_harness(tmp_path / "shared", clock, encryption_keys=old, secret_peppers=f"p:{'p' * 40}") as made:
+        made.register(
+            "macs", secret=HELD, token_endpoint_auth_method="client_secret_jwt", expires_after=timedelta(days=1)
+        )
+    with open_harness(
+        tmp_path / "shared",
+        clock,
+        migrated=False,
+        with_key=False,
+        encryption_keys=f"{new},{old}",
+        secret_peppers=f"p:{'p' * 40}",
+    ) as again:
+        yield again
+
+
+def test_a_secret_that_signs_is_recorded_and_encrypted_anew(shared: Harness) -> None:
+    method = ClientSecretJwt(shared.services.oauth.client_auth)
+
+    def sent() -> Request:
+        signed = jwt.encode(claims(shared, "macs"), HELD, algorithm="HS256")
+        return Request({"client_assertion": signed, "client_assertion_type": ASSERTION_TYPE})
+
+    found = method.authenticate(sent())
+    with shared.app.app_context():
+        (row,) = db.session.scalars(select(ClientSecretRow))
+        assert (found.secret_id, found.secret_expires_at) == (row.secret_id, row.expires_at)
+        assert (found.client.client_id, row.encryption_key_id) == ("macs", "k1")
+        assert list(shared.services.clients.last_used._noted) == [("macs", row.secret_id, "192.0.2.1")]  # noqa: SLF001
+        shared.services.clients.last_used.flush()
+        db.session.rollback()
+        assert row.encryption_key_id == "k2"
+    assert method.authenticate(sent()).secret_id == found.secret_id
+    shared.clock.advance(days=1)
+    with pytest.raises(InvalidClient) as caught:
+        method.authenticate(sent())
+    assert (caught.value.reason, caught.value.client_id) == ("expired_secret", "macs")
