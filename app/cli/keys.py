@@ -67,12 +67,19 @@ def list_keys(*, as_json: bool) -> None:
 @keys.command("generate")
 @click.option("--alg", type=click.Choice(list(ALGORITHMS)), help="Default: TOKENHOUSE_SIGNING_ALG.")
 @click.option("--bits", type=click.Choice([str(bits) for bits in RSA_BITS]), help="Size of an RSA key. Default: 2048.")
+@click.option("--if-none", is_flag=True, help="Only when there is no key yet: for jobs that run several times.")
 @json_option
-def generate_key(alg: str | None, bits: str | None, *, as_json: bool) -> None:
+def generate_key(alg: str | None, bits: str | None, *, if_none: bool, as_json: bool) -> None:
     """Create a key. The first signs at once and gets a standby; a further one waits until every verifier knows it."""
     here = services()
     before = _kids(here)
-    ring, key = here.keys.manager.generate(alg, int(bits) if bits else None)
+    made = here.keys.manager.generate(alg, int(bits) if bits else None, if_none=if_none)
+    if made is None:
+        report("There is a key already: nothing was changed.")
+        if as_json:
+            print_json(None)
+        return
+    ring, key = made
     _leave_trace(here, "generated", [other.kid for other in ring.keys if other.kid not in before])
     _report_start(here, key)
     if as_json:

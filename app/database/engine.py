@@ -3,6 +3,7 @@
 Reading takes no lock. A transaction that writes says so, with :func:`writing_engine` or :func:`begin_writing`.
 """
 
+import fcntl
 import os
 import sqlite3
 import sys
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from flask import Flask
-from sqlalchemy import ColumnElement, Connection, delete, event, select
+from sqlalchemy import ColumnElement, Connection, delete, event, func, select
 from sqlalchemy.engine import Dialect, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import InstrumentedAttribute, scoped_session
@@ -62,6 +63,9 @@ READ_ONLY = "tokenhouse_read_only"
 WRITING = "tokenhouse_writing"
 """Execution option of transactions that write."""
 
+MIGRATION_LOCK = 0x746F6B656E
+"""Number of PostgreSQL's advisory lock of migrations. Others in the same database use other numbers."""
+
 Result = TypeVar("Result")
 
 _FILE = "tokenhouse_file"
@@ -88,20 +92,41 @@ def begin_writing(session: scoped_session[Any]) -> None:
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """Open a connection for migrations. Creates the file of a SQLite database, for its owner only, and its folder."""
+    """Open a connection for migrations, one process at a time: the others wait.
+
+    Creates the file of a SQLite database, for its owner only, and its folder.
+    """
     if engine.dialect.name == "sqlite":
         path = Path(str(engine.url.database))
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    with writing_engine(engine).connect() as connection:
-        if engine.dialect.name == "postgresql":
-            # A migration takes as long as it takes, and its connection serves nothing else.
-            patient: Any = connection.connection.driver_connection
-            connection.detach()
+        with _locked(path.parent):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            with writing_engine(engine).connect() as connection:
+                yield connection
+        return
+    with writing_engine(engine).connect() as guard, writing_engine(engine).connect() as connection:
+        for each in (guard, connection):
+            # A migration takes as long as it takes, and its connections serve nothing else.
+            patient: Any = each.connection.driver_connection
+            each.detach()
             patient.answer_seconds = None
-            connection.exec_driver_sql("SET statement_timeout = 0")
-            connection.commit()
+            each.exec_driver_sql("SET statement_timeout = 0")
+            each.commit()
+        # Of a transaction, not of a session, which a pooler would give to others.
+        guard.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         yield connection
+        guard.rollback()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on ``folder``; on the file itself it would interfere with SQLite's own."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write(engine: Engine, act: Callable[[Connection], Result]) -> Result:
@@ -199,8 +224,16 @@ def explain(error: Exception) -> str:
         ("unable to open database file", "is TOKENHOUSE_DATABASE_URL right, has `flask db upgrade` run?"),
         ("no such table", "has `flask db upgrade` run?"),
     )
-    hint = next((hint for words, hint in hints if words in message), "is TOKENHOUSE_DATABASE_URL right, does it run?")
-    return f"the database cannot be used ({message}): {hint}"
+    hint = next((hint for words, hint in hints if words in message), None)
+    if hint is None and _could_not_connect(error):
+        hint = "is TOKENHOUSE_DATABASE_URL right, does it run?"
+    return f"the database cannot be used ({message})" + (f": {hint}" if hint else "")
+
+
+def _could_not_connect(error: Exception) -> bool:
+    """Return whether no statement was executed yet, or the connection was lost with it."""
+    failed = error if isinstance(error, DBAPIError) else error.__cause__
+    return not isinstance(failed, DBAPIError) or failed.statement is None or failed.connection_invalidated
 
 
 def belongs_to_connection(error: BaseException) -> bool:

@@ -47,18 +47,28 @@ class KeyringManager:
     rules: Rules
     clock: Clock
 
-    def generate(self, alg: str | None = None, bits: int | None = None) -> tuple[Ring, SigningKey]:
-        """Add a key and return it too. The first key of a ring gets a standby."""
+    def generate(
+        self, alg: str | None = None, bits: int | None = None, *, if_none: bool = False
+    ) -> tuple[Ring, SigningKey] | None:
+        """Add a key and return it too. The first key of a ring gets a standby.
+
+        :param if_none: only if there is no key yet; ``None`` is returned if there is one.
+        """
+        if if_none and not self.backend.is_empty():
+            return None
         made: list[str] = []
 
         def step(planner: Planner, ring: Ring) -> Ring:
+            if if_none and ring.keys:
+                # Another process was first.
+                return ring
             after = planner.generate(ring, alg or self.backend.signing_alg)
             known = {key.kid for key in ring.keys}
             made.extend(key.kid for key in after.keys if key.kid not in known)
             return after
 
         ring = self._change(step, alg, bits)
-        return ring, rotation_plan.find(ring, made[0])
+        return (ring, rotation_plan.find(ring, made[0])) if made else None
 
     def rotate(self, at: datetime | None = None, *, unsafe: bool = False) -> Ring:
         """Let the standby sign as early as is safe, or at a given time, or as early as possible."""

@@ -1,9 +1,11 @@
 """Commands and their database: ``flask db upgrade``, and one line for each thing that can be wrong."""
 
+import json
 import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -186,3 +188,39 @@ def test_a_server_refuses_to_start_on_a_database_of_another_encoding(tmp_path: P
     with pytest.raises(AssertionError, match="gunicorn ended") as caught:
         server.start("--workers", "1")
     assert f"tokenhouse: database: it cannot be used: WrongEncoding: {ENCODING}" in str(caught.value)
+
+
+@pytest.mark.parametrize("keyring", ["keyring.toml", "database"])
+def test_commands_that_prepare_a_database_at_the_same_time_wait_for_each_other(
+    tmp_path: Path, database_url: str, keyring: str
+) -> None:
+    installation = Installation(
+        tmp_path,
+        TOKENHOUSE_DATABASE_URL=database_url,
+        TOKENHOUSE_ENCRYPTION_KEYS=f"k:{'e' * 40}",
+        TOKENHOUSE_KEYRING=keyring if keyring == "database" else str(tmp_path / keyring),
+    )
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: installation.flask("db", "upgrade"), range(4)))
+        assert [(one.returncode, "Error" in one.stderr) for one in done] == [(0, False)] * 4, done
+        # One of them does it all, and the others find nothing to do.
+        assert sorted(one.stderr.count("Running upgrade") for one in done)[:3] == [0, 0, 0]
+        made = list(pool.map(lambda _: installation.flask("keys", "generate", "--if-none", "--json"), range(4)))
+    assert [one.returncode for one in made] == [0] * 4, made
+    (first,) = [one for one in map(json.loads, (one.stdout for one in made)) if one]
+    assert first["state"] == "signing"
+    assert {one.stderr for one in made if one.stdout == "null\n"} == {"There is a key already: nothing was changed.\n"}
+    assert sorted(key["state"] for key in installation.flask_json("keys", "list")) == ["announced", "signing"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_where_the_database_answers_nobody_is_sent_to_look_at_its_url(tmp_path: Path, database_url: str) -> None:
+    installation = Installation(tmp_path, TOKENHOUSE_DATABASE_URL=database_url)
+    assert installation.flask("db", "upgrade").returncode == 0
+    with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("ALTER TABLE clients DROP COLUMN client_name CASCADE")
+        connection.execute("ALTER TABLE clients ADD COLUMN client_name int NOT NULL DEFAULT 1")
+    done = installation.flask("clients", "create", "A")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the database cannot be used (DatatypeMismatch 42804: ")
+    assert "TOKENHOUSE_DATABASE_URL" not in done.stderr
