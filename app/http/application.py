@@ -109,7 +109,8 @@ class Request(FlaskRequest):
         """Determine the caller's address and the request id."""
         environ = self.environ
         self.received_at = environ.get(RECEIVED_AT) or time.perf_counter()
-        self.source_address = environ.get("REMOTE_ADDR") or UNIX
+        # A socket that takes IPv6 as well writes callers of IPv4 so: RFC 4291 section 2.5.5.2.
+        self.source_address = (environ.get("REMOTE_ADDR") or UNIX).removeprefix("::ffff:")
         if trusted_proxies and is_trusted(self.source_address, trusted_proxies):
             headers = self.headers
             self.request_id = parse_request_id(headers.get("X-Request-ID")) or ""

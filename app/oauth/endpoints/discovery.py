@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from flask import Blueprint
+from werkzeug.exceptions import PreconditionFailed
+from werkzeug.http import parse_etags
 
 from app.config.settings import Settings
 from app.http.application import Request, Response, without_contexts
@@ -90,10 +92,21 @@ def _public_document(request: Request, body: bytes, etag: str, max_age: int) -> 
     if conditions == {"HTTP_IF_NONE_MATCH"} and request.environ["HTTP_IF_NONE_MATCH"] == headers[0][1]:
         # The usual condition. Lists of tags, weak tags and dates are left to Werkzeug.
         return Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+    _require_match(request.environ.get("HTTP_IF_MATCH"), etag)
     response = Response(body, headers=headers, content_type="application/json")
     if conditions or request.method == "HEAD":
-        response.make_conditional(request)
+        # Werkzeug takes ``If-Match: *`` for a tag that does not match.
+        response.make_conditional({name: value for name, value in request.environ.items() if name != "HTTP_IF_MATCH"})
     return response
+
+
+def _require_match(if_match: str | None, etag: str) -> None:
+    """Check the condition that a caller wants this document and no other: RFC 9110 section 13.1.1.
+
+    :raises PreconditionFailed: there is another one now. An error, and as every error not to be cached.
+    """
+    if if_match is not None and if_match.strip() != "*" and not parse_etags(if_match).is_strong(etag):
+        raise PreconditionFailed
 
 
 def _let_browsers_read(response: Response) -> Response:

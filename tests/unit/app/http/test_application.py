@@ -1,5 +1,6 @@
 """What every answer has in common, and that no fault is answered in another form."""
 
+import ipaddress
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.harness import Harness
 from werkzeug.exceptions import HTTPException, RequestedRangeNotSatisfiable, ServiceUnavailable, TooManyRequests
-from werkzeug.test import TestResponse
+from werkzeug.test import TestResponse, create_environ
 
 from app import create_app
 from app.errors import http_error_body
@@ -293,3 +294,19 @@ def test_what_is_asked_of_a_request_is_there(quick: application.Application) -> 
         assert flask.request.path == "/ä//b"
         with pytest.raises(AttributeError, match=r"^nothing$"):
             flask.request.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("peer", "source"),
+    [
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        # A proxy that is trusted by its IPv4 address.
+        ("::ffff:127.0.0.1", "198.51.100.7"),
+        ("2001:db8::ffff:1", "2001:db8::ffff:1"),
+    ],
+)
+def test_a_caller_of_ipv4_has_an_address_of_ipv4_on_every_socket(peer: str, source: str) -> None:
+    environ = create_environ("/", headers={"X-Forwarded-For": "198.51.100.7"}, environ_overrides={"REMOTE_ADDR": peer})
+    request = application.Request(environ)
+    request.begin((ipaddress.ip_network("127.0.0.1/32"),))
+    assert request.source_address == source

@@ -151,3 +151,33 @@ def test_a_setting_keeps_scopes_to_ourselves(tmp_path: Path, clock: SettableCloc
         harness.services.clients.registered_scopes.poll()
         for path in METADATA:
             assert "scopes_supported" not in harness.app.test_client().get(path).json
+
+
+DOCUMENTS = ["/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_if_match_is_met_by_what_is_there(harness: Harness, path: str, method: str) -> None:
+    caller = harness.app.test_client()
+    plain = caller.get(path)
+    etag = plain.headers["ETag"]
+    for condition in ("*", " * ", etag, f'"x", {etag}'):
+        answer = caller.open(path, method=method, headers={"If-Match": condition})
+        assert (answer.status_code, answer.headers["ETag"]) == (200, etag), condition
+        assert answer.data == (plain.data if method == "GET" else b"")
+    answer = caller.open(path, method=method, headers={"If-Match": "*", "If-None-Match": etag})
+    assert answer.status_code == 304
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+@pytest.mark.parametrize("condition", ['"another"', "", 'W/"weak"', "x"])
+def test_another_document_than_is_wanted_is_an_error_that_nobody_keeps(
+    harness: Harness, path: str, condition: str
+) -> None:
+    caller = harness.app.test_client()
+    condition = condition.replace("weak", caller.get(path).headers["ETag"].strip('"'))
+    answer = caller.get(path, headers={"If-Match": condition})
+    assert (answer.status_code, answer.get_json()["error"]) == (412, "invalid_request")
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert "ETag" not in answer.headers
