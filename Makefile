@@ -4,8 +4,8 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8080
 # How many test processes run at once; 0 runs them in this one.
-# Twice the processors: many tests wait for what other processes do.
-TEST_PROCESSES ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+# One more than processors: many tests wait for what other processes do.
+TEST_PROCESSES ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 TESTS ?= tests
 
 VENV := .venv

@@ -149,7 +149,9 @@ def serve(*arguments: str, worker: str = "app.operations.worker.TokenhouseWorker
         yield server
     finally:
         process.send_signal(signal.SIGQUIT)
-        process.wait(20)
+        # A worker that is born at this moment may miss it, and ends when gunicorn's patience does: holding signals back
+        # is left to on_starting, which needs an application of ours.
+        process.wait(60)
         if server:
             server._collector.join(5)  # noqa: SLF001
         assert process.stderr is not None
