@@ -200,6 +200,12 @@ def error_class(error: Exception) -> str:
     return type(getattr(error, "orig", None) or error).__name__
 
 
+def kind_of(error: Exception) -> str:
+    """Return class and SQLSTATE of the driver's error: what failures of one kind have in common."""
+    driver = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
+    return f"{type(driver).__name__} {getattr(driver, 'sqlstate', None) or ''}".rstrip()
+
+
 def describe(error: Exception) -> str:
     """Describe a database error for the operator: class, SQLSTATE and first sentence, never a parameter."""
     driver = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
@@ -209,8 +215,9 @@ def describe(error: Exception) -> str:
     if sqlstate and sqlstate.startswith(_DATA_EXCEPTION):
         # Messages of these errors quote the value.
         message = []
-    name = f"{type(driver).__name__} {sqlstate}" if sqlstate else type(driver).__name__
-    return ": ".join([name, *message])
+    # Redis quotes what it was sent, in which there are random bytes.
+    shown = ("".join(c if c.isprintable() else "?" for c in part) for part in message)
+    return ": ".join([kind_of(error), *shown])
 
 
 def explain(error: Exception) -> str:
@@ -225,12 +232,12 @@ def explain(error: Exception) -> str:
         ("no such table", "has `flask db upgrade` run?"),
     )
     hint = next((hint for words, hint in hints if words in message), None)
-    if hint is None and _could_not_connect(error):
+    if hint is None and could_not_connect(error):
         hint = "is TOKENHOUSE_DATABASE_URL right, does it run?"
     return f"the database cannot be used ({message})" + (f": {hint}" if hint else "")
 
 
-def _could_not_connect(error: Exception) -> bool:
+def could_not_connect(error: Exception) -> bool:
     """Return whether no statement was executed yet, or the connection was lost with it."""
     failed = error if isinstance(error, DBAPIError) else error.__cause__
     return not isinstance(failed, DBAPIError) or failed.statement is None or failed.connection_invalidated
@@ -258,14 +265,21 @@ def is_same_file(info: Mapping[Any, Any]) -> bool:
     return path is None or _identity(path) == opened
 
 
+def _parse_options(options: dict[str, Any]) -> None:
+    """Give the driver's parameters of a URL, where everything is text, their types."""
+    if "prepare_threshold" in options:
+        options["prepare_threshold"] = parse_prepare_threshold(options["prepare_threshold"])
+    if isinstance(options.get("options"), tuple):
+        # The URL has it several times.
+        options["options"] = " ".join(options["options"])
+
+
 def _prepare_postgresql(engine: Engine) -> None:
     from app.database.postgresql import BoundedConnection  # noqa: PLC0415 - SQLite needs no driver of PostgreSQL.
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]) -> Any:
-        if "prepare_threshold" in options:
-            # In a URL everything is text.
-            options["prepare_threshold"] = parse_prepare_threshold(options["prepare_threshold"])
+        _parse_options(options)
         connection = BoundedConnection.connect(*arguments, **options)
         try:
             connection.begin_session(options.get("options", ""))

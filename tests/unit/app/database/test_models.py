@@ -220,6 +220,10 @@ def test_postgresql_gives_up_on_a_statement_that_hangs(any_harness: Harness) -> 
             {"search_path": "pg_catalog", "statement_timeout": "3s", "application_name": "mine"},
         ),
         ("options=-cstatement_timeout%3D9s", {"statement_timeout": "9s", "application_name": "tokenhouse"}),
+        (
+            "options=-cstatement_timeout%3D9s&options=-csearch_path%3Dpg_catalog",
+            {"statement_timeout": "9s", "search_path": "pg_catalog"},
+        ),
     ],
 )
 def test_the_urls_own_options_count_beside_ours(

@@ -281,25 +281,26 @@ def test_all_who_ask_share_the_connection_of_their_thread(harness: Harness) -> N
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_fault_of_the_connection_costs_one_more_question_and_no_answer(any_harness: Harness, sqlstate: str) -> None:
     any_harness.register("a")
-    asked, made = question(any_harness), connections_made(any_harness)
+    asked = question(any_harness)
     asked.execute(ANY)
     kept = asked._connections.current()  # noqa: SLF001
+    driver = kept.driver
 
     class Faulty:
         """A driver's connection that refuses the next statement."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(kept.connection.connection.driver_connection, name)
+            return getattr(driver, name)
 
         def execute(self, *_: object) -> None:
             raise psycopg.errors.lookup(sqlstate)
 
     kept.driver = Faulty()
-    opened = len(made)
     breaker = any_harness.services.clients.authenticator._circuit_breaker  # noqa: SLF001
     assert [row.client_id for row in asked.execute_through(breaker, ANY)] == ["a"]
     assert not breaker.is_failing
-    assert len(made) == opened + 1
+    assert driver.closed
+    assert asked._connections.current() is not kept  # noqa: SLF001
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
