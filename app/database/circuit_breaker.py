@@ -15,7 +15,8 @@ from typing import Protocol
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.blocking import blocking
-from app.database.engine import describe, error_class
+from app.database.engine import could_not_connect, error_class
+from app.database.failure_log import FailureLog
 from app.errors import ServiceUnavailable
 from app.reasons import RefusalReason
 
@@ -26,6 +27,10 @@ SILENCE_SECONDS = 1.0
 
 POLL_SECONDS = 1.0
 """How often an open circuit is probed."""
+
+
+READING, WRITING = "reading", "writing"
+"""Operations: one may work while the other does not."""
 
 
 class Spans(Protocol):
@@ -69,24 +74,25 @@ class CircuitBreaker:
     def __init__(self, traced_by: Tracing = UNTRACED) -> None:
         self.traced_by = traced_by
         self._is_open = False
-        self._reported_fault: str | None = None
+        self._failures = FailureLog(self._name)
         self._lock = threading.Lock()
 
-    def allow(self) -> "_Call":
+    def allow(self, operation: str = READING) -> "_Call":
         """Make a call in this context.
 
+        :param operation: what is done. A success shows that this works again, and nothing about others.
         :raises ServiceUnavailable: the circuit is open.
         """
-        return _Call(self)
+        return _Call(self, operation)
 
     @contextmanager
-    def allow_blocking(self) -> Iterator[None]:
+    def allow_blocking(self, operation: str = READING) -> Iterator[None]:
         """Make a call that may block in this context, while other threads run.
 
         :raises ServiceUnavailable: the circuit is open, or the call failed.
         """
         try:
-            with self.allow(), blocking:
+            with self.allow(operation), blocking:
                 yield
         except self.failures as error:
             raise ServiceUnavailable(self.failure_reason.caused_by(error_class(error))) from error
@@ -100,41 +106,35 @@ class CircuitBreaker:
         except self.failures:
             return
         self._is_open = False
-        self._report(None)
+        self._failures.end()
 
     def require_closed(self) -> None:
         """Refuse while the circuit is open."""
         if self._is_open:
             raise ServiceUnavailable(self.silence_reason)
 
-    def record_success(self) -> None:
+    def record_success(self, operation: str = READING) -> None:
         """Record a successful call."""
-        if self._reported_fault:
-            self._report(None)
+        self._failures.succeeded(operation)
 
-    def record_failure(self, error: Exception, seconds: float) -> None:
+    def record_failure(self, error: Exception, seconds: float, operation: str = READING) -> None:
         """Record a failed call and how long it took."""
-        self._report(describe(error))
+        self._failures.failed(None if self.is_away(error) else operation, error)
         if seconds > SILENCE_SECONDS:
             self._trip()
 
+    def is_away(self, error: Exception) -> bool:
+        """Return whether ``error`` says that the service could not be reached: then nothing works."""
+        raise NotImplementedError
+
     @property
     def is_failing(self) -> bool:
-        """Whether the last call failed."""
-        return self._reported_fault is not None
+        """Whether the last call of any operation failed."""
+        return self._failures.is_failing
 
     @property
     def _name(self) -> str:
         return "the database" if self.what == "database" else self.what
-
-    def _report(self, fault: str | None) -> None:
-        """Log a fault when it changes, not for each request."""
-        with self._lock:
-            before, self._reported_fault = self._reported_fault, fault
-        if fault and fault != before:
-            log.error("%s fails: %s", self._name, fault)
-        elif before and not fault:
-            log.warning("%s responds again", self._name)
 
     def _trip(self) -> None:
         with self._lock:
@@ -151,14 +151,19 @@ class DatabaseCircuitBreaker(CircuitBreaker):
     silence_reason = RefusalReason.DATABASE_SILENT
     failures = SQLAlchemyError
 
+    def is_away(self, error: Exception) -> bool:
+        """See :meth:`CircuitBreaker.is_away`."""
+        return could_not_connect(error)
+
 
 class _Call:
     """One call."""
 
-    __slots__ = ("_began", "_circuit_breaker", "_span")
+    __slots__ = ("_began", "_circuit_breaker", "_operation", "_span")
 
-    def __init__(self, circuit_breaker: CircuitBreaker) -> None:
+    def __init__(self, circuit_breaker: CircuitBreaker, operation: str) -> None:
         self._circuit_breaker = circuit_breaker
+        self._operation = operation
 
     def __enter__(self) -> None:
         self._circuit_breaker.require_closed()
@@ -174,6 +179,6 @@ class _Call:
         if self._span:
             self._span.__exit__(kind, error, trace)
         if error is None:
-            self._circuit_breaker.record_success()
+            self._circuit_breaker.record_success(self._operation)
         elif isinstance(error, self._circuit_breaker.failures):
-            self._circuit_breaker.record_failure(error, time.monotonic() - self._began)
+            self._circuit_breaker.record_failure(error, time.monotonic() - self._began, self._operation)

@@ -11,7 +11,7 @@ from typing import Protocol
 from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
-from app.database.circuit_breaker import DatabaseCircuitBreaker
+from app.database.circuit_breaker import WRITING, DatabaseCircuitBreaker
 from app.database.engine import delete_in_batches, dialect_insert, reading_engine, write
 from app.database.models import UsedAssertionRow
 from app.types import Clock
@@ -63,7 +63,7 @@ class DatabaseReplayStore:
         """See :meth:`ReplayStore.use`."""
         new = dialect_insert(self._engine, UsedAssertionRow).values(key=key_of(issuer, jti), exp=until)
         used = new.on_conflict_do_nothing(index_elements=["key"]).returning(UsedAssertionRow.key)
-        with self._circuit_breaker.allow_blocking():
+        with self._circuit_breaker.allow_blocking(WRITING):
             return write(self._engine, lambda connection: bool(connection.execute(used).first()))
 
     def was_used_since(self, moment: int) -> bool:

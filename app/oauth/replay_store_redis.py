@@ -18,10 +18,11 @@ from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from app.blocking import blocking
-from app.database.circuit_breaker import UNTRACED, CircuitBreaker, Tracing
+from app.database.circuit_breaker import UNTRACED, WRITING, CircuitBreaker, Tracing
 from app.errors import ServiceUnavailable
 from app.oauth.replay_store import LAST_SECOND, SKEW_SECONDS, DatabaseReplayStore, key_of
 from app.reasons import RefusalReason
@@ -48,6 +49,10 @@ class RedisCircuitBreaker(CircuitBreaker):
     failure_reason = RefusalReason.REDIS
     silence_reason = RefusalReason.REDIS_SILENT
     failures = RedisError
+
+    def is_away(self, error: Exception) -> bool:
+        """See :meth:`CircuitBreaker.is_away`."""
+        return isinstance(error, RedisConnectionError | RedisTimeoutError)
 
 
 class RedisReplayStore:
@@ -76,7 +81,7 @@ class RedisReplayStore:
         """See :meth:`app.oauth.replay_store.ReplayStore.use`."""
         now = self._now()
         key, ours = _PREFIX + key_of(issuer, jti), secrets.token_bytes(16)
-        with self._circuit_breaker.allow_blocking(), self._redis.pipeline() as transaction:
+        with self._circuit_breaker.allow_blocking(WRITING), self._redis.pipeline() as transaction:
             transaction.get(_EPOCH)
             # Sent again after a lost reply, it is still ours.
             transaction.set(key, ours, nx=True, ex=max(until - now, 1))
@@ -140,7 +145,7 @@ class RedisReplayStore:
         return int(since) if process == self._process and since.isdecimal() else None
 
     def _begin(self, epoch: int) -> None:
-        with self._circuit_breaker.allow_blocking():
+        with self._circuit_breaker.allow_blocking(WRITING):
             self._redis.set(_EPOCH, f"{self._process} {epoch}")
 
     def _greet(self, connection: Any) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, String, Text, bindparam, case, cast, func, se
 from sqlalchemy.engine import Connection, Engine
 
 from app.config.values import LONGEST_LIFETIME_SECONDS
-from app.database.circuit_breaker import DatabaseCircuitBreaker
+from app.database.circuit_breaker import WRITING, DatabaseCircuitBreaker
 from app.database.engine import delete_in_batches, dialect_insert, reading_engine, write
 from app.database.models import ClientRow, RevokedTokenRow, UTCDateTime
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
@@ -131,7 +131,7 @@ class Revocations:
             if within:
                 within(connection)
 
-        with self._circuit_breaker.allow_blocking():
+        with self._circuit_breaker.allow_blocking(WRITING):
             write(self._engine, store)
 
     def version(self) -> tuple[Any, ...]:

@@ -199,8 +199,9 @@ def test_a_connection_that_was_dropped_is_made_anew(harness: Harness, redis: Red
 
 
 def test_one_that_is_away_accepts_nothing_and_comes_back(
-    harness: Harness, redis: RedisServer, caplog: pytest.LogCaptureFixture
+    harness: Harness, redis: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.database.failure_log.QUIET_SECONDS", 0.0)
     assert use(harness, "1")
     redis.stop()
     assert refused(harness) == "redis_ConnectionError"
