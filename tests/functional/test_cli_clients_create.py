@@ -3,32 +3,16 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SettableClock
 from functional.commands import data, ids, misuse, refusal, works
 from support.server import Installation
-from unit.harness import Harness, open_harness
+from unit.harness import Harness
 
 from app.types import Credentials
 
 SECRET = "an-imported-secret-of-some-length"
-
-
-@pytest.fixture
-def harness(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
-    with open_harness(tmp_path, clock) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """One that is migrated and has a key; tests share it and make clients of their own."""
-    made = Installation(tmp_path_factory.mktemp("installation"))
-    made.prepare()
-    return made
 
 
 def test_create_prints_one_object_of_the_contract(harness: Harness) -> None:

@@ -29,20 +29,6 @@ NOON = "2026-01-31T12:00:00Z"
 SECRET = "an-imported-secret-of-some-length"
 
 
-@pytest.fixture
-def harness(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
-    with open_harness(tmp_path, clock) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """One that is migrated and has a key; tests share it and make clients of their own."""
-    made = Installation(tmp_path_factory.mktemp("installation"))
-    made.prepare()
-    return made
-
-
 def test_list_prints_an_array(harness: Harness) -> None:
     assert data(harness.run("clients", "list", "--json")) == []
     harness.register("a", scope=("read",))

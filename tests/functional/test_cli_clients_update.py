@@ -3,32 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from conftest import SettableClock
 from functional.commands import data, ids, refusal, works
 from support.server import Installation
-from unit.harness import Harness, open_harness
+from unit.harness import Harness
 
 from app.config.values import PROJECT_FOLDER
 
 NOON = "2026-01-31T12:00:00Z"
-
-
-@pytest.fixture
-def harness(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
-    with open_harness(tmp_path, clock) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """One that is migrated and has a key; tests share it and make clients of their own."""
-    made = Installation(tmp_path_factory.mktemp("installation"))
-    made.prepare()
-    return made
 
 
 def test_update_replaces_whole_fields_and_keeps_the_rest(harness: Harness) -> None:
@@ -114,7 +97,7 @@ def test_disable_and_enable_work_at_once_and_twice(harness: Harness) -> None:
         assert not works(harness, "a", made.secret)
     shown = data(harness.run("clients", "show", "a", "--json"))
     assert (shown["disabled_at"], shown["tokens_not_before"]) == (NOON, NOON)
-    # Tokens of the second in which others were taken back would be dead too.
+    # Tokens that are issued within the second of a revocation are revoked too.
     harness.clock.advance(seconds=1)
     for _ in range(2):
         assert harness.run("clients", "enable", "a").stderr == "a gets tokens again. Those that it had stay dead.\n"

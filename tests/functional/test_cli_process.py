@@ -6,32 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SettableClock
 from functional.commands import ids, refusal
 from support.server import FLASK, Installation, run
-from unit.harness import Harness, open_harness
+from unit.harness import Harness
 
 from app.config.values import PROJECT_FOLDER
 
 SECRET = "an-imported-secret-of-some-length"
-
-
-@pytest.fixture
-def harness(tmp_path: Path, clock: SettableClock) -> Iterator[Harness]:
-    with open_harness(tmp_path, clock) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """One that is migrated and has a key; tests share it and make clients of their own."""
-    made = Installation(tmp_path_factory.mktemp("installation"))
-    made.prepare()
-    return made
 
 
 def test_help_tells_what_each_command_does(harness: Harness) -> None:
@@ -147,7 +131,7 @@ def test_wrong_settings_stop_a_command_with_one_line_for_each(tmp_path: Path) ->
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout of its own, so that its ``.env`` is not this one's."""
+    """A copy of the checkout, with its own ``.env``."""
     for name in ("app", "config", "migrations"):
         shutil.copytree(PROJECT_FOLDER / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT_FOLDER / "wsgi.py", tmp_path)

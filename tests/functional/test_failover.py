@@ -15,8 +15,6 @@ from support.assertions import ISSUER, claims_of, form, signer
 from support.postgres import Standby, new_database, start, stop
 from support.server import Installation, RunningServer, running_server, wait_until
 
-from app.clients.fields import ClientFields
-
 
 @dataclass
 class Pair:
@@ -74,10 +72,7 @@ def test_a_client_that_is_disabled_on_the_new_primary_gets_no_token(pair: Pair, 
     with running_server(tmp_path / "one", "--workers", "2", TOKENHOUSE_DATABASE_URL=pair.url(pair.name)) as server:
         client, other = server.create_client(), server.create_client()
         keys = signer("ES256")
-        with server.context():
-            fields = {"jwks": {"keys": [keys.jwk | {"kid": keys.kid}]}}
-            signs = ClientFields(client_name="S", token_endpoint_auth_method="private_key_jwt", auth_fields=fields)
-            server.services.clients.repository.register(signs, client_id="signs", with_secret=False)
+        server.create_signing_client("signs", keys)
 
         def statuses(secret_of: object) -> set[int]:
             header = {"Authorization": secret_of.basic}  # type: ignore[attr-defined]

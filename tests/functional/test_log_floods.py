@@ -10,20 +10,8 @@ from support.postgres import new_database
 from support.redis import running_redis
 from support.server import RunningServer, running_server, wait_until
 
-from app.clients.fields import ClientFields
-
 REQUESTS = 150
 KEYS = signer("ES256")
-
-
-def signs(server: RunningServer) -> None:
-    fields = {"jwks": {"keys": [KEYS.jwk | {"kid": KEYS.kid}]}}
-    with server.context():
-        server.services.clients.repository.register(
-            ClientFields(client_name="S", token_endpoint_auth_method="private_key_jwt", auth_fields=fields),
-            client_id="signs",
-            with_secret=False,
-        )
 
 
 def by_assertion(server: RunningServer) -> int:
@@ -40,7 +28,7 @@ def test_a_database_that_takes_some_writes_and_not_others(tmp_path: Path, postgr
         tmp_path, "--workers", "1", TOKENHOUSE_DATABASE_URL=url.render_as_string(hide_password=False)
     ) as server:
         client = server.create_client()
-        signs(server)
+        server.create_signing_client("signs", KEYS)
 
         def break_it(*, is_broken: bool) -> None:
             with psycopg.connect(postgres.get_uri(database=url.database), autocommit=True) as connection:
@@ -63,7 +51,7 @@ def test_a_redis_that_takes_no_writes(tmp_path: Path) -> None:
         running_server(tmp_path, "--workers", "1", TOKENHOUSE_REDIS_URL=redis.url) as server,
         redis.client() as admin,
     ):
-        signs(server)
+        server.create_signing_client("signs", KEYS)
         assert by_assertion(server) == 200
         # A replica, as after a failover of which nobody told us.
         admin.execute_command("REPLICAOF", "127.0.0.1", "1")

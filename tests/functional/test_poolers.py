@@ -13,9 +13,7 @@ from sqlalchemy.engine import make_url
 from support.assertions import ISSUER, claims_of, form, signer
 from support.pgbouncer import pgbouncer, program
 from support.postgres import new_database
-from support.server import FLASK, Installation, NewClient, RunningServer, run
-
-from app.clients.fields import ClientFields
+from support.server import FLASK, NewClient, RunningServer, run
 
 REQUESTS = 150
 KEYS = signer("ES256")
@@ -53,16 +51,6 @@ def _open(folder: Path) -> Path:
     return folder
 
 
-def signs(installation: Installation, client_id: str) -> None:
-    fields = {"jwks": {"keys": [KEYS.jwk | {"kid": KEYS.kid}]}}
-    with installation.context():
-        installation.services.clients.repository.register(
-            ClientFields(client_name="S", token_endpoint_auth_method="private_key_jwt", auth_fields=fields),
-            client_id=client_id,
-            with_secret=False,
-        )
-
-
 class Load:
     """Callers of all kinds, and what went wrong with them."""
 
@@ -70,7 +58,7 @@ class Load:
         self.server = server
         self.clients = [server.create_client(f"Client {number}", scope=(f"s{number}",)) for number in range(6)]
         for number in range(3):
-            signs(server, f"signs-{number}")
+            server.create_signing_client(f"signs-{number}", KEYS)
         self.faults: list[str] = []
 
     def run(self, callers: int = 8) -> None:

@@ -13,8 +13,6 @@ from support.postgres import new_database
 from support.redis import running_redis
 from support.server import RunningServer, running_server, wait_until
 
-from app.clients.fields import ClientFields
-
 REPLAYS = 200
 SIGNER = signer("ES256")
 
@@ -39,16 +37,7 @@ def two_servers(folder: Path, database_url: str, **variables: str) -> Iterator[t
 
 
 def register(server: RunningServer) -> None:
-    with server.context():
-        server.services.clients.repository.register(
-            ClientFields(
-                client_name="Keyed",
-                token_endpoint_auth_method="private_key_jwt",
-                auth_fields={"jwks": {"keys": [SIGNER.jwk | {"kid": SIGNER.kid}]}},
-            ),
-            client_id="keyed",
-            with_secret=False,
-        )
+    server.create_signing_client("keyed", SIGNER)
 
 
 def ask(server: RunningServer, assertion: str) -> requests.Response:

@@ -1,10 +1,9 @@
-"""Runs ``flask …`` in a process of its own that need not import everything first: that is most of a command's time.
+"""Runs ``flask …`` in a forked process. Importing the application is most of a command's time.
 
-A helper has imported the command and forks for each run, with the environment, folder and streams of the run. What the
-installed ``flask`` does besides is tested where its own start matters: ``support.server.FLASK``.
+A helper process imports the command once and forks for each run, with the environment, working directory and streams of
+that run. Tests of the start itself run the installed script, ``support.server.FLASK``.
 """
 
-import array
 import atexit
 import contextlib
 import importlib
@@ -22,7 +21,7 @@ from pathlib import Path
 LIMIT_BYTES = 1 << 20
 IMPORTED = ("app.cli.main", "app", "flask_migrate", "psycopg", "rich.console", "structlog", "tomlkit")
 AT_START = ("PYTHON", "LANG", "LC_", "LD_")
-"""Variables that Python reads when it starts, or the loader of libraries."""
+"""Prefixes of variables that only a new process reads: Python's, the locale's and the dynamic loader's."""
 
 
 class PreparedCommand:
@@ -33,7 +32,7 @@ class PreparedCommand:
         self._helper: tuple[int, socket.socket, subprocess.Popen[bytes]] | None = None
 
     def can_run(self, environment: dict[str, str]) -> bool:
-        """Return whether ``environment`` is one that can be given to a process that has started."""
+        """Return whether the helper can apply ``environment``: it differs in no variable of :data:`AT_START`."""
         return {n: v for n, v in environment.items() if n.startswith(AT_START)} == {
             n: v for n, v in os.environ.items() if n.startswith(AT_START)
         }
@@ -97,12 +96,13 @@ class PreparedCommand:
 
 
 def serve(connection: socket.socket) -> None:
-    """Fork for each run, until nobody asks any more."""
+    """Fork for each run, until the test process closes the connection."""
     for name in IMPORTED:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while length := connection.recv(4, socket.MSG_WAITALL):
-        request, descriptors = b"", array.array("i")
+        request: bytes = b""
+        descriptors: list[int] = []
         while len(request) < int.from_bytes(length):
             part, found, _, _ = socket.recv_fds(connection, LIMIT_BYTES, 4)
             request += part
@@ -127,7 +127,7 @@ def _watch(arguments: list[str], environment: dict[str, str], cwd: str, streams:
         time.tzset()
         os.chdir(cwd)
         sys.argv = ["flask", *arguments]
-        # Ends this process as the command ends.
+        # Raises SystemExit, which ends this process with the status of the command.
         sys.modules["app.cli.main"].main()
     for descriptor in streams:
         os.close(descriptor)

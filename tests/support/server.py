@@ -22,6 +22,7 @@ import jwt
 import requests
 from flask import Flask
 from flask_migrate import upgrade
+from support.assertions import Signer
 from support.keys import add_key
 from support.prepared_command import PreparedCommand
 
@@ -180,6 +181,15 @@ class Installation:
             )
             assert secret is not None
             return NewClient(row.client_id, secret.secret)
+
+    def create_signing_client(self, client_id: str, *signers: Signer) -> None:
+        """Register a client of ``private_key_jwt`` with the public keys of ``signers``."""
+        keys = {"keys": [signer.jwk | {"kid": signer.kid} for signer in signers]}
+        fields = ClientFields(
+            client_name="Signs", token_endpoint_auth_method="private_key_jwt", auth_fields={"jwks": keys}
+        )
+        with self.context():
+            self.services.clients.repository.register(fields, client_id=client_id, with_secret=False)
 
     def flask(
         self, *arguments: str, stdin: bytes | None = None, cwd: Path = PROJECT_FOLDER

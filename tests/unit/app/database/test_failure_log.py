@@ -1,4 +1,4 @@
-"""A failure is one line at once and one a minute, whatever else works, and over when what failed has succeeded."""
+"""Each kind of failure is logged at once, then once a minute, until the operation that failed succeeds."""
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -9,7 +9,7 @@ from app.database.failure_log import QUIET_SECONDS, REPEAT_SECONDS, FailureLog
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A monotonic clock that a test sets."""
 
     now = 0.0
 

@@ -1,4 +1,4 @@
-"""A token is active while it is valid, not revoked, and its client is enabled; whoever may introspect it is told so."""
+"""A token is active while it is valid, not revoked, and its client is enabled."""
 
 from dataclasses import replace
 from typing import Any
