@@ -160,6 +160,7 @@ _HTTP_ERRORS: dict[int, tuple[str, str]] = {
     405: ("method_not_allowed", "This path does not answer this method."),
     408: ("invalid_request", "The request was not complete in time."),
     411: ("invalid_request", "The request must say how long its body is."),
+    412: ("invalid_request", "The document has changed: no entity tag of If-Match is its own."),
     413: ("invalid_request", BodyTooLarge.description),
     414: ("invalid_request", "The request line is too long."),
     415: ("invalid_request", "The content type is not supported here."),

@@ -31,7 +31,7 @@ SECRET_METHODS = ("client_secret_basic", "client_secret_post")
 """The methods that it stands for."""
 
 SEVERAL_METHODS = {ANY_SECRET_METHOD: SECRET_METHODS}
-"""The methods that a registered value stands for, if it is not the name of the only one."""
+"""Registered values that accept several methods. Any other value accepts the method of that name."""
 
 SECRET_PREFIX = "ths_"  # noqa: S105 - The part that secret scanners look for.
 

@@ -205,7 +205,7 @@ class ClientAuthenticator:
         self._fetch("", "")
 
     def takes_writes(self) -> bool:
-        """Return whether the database takes writes: otherwise the log of uses, revocations and assertions wait.
+        """Return whether the database takes writes. If not, revocations and assertions fail.
 
         :raises SQLAlchemyError: it cannot be reached.
         """

@@ -31,7 +31,7 @@ class Algorithm:
 
     :param kind: a description of its keys.
     :param accepts: returns whether a private key is of that kind, whatever its strength.
-    :param signer: returns what signs with an accepted key: the signature of RFC 7518 over the signing input of a JWS.
+    :param signer: returns the signing function of an accepted key: signing input of a JWS to signature (RFC 7518).
     :param verify: checks a signature with the public key; raises ``InvalidSignature``.
     """
 

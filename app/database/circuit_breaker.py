@@ -7,6 +7,7 @@ need no database.
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
@@ -30,7 +31,7 @@ POLL_SECONDS = 1.0
 
 
 READING, WRITING = "reading", "writing"
-"""Operations: one may work while the other does not."""
+"""Kinds of operation. Each can fail while the other works: a full disk, a read-only server."""
 
 
 class Spans(Protocol):
@@ -56,7 +57,7 @@ class _Untraced:
 UNTRACED = _Untraced()
 
 
-class CircuitBreaker:
+class CircuitBreaker(ABC):
     """Lets calls pass while closed, and refuses them while open.
 
     :cvar what: the name of the service, for the log and for traces.
@@ -80,7 +81,7 @@ class CircuitBreaker:
     def allow(self, operation: str = READING) -> "_Call":
         """Make a call in this context.
 
-        :param operation: what is done. A success shows that this works again, and nothing about others.
+        :param operation: :data:`READING` or :data:`WRITING`. A successful read does not show that writes work again.
         :raises ServiceUnavailable: the circuit is open.
         """
         return _Call(self, operation)
@@ -115,7 +116,8 @@ class CircuitBreaker:
 
     def record_success(self, operation: str = READING) -> None:
         """Record a successful call."""
-        self._failures.succeeded(operation)
+        if self._failures.kinds:
+            self._failures.succeeded(operation)
 
     def record_failure(self, error: Exception, seconds: float, operation: str = READING) -> None:
         """Record a failed call and how long it took."""
@@ -123,9 +125,9 @@ class CircuitBreaker:
         if seconds > SILENCE_SECONDS:
             self._trip()
 
+    @abstractmethod
     def is_away(self, error: Exception) -> bool:
-        """Return whether ``error`` says that the service could not be reached: then nothing works."""
-        raise NotImplementedError
+        """Return whether ``error`` means that the service could not be reached, so that every operation fails."""
 
     @property
     def is_failing(self) -> bool:

@@ -48,14 +48,14 @@ POOL_SIZE = 12
 """Connections of one process: one for each request thread and for each background task that may run a query."""
 
 MAX_AGE_SECONDS = 180
-"""How long a connection is used: after a failover the name of the database leads to another server."""
+"""Maximum age of a connection. After a failover the host name resolves to another server."""
 
 READ_ONLY_SECONDS = 1.0
-"""How long a connection is used whose server takes no writes: it is a standby, or was the primary once."""
+"""Maximum age of a connection to a server that takes no writes: a standby, or an old primary."""
 
 CONNECTION_FAULTS = {"25006", "26000", "42P05", "0A000", "08P01"}
-"""SQLSTATEs that are no fault of the statement: a server that takes no writes; prepared statements that are not there,
-are there already, or are older than the table. Another connection may do."""
+"""SQLSTATEs that another connection may not have: a read-only server, a prepared statement that is missing, exists
+already or is older than the table, a protocol violation."""
 
 READ_ONLY = "tokenhouse_read_only"
 """Execution option of connections that only read, one statement at a time."""
@@ -64,7 +64,7 @@ WRITING = "tokenhouse_writing"
 """Execution option of transactions that write."""
 
 MIGRATION_LOCK = 0x746F6B656E
-"""Number of PostgreSQL's advisory lock of migrations. Others in the same database use other numbers."""
+"""Key of PostgreSQL's advisory lock for migrations."""
 
 Result = TypeVar("Result")
 
@@ -112,7 +112,7 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             patient.answer_seconds = None
             each.exec_driver_sql("SET statement_timeout = 0")
             each.commit()
-        # Of a transaction, not of a session, which a pooler would give to others.
+        # A session lock would stay with a connection that a pooler gives to other sessions.
         guard.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         yield connection
         guard.rollback()
@@ -120,7 +120,7 @@ def migrating(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on ``folder``; on the file itself it would interfere with SQLite's own."""
+    """Lock ``folder``: a lock on the database file would interfere with SQLite's own locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -130,7 +130,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def write(engine: Engine, act: Callable[[Connection], Result]) -> Result:
-    """Return what ``act`` returns within a transaction that writes. It is tried once more on another connection.
+    """Run ``act`` in a transaction that writes; retry once if the connection is to blame. Return its result.
 
     :raises SQLAlchemyError: the database cannot do it.
     """
@@ -215,7 +215,7 @@ def describe(error: Exception) -> str:
     if sqlstate and sqlstate.startswith(_DATA_EXCEPTION):
         # Messages of these errors quote the value.
         message = []
-    # Redis quotes what it was sent, in which there are random bytes.
+    # Redis quotes the command, which contains random bytes.
     shown = ("".join(c if c.isprintable() else "?" for c in part) for part in message)
     return ": ".join([kind_of(error), *shown])
 
@@ -238,7 +238,7 @@ def explain(error: Exception) -> str:
 
 
 def could_not_connect(error: Exception) -> bool:
-    """Return whether no statement was executed yet, or the connection was lost with it."""
+    """Return whether the connection could not be opened, or was lost."""
     failed = error if isinstance(error, DBAPIError) else error.__cause__
     return not isinstance(failed, DBAPIError) or failed.statement is None or failed.connection_invalidated
 
@@ -266,11 +266,11 @@ def is_same_file(info: Mapping[Any, Any]) -> bool:
 
 
 def _parse_options(options: dict[str, Any]) -> None:
-    """Give the driver's parameters of a URL, where everything is text, their types."""
+    """Convert the parameters of a URL, which are text, to what the driver expects."""
     if "prepare_threshold" in options:
         options["prepare_threshold"] = parse_prepare_threshold(options["prepare_threshold"])
     if isinstance(options.get("options"), tuple):
-        # The URL has it several times.
+        # The URL repeats the parameter.
         options["options"] = " ".join(options["options"])
 
 
@@ -300,7 +300,7 @@ def _prepare_postgresql(engine: Engine) -> None:
 
     @event.listens_for(engine, "checkin")
     def give_back_what_a_pooler_lends(connection: Any, record: Any) -> None:
-        # One that waits here would hold one of the pooler's, of which there are few.
+        # In session mode an idle connection of ours would hold a server connection of the pooler.
         if connection is not None and connection.is_pooled:
             record.invalidate()
 

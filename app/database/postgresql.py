@@ -1,6 +1,6 @@
-"""A PostgreSQL connection that never waits for ever, lets other threads run during long waits, and knows its server.
+"""A PostgreSQL connection with bounded waits, which lets other threads run meanwhile and detects a lost primary.
 
-What a session needs is set when it has begun, and not in its startup packet: poolers refuse ``options`` there.
+Session settings are set after the connection is open: poolers refuse ``options`` in the startup packet.
 Only this module imports the driver, and it is imported only where the database is PostgreSQL: importing takes long.
 """
 
@@ -30,7 +30,7 @@ STATEMENT_TIMEOUT_MS = 3000
 """How long PostgreSQL may work on one statement."""
 
 PROBE_SECONDS = 1.0
-"""How often a server that does not report it is asked whether it takes writes."""
+"""How often a server that does not report its state is asked whether it takes writes."""
 
 _IDENTITY = "SELECT pg_backend_pid(), pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"
 _REPORTED = (b"in_hot_standby", b"default_transaction_read_only")
@@ -46,13 +46,13 @@ class DatabaseSilent(psycopg.OperationalError):
 
 
 class WrongEncoding(psycopg.OperationalError):
-    """The database has another encoding than UTF-8: no waiting helps."""
+    """The database has another encoding than UTF-8. Retrying does not help."""
 
     is_permanent = True
 
 
 class ConnectionFault(psycopg.OperationalError):
-    """A connection leads to what it should not lead to; another one may do."""
+    """The connection returned rows of another statement, or its server no longer takes writes."""
 
     belongs_to_connection = True
 
@@ -62,7 +62,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     answer_seconds: float | None = ANSWER_SECONDS
     is_pooled = False
-    """Whether a pooler is in between: another session may serve each statement."""
+    """Whether a pooler is between us and the server: each statement may run in another session."""
     was_writable = True
     """Whether the server took writes when the connection was opened."""
     _usual_seconds = 0.0
@@ -70,14 +70,14 @@ class BoundedConnection(psycopg.Connection[Any]):
     _probed_at = 0.0
 
     def begin_session(self, options: str) -> None:
-        """Set what a session of ours needs, whatever the settings of the server, the database and the role are.
+        """Override the settings of the server, the database and the role that our statements depend on.
 
-        :param options: those of the startup packet, which win.
+        :param options: ``options`` of the startup packet. A setting that it names is left alone.
         :raises WrongEncoding: the database's encoding is not UTF-8.
         """
         self.autocommit = True
         for name, value in (("DateStyle", "ISO, MDY"), ("TimeZone", "UTC")):
-            # The server says what they are. Each is set for its session by a pooler too.
+            # The server reports both, so a pooler tracks them and sets them for whichever session it uses.
             if (self.info.parameter_status(name) or "").split(",")[0] != value.split(",")[0]:
                 self.execute(f"SET {name} TO '{value}'")
         pid, is_read_only = self.execute(_IDENTITY).fetchall()[0]
@@ -88,8 +88,8 @@ class BoundedConnection(psycopg.Connection[Any]):
             )
         self.was_writable = not is_read_only
         self._is_read_only, self._probed_at = is_read_only, time.monotonic()
-        # A pooler has a process id of its own. What it does with a session's other settings and with statements that
-        # are prepared by name nobody knows.
+        # A pooler reports another process id than the server. It may run the next statement in another session, where
+        # session settings and named prepared statements of this one do not exist.
         self.is_pooled = pid != self.info.backend_pid
         if self.is_pooled:
             self.prepare_threshold = None
@@ -100,7 +100,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         self.autocommit = False
 
     def check(self, cursor: psycopg.Cursor[Any], names: Sequence[str]) -> None:
-        """Check that rows are those of a statement, and that they come from the server that takes writes.
+        """Check that the rows belong to the statement, and that the server still takes writes.
 
         :param names: the columns of the statement.
         :raises ConnectionFault: another connection must be asked.

@@ -50,12 +50,12 @@ class _ThreadConnection:
         self.driver: Any = connection.connection.driver_connection
         self.check: Callable[[Any, Sequence[str]], None] | None = getattr(self.driver, "check", None)
         is_writable = getattr(self.driver, "was_writable", True)
-        # Not all end at the same moment.
+        # Randomized, so that not all connections are opened again at the same moment.
         seconds = MAX_AGE_SECONDS * random.uniform(0.8, 1.0) if is_writable else READ_ONLY_SECONDS  # noqa: S311
         self._good_until = time.monotonic() + seconds
 
     def is_good(self) -> bool:
-        """Return whether it is young, and leads to where the settings lead."""
+        """Return whether it is below its maximum age, and its SQLite file was not replaced."""
         return time.monotonic() < self._good_until and is_same_file(self.info)
 
     def is_read_only(self) -> bool:

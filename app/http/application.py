@@ -109,7 +109,7 @@ class Request(FlaskRequest):
         """Determine the caller's address and the request id."""
         environ = self.environ
         self.received_at = environ.get(RECEIVED_AT) or time.perf_counter()
-        # A socket that takes IPv6 as well writes callers of IPv4 so: RFC 4291 section 2.5.5.2.
+        # A dual-stack socket shows an IPv4 peer as an IPv4-mapped address: RFC 4291 section 2.5.5.2.
         self.source_address = (environ.get("REMOTE_ADDR") or UNIX).removeprefix("::ffff:")
         if trusted_proxies and is_trusted(self.source_address, trusted_proxies):
             headers = self.headers

@@ -74,7 +74,7 @@ class SigningKey:
 
     @cached_property
     def sign(self) -> Signer:
-        """Returns the signature of RFC 7518 over the signing input of a JWS."""
+        """The signing function: signing input of a JWS to signature (RFC 7518)."""
         return ALGORITHMS[self.alg].signer(self.private_key)
 
     @cached_property

@@ -58,7 +58,7 @@ class Scheduler:
         self._tasks += (task,)
 
     def install(self, app: Flask) -> None:
-        """Start with the first request, and leave its way then."""
+        """Start with the first request. Later requests do not pass through here."""
         app.extensions["scheduler"] = self
         serve = app.wsgi_app
 

@@ -1,4 +1,4 @@
-"""What is or will be wrong with the database: part of ``doctor``."""
+"""The doctor's checks of the database."""
 
 import re
 
@@ -18,12 +18,13 @@ _VERSIONS = PROJECT_FOLDER / "migrations" / "versions"
 
 
 def find_other_schema(services: Services) -> Found:
-    """Compare the migration of the database with that of the code, and find out whether the database takes writes."""
+    """Check that the database takes writes, and is at the migration that the code needs."""
     head = max(path.name[:4] for path in _VERSIONS.glob("[0-9]*.py"))
     try:
         with reading_engine(db.engine).connect() as connection:
             has_table = inspect(connection).has_table("alembic_version")
             there = connection.scalar(text("SELECT version_num FROM alembic_version")) if has_table else None
+        takes_writes = services.clients.authenticator.takes_writes()
     except SQLAlchemyError as error:
         is_permanent = getattr(getattr(error, "orig", None), "is_permanent", False)
         yield (Finding if is_permanent else Unreachable)(
@@ -34,7 +35,7 @@ def find_other_schema(services: Services) -> Found:
             "check TOKENHOUSE_DATABASE_URL, that the database runs, and that `flask db upgrade` has run",
         )
         return
-    if not services.clients.authenticator.takes_writes():
+    if not takes_writes:
         yield Finding(
             "database",
             Severity.ERROR,
@@ -87,7 +88,7 @@ def find_other_clock(services: Services) -> Found:
 
 
 def find_lonely_database(services: Services) -> Found:
-    """Find a database that is a file, where several machines need one, or others may read it."""
+    """Find a SQLite file that several machines would need, or that other users may read."""
     settings = services.settings
     if db.engine.dialect.name != "sqlite":
         return

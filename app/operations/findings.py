@@ -1,4 +1,4 @@
-"""What the doctor finds: the shape of a finding."""
+"""The result of a check of the doctor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -108,6 +108,7 @@ def _read_basic(authorization: str) -> Credentials:
     except ValueError:
         raise InvalidClient(RefusalReason.MALFORMED_CREDENTIALS) from None
     client_id, colon, secret = text.partition(":")
+    # It is ASCII already; printable ASCII is VSCHAR.
     if not (client_id and colon and secret and text.isprintable()):
         raise InvalidClient(RefusalReason.MALFORMED_CREDENTIALS)
     return Credentials(client_id, secret)

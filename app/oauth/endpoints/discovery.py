@@ -95,15 +95,15 @@ def _public_document(request: Request, body: bytes, etag: str, max_age: int) -> 
     _require_match(request.environ.get("HTTP_IF_MATCH"), etag)
     response = Response(body, headers=headers, content_type="application/json")
     if conditions or request.method == "HEAD":
-        # Werkzeug takes ``If-Match: *`` for a tag that does not match.
+        # Werkzeug treats ``If-Match: *`` as a tag that does not match.
         response.make_conditional({name: value for name, value in request.environ.items() if name != "HTTP_IF_MATCH"})
     return response
 
 
 def _require_match(if_match: str | None, etag: str) -> None:
-    """Check the condition that a caller wants this document and no other: RFC 9110 section 13.1.1.
+    """Evaluate ``If-Match``: RFC 9110 section 13.1.1.
 
-    :raises PreconditionFailed: there is another one now. An error, and as every error not to be cached.
+    :raises PreconditionFailed: no entity tag matches. The error must not be cached, as no error may.
     """
     if if_match is not None and if_match.strip() != "*" and not parse_etags(if_match).is_strong(etag):
         raise PreconditionFailed

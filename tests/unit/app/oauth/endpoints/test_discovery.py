@@ -178,6 +178,12 @@ def test_another_document_than_is_wanted_is_an_error_that_nobody_keeps(
     caller = harness.app.test_client()
     condition = condition.replace("weak", caller.get(path).headers["ETag"].strip('"'))
     answer = caller.get(path, headers={"If-Match": condition})
-    assert (answer.status_code, answer.get_json()["error"]) == (412, "invalid_request")
+    assert (answer.status_code, answer.get_json()) == (
+        412,
+        {
+            "error": "invalid_request",
+            "error_description": "The document has changed: no entity tag of If-Match is its own.",
+        },
+    )
     assert answer.headers["Cache-Control"] == "no-store"
     assert "ETag" not in answer.headers
