@@ -71,7 +71,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     services = Services(settings, clock, audit, keys, clients, tokens, oauth)
     services.install(app)
     app.extensions["instrumentation"] = instrumentation
-    build_scheduler(services).install(app)
+    build_scheduler(services, database.engine).install(app)
     _mount(app, services)
     app.cli.commands.update({str(command.name): command for command in COMMANDS})
     app.serve_directly()

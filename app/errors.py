@@ -27,6 +27,10 @@ class StartError(Exception):
     """A fault that stops a start: one line per fault, with its name, what is wrong and what is allowed."""
 
 
+class Unreachable(StartError):
+    """Something cannot be reached now, and may be later."""
+
+
 class ManagementError(Exception):
     """A refused change to clients or keys: one line that says what is wrong and what is allowed."""
 

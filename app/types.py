@@ -99,12 +99,14 @@ class Authentication:
     :param method: the method's name as in the metadata, such as ``client_secret_basic``.
     :param secret_id: which of the client's secrets was used, if the method has secrets.
     :param secret_expires_at: when that secret expires, if it does.
+    :param is_from_memory: whether the database was away, and the client is known from before.
     """
 
     client: Client
     method: str
     secret_id: str | None = None
     secret_expires_at: datetime | None = None
+    is_from_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,9 @@ class TokenRequest(Protocol):
 
     source_address: str | None
     """The caller's address."""
+
+    allows_memory: bool
+    """Whether a known client may be served while the database is away: at the token endpoint alone."""
 
     presented_secrets: list[str]
     """Secrets and assertions that the request contains, in each reading: no response and no log may contain them."""

@@ -32,7 +32,10 @@ class RequestFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenIssued:
-    """An access token was signed and is about to be sent."""
+    """An access token was signed and is about to be sent.
+
+    :param from_memory: true if the database was away, and the client is known from before.
+    """
 
     request: RequestFacts
     client_id: str
@@ -44,6 +47,7 @@ class TokenIssued:
     jti: str
     kid: str
     expires_in: int
+    from_memory: bool | None = None
     outcome: str = field(default="issued", init=False)
 
 

@@ -1,5 +1,8 @@
 """Authenticates clients on the request path: one query and no write, whichever method a client uses.
 
+While the database is away, known clients are authenticated with the rows of ``outage_memory``. A client that is not,
+or whose credentials do not fit them, is told to retry: only the database knows whether they are wrong.
+
 An unknown id, a wrong secret and a right one cost the same, and so do both readings of Basic credentials. An unknown id
 gives a row of NULLs: handling rows takes time, which would reveal which ids exist. What an assertion must contain is
 left to ``oauth.client_auth``, recording the use to ``last_used``, management to ``repository`` and ``secrets``.
@@ -12,14 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.clients.last_used import LastUsedTracker
+from app.clients.outage_memory import OutageMemory
 from app.clients.queries import BY_KEYS, BY_ONE_ID, BY_SECRETS_AS_KEYS, BY_TWO_IDS
 from app.clients.secret_digests import SecretDigester
 from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
-from app.errors import InvalidClient
+from app.errors import InvalidClient, OAuthError, ServiceUnavailable
 from app.reasons import RefusalReason
 from app.types import SEVERAL_METHODS, Authentication, Client, Clock, Credentials
 
@@ -33,21 +37,39 @@ _KEPT_CHARACTERS = 500
 """Larger clients are rare and would need much memory."""
 
 
+class Lookup(NamedTuple):
+    """What was found of the clients of a request.
+
+    :ivar rows: one for each secret of a client, or one if it has none; a row of NULLs for an unknown client.
+    :ivar outage: why the rows are from the memory; ``None`` if they are from the database.
+    """
+
+    rows: Sequence[Any]
+    outage: ServiceUnavailable | None = None
+
+    def refusal(self, reason: RefusalReason, client_id: str | None) -> OAuthError:
+        """Return the error that refuses the client."""
+        return self.outage or InvalidClient(reason, client_id=client_id)
+
+
 class ClientAuthenticator:
     """Finds clients, verifies their secrets, and accepts those that are authentic.
 
     :param last_used: where uses are recorded.
     :param circuit_breaker: guards the database.
+    :param memory: known clients, for an outage of the database.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - What each request needs.
         self,
         connections: ThreadLocalConnections,
         digester: SecretDigester,
         clock: Clock,
         last_used: LastUsedTracker,
         circuit_breaker: DatabaseCircuitBreaker,
+        memory: OutageMemory,
     ) -> None:
+        self._memory = memory
         self._circuit_breaker = circuit_breaker
         self._connections = connections
         self._by_one_id = PreparedQuery(connections, BY_ONE_ID)
@@ -59,7 +81,12 @@ class ClientAuthenticator:
         self.last_used = last_used
 
     def verify_secret(
-        self, candidates: Sequence[Credentials], method: str, source_address: str | None = None
+        self,
+        candidates: Sequence[Credentials],
+        method: str,
+        source_address: str | None = None,
+        *,
+        allows_memory: bool = False,
     ) -> Authentication:
         """Find the client that one of ``candidates`` authenticates.
 
@@ -69,27 +96,31 @@ class ClientAuthenticator:
         :param candidates: one or two readings of the credentials.
         :param method: how they were presented: ``client_secret_basic`` or ``client_secret_post``.
         :param source_address: the caller's address, recorded as a use of the secret.
+        :param allows_memory: whether a known client may be served while the database is away.
         :raises InvalidClient: no candidate is right; the reason is for the log.
-        :raises ServiceUnavailable: the database did not answer.
+        :raises ServiceUnavailable: the database did not answer, and the memory did not help.
         """
         digests = [self._digester.digest_with_all(candidate) for candidate in candidates]
-        rows = self._fetch(candidates[0].client_id, candidates[-1].client_id)
+        query, ids = self._by_one_id, {"one_id": candidates[0].client_id}
+        if candidates[-1].client_id != candidates[0].client_id:
+            query, ids = self._by_two_ids, {**ids, "other_id": candidates[-1].client_id}
+        found = self._look_up(query, ids, allows_memory=allows_memory)
         now = self._clock()
         known_id: str | None = None
         refused_for, proven = RefusalReason.UNKNOWN_CLIENT, None
         for candidate, digest_by_pepper in zip(candidates, digests, strict=True):
-            mine = [row for row in rows if row.asked_id == candidate.client_id]
+            mine = [row for row in found.rows if row.asked_id == candidate.client_id]
             matching = _matching_secrets(mine, digest_by_pepper)
             working = usable(matching, now)
             reason = refusal_reason(mine[0], method, matching, working, _WRONG_SECRET)
             if reason is None:
                 right = working[0]
-                proven = self.accept(right, method, source_address, right)
+                proven = self.accept(found, right, method, source_address, right)
                 self._rehash(right, digest_by_pepper)
             elif reason != RefusalReason.UNKNOWN_CLIENT:
                 known_id, refused_for = candidate.client_id, reason
         if proven is None:
-            raise InvalidClient(refused_for, client_id=known_id)
+            raise found.refusal(refused_for, known_id)
         return proven
 
     def query_client(self, client_id: str) -> Client | None:
@@ -97,27 +128,29 @@ class ClientAuthenticator:
 
         :raises ServiceUnavailable: the database did not answer.
         """
-        row = self.find(client_id)
+        row = self.find(client_id).rows[0]
         is_served = row.client_id is not None and row.deleted_at is None and row.disabled_at is None
         return to_client(row) if is_served else None
 
-    def find(self, client_id: str) -> Any:
-        """Return the row of ``client_id``, or a row of NULLs if no such client exists.
+    def find(self, client_id: str, *, allows_memory: bool = False) -> Lookup:
+        """Find a client: one row.
 
         ``auth_fields`` and ``published_jwks``, which was fetched from its ``jwks_uri``, are JSON text.
 
-        :raises ServiceUnavailable: the database did not answer.
+        :raises ServiceUnavailable: as :meth:`verify_secret`.
         """
-        return self._by_keys.execute_through(self._circuit_breaker, {"one_id": client_id})[0]
+        return self._look_up(self._by_keys, {"one_id": client_id}, allows_memory=allows_memory)
 
-    def find_with_secrets(self, client_id: str) -> Sequence[Any]:
-        """Return the rows of :meth:`find`, one for each secret, or one if there is none.
+    def find_with_secrets(self, client_id: str, *, allows_memory: bool = False) -> Lookup:
+        """Find a client as :meth:`find`, with one row for each of its secrets.
 
-        :raises ServiceUnavailable: the database did not answer.
+        :raises ServiceUnavailable: as :meth:`verify_secret`.
         """
-        return self._by_secrets_as_keys.execute_through(self._circuit_breaker, {"one_id": client_id})
+        return self._look_up(self._by_secrets_as_keys, {"one_id": client_id}, allows_memory=allows_memory)
 
-    def accept(self, row: Any, method: str, source_address: str | None, secret: Any = None) -> Authentication:
+    def accept(
+        self, found: Lookup, row: Any, method: str, source_address: str | None, secret: Any = None
+    ) -> Authentication:
         """Return the authentication of the client of ``row``, which :func:`refusal_reason` does not refuse.
 
         Records the use.
@@ -126,7 +159,9 @@ class ClientAuthenticator:
         """
         secret_id = secret.secret_id if secret else None
         self.last_used.record(row.client_id, secret_id, source_address)
-        return Authentication(to_client(row), method, secret_id, secret.expires_at if secret else None)
+        self._memory.used.add(row.client_id)
+        expires_at = secret.expires_at if secret else None
+        return Authentication(to_client(row), method, secret_id, expires_at, found.outage is not None)
 
     def reencrypt(self, secret: Any, new_key_id: str, newly_encrypted: bytes) -> None:
         """Replace the ciphertext of an old key, later."""
@@ -137,7 +172,11 @@ class ClientAuthenticator:
 
         :raises ServiceUnavailable: they cannot.
         """
-        self._fetch("", "")
+        self.find("")
+
+    def serves_known_clients(self) -> bool:
+        """Return whether known clients get tokens while the database is away, which it is."""
+        return self._memory.can_serve()
 
     def takes_writes(self) -> bool:
         """Return whether the database takes writes. If not, revocations and assertions fail.
@@ -150,11 +189,13 @@ class ClientAuthenticator:
         """Probe the database while its circuit is open."""
         self._circuit_breaker.poll(lambda: self._by_one_id.execute_on_new_connection({"one_id": ""}))
 
-    def _fetch(self, one_id: str, other_id: str) -> Sequence[Any]:
-        query, ids = self._by_one_id, {"one_id": one_id}
-        if other_id != one_id:
-            query, ids = self._by_two_ids, {"one_id": one_id, "other_id": other_id}
-        return query.execute_through(self._circuit_breaker, ids)
+    def _look_up(self, query: PreparedQuery, ids: Mapping[str, str], *, allows_memory: bool) -> Lookup:
+        try:
+            return Lookup(query.execute_through(self._circuit_breaker, ids))
+        except ServiceUnavailable as outage:
+            if not allows_memory:
+                raise
+            return Lookup(self._memory.rows_of(ids.values(), outage), outage)
 
     def _rehash(self, secret: Any, digest_by_pepper: Mapping[str, bytes]) -> None:
         """Replace the digest of an old pepper by one of the first, later."""

@@ -8,6 +8,7 @@ from app.clients.authentication import ClientAuthenticator
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.jwks_cache import JwksCache
 from app.clients.last_used import LastUsedTracker
+from app.clients.outage_memory import OutageMemory
 from app.clients.registered_scopes import RegisteredScopes
 from app.clients.repository import ClientRepository
 from app.clients.secret_digests import SecretDigester
@@ -25,6 +26,7 @@ class ClientServices:
     :param repository: management of clients; needs an application context.
     :param secrets: management of their secrets; needs an application context.
     :param authenticator: authenticates clients, on the request path.
+    :param outage_memory: known clients, for an outage of the database.
     """
 
     repository: ClientRepository
@@ -33,6 +35,7 @@ class ClientServices:
     encrypted_secrets: EncryptedSecrets
     jwks_cache: JwksCache
     last_used: LastUsedTracker
+    outage_memory: OutageMemory
     registered_scopes: RegisteredScopes
 
 
@@ -48,13 +51,15 @@ def build(
     encrypted = EncryptedSecrets(settings.encryption_keys)
     last_used = LastUsedTracker(database.engine, clock)
     connections, circuit_breaker = database.connections, database.circuit_breaker
+    memory = OutageMemory(database.engine, circuit_breaker, settings.outage_grace)
     secrets = ClientSecrets(database.engine, database.session, digester, clock, outbox, encrypted, methods_with_mac)
     return ClientServices(
         repository=ClientRepository(database.session, secrets, clock),
         secrets=secrets,
-        authenticator=ClientAuthenticator(connections, digester, clock, last_used, circuit_breaker),
+        authenticator=ClientAuthenticator(connections, digester, clock, last_used, circuit_breaker, memory),
         encrypted_secrets=encrypted,
         jwks_cache=JwksCache(database.engine, Fetcher(settings.jwks_uri_networks), clock, outbox),
         last_used=last_used,
+        outage_memory=memory,
         registered_scopes=RegisteredScopes(database.engine, published=settings.publish_scopes),
     )

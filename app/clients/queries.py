@@ -1,4 +1,4 @@
-"""The statements that read clients on the request path.
+"""The statements that read clients: on the request path, and for an outage of the database.
 
 JSON columns are returned as text. An id of no client gives a row of NULLs: handling rows takes time, which would
 reveal which ids exist.
@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, select, union
 
-from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
+from app.database.models import SERVED, ClientKeySetRow, ClientRow, ClientSecretRow
 
 _CLIENT_COLUMNS = (
     ClientRow.client_id,
@@ -51,25 +51,51 @@ def _with_secrets(found: Select[Any]) -> Select[Any]:
     return found.outerjoin(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
 
 
-BY_KEYS = _find_clients(
-    _ONE,
+_KEY_COLUMNS = (
     cast(ClientRow.auth_fields, Text).label("auth_fields"),
     cast(ClientKeySetRow.jwks, Text).label("published_jwks"),
-).outerjoin(ClientKeySetRow, ClientKeySetRow.client_id == ClientRow.client_id)
-BY_SECRETS_AS_KEYS = _with_secrets(
-    BY_KEYS.add_columns(
-        ClientSecretRow.secret_id,
-        ClientSecretRow.encrypted,
-        ClientSecretRow.encryption_key_id,
-        ClientSecretRow.expires_at,
-        ClientSecretRow.revoked_at,
-    )
-    # Usable secrets first, whatever the time is.
-).order_by(
+)
+_SECRET_AS_KEY_COLUMNS = (
+    ClientSecretRow.secret_id,
+    ClientSecretRow.encrypted,
+    ClientSecretRow.encryption_key_id,
+    ClientSecretRow.expires_at,
+    ClientSecretRow.revoked_at,
+)
+_USABLE_FIRST = (
     ClientSecretRow.revoked_at.is_not(None),
     ClientSecretRow.expires_at.is_not(None),
     ClientSecretRow.expires_at.desc(),
 )
+"""Usable secrets first, whatever the time is."""
+
+
+def _with_key_set(found: Select[Any]) -> Select[Any]:
+    return found.outerjoin(ClientKeySetRow, ClientKeySetRow.client_id == ClientRow.client_id)
+
 
 BY_ONE_ID = _with_secrets(_find_clients(_ONE, *_SECRET_COLUMNS))
 BY_TWO_IDS = _with_secrets(_find_clients(union(_ONE, _OTHER), *_SECRET_COLUMNS))
+BY_KEYS = _with_key_set(_find_clients(_ONE, *_KEY_COLUMNS))
+BY_SECRETS_AS_KEYS = _with_secrets(BY_KEYS.add_columns(*_SECRET_AS_KEY_COLUMNS)).order_by(*_USABLE_FIRST)
+
+_ALL_COLUMNS: tuple[Any, ...] = (
+    ClientRow.client_id.label("asked_id"),
+    *_CLIENT_COLUMNS,
+    *_KEY_COLUMNS,
+    *_SECRET_COLUMNS,
+    ClientSecretRow.encrypted,
+    ClientSecretRow.encryption_key_id,
+)
+SERVED_CLIENTS = (
+    _with_secrets(_with_key_set(select(*_ALL_COLUMNS).select_from(ClientRow)))
+    .where(SERVED)
+    .order_by(ClientRow.client_id, *_USABLE_FIRST)
+)
+"""Every client that may get tokens, one row for each secret, with the columns of all statements above."""
+
+
+def most_used(limit: int) -> Select[Any]:
+    """Return the ``limit`` clients of :data:`SERVED_CLIENTS` that were used last."""
+    latest = select(ClientRow.client_id).where(SERVED).order_by(ClientRow.last_used_at.desc().nulls_last()).limit(limit)
+    return SERVED_CLIENTS.where(ClientRow.client_id.in_(latest))

@@ -28,6 +28,7 @@ from app.config.values import (
     parse_keyring,
     parse_keys,
     parse_networks,
+    parse_path,
     parse_redis_url,
     parse_trusted_proxies,
 )
@@ -107,6 +108,12 @@ class Settings(BaseModel):
     verifiers.
     """
 
+    outage_grace: Annotated[int, between(0, DAY)] = 15 * MINUTE
+    """How long known clients get tokens while the database is away; 0: never."""
+
+    snapshot: Annotated[Path | None, BeforeValidator(parse_path)] = None
+    """The file with known clients and keys, with which workers start and issue while the database is away."""
+
     default_audience: Annotated[str, BeforeValidator(parse_audience)]
     """``aud`` for clients without audiences; the issuer unless set."""
 
@@ -144,6 +151,14 @@ class Settings(BaseModel):
                 "TOKENHOUSE_ENCRYPTION_KEYS is required where TOKENHOUSE_KEYRING is database: e.g. "
                 'k1:$(python3 -c "import secrets; print(secrets.token_urlsafe(32))"), kept apart from the database'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_snapshot_is_encrypted_and_used(self) -> Self:
+        if self.snapshot and not self.encryption_keys:
+            raise ValueError("TOKENHOUSE_ENCRYPTION_KEYS is required where TOKENHOUSE_SNAPSHOT is set: it is encrypted")
+        if self.snapshot and not self.outage_grace:
+            raise ValueError("TOKENHOUSE_SNAPSHOT needs a TOKENHOUSE_OUTAGE_GRACE above 0: it is used for no longer")
         return self
 
 

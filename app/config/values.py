@@ -260,6 +260,18 @@ def parse_address(value: object) -> tuple[str, int] | None:
     return host.strip("[]"), int(port)
 
 
+def parse_path(value: object) -> Path | None:
+    """Parse the path of a file, which becomes absolute.
+
+    :raises ValueError: anything else.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("must be the path of a file")
+    return PROJECT_FOLDER / value
+
+
 def parse_keyring(value: object) -> Path | str:
     """Parse the location of a key ring: a path, ``database``, or ``env:NAME``. A path becomes absolute.
 

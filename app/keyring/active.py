@@ -8,12 +8,13 @@ its ring and polls again. Time never goes back, whatever the clock does: a state
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from app.audit.events import ClockFellBehind, Event, Events, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.config.values import format_time
-from app.errors import ManagementError, StartError
+from app.errors import ManagementError, StartError, Unreachable
 from app.keyring.backends.base import KeyringBackend
 from app.keyring.model import KeyState, Phase, Ring, SigningKey
 from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS, Rules, with_max_age
@@ -42,10 +43,13 @@ class ActiveRing:
         self.backend = backend
         self.rules = rules
         self.fault: str | None = None
-        """Why the latest ring was rejected; ``None`` if it was accepted."""
+        """Why the latest ring was rejected or could not be read; ``None`` if it was accepted."""
+        self.restore: Callable[[], Ring | None] = lambda: None
+        """Returns a ring that was kept elsewhere, for a process that has none while its own cannot be read."""
         self._events = events
         self._clock = clock
         self._lock = threading.Lock()
+        self._is_unreachable = False
         self._ring: Ring | None = None
         self._version: object = _UNREAD
         self.is_clock_behind = False
@@ -94,7 +98,7 @@ class ActiveRing:
             if self._ring is None or self.fault or self.backend.version() != self._version:
                 self._look(again=True)
         except StartError as error:
-            self._reject(str(error))
+            self._reject(error)
         self._watch_clock()
         self._watch_states()
 
@@ -120,10 +124,10 @@ class ActiveRing:
                 self._version = version
                 found = self.backend.read()
             except StartError as error:
-                return self._go_on_without(str(error))
+                return self._go_on_without(error)
             old = self._ring or self._recall()
             if old and (wrong := find_unsafe_changes(old, found, self.now(), self.rules)):
-                return self._go_on_without("; ".join(wrong))
+                return self._go_on_without(StartError("; ".join(wrong)))
             self._take(found)
             return found
 
@@ -131,7 +135,7 @@ class ActiveRing:
         if self.fault:
             log.info("the key ring is valid again")
         self._reach(ring.written_at or EARLIEST)
-        before, self._ring, self.fault = self._ring, ring, None
+        before, self._ring, self.fault, self._is_unreachable = self._ring, ring, None, False
         if shared := shared_state():
             shared.store(dump_ring(ring))
         if before is not None and _steps(ring) != _steps(before):
@@ -140,11 +144,11 @@ class ActiveRing:
             event = KeyRingLoaded(signing=self.signing_key().kid, published=published)
             self._emit_once(event, f"{event} {self._version}")
 
-    def _go_on_without(self, fault: str) -> Ring:
-        known = self._ring or self._recall()
+    def _go_on_without(self, fault: StartError) -> Ring:
+        known = self._ring or self._recall() or self.restore()
         if known is None:
             self._version = _UNREAD
-            raise StartError(fault)
+            raise fault
         self._ring = known
         self._reject(fault)
         return known
@@ -195,11 +199,16 @@ class ActiveRing:
         content = shared.load() if shared else None
         return load_ring(content, self.backend.signing_alg) if content else None
 
-    def _reject(self, fault: str) -> None:
-        if fault != self.fault:
-            self.fault = fault
-            log.error("the changed key ring was rejected; the last good one stays in use: %s", fault)
-            self._emit_once(KeyRingRejected(fault=fault), f"{fault} {self._version}")
+    def _reject(self, error: StartError) -> None:
+        before, self.fault = self.fault, str(error)
+        was_unreachable, self._is_unreachable = self._is_unreachable, isinstance(error, Unreachable)
+        if self._is_unreachable:
+            # Nothing was changed, so nothing was rejected.
+            if not was_unreachable:
+                log.error("the last good key ring stays in use: %s", error)
+        elif self.fault != before:
+            log.error("the changed key ring was rejected; the last good one stays in use: %s", error)
+            self._emit_once(KeyRingRejected(fault=self.fault), f"{self.fault} {self._version}")
 
 
 def _steps(ring: Ring) -> list[SigningKey]:

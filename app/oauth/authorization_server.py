@@ -194,7 +194,9 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
 
         :raises InvalidRequest: it is not one complete form with each parameter once.
         """
-        return parse_request(request, f"{self._origin}{request.path}", self._known[endpoint])
+        parsed = parse_request(request, f"{self._origin}{request.path}", self._known[endpoint])
+        parsed.allows_memory = endpoint == TOKEN
+        return parsed
 
     def get_token_grant(self, request: Any) -> rfc6749.BaseGrant:
         """Find the grant by ``grant_type``.
@@ -280,6 +282,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
                 jti=token.jti,
                 kid=token.kid,
                 expires_in=token["expires_in"],
+                from_memory=authentication.is_from_memory or None,
             )
         )
 

@@ -27,6 +27,7 @@ class StrictRequest(OAuth2Request):
     client: Any = None
     authentication: Authentication | None = None
     auth_method: str | None = None
+    allows_memory = False
     _body = None
 
     def __init__(

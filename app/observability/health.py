@@ -21,7 +21,7 @@ def _database(services: Services) -> str:
         services.clients.authenticator.answers()
         return "ok" if services.clients.authenticator.takes_writes() else "degraded"
     except (ServiceUnavailable, SQLAlchemyError):
-        return "failed"
+        return "degraded" if services.clients.authenticator.serves_known_clients() else "failed"
 
 
 def ring_problem(services: Services) -> str | None:

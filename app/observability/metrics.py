@@ -111,6 +111,11 @@ class PrometheusRecorder:
         self._issued = Counter(
             "tokenhouse_tokens_issued", "Access tokens issued.", ["auth_method", "grant_type"], registry=own
         )
+        self._from_memory = Counter(
+            "tokenhouse_tokens_from_memory",
+            "Access tokens issued to known clients while the database was away.",
+            registry=own,
+        )
         self._refused = Counter(
             "tokenhouse_token_requests_refused",
             "Token requests refused.",
@@ -167,6 +172,8 @@ class PrometheusRecorder:
 
     def _count_issued(self, event: TokenIssued) -> None:
         self._add(self._issued, event.auth_method, event.grant_type)
+        if event.from_memory:
+            self._from_memory.inc()
         self._durations["issued"](event.request.duration_ms / 1000)
 
     def _count_refused(self, event: TokenRefused) -> None:

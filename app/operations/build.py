@@ -2,16 +2,21 @@
 
 from functools import partial
 
+from sqlalchemy.engine import Engine
+
 from app.audit.events import Events
 from app.audit.outbox import DRAIN_SECONDS
 from app.audit.streams import follow_files
 from app.clients.jwks_cache import POLL_SECONDS as JWKS_POLL_SECONDS
 from app.clients.last_used import FLUSH_SECONDS
+from app.clients.outage_memory import POLL_SECONDS as MEMORY_POLL_SECONDS
 from app.clients.registered_scopes import POLL_SECONDS as SCOPES_POLL_SECONDS
 from app.clients.secrets import ClientSecrets
 from app.database import circuit_breaker
 from app.keyring.active import POLL_SECONDS
 from app.operations.background_jobs import PeriodicTask, Scheduler
+from app.operations.snapshot import POLL_SECONDS as SNAPSHOT_POLL_SECONDS
+from app.operations.snapshot import open_snapshot
 from app.services import Services
 
 EXPIRY_POLL_SECONDS = 60.0
@@ -24,8 +29,8 @@ REPLAY_POLL_SECONDS = 1.0
 """How often a worker checks whether the replay store responds, and whether it has forgotten anything."""
 
 
-def build(services: Services) -> Scheduler:
-    """Build the periodic tasks. None runs yet."""
+def build(services: Services, engine: Engine) -> Scheduler:
+    """Build the periodic tasks. None runs yet. The memories of clients and keys learn of the snapshot."""
     audit, clients, keys, oauth, tokens = (
         services.audit,
         services.clients,
@@ -34,7 +39,12 @@ def build(services: Services) -> Scheduler:
         services.tokens,
     )
     emit_expiring = partial(_emit_expiring, clients.secrets, audit.events)
+    snapshots = []
+    if snapshot := open_snapshot(services, engine):
+        clients.outage_memory.restore, keys.active.restore = snapshot.clients, snapshot.ring
+        snapshots.append(PeriodicTask("Writing the snapshot", SNAPSHOT_POLL_SECONDS, snapshot.poll, at_start=True))
     return Scheduler(
+        *snapshots,
         PeriodicTask("Polling the key ring", POLL_SECONDS, keys.active.refresh, on_the_second=True),
         PeriodicTask("Checking the audit log", POLL_SECONDS, audit.log.poll),
         PeriodicTask("Checking whether logs were moved away", POLL_SECONDS, follow_files),
@@ -44,6 +54,7 @@ def build(services: Services) -> Scheduler:
             partial(audit.outbox.drain, audit.log.write_past),
         ),
         PeriodicTask("Probing the database", circuit_breaker.POLL_SECONDS, clients.authenticator.poll),
+        PeriodicTask("Reading known clients", MEMORY_POLL_SECONDS, clients.outage_memory.poll),
         PeriodicTask("Writing the counts of signed tokens", FLUSH_SECONDS, keys.usage.flush, at_exit=True),
         PeriodicTask("Writing when secrets were used", FLUSH_SECONDS, clients.last_used.flush, at_exit=True),
         PeriodicTask(

@@ -12,14 +12,16 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.config.settings import Settings
-from app.config.values import is_loopback
+from app.config.values import format_time, is_loopback
 from app.database.engine import describe
+from app.database.models import db
 from app.errors import ManagementError, StartError
 from app.keyring.validation import find_problems, find_warnings
 from app.observability.otel_variables import find_faults as otel_faults
 from app.observability.otel_variables import is_enabled
 from app.operations.doctor_database import find_lonely_database, find_other_clock, find_other_schema
-from app.operations.findings import Finding, Found, Severity, Unreachable
+from app.operations.findings import Finding, Found, NotResponding, Severity
+from app.operations.snapshot import SnapshotError, open_snapshot
 from app.services import Services
 
 DEMO_CLIENT = "demo"
@@ -37,15 +39,23 @@ _Check = Callable[[Services], Found]
 
 def examine(services: Services) -> Found:
     """Run all checks, within an application context."""
-    for check in (*_AT_START, _find_ring_faults, find_lost_secrets, _find_failing_key_sets):
+    for check in (*_AT_START, _find_ring_faults, find_lost_secrets, _find_failing_key_sets, _find_unusable_snapshot):
         yield from check(services)
 
 
 def examine_start(services: Services) -> Found:
     """Run the checks of a start, except the key ring's. Something that does not respond stops nothing."""
+    is_away = False
     for check in _AT_START:
+        if is_away and check in _OF_THE_DATABASE:
+            # Each would wait for the same timeout.
+            continue
         for found in check(services):
-            yield replace(found, severity=Severity.WARNING) if isinstance(found, Unreachable) else found
+            if isinstance(found, NotResponding):
+                is_away = is_away or check is find_other_schema
+                yield replace(found, severity=Severity.WARNING)
+            else:
+                yield found
 
 
 def _find_plain_issuer(services: Services) -> Found:
@@ -130,7 +140,7 @@ def _find_forgetful_redis(services: Services) -> Found:
         with Redis(connection_pool=open_pool(url.get_secret_value())) as redis:
             memory: Mapping[str, Any] = redis.info("memory")
     except RedisError as error:
-        yield Unreachable(
+        yield NotResponding(
             "redis",
             Severity.ERROR,
             f"it does not respond: {describe(error)}",
@@ -197,6 +207,25 @@ def _find_wrong_traces(services: Services) -> Found:
         severity, why = (Severity.ERROR, "no server starts") if must else (Severity.WARNING, "there are no traces")
         for fault in otel_faults(os.environ):
             yield Finding("traces", severity, fault, why, "docs/traces.md describes the variables")
+
+
+def _find_unusable_snapshot(services: Services) -> Found:
+    snapshot = open_snapshot(services, db.engine)
+    if snapshot is None:
+        return
+    try:
+        found = snapshot.load()
+    except SnapshotError as error:
+        yield Finding(
+            "snapshot",
+            Severity.WARNING,
+            str(error),
+            "this machine could not start a worker that issues tokens while the database is away",
+            "see whether a server runs here; it writes another one within seconds",
+        )
+        return
+    clients = f"{len(found.clients)} clients" if len(found.clients) != 1 else "1 client"
+    yield Finding("snapshot", Severity.OK, f"of {format_time(found.read_at)}, with {clients}")
 
 
 def _find_ring_faults(services: Services) -> Found:
@@ -267,6 +296,8 @@ _AT_START: tuple[_Check, ...] = (
     _find_wide_proxies,
     _find_wrong_traces,
 )
+
+_OF_THE_DATABASE = {find_other_clock, _find_demo}
 
 
 def is_production(settings: Settings) -> bool:

@@ -8,7 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.config.values import KEYRING_IN_DATABASE, PROJECT_FOLDER
 from app.database.engine import describe, reading_engine
 from app.database.models import db
-from app.operations.findings import Finding, Found, Severity, Unreachable
+from app.operations.findings import Finding, Found, NotResponding, Severity
 from app.services import Services
 
 CLOCKS_APART_SECONDS = 5
@@ -27,7 +27,7 @@ def find_other_schema(services: Services) -> Found:
         takes_writes = services.clients.authenticator.takes_writes()
     except SQLAlchemyError as error:
         is_permanent = getattr(getattr(error, "orig", None), "is_permanent", False)
-        yield (Finding if is_permanent else Unreachable)(
+        yield (Finding if is_permanent else NotResponding)(
             "database",
             Severity.ERROR,
             f"it cannot be used: {describe(error)}" if is_permanent else f"it does not respond: {describe(error)}",

@@ -30,7 +30,7 @@ class Finding:
     how: str = ""
 
 
-class Unreachable(Finding):
+class NotResponding(Finding):
     """Something does not respond now, and may when it is needed: no reason to stop a start."""
 
     __slots__ = ()

@@ -25,13 +25,13 @@ from app.audit.log import send_to_standard_error
 from app.audit.streams import begin_non_blocking
 from app.config.loader import CONFIG_NAME, load_settings
 from app.config.settings import Settings
-from app.errors import StartError
+from app.errors import StartError, Unreachable
 from app.keyring.validation import find_problems
 from app.observability import otel_variables
 from app.observability.instrumentation import Instrumentation
 from app.operations.background_jobs import PeriodicTask, Scheduler
 from app.operations.doctor import examine_start, find_lost_secrets, is_production
-from app.operations.findings import Severity
+from app.operations.findings import NotResponding, Severity
 from app.services import EXTENSION, Services
 from app.shared_state import share, shared_state
 
@@ -152,7 +152,8 @@ def check_start(app: Flask) -> None:
     active = services.keys.active
     active.refresh()
     active.signing_key()
-    active.record_max_age()
+    if active.fault is None:
+        active.record_max_age()
     for fault in find_problems(active(), active.now(), services.keys.manager.rules):
         log.error("the key ring is not safe: %s", fault)
 
@@ -234,9 +235,7 @@ def _check(create_app: CreateApp) -> None:
     with app.app_context():
         services: Services = app.extensions[EXTENSION]
         try:
-            # Read the ring as it is now: the last good one would do for a worker, but hides a fault that must be
-            # fixed.
-            services.keys.manager.backend.read()
+            _require_ring(services)
             check_start(app)
             _run_doctor(services)
         except WrongSettings:
@@ -252,6 +251,18 @@ def _check(create_app: CreateApp) -> None:
         from app.observability import metrics  # noqa: PLC0415 - As in _start_metrics.
 
         metrics.prepare()
+
+
+def _require_ring(services: Services) -> None:
+    """Read the ring as it is now: the last good one would do for a worker, but hides a fault that must be fixed.
+
+    :raises StartError: it cannot be read, and the database that it is in is not away, or there is no snapshot.
+    """
+    try:
+        services.keys.manager.backend.read()
+    except Unreachable:
+        if not services.keys.active.restore():
+            raise
 
 
 def _import_tracing(settings: Settings) -> None:
@@ -275,9 +286,10 @@ def _run_doctor(services: Services) -> None:
     errors = [one for one in found if one.severity is Severity.ERROR]
     if errors and is_production(services.settings):
         raise WrongSettings("\n".join(f"{one.check}: {one.what}. Fix: {one.how}" for one in errors))
-    for lost in find_lost_secrets(services):
-        # This is no reason to refuse everybody.
-        log.error("%s", lost.what)
+    if not any(isinstance(one, NotResponding) for one in found):
+        for lost in find_lost_secrets(services):
+            # This is no reason to refuse everybody.
+            log.error("%s", lost.what)
     for one in found:
         log.warning("%s: %s. Why: %s. Fix: %s", one.check, one.what, one.why, one.how)
 

@@ -17,7 +17,7 @@ UNAVAILABLE = refusal(503, "server_error", "The server cannot handle the request
 @pytest.fixture
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server that is about to lose its tables."""
-    server = RunningServer(tmp_path_factory.mktemp("broken"))
+    server = RunningServer(tmp_path_factory.mktemp("broken"), TOKENHOUSE_OUTAGE_GRACE="0")
     server.prepare()
     server.start()
     yield server
@@ -50,7 +50,7 @@ def test_a_server_that_can_issue_tokens_is_alive_and_ready(server: RunningServer
 @pytest.fixture
 def portable(tmp_path: Path) -> Iterator[RunningServer]:
     """A server whose database somebody takes away."""
-    with running_server(tmp_path) as server:
+    with running_server(tmp_path, TOKENHOUSE_OUTAGE_GRACE="0") as server:
         yield server
 
 

@@ -38,7 +38,8 @@ def own_postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="module")
 def served(own_postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     url = new_database(own_postgres)
-    with running_server(tmp_path_factory.mktemp("served"), TOKENHOUSE_DATABASE_URL=url) as server:
+    options = {"TOKENHOUSE_DATABASE_URL": url, "TOKENHOUSE_OUTAGE_GRACE": "0"}
+    with running_server(tmp_path_factory.mktemp("served"), **options) as server:
         yield server
 
 

@@ -30,7 +30,7 @@ from app import create_app
 from app.clients.fields import ClientFields
 from app.config.loader import load_settings
 from app.config.settings import Settings
-from app.config.values import PROJECT_FOLDER
+from app.config.values import KEYRING_IN_DATABASE, PROJECT_FOLDER
 from app.database.models import db
 from app.services import Services
 
@@ -169,8 +169,11 @@ class Installation:
         """Migrate, and make a first key."""
         with self.context():
             upgrade()
-            now = self.services.clock()
-            add_key(self.services.keys.manager.backend, published_at=now, signs_from=now)
+            if self.settings.keyring == KEYRING_IN_DATABASE:
+                self.services.keys.manager.generate()
+            else:
+                now = self.services.clock()
+                add_key(self.services.keys.manager.backend, published_at=now, signs_from=now)
 
     def create_client(self, name: str = "A service", *, client_id: str | None = None, **fields: Any) -> NewClient:
         """Register a client; ``secret``, ``secret_expires_after`` and the fields of ``ClientFields`` may be given."""

@@ -20,7 +20,7 @@ from app.crypto.algorithms import PrivateKey
 from app.crypto.encryption import DecryptionError, Encrypter
 from app.database.engine import error_class, is_stale_connection, reading_engine, writing_engine
 from app.database.models import KeyRingRow, SigningKeyRow
-from app.errors import ManagementError, StartError
+from app.errors import ManagementError, StartError, Unreachable
 from app.keyring.backends.base import Change
 from app.keyring.model import Ring, SigningKey
 from app.keyring.serialization import parse_entry, parse_pem, to_entry, to_pem
@@ -116,7 +116,7 @@ class DatabaseKeyring:
                 with self._reading.connect() as connection:
                     return question(connection)
         except SQLAlchemyError as error:
-            raise StartError(f"{self.name} cannot be read ({error_class(error)}): {_MIGRATE}") from None
+            raise Unreachable(f"{self.name} cannot be read ({error_class(error)}): {_MIGRATE}") from None
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:

@@ -23,12 +23,17 @@ from app.types import Authentication, Credentials, TokenRequest
 class _ClientSecret:
     """What both methods share: the client has secrets and registers nothing else."""
 
+    name: str
     has_secrets = True
     uses_secret_as_key = False
     signing_algs: tuple[str, ...] = ()
 
     def __init__(self, dependencies: ClientAuthDependencies) -> None:
         self._clients = dependencies.clients
+
+    def _verify(self, request: TokenRequest, *candidates: Credentials) -> Authentication:
+        address, allows_memory = request.source_address, request.allows_memory
+        return self._clients.verify_secret(candidates, self.name, address, allows_memory=allows_memory)
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,9 +70,7 @@ class ClientSecretBasic(_ClientSecret):
         body_id = request.parameters.get("client_id")
         if body_id not in {None, raw.client_id, decoded.client_id}:
             raise _other_client_id()
-        authentication = self._clients.verify_secret(
-            [raw] if decoded == raw else [raw, decoded], self.name, request.source_address
-        )
+        authentication = self._verify(request, *([raw] if decoded == raw else [raw, decoded]))
         if body_id not in {None, authentication.client.client_id}:
             raise _other_client_id()
         return authentication
@@ -95,7 +98,7 @@ class ClientSecretPost(_ClientSecret):
         request.presented_secrets.append(credentials.secret)
         if not (is_vschar(credentials.client_id) and is_vschar(credentials.secret)):
             raise InvalidClient(RefusalReason.MALFORMED_CREDENTIALS)
-        return self._clients.verify_secret([credentials], self.name, request.source_address)
+        return self._verify(request, credentials)
 
 
 def _read_basic(authorization: str) -> Credentials:

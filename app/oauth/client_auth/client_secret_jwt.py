@@ -30,16 +30,17 @@ class ClientSecretJwt(AssertionMethod):
         """Return whether ``alg`` is any MAC; those that are not supported are refused here."""
         return isinstance(alg, str) and alg.startswith("HS")
 
-    def examine(self, assertion: UnverifiedAssertion) -> Finding:
+    def examine(self, assertion: UnverifiedAssertion, *, allows_memory: bool) -> Finding:
         """See :meth:`AssertionMethod.examine`."""
-        rows = self._dependencies.clients.find_with_secrets(assertion.client_id)[:SECRETS_TRIED]
+        found = self._dependencies.clients.find_with_secrets(assertion.client_id, allows_memory=allows_memory)
+        rows = found.rows[:SECRETS_TRIED]
         fields = json.loads(rows[0].auth_fields or "{}")
         if assertion.header.get("alg") != ALG:
-            return Finding(rows[0], fields, RefusalReason.ASSERTION_ALGORITHM)
+            return Finding(found, fields, RefusalReason.ASSERTION_ALGORITHM)
         matching = self._matching(assertion, rows)
         for secret in usable(matching, self._dependencies.clock())[:1]:
             self._renew(secret)
-        return Finding(rows[0], fields, self._reason_without_match(rows), matching)
+        return Finding(found, fields, self._reason_without_match(rows), matching)
 
     def _matching(self, assertion: UnverifiedAssertion, rows: Sequence[Any]) -> list[Any]:
         """Return the secrets that made the signature. All are tried, or a dummy if there is none."""

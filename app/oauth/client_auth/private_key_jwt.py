@@ -30,9 +30,10 @@ class PrivateKeyJwt(AssertionMethod):
         """Return whether ``alg`` is anything but a MAC; unknown algorithms are refused here."""
         return not (isinstance(alg, str) and alg.startswith("HS"))
 
-    def examine(self, assertion: UnverifiedAssertion) -> Finding:
+    def examine(self, assertion: UnverifiedAssertion, *, allows_memory: bool) -> Finding:
         """See :meth:`AssertionMethod.examine`."""
-        row = self._dependencies.clients.find(assertion.client_id)
+        found = self._dependencies.clients.find(assertion.client_id, allows_memory=allows_memory)
+        row = found.rows[0]
         # Parse on every request, using a dummy key set if needed: a cache would reveal by timing which clients exist.
         fields = json.loads(row.auth_fields or _dummy_fields())
         published = json.loads(row.published_jwks) if row.published_jwks else fields.get("jwks")
@@ -41,7 +42,7 @@ class PrivateKeyJwt(AssertionMethod):
         if fault == RefusalReason.ASSERTION_SIGNATURE and row.published_jwks:
             # The key may be newer than the cached set. This request does not wait for a fetch.
             self._dependencies.jwks_cache.request_refresh(row.client_id)
-        return Finding(row, fields, fault)
+        return Finding(found, fields, fault)
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def test_no_event_has_a_field_for_what_may_not_be_logged() -> None:
         "jti",
         "kid",
         "expires_in",
+        "from_memory",
         "outcome",
         "error",
         "status",

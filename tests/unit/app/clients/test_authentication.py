@@ -20,6 +20,7 @@ from unit.harness import Harness, open_harness, statements
 
 from app.clients.authentication import ClientAuthenticator, _kept_client, to_client
 from app.clients.last_used import LastUsedTracker
+from app.clients.outage_memory import OutageMemory
 from app.clients.secret_digests import SecretDigester, generate_secret
 from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import ClientRow, ClientSecretRow, db
@@ -272,8 +273,10 @@ def test_both_readings_are_digested_and_compared_whatever_they_are(
 
         monkeypatch.setattr("app.clients.authentication.hmac.compare_digest", recorded)
         last_used = LastUsedTracker(db.engine, harness.clock)
+        breaker = DatabaseCircuitBreaker()
+        memory = OutageMemory(db.engine, breaker, 0)
         verifier = ClientAuthenticator(
-            ThreadLocalConnections(db.engine), digester, harness.clock, last_used, DatabaseCircuitBreaker()
+            ThreadLocalConnections(db.engine), digester, harness.clock, last_used, breaker, memory
         )
         try:
             verifier.verify_secret(candidates, BASIC)
@@ -497,7 +500,11 @@ def test_a_row_is_a_client_whether_its_lists_are_text_or_lists(harness: Harness)
         harness.store.revoke_tokens("a")
         for client_id in ("a", "b"):
             managed = to_client(harness.store.find(client_id))
-            assert managed == to_client(harness.verifier.find(client_id)) == harness.verifier.query_client(client_id)
+            assert (
+                managed
+                == to_client(harness.verifier.find(client_id).rows[0])
+                == harness.verifier.query_client(client_id)
+            )
         full = to_client(harness.store.find("a"))
     assert (full.scope, full.audiences, full.introspects) == (("x", "y"), ("urn:a",), ("urn:b",))
     assert (full.access_token_lifetime, full.tokens_not_before) == (60, harness.clock().replace(microsecond=0))

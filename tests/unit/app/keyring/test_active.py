@@ -17,7 +17,7 @@ from unit.harness import Harness, open_harness
 from app import shared_state
 from app.audit.events import ClockFellBehind, Event, KeyRingLoaded, KeyRingRejected, KeyStateChanged
 from app.database.models import db
-from app.errors import StartError
+from app.errors import StartError, Unreachable
 from app.keyring.active import ActiveRing
 from app.keyring.backends.base import KeyringBackend
 from app.keyring.model import Ring
@@ -273,6 +273,48 @@ def test_a_broken_ring_is_told_once_and_the_last_good_one_stays(
     assert worker.current.fault is None
     assert worker.current() == before
     assert [record.getMessage() for record in caplog.records] == ["the key ring is valid again"]
+
+
+def test_a_database_that_is_away_rejects_nothing(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(harness)
+    before = worker.current()
+    faults = iter(["ConnectionTimeout", "OperationalError", "ConnectionTimeout"])
+
+    def fail() -> object:
+        raise Unreachable(f"the key ring in the database cannot be read ({next(faults)})")
+
+    monkeypatch.setattr(worker.current.backend, "version", fail)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            worker.current.refresh()
+    assert worker.current() is before
+    assert worker.current.fault
+    assert not worker.heard
+    assert [record.getMessage() for record in caplog.records] == [
+        "the last good key ring stays in use: the key ring in the database cannot be read (ConnectionTimeout)"
+    ]
+    monkeypatch.undo()
+    worker.current.refresh()
+    assert worker.current.fault is None
+
+
+def test_a_process_without_a_ring_restores_one_that_was_kept_elsewhere(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Worker(harness).current()
+
+    def fail() -> object:
+        raise Unreachable("away")
+
+    started = Worker(harness)
+    monkeypatch.setattr(started.current.backend, "version", fail)
+    with pytest.raises(Unreachable):
+        started.current()
+    started.current.restore = lambda: kept
+    assert started.current() is kept
+    assert started.current.fault == "away"
 
 
 def test_a_ring_that_is_gone_changes_nothing_for_who_has_one(in_file: Harness) -> None:

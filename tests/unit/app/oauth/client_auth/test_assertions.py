@@ -40,6 +40,7 @@ class Request:
     authorization: str | None = None
     resources: tuple[str, ...] = ()
     source_address: str | None = "192.0.2.1"
+    allows_memory: bool = False
     presented_secrets: list[str] = field(default_factory=list)
 
 

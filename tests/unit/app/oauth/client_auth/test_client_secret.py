@@ -30,6 +30,7 @@ class Request:
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Sequence[str] = ()
     source_address: str | None = "192.0.2.1"
+    allows_memory: bool = False
     presented_secrets: list[str] = field(default_factory=list)
 
 
@@ -64,8 +65,9 @@ class RecordingStore:
         self.asked: list[tuple[tuple[str, str], ...]] = []
 
     def verify_secret(
-        self, candidates: Sequence[Credentials], method: str, _source_address: str | None
+        self, candidates: Sequence[Credentials], method: str, _source_address: str | None, *, allows_memory: bool
     ) -> Authentication:
+        assert not allows_memory
         self.asked.append(tuple((candidate.client_id, candidate.secret) for candidate in candidates))
         return Authentication(CLIENT, method, "s-1")
 
