@@ -23,6 +23,9 @@ CLAIMED_SECONDS = 60.0
 _CLAIMS = range(8, 8 + 2 * 100, 2)
 """Cells of the latest emitted events: hash and time."""
 
+_BEGINNINGS = range(_CLAIMS.stop, _CLAIMS.stop + 128)
+"""Cells of the workers that have begun to serve: their process ids."""
+
 _LENGTH_BYTES = 8
 _DIGEST_BYTES = 32
 
@@ -83,6 +86,15 @@ class SharedState:
     @has_started_worker.setter
     def has_started_worker(self, value: bool) -> None:
         self._cells[1] = value
+
+    def begin_serving(self, pid: int) -> None:
+        """Record that a worker serves."""
+        self.has_started_worker = True
+        self._cells[_BEGINNINGS[pid % len(_BEGINNINGS)]] = pid
+
+    def has_served(self, pid: int) -> bool:
+        """Return whether a worker has begun to serve."""
+        return self._cells[_BEGINNINGS[pid % len(_BEGINNINGS)]] == pid
 
     @property
     def reload_failed(self) -> bool:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import select
 import sys
+import tempfile
 from typing import Any
 
 import gunicorn
@@ -14,7 +15,17 @@ sys.path[:] = [entry for entry in sys.path if pathlib.Path(entry) != pathlib.Pat
 
 _host = os.environ.get("HOST") or "127.0.0.1"
 _port = os.environ.get("PORT") or "8080"
-_shared_memory = pathlib.Path("/dev/shm")  # noqa: S108
+
+
+def _can_create_files(folder: str) -> bool:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+_shared_memory = "/dev/shm"  # noqa: S108
 
 # The checkout, so that gunicorn may be started in any folder.
 chdir = str(pathlib.Path(__file__).resolve().parent.parent)
@@ -41,7 +52,7 @@ timeout = 30
 # Requests in flight at SIGTERM may take this long; a container is usually killed after 30 s.
 graceful_timeout = 25
 # The heartbeat is a file's modification time. On a disk it can block, and the worker would be killed for a slow disk.
-worker_tmp_dir = str(_shared_memory) if _shared_memory.is_dir() else None
+worker_tmp_dir = _shared_memory if _can_create_files(_shared_memory) else None
 
 # An assertion (RFC 7523) in a header, or a DPoP proof, takes 2 to 3 KiB. Nothing that we serve has longer lines.
 limit_request_line = 4094
@@ -98,11 +109,11 @@ def pre_exec(_server: Any) -> None:
     follow_files()
 
 
-def worker_exit(server: Any, worker: Any) -> None:
-    """Delay the replacement of a worker that could not start."""
+def child_exit(server: Any, worker: Any) -> None:
+    """Delay the successor of a worker that has never served."""
     from app.operations import gunicorn_hooks  # noqa: PLC0415
 
-    gunicorn_hooks.worker_exit(server, worker)
+    gunicorn_hooks.child_exit(server, worker)
 
 
 def on_exit(server: Any) -> None:

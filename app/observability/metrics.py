@@ -55,6 +55,9 @@ BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 NONE = "none"
 """The label of a method or grant that the request does not name."""
 
+RESERVED_BYTES = {"counter": 256 * 1024, "histogram": 64 * 1024}
+"""Size of a slot's files, by the kind of metric. Labels have fixed sets of values, so no file grows beyond it."""
+
 _FOLDER = "tokenhouse-metrics-"
 _SERVER = "server.lock"
 _DIRECTORY_OF_FILES = "PROMETHEUS_MULTIPROC_DIR"
@@ -86,11 +89,14 @@ class ServersFolder:
     def take_place(self) -> str:
         """Take a slot that no other worker has, until this process ends.
 
-        :raises OSError: the folder is gone, or cannot be written.
+        :raises OSError: the folder is gone, or has no room.
         """
         for number in range(_MOST_PLACES):
             self._place = _lock(self.path / f"place-{number}.lock")
             if self._place:
+                for kind, size in RESERVED_BYTES.items():
+                    # The file is mapped: without the room for it the first write would be a SIGBUS.
+                    _reserve(self.path / f"{kind}_{number}.db", size)
                 return str(number)
         raise OSError(f"{_MOST_PLACES} workers count already")
 
@@ -290,14 +296,29 @@ class Listener:
 _folder: ServersFolder | None = None
 
 
-def prepare() -> None:
-    """Create the folder, once, in the master before any worker exists."""
+def prepare(workers: int) -> None:
+    """Create the folder, once, in the master before any worker exists.
+
+    :raises StartError: it cannot be created, or has no room for so many workers.
+    """
     global _folder  # noqa: PLW0603 - One for a process: what it leaves to those that it forks.
-    if _folder is None:
+    if _folder is not None:
+        return
+    parent, size = _in_memory(), workers * sum(RESERVED_BYTES.values())
+    try:
+        _folder = ServersFolder(parent)
+        probe = _folder.path / "probe"
         try:
-            _folder = ServersFolder(_in_memory())
-        except OSError as error:
-            log.warning("metrics are off: %s: %s", error.filename, error.strerror)
+            _reserve(probe, size)
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        remove()
+        _folder = None
+        raise StartError(
+            f"metrics need {size // 1024} KiB in {parent}: {error.strerror}; make room there, or set "
+            "TOKENHOUSE_METRICS_ADDRESS= (empty) to do without metrics"
+        ) from None
 
 
 def remove() -> None:
@@ -317,6 +338,14 @@ def start(services: Services, instrumentation: Instrumentation) -> Listener | No
         log.warning("this worker records no metrics: %s", error.strerror or error)
         return None
     return Listener(_folder, address, services)
+
+
+def _reserve(path: Path, size: int) -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
 
 
 def _in_memory() -> Path:

@@ -39,7 +39,7 @@ APP_LOAD_ERROR = 4
 """A worker's exit status that says that starting it again would not help: the master ends too."""
 
 RETRY_SECONDS = 1.0
-"""How long a worker that could not start waits before it ends and is replaced."""
+"""How long the successor of a worker that has never served waits before it starts."""
 
 HELD_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that a worker does not get before it can handle them."""
@@ -48,6 +48,7 @@ CreateApp = Callable[[Settings], Flask]
 """``app.create_app``, which stands above this package."""
 
 _checked: Settings | None = None
+_not_before = 0.0
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def on_starting(server: Any, create_app: CreateApp) -> None:
     share()
     try:
         _require_streams()
-        _check(create_app)
+        _check(create_app, server.cfg.workers)
     except StartError as error:
         sys.stderr.write(f"tokenhouse: {error}\n")
         sys.exit(APP_LOAD_ERROR)
@@ -97,8 +98,17 @@ def on_starting(server: Any, create_app: CreateApp) -> None:
     server.spawn_worker = lambda: _spawn_with_signals_held(spawn)
 
 
+def child_exit(_server: Any, worker: Any) -> None:
+    """In the master, when a worker has ended: delay the next ones if this one has never served."""
+    global _not_before  # noqa: PLW0603 - One for a process: what it leaves to those that it forks.
+    if (shared := shared_state()) and not shared.has_served(worker.pid):
+        _not_before = time.monotonic() + RETRY_SECONDS
+
+
 def post_fork(server: Any, _worker: Any) -> None:
     """In a new worker: once any worker has started, the master replaces one that cannot start instead of ending."""
+    # Here, and not at its predecessor's end, which may have been a signal. The master waits for nobody.
+    time.sleep(max(0.0, _not_before - time.monotonic()))
     if (shared := shared_state()) and shared.has_started_worker:
         server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = 1
 
@@ -113,19 +123,13 @@ def post_worker_init(worker: Any) -> None:
         scheduler.start()
     begin_non_blocking()
     if shared := shared_state():
-        shared.has_started_worker = True
+        shared.begin_serving(os.getpid())
 
 
 def on_exit(_server: Any) -> None:
     """In the master, at its end: remove the folder of the metrics."""
     if metrics := sys.modules.get("app.observability.metrics"):
         metrics.remove()
-
-
-def worker_exit(_server: Any, worker: Any) -> None:
-    """In a worker that ends without having started: delay its replacement."""
-    if not worker.booted and worker.pid == os.getpid():
-        time.sleep(RETRY_SECONDS)
 
 
 def create_served_app(create_app: CreateApp) -> Flask:
@@ -223,8 +227,10 @@ def _require_streams() -> None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - As long as the process.
 
 
-def _check(create_app: CreateApp) -> None:
+def _check(create_app: CreateApp, workers: int) -> None:
     """Read settings and ring again, and keep the settings for workers.
+
+    :param workers: how many there will be.
 
     :raises StartError: what is wrong; the settings that were kept stay.
     """
@@ -246,11 +252,11 @@ def _check(create_app: CreateApp) -> None:
             # No connection may be shared with the workers that are forked from here.
             app.extensions["sqlalchemy"].session.remove()
             app.extensions["sqlalchemy"].engine.dispose()
-    _checked = settings
     if settings.metrics_address is not None:
         from app.observability import metrics  # noqa: PLC0415 - As in _start_metrics.
 
-        metrics.prepare()
+        metrics.prepare(workers)
+    _checked = settings
 
 
 def _require_ring(services: Services) -> None:
@@ -301,7 +307,7 @@ def _reload_if_valid(server: Any, reload: Callable[[], None], create_app: Create
     try:
         # Check gunicorn's file first: settings that have passed are kept for later workers.
         _check_gunicorns_settings(server)
-        _check(create_app)
+        _check(create_app, server.cfg.workers)
         _freeze_memory()
         shared.reload_failed = False
         reload()

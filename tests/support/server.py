@@ -214,6 +214,8 @@ class RunningServer(Installation):
 
     port: int
     process: subprocess.Popen[bytes]
+    prefix: tuple[str, ...] = ()
+    """A command that starts gunicorn."""
 
     def start(self, *gunicorn_options: str, log_folder: Path | None = None) -> None:
         """Start gunicorn with the project's own configuration and wait until it answers."""
@@ -223,7 +225,16 @@ class RunningServer(Installation):
         self.stderr_path = (log_folder or self.folder) / "stderr.log"
         with self.stdout_path.open("ab") as stdout, self.stderr_path.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "--config", "config/gunicorn.py", *gunicorn_options, "wsgi:app"],
+                [
+                    *self.prefix,
+                    sys.executable,
+                    "-m",
+                    "gunicorn",
+                    "--config",
+                    "config/gunicorn.py",
+                    *gunicorn_options,
+                    "wsgi:app",
+                ],
                 env=self.environment,
                 cwd=PROJECT_FOLDER,
                 stdout=stdout,
