@@ -78,8 +78,9 @@ class Sink:
     def follow(self) -> None:
         """Continue in a new file if this one has been moved away, as log rotation does.
 
-        An existing regular file of the old name is used; otherwise one is created with the old mode. All processes that
-        write to the descriptor continue there too. If that fails, the old file stays in use.
+        An existing regular file of the old name is used; otherwise one is created with the old mode and, if possible,
+        the old group. All processes that write to the descriptor continue there too. If that fails, the old file stays
+        in use.
         """
         if self._path is None:
             return
@@ -88,8 +89,7 @@ class Sink:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(self._path.lstat(), held):
                     return
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            opened = os.open(self._path, flags, stat.S_IMODE(held.st_mode))
+            opened = _create_like(self._path, held)
             try:
                 if stat.S_ISREG(os.fstat(opened).st_mode):
                     os.dup2(opened, self._descriptor)
@@ -110,6 +110,20 @@ class Sink:
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         return any(event & select.POLLOUT for _, event in poll.poll(seconds * 1000))
+
+
+def _create_like(path: Path, before: os.stat_result) -> int:
+    """Open ``path`` for appending; create it with the mode and the group of ``before`` if it does not exist."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        opened = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags)
+    with contextlib.suppress(OSError):
+        os.fchown(opened, -1, before.st_gid)
+    # Not by the process's umask: whoever collects the log must be able to read the new file too.
+    os.fchmod(opened, stat.S_IMODE(before.st_mode))
+    return opened
 
 
 class NonBlockingStream:

@@ -35,6 +35,9 @@ pythonpath = chdir
 # Local by default: opening it to a network is a decision. An IPv6 address is put into brackets.
 bind = [f"[{_host}]:{_port}" if ":" in _host else f"{_host}:{_port}"]
 
+# A Unix socket is for its owner and group: the proxy's user must be in that group.
+umask = 0o007
+
 # Signing is all CPU and releases the GIL: one process for each core that this process may use.
 _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 workers = int(os.environ.get("WEB_CONCURRENCY") or _cores or 1)

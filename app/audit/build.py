@@ -34,6 +34,8 @@ def build(
     :param timed: records how long a line takes.
     """
     events = Events()
-    audit_log = AuditLog(settings.log_format, clock, is_required=settings.audit_log_required)
+    audit_log = AuditLog(
+        settings.log_format, clock, server=settings.server_name, is_required=settings.audit_log_required
+    )
     events.subscribe(timed("log", audit_log))
     return AuditServices(events, audit_log, Outbox(engine, clock))

@@ -63,16 +63,25 @@ class AuditLog:
     """Subscriber that writes each event as one line.
 
     :param writer: the stream.
+    :param server: the name of this server, for lines in JSON.
     :param is_required: whether a token may be issued only if its line was written.
     """
 
     def __init__(
-        self, log_format: str, clock: Clock, writer: NonBlockingStream = STDOUT, *, is_required: bool = False
+        self,
+        log_format: str,
+        clock: Clock,
+        writer: NonBlockingStream = STDOUT,
+        *,
+        server: str | None = None,
+        is_required: bool = False,
     ) -> None:
         self._clock = clock
         self._writer = writer
         self._is_required = is_required
         self._was_stalled = False
+        # On a developer's screen there is one server.
+        self._server = server if log_format == "json" else None
         self._render: Callable[[dict[str, Any]], str] = _as_json
         if log_format == "console":
             self._render = lambda facts: str(_console(writer)(None, "", facts))
@@ -128,6 +137,8 @@ class AuditLog:
         for fact, value in facts.items():
             if value is not None:
                 fields[fact] = format_time(value) if isinstance(value, datetime) else value
+        if self._server:
+            fields["server"] = self._server
         return f"{self._render(fields)}\n"
 
 

@@ -29,7 +29,8 @@ from app.operations.doctor import DEMO_CLIENT
 from app.services import services
 
 DEMO_SCOPES = ("read", "write")
-_ISSUER = "TOKENHOUSE_ISSUER"
+DEFAULT_PORT, DEFAULT_METRICS_PORT, LARGEST_PORT = 8080, 9464, 65535
+_ISSUER, _METRICS = "TOKENHOUSE_ISSUER", "TOKENHOUSE_METRICS_ADDRESS"
 _MADE_ONCE = {"TOKENHOUSE_SECRET_PEPPERS": "dev1", "TOKENHOUSE_ENCRYPTION_KEYS": "dev1"}
 """Random settings, with the id of the key that is generated."""
 _MARKER = "# What the last `make run` was given; written anew by each."
@@ -66,6 +67,8 @@ def write_environment_file(path: Path, environment: Mapping[str, str]) -> None:
     given = {name: environment[name] for name in SETTING_NAMES if environment.get(name)}
     if not own.get(_ISSUER) and _ISSUER not in given:
         given[_ISSUER] = _issuer_of(environment.get("HOST", ""), environment.get("PORT", ""))
+    if not own.get(_METRICS) and _METRICS not in environment and (address := _metrics_address(environment)):
+        given[_METRICS] = address
     for name, value in given.items():
         if "\r" in value or not is_text(value):
             raise StartError(f"{name} must be UTF-8 text without a carriage return to be kept in .env")
@@ -83,6 +86,15 @@ def _issuer_of(host: str, port: str) -> str:
             f"HOST and PORT make {issuer} the issuer, which cannot be: PORT must be a number up to 65535 and HOST this "
             f"machine alone (plain http is for loopback); for others, set {_ISSUER} to an https URL"
         ) from None
+
+
+def _metrics_address(environment: Mapping[str, str]) -> str | None:
+    """Return where metrics are served if ``PORT`` is not the default: two servers on a machine need two addresses."""
+    port = environment.get("PORT", "")
+    if not port.isdecimal() or int(port) == DEFAULT_PORT:
+        return None
+    beside = int(port) - DEFAULT_PORT + DEFAULT_METRICS_PORT
+    return f"127.0.0.1:{beside if beside <= LARGEST_PORT else int(port) - 1}"
 
 
 def _quoted(value: str) -> str:

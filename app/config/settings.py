@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from app.config.values import (
     DAY,
@@ -21,6 +21,7 @@ from app.config.values import (
     Network,
     TrustedProxies,
     between,
+    default_server_name,
     parse_address,
     parse_audience,
     parse_database_url,
@@ -30,6 +31,7 @@ from app.config.values import (
     parse_networks,
     parse_path,
     parse_redis_url,
+    parse_server_name,
     parse_trusted_proxies,
 )
 
@@ -126,6 +128,9 @@ class Settings(BaseModel):
 
     traces: bool | None = None
     """Whether requests are traced with OpenTelemetry; unset: if its own variables name a collector."""
+
+    server_name: Annotated[str, BeforeValidator(parse_server_name)] = Field(default_factory=default_server_name)
+    """The name of this server in the audit log and in ``flask servers``; unset: that of the machine."""
 
     log_format: Literal["console", "json"] = "json"
     """``console`` for people, ``json`` for machines."""

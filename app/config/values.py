@@ -5,6 +5,7 @@ Which settings exist is left to ``config.settings``. No error quotes a value: it
 
 import ipaddress
 import re
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,7 @@ _DURATION = re.compile(r"([0-9]{1,12})([smhdy]?)")
 _KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,16}")
 _KEY_MIN_CHARACTERS = 32
 _REDIS_NUMBER = re.compile(r"(?:/[0-9]{0,6})?")
+_SERVER_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ISSUER = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])"
@@ -258,6 +260,22 @@ def parse_address(value: object) -> tuple[str, int] | None:
     if not colon or not is_number or not is_good_host:
         raise ValueError("must be HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464, or empty for none")
     return host.strip("[]"), int(port)
+
+
+def default_server_name() -> str:
+    """Return the host name of this machine, with every other character replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "server"
+
+
+def parse_server_name(value: object) -> str:
+    """Check the name of a server.
+
+    :raises ValueError: it is not 1 to 64 characters of A-Z a-z 0-9 . _ -
+    """
+    name = str(value)
+    if not _SERVER_NAME.fullmatch(name):
+        raise ValueError("must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+    return name
 
 
 def parse_path(value: object) -> Path | None:

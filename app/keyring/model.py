@@ -217,6 +217,11 @@ class Ring:
                 spans.append(Span(state, time, None))
         return spans
 
+    def next_change(self, now: datetime) -> datetime | None:
+        """Return when the next key enters another state, if nobody edits the ring; ``None`` if none ever does."""
+        starts = (span.start for key in self.keys for span in self.spans(key))
+        return min((start for start in starts if start > now), default=None)
+
     def since(self, key: SigningKey, now: datetime) -> datetime:
         """Return when ``key`` entered the state that it has at ``now``."""
         return max((span.start for span in self.spans(key) if span.start <= now), default=key.published_at)

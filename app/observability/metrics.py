@@ -285,11 +285,11 @@ class Listener:
         for state in KeyState:
             keys.add_metric([str(state)], states.count(state))
         yield keys
-        if later := [change for change in ring.changes() if change > now]:
+        if next_change := ring.next_change(now):
             yield GaugeMetricFamily(
                 "tokenhouse_signing_keys_next_change_seconds",
                 "Time until a key of the ring changes its state.",
-                (min(later) - now).total_seconds(),
+                (next_change - now).total_seconds(),
             )
 
 

@@ -334,9 +334,24 @@ def test_a_file_that_was_moved_away_is_followed_by_a_new_one_of_its_mode(
     path.rename(old)
     writer.put("between\n")
     assert not path.exists()
-    writer.follow()
+    # As the service runs.
+    umask = os.umask(0o077)
+    try:
+        writer.follow()
+    finally:
+        os.umask(umask)
     writer.put("after\n")
     assert (old.read_text(), path.read_text()) == ("before\nbetween\n", "after\n")
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another group")
+def test_the_new_file_has_the_group_of_the_old_one(log_file: tuple[Path, NonBlockingStream]) -> None:
+    path, writer = log_file
+    os.chown(path, -1, 4)
+    path.rename(path.with_suffix(".1"))
+    writer.follow()
+    assert path.stat().st_gid == 4
     assert path.stat().st_mode & 0o777 == 0o640
 
 

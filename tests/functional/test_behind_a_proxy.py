@@ -1,11 +1,15 @@
 """What a trusted proxy says of its caller is taken over, and from anybody else nothing."""
 
 import json
+import socket
+import stat
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
-from support.server import RunningServer, running_server
+from support.server import RunningServer, free_port, running_server, wait_until
 
 ADDRESS = "198.51.100.4"
 REQUEST_ID = "from-the-proxy.0123"
@@ -61,3 +65,21 @@ def test_refusals_below_oauth_are_found_by_their_request_id(proxied: RunningServ
         f"Refused with 413: The body is too long from 127.0.0.1, request_id={too_long.headers['X-Request-ID']}" in said
     )
     assert not [line for line in said if "secret-in-a-path" in line]
+
+
+def test_a_unix_socket_is_for_its_owner_and_group(tmp_path: Path) -> None:
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="th-") as folder:
+        path = Path(folder) / "socket"
+        options = ("--bind", f"127.0.0.1:{port}", "--bind", f"unix:{path}")
+        with running_server(tmp_path, *options, PORT=str(port), TOKENHOUSE_TRUSTED_PROXIES="unix") as server:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o770
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(path))
+                connection.sendall(
+                    b"POST /oauth/token HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.9\r\nConnection: TE, close\r\n"
+                    b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 3\r\n\r\na=b"
+                )
+                received = b"".join(iter(lambda: connection.recv(65536), b""))
+            assert received.startswith(b"HTTP/1.1 400 ")
+            wait_until(lambda: [event["source_address"] for event in server.events()] == ["192.0.2.9"])

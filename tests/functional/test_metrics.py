@@ -222,7 +222,10 @@ def test_the_ring_the_checks_and_the_build_are_measured(watched: Watched) -> Non
     name = "tokenhouse_client_secrets_expiring"
     wait_until(lambda: watched.value(name) == 1)
     assert watched.value("tokenhouse_signing_keys", state="signing") == 1
-    assert watched.value("tokenhouse_signing_keys_next_change_seconds") > 0
+    # The only key signs for good.
+    assert "tokenhouse_signing_keys_next_change_seconds" not in watched.text()
+    assert watched.server.flask("keys", "rotate", "--at", "2100-01-01T00:00:00Z").returncode == 0
+    wait_until(lambda: watched.value("tokenhouse_signing_keys_next_change_seconds") > 365 * 24 * 3600)
     for check in ("database", "keyring", "settings", "audit_log"):
         assert watched.value("tokenhouse_check_healthy", check=check) == 1
     assert re.search(
@@ -346,6 +349,7 @@ def test_the_documents_and_the_dashboard_name_what_there_is(watched: Watched, cl
     for path in ("introspect", "revoke"):
         requests.post(f"{server.url}/oauth/{path}", {"token": token}, headers=authorized, timeout=10)
         requests.post(f"{server.url}/oauth/{path}", {"token": token}, timeout=10)
+    assert server.flask("keys", "generate").returncode == 0
     wait_until(lambda: "tokenhouse_signing_keys_next_change_seconds" in watched.text())
     told = dict(_families(watched.text()))
     table = (PROJECT_FOLDER / "docs" / "metrics.md").read_text()

@@ -36,6 +36,7 @@ def test_each_change_is_told_once_by_one_of_all_workers(tmp_path_factory: Any, d
         time.sleep(2)
         told = changes(server)
     assert all(event.pop("time") and event.pop("by") == me and event.pop("outcome") == "changed" for event in told)
+    assert {event.pop("server") for event in told} == {server.settings.server_name}
     first_id = told[0].pop("secret_ids")
     assert len(first_id) == 1
     assert told == [

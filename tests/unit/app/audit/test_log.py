@@ -50,6 +50,17 @@ def test_an_issued_token_is_one_line_with_time_and_name_first(clock: SettableClo
     )
 
 
+@pytest.mark.parametrize(("log_format", "is_named"), [("json", True), ("console", False)])
+def test_a_line_names_its_server(clock: SettableClock, log_format: str, *, is_named: bool) -> None:
+    stream = io.StringIO()
+    log = AuditLog(log_format, clock, NonBlockingStream(lambda: stream), server="tokens-2")
+    log(ISSUED)
+    log.write_past(clock(), "ClientChanged", {"by": "root"})
+    first, second = stream.getvalue().splitlines()
+    assert ('"server":"tokens-2"' in first) is ('"server":"tokens-2"' in second) is is_named
+    assert ("tokens-2" in stream.getvalue()) is is_named
+
+
 def test_a_refusal_is_one_line_without_what_is_empty(clock: SettableClock) -> None:
     line = audit(REFUSED, clock)
     assert line.count("\n") == 1

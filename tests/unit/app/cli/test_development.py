@@ -99,6 +99,16 @@ def test_a_pepper_is_made_once_and_the_rest_anew(tmp_path: Path) -> None:
     assert "TOKENHOUSE_LOG_LEVEL" not in second
 
 
+@pytest.mark.parametrize(
+    ("port", "address"),
+    [("8080", None), ("8081", "127.0.0.1:9465"), ("80", "127.0.0.1:1464"), ("65535", "127.0.0.1:65534")],
+)
+def test_the_port_moves_the_metrics_too(tmp_path: Path, port: str, address: str | None) -> None:
+    assert written(tmp_path / ".env", PORT=port).get("TOKENHOUSE_METRICS_ADDRESS") == address
+    given = written(tmp_path / ".env", PORT=port, TOKENHOUSE_METRICS_ADDRESS="127.0.0.1:1")
+    assert given["TOKENHOUSE_METRICS_ADDRESS"] == "127.0.0.1:1"
+
+
 def test_what_people_wrote_into_the_environment_file_is_kept(tmp_path: Path) -> None:
     own = "# Mine.\nTOKENHOUSE_ISSUER=http://localhost:1\nTOKENHOUSE_LOG_LEVEL=debug # loud\n"
     (tmp_path / ".env").write_text(own)

@@ -221,6 +221,7 @@ def test_default_toml_shows_the_real_default_of_every_setting() -> None:
         "traces",
         "trusted_proxies",
         "snapshot",
+        "server_name",
     }
     assert {name for name in shown if "#" in commented[name]} == without_default
     shown = {name: value for name, value in shown.items() if name not in without_default}

@@ -14,10 +14,12 @@ from app.config.settings import SETTING_NAMES, Settings
 from app.config.values import (
     PROJECT_FOLDER,
     IdentifiedKey,
+    default_server_name,
     format_duration,
     is_absolute_uri,
     is_loopback,
     parse_duration,
+    parse_server_name,
 )
 
 ISSUER_RULE = (
@@ -45,6 +47,7 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
         "publish_scopes": True,
         "outage_grace": 15 * 60,
         "snapshot": None,
+        "server_name": default_server_name(),
         "trusted_proxies": (),
         "issuer": ISSUER,
         "redis_url": None,
@@ -77,6 +80,7 @@ def test_every_setting_is_a_variable_with_the_prefix() -> None:
         "TOKENHOUSE_PUBLISH_SCOPES",
         "TOKENHOUSE_OUTAGE_GRACE",
         "TOKENHOUSE_SNAPSHOT",
+        "TOKENHOUSE_SERVER_NAME",
         "TOKENHOUSE_TRUSTED_PROXIES",
         "TOKENHOUSE_ISSUER",
         "TOKENHOUSE_DATABASE_URL",
@@ -593,3 +597,16 @@ def test_another_metrics_address_is_refused(checkout: Path, written: str) -> Non
     assert refusal(checkout, METRICS_ADDRESS=written) == (
         "TOKENHOUSE_METRICS_ADDRESS must be HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464, or empty for none"
     )
+
+
+@pytest.mark.parametrize("name", ["", "a b", "é", "x" * 65, "a/b"])
+def test_a_server_name_is_a_word(name: str) -> None:
+    with pytest.raises(ValueError, match="1 to 64 characters"):
+        parse_server_name(name)
+
+
+@pytest.mark.parametrize(("host", "name"), [("tokens-1", "tokens-1"), ("é b" * 30, "--b" * 21 + "-"), ("", "server")])
+def test_the_name_of_the_machine_is_made_one(monkeypatch: pytest.MonkeyPatch, host: str, name: str) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    assert default_server_name() == name
+    assert parse_server_name(name) == name

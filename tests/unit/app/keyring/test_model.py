@@ -278,6 +278,19 @@ def test_nothing_changes_before_the_next_change(
     assert ring.published_keys(later) == ring.published_keys(now)
 
 
+@given(rings(), moments)
+def test_at_the_next_change_a_key_enters_another_state(ring: Ring, moment: tuple[timedelta, timedelta]) -> None:
+    def states(time: datetime) -> list[KeyState | None]:
+        return [ring.state_of(each, time) if each.published_at <= time else None for each in ring.keys]
+
+    now = T0 + sum(moment, timedelta())
+    following = ring.next_change(now)
+    if following is None:
+        assert states(now + timedelta(days=10_000)) == states(now)
+    else:
+        assert states(following - TICK) == states(now) != states(following)
+
+
 @given(rings(), moments, moments)
 def test_a_phase_tells_what_holds_for_as_long_as_it_holds(
     ring: Ring, moment: tuple[timedelta, timedelta], another: tuple[timedelta, timedelta]
