@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import secrets
 import tempfile
 import threading
 import time
@@ -38,6 +39,9 @@ class SharedState:
     """
 
     def __init__(self) -> None:
+        self.server_id = secrets.token_hex(16)
+        """Identifies this server: a master and its workers."""
+        self.started_at = datetime.now(UTC)
         self._memory = mmap.mmap(-1, SIZE_BYTES)
         # Aligned, so that each is written atomically: the latest time, whether a worker has started, whether SIGHUP
         # was refused.

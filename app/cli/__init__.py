@@ -5,6 +5,7 @@ from app.cli.doctor import doctor
 from app.cli.explain import explain
 from app.cli.keys import keys
 from app.cli.migrations import db
+from app.cli.servers import servers
 from app.cli.tokens import tokens
 
-COMMANDS = (clients, db, doctor, explain, keys, tokens)
+COMMANDS = (clients, db, doctor, explain, keys, servers, tokens)

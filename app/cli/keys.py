@@ -245,7 +245,8 @@ def move_ring(destination: str, *, as_json: bool) -> None:
     report(
         f"{len(ring.keys)} keys were copied from {here.keys.manager.backend.name}. "
         f"Set TOKENHOUSE_KEYRING={destination} on every server and restart it; "
-        "change no key meanwhile. Then remove the old ring."
+        "change no key meanwhile. Then remove what is left behind: "
+        f"{', '.join(here.keys.manager.backend.leftovers()) or 'nothing'}."
     )
     if as_json:
         print_json(_describe_all(ring, here.clock()))

@@ -233,3 +233,33 @@ class OutboxRow(Base):
     happened_at: Mapped[datetime] = mapped_column(UTCDateTime)
     event: Mapped[str] = mapped_column(String(64))
     facts: Mapped[str] = mapped_column(Text)
+
+
+class ServerRow(Base):
+    """A server that runs or ran, as it has recorded itself.
+
+    ``ring`` is a fingerprint of its key ring, ``settings`` one of each setting by name. No value can be read from
+    them.
+    """
+
+    __tablename__ = "servers"
+
+    server_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    host: Mapped[str] = mapped_column(String(255))
+    port: Mapped[str] = mapped_column(String(16))
+    version: Mapped[str] = mapped_column(String(64))
+    started_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    seen_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    ring: Mapped[str | None] = mapped_column(String(64))
+    settings: Mapped[dict[str, str]] = mapped_column(JSON)
+
+
+class KeyFingerprintRow(Base):
+    """The fingerprint of a pepper or an encryption key, from the first server that used its id."""
+
+    __tablename__ = "key_fingerprints"
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    key_id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))

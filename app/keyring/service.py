@@ -127,7 +127,8 @@ class KeyringManager:
         def copy(there: Ring) -> Ring:
             if there.keys and [key.public_jwk for key in there.keys] != [key.public_jwk for key in ring.keys]:
                 raise ManagementError(f"{other.name} has keys of its own: nothing was changed")
-            return ring
+            # A ring that was written by hand may have no time.
+            return replace(ring, written_at=ring.written_at or self.clock())
 
         return other.change(copy)
 

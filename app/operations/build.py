@@ -15,6 +15,8 @@ from app.clients.secrets import ClientSecrets
 from app.database import circuit_breaker
 from app.keyring.active import POLL_SECONDS
 from app.operations.background_jobs import PeriodicTask, Scheduler
+from app.operations.servers import POLL_SECONDS as SERVERS_POLL_SECONDS
+from app.operations.servers import ServerRegistry
 from app.operations.snapshot import POLL_SECONDS as SNAPSHOT_POLL_SECONDS
 from app.operations.snapshot import open_snapshot
 from app.services import Services
@@ -39,6 +41,7 @@ def build(services: Services, engine: Engine) -> Scheduler:
         services.tokens,
     )
     emit_expiring = partial(_emit_expiring, clients.secrets, audit.events)
+    registry = ServerRegistry(services.settings, engine, keys.active, services.clock)
     snapshots = []
     if snapshot := open_snapshot(services, engine):
         clients.outage_memory.restore, keys.active.restore = snapshot.clients, snapshot.ring
@@ -66,6 +69,7 @@ def build(services: Services, engine: Engine) -> Scheduler:
         ),
         PeriodicTask("Checking the replay store", REPLAY_POLL_SECONDS, oauth.replay_store.poll, at_start=True),
         PeriodicTask("Fetching clients' keys", JWKS_POLL_SECONDS, clients.jwks_cache.poll),
+        PeriodicTask("Recording this server", SERVERS_POLL_SECONDS, registry.poll, at_start=True),
         PeriodicTask("Deleting expired assertions", DELETE_SECONDS, oauth.replay_store.delete_expired),
         PeriodicTask("Deleting expired revocations", DELETE_SECONDS, tokens.revocations.delete_expired),
         PeriodicTask("Finding secrets that expire", EXPIRY_POLL_SECONDS, emit_expiring),

@@ -20,6 +20,12 @@ from app.keyring.validation import find_problems, find_warnings
 from app.observability.otel_variables import find_faults as otel_faults
 from app.observability.otel_variables import is_enabled
 from app.operations.doctor_database import find_lonely_database, find_other_clock, find_other_schema
+from app.operations.doctor_servers import (
+    find_drift,
+    find_exposed_files,
+    find_other_keys,
+    find_unencrypted_connections,
+)
 from app.operations.findings import Finding, Found, NotResponding, Severity
 from app.operations.snapshot import SnapshotError, open_snapshot
 from app.services import Services
@@ -39,7 +45,7 @@ _Check = Callable[[Services], Found]
 
 def examine(services: Services) -> Found:
     """Run all checks, within an application context."""
-    for check in (*_AT_START, _find_ring_faults, find_lost_secrets, _find_failing_key_sets, _find_unusable_snapshot):
+    for check in (*_AT_START, *_LATER):
         yield from check(services)
 
 
@@ -289,6 +295,7 @@ _AT_START: tuple[_Check, ...] = (
     _find_weak_keys,
     find_other_schema,
     find_other_clock,
+    find_other_keys,
     _find_demo,
     find_lonely_database,
     _find_forgetful_redis,
@@ -297,7 +304,17 @@ _AT_START: tuple[_Check, ...] = (
     _find_wrong_traces,
 )
 
-_OF_THE_DATABASE = {find_other_clock, _find_demo}
+_OF_THE_DATABASE = {find_other_clock, find_other_keys, _find_demo}
+
+_LATER: tuple[_Check, ...] = (
+    _find_ring_faults,
+    find_lost_secrets,
+    _find_failing_key_sets,
+    _find_unusable_snapshot,
+    find_drift,
+    find_unencrypted_connections,
+    find_exposed_files,
+)
 
 
 def is_production(settings: Settings) -> bool:

@@ -14,12 +14,16 @@ TABLES = [
     "client_secret_uses",
     "client_secrets",
     "clients",
+    "key_fingerprints",
     "key_ring",
     "revoked_tokens",
+    "servers",
     "signing_key_uses",
     "signing_keys",
     "used_assertions",
 ]
+
+SERVERS = ("key_fingerprints", "servers")
 
 
 def without(*names: str) -> list[str]:
@@ -40,13 +44,18 @@ def test_a_database_goes_up_down_and_up_again_with_rows_in_it(tmp_path: Path, da
         (["upgrade"], TABLES),
         (["downgrade", "base"], ["alembic_version"]),
         (["upgrade"], TABLES),
-        (["downgrade", "0007"], without("client_key_sets")),
+        (["downgrade", "0009"], without(*SERVERS)),
         (["upgrade"], TABLES),
-        (["downgrade", "0006"], without("client_key_sets", "used_assertions")),
+        (["downgrade", "0007"], without(*SERVERS, "client_key_sets")),
         (["upgrade"], TABLES),
-        (["downgrade", "0005"], without("client_key_sets", "used_assertions", "revoked_tokens")),
+        (["downgrade", "0006"], without(*SERVERS, "client_key_sets", "used_assertions")),
         (["upgrade"], TABLES),
-        (["downgrade", "0003"], without("client_key_sets", "used_assertions", "revoked_tokens", "audit_outbox")),
+        (["downgrade", "0005"], without(*SERVERS, "client_key_sets", "used_assertions", "revoked_tokens")),
+        (["upgrade"], TABLES),
+        (
+            ["downgrade", "0003"],
+            without(*SERVERS, "client_key_sets", "used_assertions", "revoked_tokens", "audit_outbox"),
+        ),
         (["upgrade"], TABLES),
     ):
         done = installation.flask("db", *command)
@@ -63,7 +72,7 @@ def test_the_database_says_which_migration_it_is_at(tmp_path: Path) -> None:
     installation.flask("db", "upgrade")
     done = installation.flask("db", "current")
     assert done.returncode == 0
-    assert done.stdout.startswith("0009 (head)")
+    assert done.stdout.startswith("0010 (head)")
     assert installation.flask("db", "check").returncode == 0
 
 

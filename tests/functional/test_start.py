@@ -255,14 +255,14 @@ def test_secrets_whose_pepper_is_missing_are_counted(tmp_path: Path) -> None:
 def test_a_database_that_is_behind_the_code_stops_the_start(tmp_path: Path) -> None:
     installation = Installation(tmp_path)
     installation.prepare()
-    assert installation.flask("db", "downgrade", "0008").returncode == 0
+    assert installation.flask("db", "downgrade", "0009").returncode == 0
     status, said = start(installation)
     assert status == 4
-    told = "database: at migration 0008, and the code needs 0009. Fix: `flask db upgrade`"
+    told = "database: at migration 0009, and the code needs 0010. Fix: `flask db upgrade`"
     assert refusals(said) == [told]
     doctor = installation.flask("doctor", "--offline")
     assert doctor.returncode == 1
-    assert "error    database: at migration 0008, and the code needs 0009\n" in doctor.stdout
+    assert "error    database: at migration 0009, and the code needs 0010\n" in doctor.stdout
 
 
 def test_in_development_what_is_wrong_is_only_said(tmp_path: Path) -> None:
@@ -278,9 +278,9 @@ def test_what_will_hurt_is_said_once_and_a_reload_with_what_hurts_changes_nothin
         server.get_token(client)
         assert server.stderr_path.read_text().count("trusted proxies: 8.0.0.0/8 is a large public network") == 1
         before = server.workers()
-        assert server.flask("db", "downgrade", "0008").returncode == 0
+        assert server.flask("db", "downgrade", "0009").returncode == 0
         server.process.send_signal(signal.SIGHUP)
-        told = "SIGHUP changed nothing: fix this, then send it again: database: at migration 0008"
+        told = "SIGHUP changed nothing: fix this, then send it again: database: at migration 0009"
         wait_until(lambda: told in server.stderr_path.read_text())
         assert server.workers() == before
         assert server.flask("db", "upgrade").returncode == 0

@@ -57,6 +57,10 @@ class KeyringBackend(Protocol):
         """Return whether no key exists yet."""
         ...
 
+    def leftovers(self) -> list[str]:
+        """Return the names of what holds private keys, for whoever removes the ring."""
+        ...
+
     def change(self, change: Change) -> Ring:
         """Store what ``change`` makes of the ring, atomically and under a lock; return it."""
         ...

@@ -89,6 +89,10 @@ class DatabaseKeyring:
         empty: bool = self._ask(lambda asked: asked.execute(select(SigningKeyRow.kid).limit(1)).first() is None)
         return empty
 
+    def leftovers(self) -> list[str]:
+        """Return the names of the tables."""
+        return [f"the rows of the table {table.__tablename__}" for table in (SigningKeyRow, KeyRingRow)]
+
     def change(self, change: Change) -> Ring:
         """Write what ``change`` makes of the ring, in one transaction.
 

@@ -65,6 +65,10 @@ class EnvironmentKeyring:
         """Return whether it has no keys."""
         return not check_table(self._document(), self.name)
 
+    def leftovers(self) -> list[str]:
+        """Return the name of the variable."""
+        return [f"the variable {self._variable}"]
+
     def change(self, change: Change) -> Ring:  # noqa: ARG002 - Nothing changes it.
         """Refuse: it is read-only.
 

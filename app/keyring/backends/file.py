@@ -101,6 +101,12 @@ class FileKeyring:
         path = self._real_path()
         return not path.exists() or not check_table(self._read_document(path), self.name)
 
+    def leftovers(self) -> list[str]:
+        """Return the paths of the ring and its private keys."""
+        path = self._real_path()
+        keys = [str(entry.get("private_key")) for entry in check_table(self._read_document(path), self.name)]
+        return [str(self._path), *(str(path.parent / key) for key in keys)]
+
     def change(self, change: Change) -> Ring:
         """Write what ``change`` makes of the ring, if that differs.
 
