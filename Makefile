@@ -52,6 +52,10 @@ bench-peers: $(VENV)/.installed-for-tests ## The same, with other OAuth servers 
 profile: $(VENV)/.installed-for-tests ## Where the time of a token goes. ARGS="--svg FILE" draws it.
 	@$(BIN)/python bench/budget.py $(ARGS)
 
+.PHONY: drill
+drill: $(VENV)/.installed-for-tests ## Two machines under load, one fault after the other: the table of docs/reliability.md. Takes 4 minutes.
+	@$(BIN)/python bench/drill.py $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.installed-for-tests ## Lint, format check, types, and the import stack.
 	@$(BIN)/ruff check .

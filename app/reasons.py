@@ -286,7 +286,11 @@ class TokenReason(_Reason):
         "The token has expired.",
         "The client must fetch a new one before its `expires_in` is over.",
     )
-    NOT_YET = "not_yet", "The token was issued in the future.", "Check that the machines' clocks agree."
+    NOT_YET = (
+        "not_yet",
+        "The token was issued more than a minute in the future.",
+        "Check that the machines' clocks agree.",
+    )
     OTHER_ISSUER = (
         "other_issuer",
         "Another server issued the token.",

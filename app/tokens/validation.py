@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 
 from app.crypto.jws import parse_unverified
 from app.keyring.model import KeyState, Ring, SigningKey
+from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS
 from app.reasons import TokenReason
 from app.tokens.issuer import TOKEN_TYPE
 
@@ -126,7 +127,8 @@ def _claim_problems(claims: Mapping[str, Any], issuer: str, now: datetime) -> It
     seconds = int(now.timestamp())
     if "exp" not in times and claims["exp"] <= seconds:
         yield Problem(TokenReason.EXPIRED)
-    if "iat" not in times and claims["iat"] > seconds:
+    # Another machine, whose clock may be ahead, may have issued it just now.
+    if "iat" not in times and claims["iat"] > seconds + CLOCK_SKEW_SECONDS:
         yield Problem(TokenReason.NOT_YET)
 
 

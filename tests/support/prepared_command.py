@@ -137,4 +137,6 @@ def _watch(arguments: list[str], environment: dict[str, str], cwd: str, streams:
 
 
 if __name__ == "__main__":
+    # The folder of this file, where a module `redis` would hide the library's.
+    del sys.path[0]
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -217,24 +217,16 @@ class RunningServer(Installation):
     prefix: tuple[str, ...] = ()
     """A command that starts gunicorn."""
 
-    def start(self, *gunicorn_options: str, log_folder: Path | None = None) -> None:
+    def start(self, *gunicorn_options: str, log_folder: Path | None = None, application: str = "wsgi:app") -> None:
         """Start gunicorn with the project's own configuration and wait until it answers."""
         self.port = int(self.environment.get("PORT") or free_port())
         self.environment |= {"HOST": "127.0.0.1", "PORT": str(self.port)}
         self.stdout_path = (log_folder or self.folder) / "stdout.log"
         self.stderr_path = (log_folder or self.folder) / "stderr.log"
         with self.stdout_path.open("ab") as stdout, self.stderr_path.open("ab") as stderr:
+            gunicorn = [sys.executable, "-m", "gunicorn", "--config", "config/gunicorn.py", *gunicorn_options]
             self.process = subprocess.Popen(
-                [
-                    *self.prefix,
-                    sys.executable,
-                    "-m",
-                    "gunicorn",
-                    "--config",
-                    "config/gunicorn.py",
-                    *gunicorn_options,
-                    "wsgi:app",
-                ],
+                [*self.prefix, *gunicorn, application],
                 env=self.environment,
                 cwd=PROJECT_FOLDER,
                 stdout=stdout,
