@@ -258,7 +258,7 @@ def test_the_audit_log_says_who_asked_and_why_the_answer_was_no(
     for who, asked, more in cases:
         event = server.event_of(ask(server, who, asked))
         assert all(event.pop(name) for name in ("time", "request_id", "source_address", "duration_ms"))
-        assert event == {**facts, "client_id": who.client_id, **more}
+        assert event == {**facts, "client_id": who.client_id, "server": server.settings.server_name, **more}
         assert token.rpartition(".")[2] not in json.dumps(event)
 
 

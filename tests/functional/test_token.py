@@ -165,6 +165,7 @@ def test_the_event_of_a_token_tells_all_but_the_token(server: RunningServer) -> 
     assert type(duration) is float
     assert 0 < duration < 10_000
     assert event == {
+        "server": server.settings.server_name,
         "event": "TokenIssued",
         "request_id": response.headers["X-Request-ID"],
         "source_address": "127.0.0.1",
