@@ -101,6 +101,15 @@ class SharedState:
         return self._cells[_BEGINNINGS[pid % len(_BEGINNINGS)]] == pid
 
     @property
+    def recorded_at(self) -> float:
+        """When this server was last recorded in the database, in seconds since 1970; zero: never."""
+        return self._cells[3]
+
+    @recorded_at.setter
+    def recorded_at(self, value: float) -> None:
+        self._cells[3] = value
+
+    @property
     def reload_failed(self) -> bool:
         """Whether the last SIGHUP was refused: the files differ from what is served."""
         return bool(self._cells[2])

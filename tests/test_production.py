@@ -81,6 +81,8 @@ class Machine:
         part = re.split(r"^## ", DOCUMENT, flags=re.MULTILINE)[section]
         assert part.startswith(f"{section}. ")
         text = self.here(re.findall(r"```sh\n(.*?)```", part, re.DOTALL)[block])
+        # What makes a person's shell stop at a failure; this one does so anyway.
+        text = re.sub(r"^(\(\nset -e|\))\n", "", text, flags=re.MULTILINE)
         self.said = ""
         for piece in re.split(r"^(systemctl .*)\n", text, flags=re.MULTILINE):
             if piece.startswith("systemctl "):

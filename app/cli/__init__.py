@@ -5,7 +5,8 @@ from app.cli.doctor import doctor
 from app.cli.explain import explain
 from app.cli.keys import keys
 from app.cli.migrations import db
+from app.cli.restore_check import restore_check
 from app.cli.servers import servers
 from app.cli.tokens import tokens
 
-COMMANDS = (clients, db, doctor, explain, keys, servers, tokens)
+COMMANDS = (clients, db, doctor, explain, keys, restore_check, servers, tokens)

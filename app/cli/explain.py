@@ -1,11 +1,8 @@
 """``flask explain``: what happened to a request, in words, and how to fix it; from the server's log.
 
-No table of requests exists: the audit log has them. Lines may be as the server wrote them, or wrapped by Docker,
-journald or a log collector.
+No table of requests exists: the audit log has them.
 """
 
-import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,16 +10,10 @@ from typing import Any
 
 import click
 
+from app.audit.lines import parse_line
 from app.cli.output import SingleCommand, json_option, print_fields, print_json, report, shown
 from app.errors import ManagementError
 from app.reasons import RefusalReason, TokenReason
-
-_WRAPPINGS = ("log", "MESSAGE", "message", "msg", "line")
-"""Names under which others wrap our lines."""
-
-_CONSOLE = re.compile(r"\S+Z (\w+) +((?:\w+=(?:'[^']*'|\S+) ?)+)")
-_PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
-"""A line in the format of development."""
 
 
 @click.command("explain", cls=SingleCommand)
@@ -80,7 +71,7 @@ def _lines_of(request_id: str, log: str) -> Iterator[dict[str, Any]]:
     try:
         with sys.stdin.buffer if log == "-" else Path(log).open("rb") as lines:
             for line in _holding(wanted, lines):
-                facts = _unwrapped(line)
+                facts = parse_line(line)
                 about = str(facts.get("event", ""))
                 if facts.get("request_id") == request_id or about.endswith(f"request_id={request_id}"):
                     yield facts
@@ -92,21 +83,3 @@ def _holding(wanted: bytes, lines: Iterable[bytes]) -> Iterator[str]:
     for line in lines:
         if wanted in line:
             yield line.decode(errors="replace")
-
-
-def _unwrapped(line: str) -> dict[str, Any]:
-    """Parse the object in a line, whatever precedes it, and however often it was wrapped."""
-    if words := _CONSOLE.fullmatch(line.strip()):
-        return {"event": words[1], **{name: value.strip("'") for name, value in _PAIR.findall(words[2])}}
-    start = line.find("{")
-    try:
-        facts = json.loads(line[start:]) if start >= 0 else None
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(facts, dict):
-        return {}
-    if "event" not in facts:
-        for name in _WRAPPINGS:
-            if isinstance(facts.get(name), str):
-                return _unwrapped(facts[name])
-    return facts

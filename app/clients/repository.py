@@ -204,17 +204,20 @@ class ClientRepository:
             self._end_tokens(row)
             self._secrets.record_change(client_id, "deleted")
 
-    def revoke_tokens(self, client_id: str) -> ClientRow:
-        """Revoke all tokens that the client has; it gets new ones from the next second on."""
+    def revoke_tokens(self, client_id: str, until: datetime | None = None) -> ClientRow:
+        """Revoke all tokens that the client has; it gets new ones from the next second on.
+
+        :param until: revoke only those that were issued until this whole second.
+        """
         with writing(self._session):
             row = self.find(client_id)
-            self._end_tokens(row)
+            self._end_tokens(row, until)
             self._secrets.record_change(client_id, "tokens_revoked")
             return row
 
-    def _end_tokens(self, row: ClientRow) -> None:
-        now = self._clock().replace(microsecond=0)
-        row.tokens_not_before = max(now, row.tokens_not_before or now)
+    def _end_tokens(self, row: ClientRow, until: datetime | None = None) -> None:
+        last = (until or self._clock()).replace(microsecond=0)
+        row.tokens_not_before = max(last, row.tokens_not_before or last)
 
     def _lock_registrations(self, session: scoped_session[Any]) -> None:
         if session.get_bind().dialect.name == "postgresql":

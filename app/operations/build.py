@@ -45,6 +45,7 @@ def build(services: Services, engine: Engine) -> Scheduler:
     snapshots = []
     if snapshot := open_snapshot(services, engine):
         clients.outage_memory.restore, keys.active.restore = snapshot.clients, snapshot.ring
+        registry.seen_by_snapshot = snapshot.read_at
         snapshots.append(PeriodicTask("Writing the snapshot", SNAPSHOT_POLL_SECONDS, snapshot.poll, at_start=True))
     return Scheduler(
         *snapshots,

@@ -18,6 +18,7 @@ from app.errors import StartError
 from app.operations.findings import Finding, Found, Severity
 from app.operations.servers import (
     KEY_KINDS,
+    WENT_BACK,
     ServerRegistry,
     differences,
     fingerprint_of_key,
@@ -64,19 +65,9 @@ def find_drift(services: Services) -> Found:
         return
     if not running:
         return
-    differing: defaultdict[str, list[str]] = defaultdict(list)
-    for row in running:
-        for name in differences(row, services.settings):
-            differing[name].append(row.name)
-    for name, servers in sorted(differing.items()):
-        is_grave = name in {f"{PREFIX}ISSUER", f"{PREFIX}SECRET_PEPPERS", f"{PREFIX}KEYRING", f"{PREFIX}SIGNING_ALG"}
-        yield Finding(
-            "servers",
-            Severity.ERROR if is_grave else Severity.WARNING,
-            f"{', '.join(sorted(set(servers)))}: another {name} than here",
-            "which answer a caller gets depends on the server that handles the request",
-            _FIX_SETTINGS,
-        )
+    yield from _find_older_database(running)
+    differing = _find_other_settings(services, running)
+    yield from differing
     yield from _find_other_rings(services, running)
     versions = sorted({row.version for row in running})
     if len(versions) > 1:
@@ -98,6 +89,38 @@ def find_drift(services: Services) -> Found:
         )
     if not differing and len(versions) == 1:
         yield Finding("servers", Severity.OK, f"{len(running)} running, with the same settings")
+
+
+def _find_older_database(running: Sequence[Any]) -> Found:
+    for row in running:
+        if WENT_BACK in row.settings:
+            yield Finding(
+                "database",
+                Severity.ERROR,
+                f"it went back to {row.settings[WENT_BACK]}: {row.name} has seen a later state",
+                "what came after is undone: revoked keys sign again, disabled clients get tokens, revoked tokens count",
+                "`flask restore-check --audit FILE…` does again what is missing",
+            )
+
+
+def _find_other_settings(services: Services, running: Sequence[Any]) -> list[Finding]:
+    found: list[Finding] = []
+    differing: defaultdict[str, list[str]] = defaultdict(list)
+    for row in running:
+        for name in differences(row, services.settings):
+            differing[name].append(row.name)
+    for name, servers in sorted(differing.items()):
+        is_grave = name in {f"{PREFIX}ISSUER", f"{PREFIX}SECRET_PEPPERS", f"{PREFIX}KEYRING", f"{PREFIX}SIGNING_ALG"}
+        found.append(
+            Finding(
+                "servers",
+                Severity.ERROR if is_grave else Severity.WARNING,
+                f"{', '.join(sorted(set(servers)))}: another {name} than here",
+                "which answer a caller gets depends on the server that handles the request",
+                _FIX_SETTINGS,
+            )
+        )
+    return found
 
 
 def _find_other_rings(services: Services, running: Sequence[Any]) -> Found:

@@ -7,20 +7,21 @@ left out of the others: the database is no place to guess them from.
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.engine import Connection, Engine, make_url
 
 from app.config.settings import PREFIX, Settings
-from app.config.values import IdentifiedKey
+from app.config.values import IdentifiedKey, format_time
 from app.database.engine import dialect_insert, reading_engine, write
 from app.database.models import KeyFingerprintRow, ServerRow
 from app.keyring.active import ActiveRing
@@ -47,7 +48,16 @@ OF_ONE_MACHINE = frozenset(
 )
 """Settings that may differ between servers."""
 
+WENT_BACK = "database went back to"
+"""Beside the settings of a server that has seen a later state of the database: the time of its newest entry."""
+
+_CHECKED = "restore"
+_TOLERANCE = timedelta(minutes=5)
+"""Servers record themselves about once a minute."""
+
 _CHARACTERS = 16
+
+log = logging.getLogger(__name__)
 
 
 class ServerRegistry:
@@ -62,7 +72,9 @@ class ServerRegistry:
         self._active = active
         self._clock = clock
         # Of this process alone, unless gunicorn's master has made the one of all its workers.
-        self._id, self._started_at = secrets.token_hex(16), clock()
+        self._id, self._started_at, self._recorded_at = secrets.token_hex(16), clock(), 0.0
+        self.seen_by_snapshot: Callable[[], datetime | None] = lambda: None
+        """Returns when the database was last read for the snapshot of this machine."""
 
     def poll(self) -> None:
         """Record this server, unless another of its workers has done so within a minute.
@@ -76,8 +88,9 @@ class ServerRegistry:
     def record(self) -> None:
         """Record this server, and the fingerprints of keys whose ids are new."""
         shared, now = shared_state(), self._clock()
+        went_back = self._find_older_database(shared.recorded_at if shared else self._recorded_at)
         values = {
-            "server_id": shared.server_id if shared else self._id,
+            "server_id": self.id,
             "name": self._settings.server_name,
             "host": socket.gethostname()[:255],
             "port": os.environ.get("PORT", "")[:16],
@@ -85,9 +98,60 @@ class ServerRegistry:
             "started_at": shared.started_at if shared else self._started_at,
             "seen_at": now,
             "ring": fingerprint_of_ring(self._active()),
-            "settings": fingerprints_of(self._settings),
+            "settings": fingerprints_of(self._settings) | ({WENT_BACK: went_back} if went_back else {}),
         }
         write(self._engine, lambda connection: self._write(connection, values))
+        self._recorded_at = now.timestamp()
+        if shared:
+            shared.recorded_at = self._recorded_at
+
+    def mark_checked(self) -> None:
+        """Record that the database was compared with the audit log: that it is older is known."""
+        now = format_time(self._clock())
+
+        def mark(connection: Connection) -> None:
+            row = dialect_insert(self._engine, KeyFingerprintRow)
+            checked = row.values(kind=_CHECKED, key_id=_CHECKED, fingerprint=now)
+            connection.execute(
+                checked.on_conflict_do_update(index_elements=["kind", "key_id"], set_={"fingerprint": now})
+            )
+            for found in connection.execute(select(ServerRow.server_id, ServerRow.settings)).all():
+                left = {name: value for name, value in found.settings.items() if name != WENT_BACK}
+                connection.execute(
+                    update(ServerRow).where(ServerRow.server_id == found.server_id).values(settings=left)
+                )
+
+        write(self._engine, mark)
+
+    def _find_older_database(self, recorded_at: float) -> str | None:
+        """Return until when the database knows, if this server has seen a later state of it; log it once.
+
+        :param recorded_at: when this server last recorded itself, in seconds since 1970.
+        """
+        rows = self.servers()
+        own = next((row for row in rows if row.server_id == self.id), None)
+        if own and WENT_BACK in own.settings:
+            return str(own.settings[WENT_BACK])
+        checked = self.known_keys().get((_CHECKED, _CHECKED))
+        newest = max(
+            [row.seen_at for row in rows] + ([datetime.fromisoformat(checked)] if checked else []), default=None
+        )
+        seen = datetime.fromtimestamp(recorded_at, UTC) if recorded_at else self.seen_by_snapshot()
+        if newest is None or seen is None or newest >= seen - _TOLERANCE:
+            return None
+        log.error(
+            "the database is of %s, and this server has seen it at %s: was a backup restored? `flask restore-check` "
+            "does again what it has undone",
+            format_time(newest),
+            format_time(seen),
+        )
+        return format_time(newest)
+
+    @property
+    def id(self) -> str:
+        """The id of this server."""
+        shared = shared_state()
+        return shared.server_id if shared else self._id
 
     def _write(self, connection: Connection, values: Mapping[str, Any]) -> None:
         row = dialect_insert(self._engine, ServerRow).values(**values)

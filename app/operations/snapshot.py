@@ -156,6 +156,13 @@ class Snapshot:
         age = (self._clock() - found.read_at).total_seconds() if found else 0.0
         return ReadClients(age, found.clients) if found else None
 
+    def read_at(self) -> datetime | None:
+        """Return when the database was read for the snapshot, however long ago; ``None`` if that cannot be known."""
+        try:
+            return datetime.fromtimestamp(int(self._opened(self._newest, "the newest snapshot")) / 1000, UTC)
+        except SnapshotError:
+            return None
+
     def ring(self) -> Ring | None:
         """Return the key ring of the snapshot; ``None`` if it has none or cannot be used, which is logged."""
         found = self._load_or_log()
