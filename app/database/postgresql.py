@@ -149,7 +149,9 @@ class BoundedConnection(psycopg.Connection[Any]):
                         ready = self._ready(state, began + self.answer_seconds - time.monotonic())
                 if not ready:
                     self.pgconn.finish()
-                    raise DatabaseSilent(f"no answer within {self.answer_seconds:g} s")
+                    silence = DatabaseSilent(f"no answer within {self.answer_seconds:g} s")
+                    _end(gen, silence)
+                    raise silence
                 state = gen.send(ready)
         except StopIteration as ended:
             self._usual_seconds += _OF_THE_LATEST * (time.monotonic() - began - self._usual_seconds)
@@ -164,3 +166,12 @@ class BoundedConnection(psycopg.Connection[Any]):
             # Reading or writing will find out that a connection is broken.
             ready = (Ready.R if event & ~select.POLLOUT else 0) | (Ready.W if event & select.POLLOUT else 0)
         return ready
+
+
+def _end(gen: Any, error: Exception) -> None:
+    """Raise ``error`` in ``gen`` until it has ended: the end of a pipeline waits once more, and would be reported."""
+    for _ in range(3):
+        try:
+            gen.throw(error)
+        except BaseException:  # noqa: BLE001 - It has ended; ``error`` is raised by the caller.
+            return

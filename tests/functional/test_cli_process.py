@@ -241,8 +241,10 @@ def test_flask_help_says_what_this_is(installation: Installation) -> None:
         "doctor",
         "explain",
         "keys",
+        "restore-check",
         "routes",
         "run",
+        "servers",
         "shell",
         "tokens",
     ]

@@ -69,10 +69,11 @@ def test_documents_need_no_database(tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_an_announced_key_keeps_its_entity_tag_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("announced")
-    with running_server(folder) as server:
+    pepper = f"p1:{'p' * 40}"
+    with running_server(folder, TOKENHOUSE_SECRET_PEPPERS=pepper) as server:
         before = requests.get(f"{server.url}{JWKS}", timeout=10)
         assert server.flask("keys", "generate").returncode == 0
-    again = RunningServer(folder)
+    again = RunningServer(folder, TOKENHOUSE_SECRET_PEPPERS=pepper)
     again.start()
     try:
         after = requests.get(f"{again.url}{JWKS}", headers={"If-None-Match": before.headers["ETag"]}, timeout=10)

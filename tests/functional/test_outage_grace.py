@@ -169,7 +169,7 @@ def test_a_client_that_signs_needs_a_store_that_answers(own_postgres: PostgresSe
         return [server.post_token(assertion).status_code for _ in range(2)]
 
     with running_redis() as redis:
-        options = {"TOKENHOUSE_DATABASE_URL": url, "TOKENHOUSE_ISSUER": ISSUER}
+        options = {"TOKENHOUSE_DATABASE_URL": url, "TOKENHOUSE_SECRET_PEPPERS": f"p1:{'p' * 40}"}
         (tmp_path / "with").mkdir()
         (tmp_path / "without").mkdir()
         with (

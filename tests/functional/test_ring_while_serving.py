@@ -16,6 +16,7 @@ from sqlalchemy import text
 from support.keys import generate_long_ago
 from support.server import NewClient, RunningServer, wait_until
 
+from app.database.engine import begin_writing
 from app.database.models import db
 from app.keyring.model import Ring
 
@@ -82,6 +83,7 @@ class Serving:
 
     def _execute(self, statement: str) -> None:
         with self.server.context():
+            begin_writing(db.session)
             db.session.execute(text(statement))
             db.session.commit()
 

@@ -339,6 +339,7 @@ def test_the_audit_line_of_a_refusal_is_exactly_this(server: RunningServer, told
     assert event.pop("duration_ms") > 0
     status, body = told.answer
     assert event == {
+        "server": server.settings.server_name,
         "event": "TokenRefused",
         "request_id": response.headers["X-Request-ID"],
         "source_address": "127.0.0.1",

@@ -8,6 +8,7 @@ import pytest
 import requests
 from support.server import Answer, NewClient, RunningServer
 
+from app.database.engine import begin_writing
 from app.database.models import ClientRow, db
 
 GRANT = "client_credentials"
@@ -46,6 +47,7 @@ def deleted(server: RunningServer) -> NewClient:
 def revoked_secret(server: RunningServer) -> NewClient:
     client = server.create_client()
     with server.context():
+        begin_writing(db.session)
         row = db.session.get(ClientRow, client.client_id)
         assert row is not None
         row.secrets[0].revoked_at = datetime.now(UTC)
@@ -56,6 +58,7 @@ def revoked_secret(server: RunningServer) -> NewClient:
 def digested_with_a_lost_pepper(server: RunningServer) -> NewClient:
     client = server.create_client()
     with server.context():
+        begin_writing(db.session)
         row = db.session.get(ClientRow, client.client_id)
         assert row is not None
         row.secrets[0].pepper_id, row.secrets[0].digest = "lost", secrets.token_bytes(32)

@@ -1,6 +1,7 @@
 """A connection that does not wait for ever, and lets others go on when it waits for long."""
 
 import contextlib
+import gc
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.waiting import Wait
 from sqlalchemy.engine import make_url
 from support.postgres import new_database
 
@@ -74,6 +76,22 @@ def test_silence_ends_and_closes_the_connection(connection: BoundedConnection) -
     with pytest.raises(DatabaseSilent, match=r"no answer within 0\.2 s"):
         connection.execute("SELECT pg_sleep(30)")
     assert connection.closed
+
+
+def test_silence_at_the_end_of_a_pipeline_leaves_nothing_to_report(connection: BoundedConnection) -> None:
+    """As psycopg's end of a pipeline: it waits once more, whatever ended the first wait."""
+
+    def end_of_pipeline() -> Iterator[Wait]:
+        try:
+            yield Wait.R
+        finally:
+            yield Wait.R
+
+    connection.answer_seconds = 0.05
+    with pytest.raises(DatabaseSilent):
+        connection.wait(end_of_pipeline())
+    # What Python prints of a generator that does not end is an error here.
+    gc.collect()
 
 
 def test_large_answers_and_statements_are_read_and_sent_whole(connection: BoundedConnection) -> None:
