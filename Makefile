@@ -7,6 +7,9 @@ PORT ?= 8080
 # One more than processors: many tests wait for what other processes do.
 TEST_PROCESSES ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 TESTS ?= tests
+# Python 3.11 runs all tests; newer ones that are installed, by pyenv too, run the main job.
+PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-4].*/bin/python) $(shell command -v python3.12 python3.13 python3.14)
+PYTHON_TESTS ?= tests/functional/test_token.py tests/functional/test_cli_clients_create.py tests/buffered_worker/test_http_framing.py
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,6 +35,18 @@ install: $(VENV)/.installed ## Install into .venv what a server needs, for produ
 .PHONY: test
 test: $(VENV)/.installed-for-tests node-clients ## Install and run every test, on a real PostgreSQL. TESTS= narrows it.
 	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(TESTS)
+
+.PHONY: test-pythons
+test-pythons: ## The main tests with every newer Python that is installed. PYTHONS= and PYTHON_TESTS= choose.
+	@tested=; for python in $(PYTHONS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+		case "$$tested" in *" $$version "*) continue ;; esac; tested="$$tested $$version "; \
+		echo "Python $$version: $(PYTHON_TESTS)"; \
+		{ test -x $(VENV)-$$version/bin/python || $$python -m venv $(VENV)-$$version; } && \
+		$(VENV)-$$version/bin/python -m pip install --quiet --disable-pip-version-check \
+			--constraint constraints.txt --editable '.[test]' && \
+		$(VENV)-$$version/bin/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) $(PYTHON_TESTS) || exit 1; \
+	done
 
 .PHONY: test-examples
 test-examples: $(VENV)/.installed-for-tests node-clients ## Run the examples in every language. As root, Debian's packages are installed.
@@ -79,7 +94,7 @@ tables: $(VENV)/.installed ## Write the lists of docs/ that come from the code.
 
 .PHONY: clean
 clean: ## Remove what was installed and built. Keeps instance/ and .env: keys, clients and peppers are yours.
-	rm -rf $(VENV) build mutants *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov $(NODE_CLIENTS)/node_modules $(PEERS)/node_modules
+	rm -rf $(VENV) $(VENV)-3.* build mutants *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov $(NODE_CLIENTS)/node_modules $(PEERS)/node_modules
 	find app buffered_worker config migrations tests bench wsgi.py -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true
 
 # Made anew when what they were made from changes, so the second time is quick.
