@@ -284,8 +284,7 @@ def set_up(machine: Machine) -> None:
         "database-url": "0640",
     }  # fmt: skip
     machine.do(3)
-    ring = modes(machine.path("/var/lib/tokenhouse"))
-    assert (ring.pop("tokenhouse"), len(ring), set(ring.values())) == ("0700", 4, {"0600"})
+    assert modes(machine.path("/var/lib/tokenhouse")) == {"tokenhouse": "0700"}
     assert json.loads(machine.do(4))["status"] == "ok"
     journal = machine.path("journal").read_text()
     assert "with configuration production, key ring" in journal
@@ -361,9 +360,6 @@ def upgrade_and_go_back(machine: Machine) -> None:
 def serve_from_two_machines(machine: Machine) -> None:
     """Section 10: a second server with the same settings, as on another machine, and the first one dies."""
     before = json.loads(machine.curl("/.well-known/jwks.json")[2])
-    machine.do(10)
-    wait_until(machine.ready)
-    assert json.loads(machine.curl("/.well-known/jwks.json")[2]) == before
     other = free_port()
     with (machine.root / "other.out").open("ab") as stream:
         machine.running["other"] = machine.execute(
@@ -375,5 +371,6 @@ def serve_from_two_machines(machine: Machine) -> None:
     configuration.write_text(configuration.read_text().replace(line, f"{line} server 127.0.0.1:{other};"))
     machine.systemctl("reload", "nginx")
     wait_until(lambda: "TokenIssued" in (machine.root / "other.out").read_text() or machine.token()[0] != 200)
+    assert json.loads(machine.curl("/.well-known/jwks.json")[2]) == before
     os.killpg(machine.running["tokenhouse"].pid, signal.SIGKILL)
     assert [machine.token()[0] for _ in range(20)] == [200] * 20

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
 
@@ -69,11 +69,12 @@ class KnownClient:
     rows: Rows
     read_at: float
     used_at: float
+    characters: int = field(init=False)
+    """The length of its text."""
 
-    @property
-    def characters(self) -> int:
-        """The length of its text."""
-        return sum(len(value) for row in self.rows for value in row if isinstance(value, str))
+    def __post_init__(self) -> None:
+        """Measure it once: all are added up in each poll."""
+        self.characters = sum(len(value) for row in self.rows for value in row if isinstance(value, str))
 
 
 @dataclass(frozen=True, slots=True)
