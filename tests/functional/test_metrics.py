@@ -1,5 +1,6 @@
 """What Prometheus is told: the sum of all workers, whatever becomes of them, and nothing of any client."""
 
+import contextlib
 import json
 import os
 import re
@@ -335,6 +336,29 @@ def test_promtool_takes_the_alerts_and_they_fire_when_they_shall(words: tuple[st
         ["promtool", *words], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_half_sent_requests_take_no_thread_and_no_file_for_long(watched: Watched) -> None:
+    port = int(watched.url.rpartition(":")[2].partition("/")[0])
+    held = []
+    for _ in range(600):
+        with contextlib.suppress(OSError):
+            connection = socket.create_connection(("127.0.0.1", port), timeout=2)
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: ")
+            held.append(connection)
+    try:
+        threads = [len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in watched.server.workers()]
+        # Eight that serve, and eight that watch them.
+        assert max(threads) < 60
+        # Dripping on does not help.
+        for connection in held:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"y")
+        wait_until(watched.answers, 15)
+    finally:
+        for connection in held:
+            connection.close()
+    assert watched.value("tokenhouse_check_healthy", check="database") == 1
 
 
 def test_every_alert_is_tested() -> None:
