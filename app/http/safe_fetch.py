@@ -7,10 +7,12 @@ process's environment is used. Size and time are limited.
 
 import http.client
 import ipaddress
+import queue
 import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ from app.config.values import Network, is_loopback
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 10.0
-"""From the first byte of the handshake to the last byte of the response."""
+"""From the lookup of the name to the last byte of the response."""
+MOST_ADDRESSES = 3
+"""Addresses of a host that are tried, in the order of the resolver."""
 MOST_BYTES = 64 * 1024
 URL_MAX_CHARACTERS = 2000
 
@@ -39,6 +43,22 @@ _NO_STORE = re.compile(r"(?:^|[,\s])no-(?:store|cache)(?:$|[,\s])", re.IGNORECAS
 _PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """RFC 6052: packets go to the IPv4 address in the last 32 bits."""
+
+_ISATAP = {0x00005EFE, 0x02005EFE}
+"""RFC 5214: the third quarter of an address whose last 32 bits are an IPv4 address to which packets go."""
+
+_NEVER_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # A platform's own services, in every virtual network of Azure.
+            "192.0.0.192/32",  # The metadata of an instance in Oracle's cloud.
+            "192.88.99.0/24",  # Relays of 6to4, which were given up: RFC 7526.
+            "3fff::/20",  # For documentation: RFC 9637.
+        ),
+    )
+)
+"""Networks that are public by their registration, and lead to what is not."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[..., Sequence[Any]]
@@ -109,14 +129,15 @@ class Fetcher:
         except ValueError as error:
             raise FetchError(f"the URL {error}") from None
         parts = urlsplit(url)
+        deadline = time.monotonic() + TOTAL_SECONDS
         try:
             with (
-                closing(self._connected(str(parts.hostname), parts.port or _port_of(parts.scheme))) as plain,
+                closing(self._connected(str(parts.hostname), parts.port or _port_of(parts.scheme), deadline)) as plain,
                 closing(plain.dup()) as same,
             ):
                 # A server that sends one byte now and then would otherwise hold the connection for ever.
                 is_over = threading.Event()
-                end = threading.Timer(TOTAL_SECONDS, _cut, (same, is_over))
+                end = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, (same, is_over))
                 end.daemon = True
                 end.start()
                 try:
@@ -138,25 +159,28 @@ class Fetcher:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise FetchError(f"the connection failed: {_named(error)}") from None
 
-    def _connected(self, host: str, port: int) -> socket.socket:
-        """Connect to an address of ``host`` that has been checked."""
-        addresses = self._addresses(host, port)
+    def _connected(self, host: str, port: int, deadline: float) -> socket.socket:
+        """Connect to an address of ``host`` that has been checked, until ``deadline`` of the monotonic clock."""
+        addresses = self._addresses(host, port, deadline)[:MOST_ADDRESSES]
         failure: OSError | None = None
-        for family, address in addresses:
+        for number, (family, address) in enumerate(addresses):
+            # Silent ones leave time for those after them.
+            share = (deadline - time.monotonic()) / (len(addresses) - number)
             connection = socket.socket(family, socket.SOCK_STREAM)
-            connection.settimeout(CONNECT_SECONDS)
+            connection.settimeout(max(0.01, min(CONNECT_SECONDS, share)))
             try:
                 connection.connect(address)
             except OSError as error:
                 connection.close()
                 failure = error
             else:
+                connection.settimeout(CONNECT_SECONDS)
                 return connection
         raise failure or FetchError(f"{host} has no address")
 
-    def _addresses(self, host: str, port: int) -> Sequence[tuple[int, Any]]:
+    def _addresses(self, host: str, port: int, deadline: float) -> Sequence[tuple[int, Any]]:
         try:
-            found = self._resolve(host, port, type=socket.SOCK_STREAM)
+            found = self._resolve_within(host, port, deadline - time.monotonic())
         except (OSError, UnicodeError):
             raise FetchError(f"{host} has no address") from None
         for *_, address in found:
@@ -171,14 +195,37 @@ class Fetcher:
                 )
         return [(family, address) for family, *_, address in found]
 
+    def _resolve_within(self, host: str, port: int, seconds: float) -> Sequence[Any]:
+        """Resolve ``host``. The system's resolver knows no deadline, so a thread of its own waits for it."""
+        outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def resolve() -> None:
+            try:
+                outcome.put(self._resolve(host, port, type=socket.SOCK_STREAM))
+            except (OSError, UnicodeError) as error:
+                outcome.put(error)
+
+        threading.Thread(target=resolve, daemon=True).start()
+        try:
+            found = outcome.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            raise FetchError(f"{host} could not be resolved within {TOTAL_SECONDS:.0f} s") from None
+        if isinstance(found, Exception):
+            raise found
+        return list(found)
+
 
 def is_allowed(address: _Address, networks: Sequence[Network]) -> bool:
     """Return whether ``address`` is in a public network or in one of ``networks``. Loopback is never public."""
     address = _unwrapped(address)
     if any(address in network for network in networks):
         return True
-    is_public = address.is_global and not address.is_multicast
-    return is_public and (address.version == 4 or address in _PUBLIC_IPV6)  # noqa: PLR2004
+    if not address.is_global or address.is_multicast or any(address in network for network in _NEVER_PUBLIC):
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return True
+    inner = _isatap(address)
+    return address in _PUBLIC_IPV6 and (inner is None or is_allowed(inner, networks))
 
 
 def _unwrapped(address: _Address) -> _Address:
@@ -188,6 +235,13 @@ def _unwrapped(address: _Address) -> _Address:
             return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         return address.ipv4_mapped or address.sixtofour or address
     return address
+
+
+def _isatap(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address inside an ISATAP address."""
+    if int(address) >> 32 & 0xFFFFFFFF not in _ISATAP:
+        return None
+    return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
 
 
 def _port_of(scheme: str) -> int:

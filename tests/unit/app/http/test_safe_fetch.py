@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -293,6 +293,14 @@ NOT_PUBLIC = [
     "fec0::1",
     "ff02::1",
     "100::1",
+    "168.63.129.16",
+    "192.0.0.192",
+    "192.88.99.1",
+    "::ffff:168.63.129.16",
+    "3fff::1",
+    "3fff:fff:ffff::1",
+    "2606:2800:220:1:0:5efe:10.0.0.1",
+    "2606:2800:220:1:200:5efe:169.254.169.254",
 ]
 
 
@@ -304,6 +312,39 @@ def test_a_name_that_leads_into_our_own_network_is_not_followed(address: str) ->
         f"client.example.com leads to {address}, which is no public address: "
         "TOKENHOUSE_JWKS_URI_NETWORKS names others that are allowed"
     )
+
+
+class SilentSocket(socket.socket):
+    """Nothing answers it; it notes how long would have been waited for whom."""
+
+    waited: ClassVar[list[tuple[str, float]]] = []
+
+    def connect(self, address: Any) -> None:
+        self.waited.append((address[0], self.gettimeout() or 0))
+        raise TimeoutError
+
+
+def test_silent_addresses_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SilentSocket, "waited", [])
+    monkeypatch.setattr(socket, "socket", SilentSocket)
+    addresses = [f"93.184.216.{number}" for number in range(1, 6)]
+    assert fault("https://a.example/", Fetcher(resolve=leading_to(*addresses))) == "nothing came for 5 s"
+    assert [address for address, _ in SilentSocket.waited] == addresses[:3]
+    # In truth the first two would have taken their time, and the last had what is left.
+    assert all(0 < seconds <= safe_fetch.CONNECT_SECONDS for _, seconds in SilentSocket.waited)
+    assert SilentSocket.waited[0][1] <= safe_fetch.TOTAL_SECONDS / 3
+
+
+def test_a_resolver_that_hangs_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safe_fetch, "TOTAL_SECONDS", 0.2)
+    is_over = threading.Event()
+
+    def hang(*_: Any, **__: Any) -> Any:
+        is_over.wait(30)
+        return []
+
+    assert fault("https://a.example/", Fetcher(resolve=hang)) == "a.example could not be resolved within 0 s"
+    is_over.set()
 
 
 def test_one_such_address_among_public_ones_is_enough() -> None:
