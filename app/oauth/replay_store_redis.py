@@ -38,6 +38,7 @@ OTHERS_LOOKS, OTHERS_SECONDS = 20, 0.05
 _PREFIX = "tokenhouse:{replay}:"
 """The braces keep all keys on one node of a cluster: a transaction cannot span two."""
 _EPOCH = f"{_PREFIX}epoch"
+_EPOCH_DIGITS = len(str(LAST_SECOND))
 _EVER_USED = ("", "a Redis holds what was used")
 """Stored in the database, under no client's id: from then on a missing epoch means that it was lost."""
 
@@ -140,9 +141,12 @@ class RedisReplayStore:
         return epoch
 
     def _read_epoch(self, recorded: Any) -> int | None:
-        """Return the epoch in ``noted``, if the process that answers wrote it."""
+        """Return the epoch in ``recorded``, if the process that answers wrote it, and it has begun."""
         process, _, since = (recorded or b"").decode("ascii", "replace").partition(" ")
-        return int(since) if process == self._process and since.isdecimal() else None
+        if process != self._process or not since.isdecimal() or len(since) > _EPOCH_DIGITS:
+            return None
+        # One in the future would refuse every assertion until then.
+        return int(since) if int(since) <= self._now() + SKEW_SECONDS else None
 
     def _begin(self, epoch: int) -> None:
         with self._circuit_breaker.allow_blocking(WRITING):

@@ -191,6 +191,20 @@ def test_an_epoch_that_nobody_here_has_written_is_none(harness: Harness, redis: 
         assert not use(harness, f"after {wrong!r}")
 
 
+@pytest.mark.parametrize("ahead", [61, 10**9, 10**30, None])
+def test_an_epoch_in_the_future_is_none(harness: Harness, redis: RedisServer, ahead: int | None) -> None:
+    """Whoever may write to Redis by mistake would have every assertion refused until then."""
+    assert use(harness, "1")
+    now = int(harness.clock().timestamp())
+    with redis.client() as client:
+        process = client.get("tokenhouse:{replay}:epoch").split()[0]  # type: ignore[union-attr]
+        digits = b"%d" % (now + ahead) if ahead else b"9" * 5000
+        client.set("tokenhouse:{replay}:epoch", process + b" " + digits)
+    assert not use(harness, "issued before the new epoch")
+    harness.clock.advance(seconds=62)
+    assert use(harness, "issued after it")
+
+
 def test_a_connection_that_was_dropped_is_made_anew(harness: Harness, redis: RedisServer) -> None:
     assert use(harness, "1")
     with redis.client() as client:
