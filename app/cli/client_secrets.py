@@ -113,7 +113,9 @@ def rotate_secret(  # noqa: PLR0913, PLR0917 - The options of the contract.
     with secret_file_for(secret_out) as file, rotating as (new, older):
         if file:
             file.write(new.secret)
-        _print_rotation(client_id, new, older, shown=secret_out is None, as_json=as_json)
+        # Whoever has given a secret has it already; a script gets the object that it expects.
+        is_shown = secret_out is None and (as_json or imported is None)
+        _print_rotation(client_id, new, older, shown=is_shown, as_json=as_json)
         warn_of_weak(imported)
 
 

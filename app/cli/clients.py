@@ -138,7 +138,9 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
                 file.write(secret.secret)
             if pair:
                 pair.write()
-            _print_new_client(row, secret, shown=options["secret_out"] is None, as_json=as_json)
+            # Whoever has given a secret has it already; a script gets the object that it expects.
+            is_shown = options["secret_out"] is None and (as_json or imported is None)
+            _print_new_client(row, secret, shown=is_shown, as_json=as_json)
             if pair:
                 report(
                     f"Its private key is in {generate_key}, and nowhere else: docs/client-keys.md shows how to use it."

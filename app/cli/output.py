@@ -91,11 +91,11 @@ def print_json_list(items: Iterable[object]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, pages: bool = False) -> None:
-    """Print rows: a table on a terminal, tab-separated lines in a pipe.
+    """Print rows: a table on a terminal, tab-separated lines in a pipe. Cells are escaped as by :func:`shown`.
 
     :param pages: whether a long table is shown in a pager.
     """
-    lines = (["" if value is None else str(value) for value in row] for row in rows)
+    lines = (["" if value is None else shown(str(value)) for value in row] for row in rows)
     if sys.stdout.isatty():
         cells = list(lines)
         from rich.console import Console  # noqa: PLC0415 - A tenth of a second that scripts need not wait for.
@@ -119,14 +119,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, pag
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
-    """Print the fields of one thing, a line each, without empty ones.
+    """Print the fields of one thing, a line each, without empty ones. Names and values are escaped as by :func:`shown`.
 
     All in one write: a reader that leaves after a few lines has received everything, a new secret included.
     """
-    width = max(map(len, fields), default=0)
-    shown = [f"{name:<{width}}  {_plain(value)}" for name, value in fields.items() if value not in (None, "", [], {})]
-    if shown:
-        print_line("\n".join(shown))
+    named = {shown(name): value for name, value in fields.items() if value not in (None, "", [], {})}
+    width = max(map(len, named), default=0)
+    if named:
+        print_line("\n".join(f"{name:<{width}}  {shown(_plain(value))}" for name, value in named.items()))
 
 
 def timestamp(time: datetime | None) -> str | None:

@@ -164,6 +164,8 @@ def parse_database_url(value: object) -> SecretStr:
         # An unencoded @ in the password would make the rest of it the host, which logs show.
         if "@" in f"{url.host}{url.database}":
             raise ValueError("must have user and password percent-encoded: @ is %40, / is %2F, : is %3A")
+        if url.query.keys() & {"password", "sslpassword"}:
+            raise ValueError("must have the password before the host, and not as a parameter, which logs show")
         parse_prepare_threshold(url.query.get("prepare_threshold", "0"))
         return SecretStr(url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False))
     if url.drivername in {"sqlite", "sqlite+pysqlite"}:

@@ -235,8 +235,13 @@ class Application(Flask):
         """Find routes by path and method alone, whatever the ``Host`` header says."""
         if request is None:
             return None
-        return MapAdapter(self.url_map, "localhost", "/", "", "http", request.path, request.method)
+        # Werkzeug drops leading slashes: `//readyz` would be served, past a proxy's rules for `/readyz`.
+        path = _UNROUTABLE if request.path.startswith("//") else request.path
+        return MapAdapter(self.url_map, "localhost", "/", "", "http", path, request.method)
 
+
+_UNROUTABLE = "/\0"
+"""A path that no route has."""
 
 _View = Callable[[Request], FlaskResponse]
 _Step = Callable[[FlaskResponse], FlaskResponse]

@@ -210,7 +210,10 @@ def _freeze_memory() -> None:
 def _log_identity() -> None:
     """Log what this server is, so that nobody runs development, or another's database, without knowing."""
     assert _checked  # noqa: S101 - It has been, just before.
-    database = make_url(_checked.database_url.get_secret_value()).render_as_string(hide_password=True)
+    url = make_url(_checked.database_url.get_secret_value())
+    # Host, port and name: other parts may hold secrets.
+    where = {name: url.query[name] for name in ("host", "port") if name in url.query}
+    database = url.set(username=None, password=None, query=where).render_as_string()
     log.info(
         "Tokenhouse is %s, with configuration %s, key ring %s, database %s",
         _checked.issuer,

@@ -279,6 +279,14 @@ def test_a_short_secret_is_taken_with_a_warning(harness: Harness, length: int, *
     assert done.stderr == (warning if warned else "")
 
 
+def test_a_secret_that_was_given_is_not_printed(harness: Harness) -> None:
+    secret = "a-secret-from-elsewhere-of-some-length"
+    for command in (("create", "A", "--client-id", "a"), ("rotate-secret", "a")):
+        done = harness.run("clients", *command, "--secret-file", "-", stdin=secret)
+        assert done.exit_code == 0
+        assert secret not in done.stdout + done.stderr
+
+
 def test_a_secret_file_that_cannot_be_read_is_refused(harness: Harness) -> None:
     missing = harness.folder / "nowhere"
     assert refusal(harness.run("clients", "create", "A", "--secret-file", str(missing))) == (

@@ -182,3 +182,21 @@ def test_a_worker_that_is_told_to_stop_as_it_is_born_stops(tmp_path: Path) -> No
     finally:
         server.stop()
     assert "Shutting down" in server.stderr_path.read_text()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["//readyz", "//livez", "///readyz", "/%2freadyz", "/%2Flivez", "//oauth/token", "//.well-known/jwks.json"],
+)
+def test_leading_slashes_are_part_of_the_path(server: RunningServer, target: str) -> None:
+    """A proxy whose rules are for ``/readyz`` would not see these."""
+    for method in (b"GET", b"POST"):
+        raw = method + f" {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+        (answer,) = server.send(raw, method.decode())
+        assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("target", ["/oauth/token#x", "/readyz#", "/livez?x#y"])
+def test_a_fragment_is_refused(server: RunningServer, target: str) -> None:
+    raw = f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
+    assert server.send(raw, "GET")[0].status_code == 400

@@ -76,3 +76,16 @@ def test_a_secret_file_is_made_before_there_is_a_secret(tmp_path: Path) -> None:
     file = SecretFile(str(path))
     file.discard()
     assert not path.exists()
+
+
+HOSTILE = "\x1b]0;owned\x07\r\n\t\u202e"
+
+
+def test_no_name_or_value_controls_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields({f"name{HOSTILE}": f"value{HOSTILE}", "list": [HOSTILE], "map": {HOSTILE: HOSTILE}})
+    print_table(("a", "b"), [(HOSTILE, "x"), ("y", f"z{HOSTILE}")])
+    said = capsys.readouterr().out
+    assert all(character.isprintable() or character in "\n\t" for character in said)
+    assert "\t" not in said.partition("a\tb")[0]
+    # A cell is one cell, and a row is one line.
+    assert [line.count("\t") for line in said.partition("a\tb\n")[2].splitlines()] == [1, 1]

@@ -180,13 +180,13 @@ def test_the_last_good_set_is_kept_and_told_of(
         "keyring": "ok",
         "settings": "ok",
         "audit_log": "ok",
-        "client_keys:c": "degraded",
+        "client_keys": "degraded",
     }
     assert kept(harness).fault == "the answer has status 500"
     publisher.publish(jwk(NEW))
     harness.clock.now = kept(harness).refresh_at
     poll(harness)
-    assert "client_keys:c" not in ready(harness)
+    assert "client_keys" not in ready(harness)
     assert (kept(harness).fault, kept(harness).failures) == (None, 0)
     assert [ask(harness, OLD), ask(harness, NEW)] == [401, 200]
     fault = "the answer has status 500"

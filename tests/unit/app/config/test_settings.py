@@ -18,6 +18,7 @@ from app.config.values import (
     format_duration,
     is_absolute_uri,
     is_loopback,
+    parse_database_url,
     parse_duration,
     parse_server_name,
 )
@@ -610,3 +611,10 @@ def test_the_name_of_the_machine_is_made_one(monkeypatch: pytest.MonkeyPatch, ho
     monkeypatch.setattr("socket.gethostname", lambda: host)
     assert default_server_name() == name
     assert parse_server_name(name) == name
+
+
+@pytest.mark.parametrize("parameter", ["password", "sslpassword"])
+def test_a_password_as_a_parameter_of_the_database_url_is_refused(parameter: str) -> None:
+    with pytest.raises(ValueError, match="must have the password before the host") as caught:
+        parse_database_url(f"postgresql+psycopg://a@b/c?{parameter}=hidden")
+    assert "hidden" not in str(caught.value)
