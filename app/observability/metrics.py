@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,8 @@ class ServersFolder:
         """Remove the folder, in the process that created it."""
         if os.getpid() == self._master:
             shutil.rmtree(self.path, ignore_errors=True)
+            if self._held:
+                self._held.close()
 
     def take_place(self) -> str:
         """Take a slot that no other worker has, until this process ends.
@@ -357,10 +360,15 @@ def _in_memory() -> Path:
 
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_FOLDER}*"):
-        # Another user's folder cannot be removed, and must not; a folder that is being created has no lock yet.
         with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS and _lock(folder / _SERVER):
-                shutil.rmtree(folder, ignore_errors=True)
+            found = folder.lstat()
+            # Everybody may write here: another user's folder, or a link to one, is not ours to touch.
+            is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+            # A folder that is being created has no lock yet.
+            is_old = time.time() - found.st_mtime > _ABANDONED_SECONDS
+            if is_ours and is_old and (held := _lock(folder / _SERVER)):
+                with held:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(path: Path) -> TextIOWrapper | None:

@@ -187,8 +187,10 @@ def write_private_file(path: Path, content: bytes) -> None:
     :raises OSError: it could not be written; the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # Of a process that had this number and was killed.
+    temporary.unlink(missing_ok=True)
     try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
