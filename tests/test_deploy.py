@@ -12,8 +12,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from app.config.loader import load_settings
 from app.config.settings import SETTING_NAMES
 from app.config.values import PROJECT_FOLDER
+from app.errors import StartError
 
 DEPLOY = PROJECT_FOLDER / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -43,6 +45,26 @@ DOCUMENTS, PODS = dict(documents()), dict(pods())
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_manifest_is_what_kubernetes_takes(name: str) -> None:
     kubernetes_validate.validate(DOCUMENTS[name], KUBERNETES_VERSION, strict=True)
+
+
+def test_no_server_starts_with_the_placeholder_of_the_ingress() -> None:
+    settings = DOCUMENTS["settings.yaml ConfigMap tokenhouse"]["data"]
+    given = {name: value for name, value in settings.items() if not name.endswith("_FILE")}
+    secrets = {"TOKENHOUSE_SECRET_PEPPERS": f"p1:{'p' * 40}", "TOKENHOUSE_ENCRYPTION_KEYS": f"k1:{'e' * 40}"}
+    with pytest.raises(StartError) as caught:
+        load_settings({**given, **secrets, "TOKENHOUSE_CONFIG": "production"})
+    assert str(caught.value).startswith("TOKENHOUSE_TRUSTED_PROXIES must be comma-separated networks")
+    assert "\n" not in str(caught.value)
+    load_settings({**given, **secrets, "TOKENHOUSE_TRUSTED_PROXIES": "10.42.7.0/24", "TOKENHOUSE_CONFIG": "production"})
+
+
+def test_only_named_namespaces_are_reached_and_reach_it() -> None:
+    for name, document in DOCUMENTS.items():
+        if document["kind"] == "NetworkPolicy":
+            rules = [*document["spec"].get("ingress", ()), *document["spec"]["egress"]]
+            open_ports = [rule["ports"] for rule in rules if not ("from" in rule or "to" in rule)]
+            # Names are looked up wherever the cluster does so.
+            assert {port["port"] for ports in open_ports for port in ports} == {53}, name
 
 
 def test_kustomize_names_every_manifest() -> None:

@@ -36,6 +36,8 @@ DIFFERENT_CHARACTERS_MIN = 10
 """A random value of 32 characters has more different ones; a repeated word has fewer."""
 WIDEST_PUBLIC_PREFIX = {4: 16, 6: 32}
 """A public network of proxies larger than this contains machines of others."""
+WIDEST_PRIVATE_PREFIX = {4: 16, 6: 48}
+"""A private network of proxies larger than this contains more than proxies."""
 
 _PEPPERS, _ENCRYPTION_KEYS = "TOKENHOUSE_SECRET_PEPPERS", "TOKENHOUSE_ENCRYPTION_KEYS"
 
@@ -196,6 +198,14 @@ def _find_wide_proxies(services: Services) -> Found:
                 f"{network} is everybody",
                 "anybody can write any address into the audit log",
                 "name your proxies' own addresses in TOKENHOUSE_TRUSTED_PROXIES",
+            )
+        elif network.is_private and network.prefixlen < WIDEST_PRIVATE_PREFIX[network.version]:
+            yield Finding(
+                "trusted proxies",
+                Severity.WARNING,
+                f"{network} is a large private network",
+                "any of its machines or pods can write any address into the audit log",
+                "name your proxies' own networks in TOKENHOUSE_TRUSTED_PROXIES",
             )
         elif network.is_global and network.prefixlen < WIDEST_PUBLIC_PREFIX[network.version]:
             yield Finding(

@@ -97,6 +97,8 @@ def test_every_finding_says_why_and_how(tmp_path: Path, clock: SettableClock) ->
         ),
         ({"trusted_proxies": "10.0.0.0/8, ::/0"}, ("error", "trusted proxies: ::/0 is everybody")),
         ({"trusted_proxies": "8.0.0.0/8"}, ("warning", "trusted proxies: 8.0.0.0/8 is a large public network")),
+        ({"trusted_proxies": "10.0.0.0/15"}, ("warning", "trusted proxies: 10.0.0.0/15 is a large private network")),
+        ({"trusted_proxies": "fd00::/47"}, ("warning", "trusted proxies: fd00::/47 is a large private network")),
         (
             {"metrics_address": "0.0.0.0:1"},
             ("warning", "metrics: they are served at 0.0.0.0 to anybody who reaches it"),
@@ -116,7 +118,7 @@ def test_settings_that_will_hurt(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"trusted_proxies": "10.0.0.0/8, unix, fd00::/8, 93.184.216.0/24"},
+        {"trusted_proxies": "10.1.0.0/16, unix, fd00:1:1::/48, 93.184.216.0/24"},
         {"metrics_address": "10.1.2.3:9464"},
         {"metrics_address": "localhost:9464"},
         {"metrics_address": "metrics.internal:9464"},
