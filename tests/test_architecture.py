@@ -51,6 +51,7 @@ PURE_MODULES = (
     "crypto/jws",
     "crypto/algorithms",
     "crypto/jwk",
+    "crypto/fitness",
     "clients/secret_digests",
     "clients/fields",
     "clients/scopes",

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import select, update
@@ -22,9 +23,10 @@ from sqlalchemy.orm import scoped_session
 
 from app.audit.events import ClientChanged
 from app.audit.outbox import Outbox
+from app.crypto.fitness import find_weakness
 from app.crypto.jwk import check_fetched_jwks
 from app.database.engine import reading_engine, writing_engine
-from app.database.models import SERVED_IDS, ClientKeySetRow, ClientRow
+from app.database.models import SERVED, SERVED_IDS, ClientKeySetRow, ClientRow
 from app.errors import ManagementError
 from app.http.safe_fetch import Fetcher, FetchError, check_url, without_query
 from app.types import Clock
@@ -182,6 +184,29 @@ class JwksCache:
         )
         with reading_engine(self._engine).connect() as connection:
             return connection.scalars(failing).all()
+
+    def find_unfit(self) -> list[tuple[str, str, str]]:
+        """Return keys that would not be accepted today: client id, kid and weakness, at most :data:`MOST_FAILING`.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        stored = (
+            select(ClientRow.client_id, ClientRow.auth_fields, ClientKeySetRow.jwks)
+            .outerjoin(ClientKeySetRow, ClientKeySetRow.client_id == ClientRow.client_id)
+            .where(SERVED, ClientRow.auth_fields.is_not(None))
+            .order_by(ClientRow.client_id)
+        )
+        # In a transaction, so that PostgreSQL sends rows as they are read.
+        with self._engine.connect() as connection:
+            rows = connection.execute(stored, execution_options={"yield_per": 1000})
+            keys = (
+                (row.client_id, key)
+                for row in rows
+                for key in (row.jwks or (row.auth_fields or {}).get("jwks") or {}).get("keys", ())
+            )
+            found = ((client_id, key["kid"], find_weakness(key)) for client_id, key in keys)
+            unfit = ((client_id, kid, weakness) for client_id, kid, weakness in found if weakness)
+            return list(islice(unfit, MOST_FAILING))
 
     def _claim(self, client_id: str, uri: str, now: datetime) -> bool:
         """Return whether this worker may fetch. If it dies meanwhile, another tries after the cool-down."""

@@ -11,6 +11,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry
 
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS
+from app.crypto.fitness import find_weakness, is_slow_exponent
 from app.errors import ManagementError
 
 MOST_KEYS = 16
@@ -135,6 +136,8 @@ def _check(key: Mapping[str, Any], which: str) -> dict[str, Any]:
         raise ManagementError(f"{which} must be an RSA key, an EC key on P-256 or an Ed25519 key")
     if isinstance(number, rsa.RSAPublicKey) and not RSA_MIN_BITS <= number.key_size <= RSA_MOST_BITS:
         raise ManagementError(f"{which} has {number.key_size} bits; an RSA key needs {RSA_MIN_BITS} to {RSA_MOST_BITS}")
+    if weakness := find_weakness(public):
+        raise ManagementError(f"{which} {weakness}")
     if not _can_be_read(public):
         raise ManagementError(f"{which} is no valid {kty} key")
     kid = key.get("kid", thumbprint)
@@ -155,7 +158,11 @@ def _can_be_read(key: Jwk) -> bool:
 def _public_key(key: Jwk) -> Any:
     """RFC 7518 section 6, RFC 8037 section 2."""
     if key["kty"] == "RSA":
-        return rsa.RSAPublicNumbers(_number(key["e"]), _number(key["n"])).public_key()
+        exponent = _number(key["e"])
+        if is_slow_exponent(exponent):
+            # Stored by a release that did not look.
+            raise ValueError("a check with this exponent takes too long")
+        return rsa.RSAPublicNumbers(exponent, _number(key["n"])).public_key()
     if key["kty"] == "EC":
         return ec.EllipticCurvePublicNumbers(_number(key["x"]), _number(key["y"]), ec.SECP256R1()).public_key()
     return ed25519.Ed25519PublicKey.from_public_bytes(_bytes(key["x"]))

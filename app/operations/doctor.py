@@ -225,6 +225,21 @@ def _find_wrong_traces(services: Services) -> Found:
             yield Finding("traces", severity, fault, why, "docs/traces.md describes the variables")
 
 
+def _find_unfit_keys(services: Services) -> Found:
+    try:
+        unfit = services.clients.jwks_cache.find_unfit()
+    except SQLAlchemyError:
+        return
+    for client_id, kid, weakness in unfit:
+        yield Finding(
+            "client keys",
+            Severity.WARNING,
+            f"key {kid!r} of {client_id!r} {weakness}",
+            "signatures of it prove nothing, or take long to check",
+            "have the client make another one: docs/client-keys.md",
+        )
+
+
 def _find_unusable_snapshot(services: Services) -> Found:
     snapshot = open_snapshot(services, db.engine)
     if snapshot is None:
@@ -320,6 +335,7 @@ _LATER: tuple[_Check, ...] = (
     _find_ring_faults,
     find_lost_secrets,
     _find_failing_key_sets,
+    _find_unfit_keys,
     _find_unusable_snapshot,
     find_drift,
     find_unencrypted_connections,

@@ -293,3 +293,19 @@ def test_traces_that_cannot_be_sent_are_found(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
     (tmp_path / "asked").mkdir()
     assert ("warning", message[1]) in found_in(tmp_path / "asked", clock, secret_peppers=STRONG)
+
+
+def test_stored_keys_that_are_not_fit_are_named(any_harness: Harness) -> None:
+    key = signer("ES256").jwk | {"kid": "k-1"}
+    fields = {"token_endpoint_auth_method": "private_key_jwt", "auth_fields": {"jwks": {"keys": [key]}}}
+    with any_harness.app.app_context():
+        for client_id in ("fit", "unfit"):
+            any_harness.store.register(ClientFields("Signs", **fields), client_id=client_id, with_secret=False)
+        row = any_harness.store.find("unfit")
+        # As a release that did not look has stored it.
+        row.auth_fields = {"jwks": {"keys": [key | {"x": "A" * 44}]}}
+        db.session.commit()
+    assert "client keys: key 'k-1' of 'unfit' has a x that is not 32 bytes long" in [
+        f"{one.check}: {one.what}" for one in found(any_harness)
+    ]
+    assert not [one for one in found(any_harness) if "'fit'" in one.what]
