@@ -121,7 +121,7 @@ def _create_like(path: Path, before: os.stat_result) -> int:
         return os.open(path, flags)
     with contextlib.suppress(OSError):
         os.fchown(opened, -1, before.st_gid)
-    # Not by the process's umask: whoever collects the log must be able to read the new file too.
+    # Regardless of the umask: the program that collects the log must be able to read the new file too.
     os.fchmod(opened, stat.S_IMODE(before.st_mode))
     return opened
 

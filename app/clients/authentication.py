@@ -1,7 +1,7 @@
 """Authenticates clients on the request path: one query and no write, whichever method a client uses.
 
-While the database is away, known clients are authenticated with the rows of ``outage_memory``. A client that is not,
-or whose credentials do not fit them, is told to retry: only the database knows whether they are wrong.
+While the database is away, known clients are authenticated with the rows of ``outage_memory``. Any other client or
+secret gets 503 with ``Retry-After``: only the database can tell whether it is wrong.
 
 An unknown id, a wrong secret and a right one cost the same, and so do both readings of Basic credentials. An unknown id
 gives a row of NULLs: handling rows takes time, which would reveal which ids exist. What an assertion must contain is

@@ -12,7 +12,7 @@ from math import gcd, prod
 from typing import Any
 
 RSA_EXPONENTS = range(65537, 2**32)
-"""FIPS 186-5 section A.1.1 begins there; a longer one makes a check slow for whoever knows the client id."""
+"""The smallest that FIPS 186-5 section A.1.1 does not allow. A large exponent would make each verification slow."""
 
 _SMALL_FACTORS_BELOW = 10_000
 _COORDINATE_BYTES = 32

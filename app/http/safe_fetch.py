@@ -196,7 +196,7 @@ class Fetcher:
         return [(family, address) for family, *_, address in found]
 
     def _resolve_within(self, host: str, port: int, seconds: float) -> Sequence[Any]:
-        """Resolve ``host``. The system's resolver knows no deadline, so a thread of its own waits for it."""
+        """Resolve ``host`` in a separate thread, since ``getaddrinfo`` takes no timeout."""
         outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         def resolve() -> None:

@@ -264,7 +264,7 @@ class Listener:
             "tokenhouse_check_healthy", "1 where /readyz says ok, 0 where it says degraded or failed.", labels=["check"]
         )
         for name, state in check_health(self._services).items():
-            # Counted by a metric of its own.
+            # A separate metric counts these.
             if name != "client_keys":
                 checks.add_metric([name], state == "ok")
         yield checks

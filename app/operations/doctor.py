@@ -104,7 +104,7 @@ def _find_weak_keys(services: Services) -> Found:
                     "keys",
                     Severity.WARNING,
                     f"{name} has the same value as {known[value]}",
-                    "whoever learns one has both",
+                    "anyone who learns one has both",
                     f"give each its own random value: {make}",
                 )
             known.setdefault(value, name)

@@ -53,7 +53,7 @@ def find_other_keys(services: Services) -> Found:
                     "secrets of clients are refused here that other servers accept"
                     if kind == "pepper"
                     else "what other servers have encrypted cannot be decrypted here, and the reverse",
-                    f"copy the value from another server; a new value needs an id of its own, before {key.id!r}",
+                    f"copy the value from another server; give a new value a new id, and put it before {key.id!r}",
                 )
 
 
@@ -166,7 +166,7 @@ def find_unencrypted_connections(services: Services) -> Found:
                 "redis",
                 Severity.WARNING,
                 "it is on another machine, and reached without TLS",
-                "its password can be read on the way, and used assertions can be forgotten by whoever has it",
+                "anyone on the network path can read its password, and with it delete the ids of used assertions",
                 "use rediss:// in TOKENHOUSE_REDIS_URL",
             )
 
@@ -184,7 +184,7 @@ def find_exposed_files(services: Services) -> Found:
                 "secret files",
                 Severity.WARNING,
                 f"{path} may be read by others (mode {mode:04o})",
-                "whoever runs a program on this machine has the secret",
+                "every program on this machine can read the secret",
                 f"chmod o= {path}",
             )
     if settings.keyring == KEYRING_IN_DATABASE and _DEFAULT_RING.exists():

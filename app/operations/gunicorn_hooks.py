@@ -263,9 +263,9 @@ def _check(create_app: CreateApp, workers: int) -> None:
 
 
 def _require_ring(services: Services) -> None:
-    """Read the ring as it is now: the last good one would do for a worker, but hides a fault that must be fixed.
+    """Check that the ring can be read now. The last good one would do for a worker, but would hide a fault.
 
-    :raises StartError: it cannot be read, and the database that it is in is not away, or there is no snapshot.
+    :raises StartError: it cannot be read. While the database is away, a snapshot of the ring is accepted instead.
     """
     try:
         services.keys.manager.backend.read()

@@ -16,12 +16,12 @@ from app.config.values import PROJECT_FOLDER
 _MOUNT = "mount -t tmpfs -o {} tmpfs /dev/shm"
 _CAN_MOUNT = subprocess.run(["unshare", "-m", "sh", "-c", _MOUNT.format("size=64k")], capture_output=True, check=False)
 
-needs_mounts = pytest.mark.skipif(_CAN_MOUNT.returncode != 0, reason="only root may mount a /dev/shm of its own")
+needs_mounts = pytest.mark.skipif(_CAN_MOUNT.returncode != 0, reason="only root may mount a separate /dev/shm")
 
 
 @contextlib.contextmanager
 def server_with(memory: str, folder: Path, **settings: str) -> Iterator[RunningServer]:
-    """A server that is not started yet, with a folder in memory of its own."""
+    """A server that is not started yet, with a separate /dev/shm."""
     server = RunningServer(folder, **settings)
     server.prefix = ("unshare", "-m", "sh", "-c", f'{_MOUNT.format(memory)} && exec "$@"', "sh")
     server.prepare()
@@ -69,7 +69,7 @@ def test_memory_that_fills_up_later_costs_no_worker(tmp_path: Path) -> None:
     with server_with("size=1m", tmp_path, **with_metrics()) as server:
         server.start("--workers", "1")
         client = server.create_client()
-        filler = Path(f"/proc/{server.process.pid}/root/dev/shm/filler")
+        filler = Path("/proc", str(server.process.pid), "root", "dev/shm/filler")
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))

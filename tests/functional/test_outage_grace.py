@@ -1,4 +1,4 @@
-"""PostgreSQL is away under load: known clients keep getting tokens, and nobody else is told anything but to retry."""
+"""PostgreSQL is away under load: known clients keep getting tokens, all other callers get 503 with Retry-After."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from support.server import NewClient, RunningServer, basic, running_server, wait
 UNAVAILABLE = refusal(503, "server_error", "The server cannot handle the request right now.")
 CALLERS = 6
 POLL_SECONDS = 1.5
-"""Until every worker has read again whoever has authenticated."""
+"""Within this time every worker reads the clients that have authenticated there."""
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ class KeyringBackend(Protocol):
         ...
 
     def leftovers(self) -> list[str]:
-        """Return the names of what holds private keys, for whoever removes the ring."""
+        """Return the names of the files or tables that hold private keys."""
         ...
 
     def change(self, change: Change) -> Ring:

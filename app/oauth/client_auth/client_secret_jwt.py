@@ -1,6 +1,6 @@
 """An assertion with a MAC of the client's secret: RFC 7523 section 2.2, OpenID Connect Core section 9.
 
-A last resort: whoever reads the database and the encryption keys can impersonate these clients.
+A last resort: anyone who can read the database and the encryption keys can impersonate these clients.
 """
 
 import hashlib

@@ -129,7 +129,7 @@ def test_another_value_under_the_same_id_is_an_error_at_the_start_too(recorded: 
         with two.app.app_context():
             registry_of(two.services).record()
             assert what in [one.what for one in examine_start(two.services)]
-    # The first value counts, whoever comes later.
+    # The first value stays.
     assert what not in [told for _, told in found(recorded, "keys")]
 
 
