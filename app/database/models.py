@@ -239,7 +239,8 @@ class ServerRow(Base):
     """A server that runs or ran, as it has recorded itself.
 
     ``ring`` is a fingerprint of its key ring, ``settings`` one of each setting by name. No value can be read from
-    them.
+    them. ``went_back_to`` is the time of the database's newest entry, if a backup was restored; ``checked_at`` is when
+    the database was last compared with the audit log.
     """
 
     __tablename__ = "servers"
@@ -253,6 +254,8 @@ class ServerRow(Base):
     seen_at: Mapped[datetime] = mapped_column(UTCDateTime)
     ring: Mapped[str | None] = mapped_column(String(64))
     settings: Mapped[dict[str, str]] = mapped_column(JSON)
+    went_back_to: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    checked_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
 
 class KeyFingerprintRow(Base):

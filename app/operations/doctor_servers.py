@@ -12,17 +12,18 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.config.settings import PREFIX, Settings
-from app.config.values import KEYRING_IN_DATABASE, PROJECT_FOLDER, is_loopback
+from app.config.values import KEYRING_IN_DATABASE, PROJECT_FOLDER, format_time, is_loopback
 from app.database.models import db
 from app.errors import StartError
 from app.operations.findings import Finding, Found, Severity
 from app.operations.servers import (
     KEY_KINDS,
-    WENT_BACK,
+    PEPPER,
     ServerRegistry,
     differences,
     fingerprint_of_key,
     fingerprint_of_ring,
+    is_running,
 )
 from app.services import Services
 
@@ -51,7 +52,7 @@ def find_other_keys(services: Services) -> Found:
                     Severity.ERROR,
                     f"{key.id!r} of {PREFIX}{setting.upper()} has another value than this database was used with",
                     "secrets of clients are refused here that other servers accept"
-                    if kind == "pepper"
+                    if kind == PEPPER
                     else "what other servers have encrypted cannot be decrypted here, and the reverse",
                     f"copy the value from another server; give a new value a new id, and put it before {key.id!r}",
                 )
@@ -60,12 +61,13 @@ def find_other_keys(services: Services) -> Found:
 def find_drift(services: Services) -> Found:
     """Compare the servers that run with these settings and this ring."""
     try:
-        running = registry_of(services).running()
+        servers = registry_of(services).servers()
     except SQLAlchemyError:
         return
+    yield from _find_older_database(servers)
+    running = [row for row in servers if is_running(row, services.clock())]
     if not running:
         return
-    yield from _find_older_database(running)
     differing = _find_other_settings(services, running)
     yield from differing
     yield from _find_other_rings(services, running)
@@ -91,16 +93,15 @@ def find_drift(services: Services) -> Found:
         yield Finding("servers", Severity.OK, f"{len(running)} running, with the same settings")
 
 
-def _find_older_database(running: Sequence[Any]) -> Found:
-    for row in running:
-        if WENT_BACK in row.settings:
-            yield Finding(
-                "database",
-                Severity.ERROR,
-                f"it went back to {row.settings[WENT_BACK]}: {row.name} has seen a later state",
-                "what came after is undone: revoked keys sign again, disabled clients get tokens, revoked tokens count",
-                "`flask restore-check --audit FILE…` does again what is missing",
-            )
+def _find_older_database(servers: Sequence[Any]) -> Found:
+    if went_back_to := next((row.went_back_to for row in servers if row.went_back_to), None):
+        yield Finding(
+            "database",
+            Severity.ERROR,
+            f"it went back to {format_time(went_back_to)}: a server has seen a later state",
+            "what came after is undone: revoked keys sign again, disabled clients get tokens, revoked tokens count",
+            "`flask restore-check --audit FILE…` does again what is missing",
+        )
 
 
 def _find_other_settings(services: Services, running: Sequence[Any]) -> list[Finding]:

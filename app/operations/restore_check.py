@@ -80,22 +80,27 @@ def read_trail(paths: Sequence[Path]) -> Trail:
 
     :raises ManagementError: one cannot be read, or none has a line of the audit log.
     """
-    events: list[tuple[datetime, dict[str, Any]]] = []
+    if not any("event" in facts and _time_of(facts) for path in paths for facts in _lines(path, b"")):
+        names = ", ".join(map(str, paths))
+        raise ManagementError(f"no line of the audit log in {names}: give the files that the servers wrote it to")
+    found = ((_time_of(facts), facts) for path in paths for facts in _lines(path, *_CHANGES))
+    events = [(time, facts) for time, facts in found if time is not None]
+    trail = Trail()
+    for time, facts in sorted(events, key=lambda event: event[0]):
+        _note(trail, time, facts)
+    words = [jti.encode() for jti in trail.revoked_tokens]
+    for path in paths if words else ():
+        for facts in _lines(path, *words):
+            if facts.get("event") == "TokenIssued" or facts.get("change") == "issued":
+                trail.issued[str(facts.get("jti"))] = facts
+    return trail
+
+
+def _lines(path: Path, *words: bytes) -> Iterator[dict[str, Any]]:
     try:
-        for path in paths:
-            found = ((_time_of(facts), facts) for facts in lines_with(path, *_CHANGES))
-            events.extend((time, facts) for time, facts in found if time is not None)
-        trail = Trail()
-        for time, facts in sorted(events, key=lambda event: event[0]):
-            _note(trail, time, facts)
-        words = [jti.encode() for jti in trail.revoked_tokens]
-        for path in paths if words else ():
-            for facts in lines_with(path, *words):
-                if facts.get("event") == "TokenIssued" or facts.get("change") == "issued":
-                    trail.issued[str(facts.get("jti"))] = facts
+        yield from lines_with(path, *words)
     except (OSError, EOFError) as error:
         raise ManagementError(f"the log {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return trail
 
 
 def _note(trail: Trail, time: datetime, facts: dict[str, Any]) -> None:

@@ -48,10 +48,6 @@ OF_ONE_MACHINE = frozenset(
 )
 """Settings that may differ between servers."""
 
-WENT_BACK = "database went back to"
-"""Beside the settings of a server that has seen a later state of the database: the time of its newest entry."""
-
-_CHECKED = "restore"
 _TOLERANCE = timedelta(minutes=5)
 """Servers record themselves about once a minute."""
 
@@ -88,17 +84,15 @@ class ServerRegistry:
     def record(self) -> None:
         """Record this server, and the fingerprints of keys whose ids are new."""
         shared, now = shared_state(), self._clock()
-        went_back = self._find_older_database(shared.recorded_at if shared else self._recorded_at)
         values = {
             "server_id": self.id,
-            "name": self._settings.server_name,
-            "host": socket.gethostname()[:255],
-            "port": os.environ.get("PORT", "")[:16],
+            **self._place(),
             "version": installed_version(),
             "started_at": shared.started_at if shared else self._started_at,
             "seen_at": now,
             "ring": fingerprint_of_ring(self._active()),
-            "settings": fingerprints_of(self._settings) | ({WENT_BACK: went_back} if went_back else {}),
+            "settings": fingerprints_of(self._settings),
+            "went_back_to": self._find_older_database(shared.recorded_at if shared else self._recorded_at),
         }
         write(self._engine, lambda connection: self._write(connection, values))
         self._recorded_at = now.timestamp()
@@ -106,36 +100,30 @@ class ServerRegistry:
             shared.recorded_at = self._recorded_at
 
     def mark_checked(self) -> None:
-        """Record that the database was compared with the audit log: that it is older is known."""
-        now = format_time(self._clock())
+        """Record that the database was compared with the audit log.
 
-        def mark(connection: Connection) -> None:
-            row = dialect_insert(self._engine, KeyFingerprintRow)
-            checked = row.values(kind=_CHECKED, key_id=_CHECKED, fingerprint=now)
-            connection.execute(
-                checked.on_conflict_do_update(index_elements=["kind", "key_id"], set_={"fingerprint": now})
-            )
-            for found in connection.execute(select(ServerRow.server_id, ServerRow.settings)).all():
-                left = {name: value for name, value in found.settings.items() if name != WENT_BACK}
-                connection.execute(
-                    update(ServerRow).where(ServerRow.server_id == found.server_id).values(settings=left)
-                )
-
-        write(self._engine, mark)
-
-    def _find_older_database(self, recorded_at: float) -> str | None:
-        """Return until when the database knows, if this server has seen a later state of it; log it once.
-
-        :param recorded_at: when this server last recorded itself, in seconds since 1970.
+        :raises SQLAlchemyError: the database takes no writes.
         """
-        rows = self.servers()
-        own = next((row for row in rows if row.server_id == self.id), None)
-        if own and WENT_BACK in own.settings:
-            return str(own.settings[WENT_BACK])
-        checked = self.known_keys().get((_CHECKED, _CHECKED))
-        newest = max(
-            [row.seen_at for row in rows] + ([datetime.fromisoformat(checked)] if checked else []), default=None
-        )
+        checked = update(ServerRow).values(went_back_to=None, checked_at=self._clock())
+        write(self._engine, lambda connection: connection.execute(checked))
+
+    def _place(self) -> dict[str, str]:
+        """Return what a server has in common with the one that ran here before."""
+        host, port = socket.gethostname()[:255], os.environ.get("PORT", "")[:16]
+        return {"name": self._settings.server_name, "host": host, "port": port}
+
+    def _find_older_database(self, recorded_at: float) -> datetime | None:
+        """Return the time of the database's newest entry, if any server has seen a later state; log it once.
+
+        :param recorded_at: when this server last recorded itself, in seconds since 1970; zero if it has not.
+        """
+        rows, place = self.servers(), tuple(self._place().values())
+        known: datetime | None = next((row.went_back_to for row in rows if row.went_back_to), None)
+        if known:
+            return known
+        # Other servers may have recorded themselves since the restore; the one that ran here before has not.
+        own = [row for row in rows if row.server_id == self.id or (row.name, row.host, row.port) == place]
+        newest: datetime | None = max((row.checked_at or row.seen_at for row in own or rows), default=None)
         seen = datetime.fromtimestamp(recorded_at, UTC) if recorded_at else self.seen_by_snapshot()
         if newest is None or seen is None or newest >= seen - _TOLERANCE:
             return None
@@ -145,18 +133,18 @@ class ServerRegistry:
             format_time(newest),
             format_time(seen),
         )
-        return format_time(newest)
+        return newest
 
     @property
     def id(self) -> str:
-        """The id of this server."""
+        """The id of this server: a gunicorn master and its workers."""
         shared = shared_state()
         return shared.server_id if shared else self._id
 
     def _write(self, connection: Connection, values: Mapping[str, Any]) -> None:
         row = dialect_insert(self._engine, ServerRow).values(**values)
         connection.execute(row.on_conflict_do_update(index_elements=["server_id"], set_=values))
-        same = [getattr(ServerRow, name) == values[name] for name in ("name", "host", "port")]
+        same = [getattr(ServerRow, name) == value for name, value in self._place().items()]
         # The server that ran here before, and those that have long ended.
         connection.execute(delete(ServerRow).where(*same, ServerRow.started_at < values["started_at"]))
         connection.execute(delete(ServerRow).where(ServerRow.seen_at < values["seen_at"] - FORGOTTEN_AFTER))
@@ -173,13 +161,6 @@ class ServerRegistry:
         """
         with reading_engine(self._engine).connect() as connection:
             return connection.execute(select(ServerRow.__table__).order_by(ServerRow.name, ServerRow.started_at)).all()
-
-    def running(self) -> Sequence[Any]:
-        """Return the rows of the servers that were recorded lately.
-
-        :raises SQLAlchemyError: the database does not answer.
-        """
-        return [row for row in self.servers() if is_running(row, self._clock())]
 
     def known_keys(self) -> Mapping[tuple[str, str], str]:
         """Return the recorded fingerprints, by kind and id.

@@ -21,6 +21,8 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("ring", sa.String(64), nullable=True),
         sa.Column("settings", sa.JSON(), nullable=False),
+        sa.Column("went_back_to", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("checked_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("server_id", name="pk_servers"),
     )
     op.create_table(

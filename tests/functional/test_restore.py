@@ -193,6 +193,7 @@ def test_doctor_says_that_the_database_went_back(kept: Kept, tmp_path: Path) -> 
     server.start("--workers", "1")
     wait_until(lambda: bool(server.flask_json("servers")))
     wait_until((tmp_path / "snapshot.newest").exists)
+    assert server.get_token(server.create_client())
     server.stop()
     # As if the backup were an hour old.
     with server.context():

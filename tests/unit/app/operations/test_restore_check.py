@@ -15,6 +15,7 @@ from unit.harness import Harness, open_harness
 
 from app.config.values import format_time
 from app.database.models import db
+from app.operations.doctor_servers import registry_of
 from app.tokens.revocations import RevokedToken
 
 
@@ -83,6 +84,7 @@ def secret_of(restored: Restored, client_id: str) -> str:
 
 def test_nothing_is_missing_where_nothing_was_restored(restored: Restored) -> None:
     restored.run("clients", "disable", "a")
+    restored.say("TokenIssued", client_id="a", jti="jti-1")
     restored.back_up()
     restored.restore()
     assert restored.check() == {}
@@ -208,9 +210,24 @@ def test_a_log_that_is_cut_is_one_line(restored: Restored, content: bytes) -> No
     path = restored.harness.folder / "audit.log.gz"
     path.write_bytes(content)
     done = restored.harness.run("restore-check", "--audit", str(path))
-    if content:
-        assert done.exit_code == 1
-        assert done.stderr.startswith(f"Error: the log {path} cannot be read: ")
-        assert done.stderr.count("\n") == 1
-    else:
-        assert done.exit_code == 0
+    what = f"the log {path} cannot be read: " if content else f"no line of the audit log in {path}: "
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"Error: {what}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_other_files_do_not_count_as_checked(restored: Restored) -> None:
+    restored.back_up()
+    with restored.harness.app.app_context():
+        registry_of(restored.harness.services).record()
+    path = restored.harness.folder / "access.log"
+    path.write_text('GET / 200\n{"event": "ClientChanged", "time": "yesterday"}\n{"time": "2026-01-31T12:00:04Z"}\n')
+    for options in ([], ["--dry-run"]):
+        done = restored.harness.run("restore-check", "--audit", str(path), *options)
+        assert (done.exit_code, done.stderr) == (
+            1,
+            f"Error: no line of the audit log in {path}: give the files that the servers wrote it to\n",
+        )
+    with restored.harness.app.app_context():
+        (row,) = registry_of(restored.harness.services).servers()
+        assert row.checked_at is None

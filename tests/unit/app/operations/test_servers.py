@@ -17,7 +17,7 @@ from app.operations import doctor_servers
 from app.operations.doctor import examine, examine_start
 from app.operations.doctor_servers import registry_of
 from app.operations.findings import Severity
-from app.operations.servers import OF_ONE_MACHINE, differences, fingerprints_of
+from app.operations.servers import OF_ONE_MACHINE, differences, fingerprints_of, is_running
 
 PEPPER, OTHER_PEPPER = "p1:" + "abcdefghijkl" * 3, "p1:" + "mnopqrstuvwx" * 3
 ERROR, WARNING, OK = Severity.ERROR, Severity.WARNING, Severity.OK
@@ -49,7 +49,7 @@ def beside(recorded: Harness, folder: Path, **settings: str) -> "Iterator[Harnes
 
 
 def test_a_server_records_who_it_is(recorded: Harness) -> None:
-    (one,) = recorded.run("servers", "--json").stdout and json.loads(recorded.run("servers", "--json").stdout)
+    (one,) = json.loads(recorded.run("servers", "--json").stdout)
     assert {name: one[name] for name in ("name", "version", "started", "seen", "state", "other settings")} == {
         "name": "one",
         "version": "0.1.0",
@@ -234,5 +234,67 @@ def test_a_redis_elsewhere_without_tls_is_found(
 def test_a_week_is_remembered(recorded: Harness) -> None:
     recorded.clock.now += timedelta(days=6)
     with recorded.app.app_context():
-        assert len(registry_of(recorded.services).servers()) == 1
-        assert registry_of(recorded.services).running() == []
+        (row,) = registry_of(recorded.services).servers()
+        assert not is_running(row, recorded.clock())
+
+
+def go_back(recorded: Harness) -> None:
+    """As a restored backup does: the newest entry is of ten minutes before."""
+    db.session.execute(
+        text("UPDATE servers SET seen_at = :before"), {"before": recorded.clock() - timedelta(minutes=10)}
+    )
+    db.session.commit()
+
+
+def test_a_database_that_went_back_is_an_error_until_it_was_checked(
+    recorded: Harness, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "two").mkdir()
+    told = (ERROR, "it went back to 2026-01-31T11:50:00Z: a server has seen a later state")
+    with beside(recorded, tmp_path / "two") as two, recorded.app.app_context():  # type: ignore[attr-defined]
+        running = registry_of(recorded.services)
+        running.record()
+        go_back(recorded)
+        # Another server is the first to record itself. It cannot know.
+        with two.app.app_context():
+            registry_of(two.services).record()
+        assert told not in found(recorded, "database")
+        running.record()
+        assert told in found(recorded, "database")
+        # Its successor has not seen it, and says so too, as does the other server when this one is gone.
+        recorded.clock.advance(minutes=1)
+        registry_of(recorded.services).record()
+        with two.app.app_context():
+            registry_of(two.services).record()
+        db.session.execute(text("DELETE FROM servers WHERE name = 'one'"))
+        db.session.commit()
+        assert told in found(recorded, "database")
+        logged = "the database is of 2026-01-31T11:50:00Z, and this server has seen it at 2026-01-31T12:00:00Z: was a"
+        assert capsys.readouterr().err.count(logged) == 1
+        running.mark_checked()
+        running.record()
+        assert [severity for severity, _ in found(recorded, "database")] == [OK]
+
+
+def test_what_was_checked_before_the_first_start_is_no_older_database(recorded: Harness) -> None:
+    with recorded.app.app_context():
+        registry = registry_of(recorded.services)
+        registry.seen_by_snapshot = recorded.clock
+        go_back(recorded)
+        registry.mark_checked()
+        registry.record()
+        assert [severity for severity, _ in found(recorded, "database")] == [OK]
+
+
+def test_a_snapshot_that_is_newer_than_the_database_is_noticed_after_others_have_started(
+    recorded: Harness, tmp_path: Path
+) -> None:
+    (tmp_path / "two").mkdir()
+    with beside(recorded, tmp_path / "two") as two, recorded.app.app_context():  # type: ignore[attr-defined]
+        go_back(recorded)
+        with two.app.app_context():
+            registry_of(two.services).record()
+        registry = registry_of(recorded.services)
+        registry.seen_by_snapshot = recorded.clock
+        registry.record()
+        assert ERROR in [severity for severity, _ in found(recorded, "database")]
