@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 SIZE_BYTES = 1024 * 1024
 """Enough for a ring of some four hundred keys."""
@@ -140,3 +141,17 @@ def share() -> None:
 def shared_state() -> SharedState | None:
     """Return the memory of this server; ``None`` if :func:`share` was not called."""
     return _shared
+
+
+def try_lock(path: Path) -> int | None:
+    """Lock ``path`` until the returned descriptor is closed; return ``None`` if another process holds it.
+
+    :raises OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -5,11 +5,12 @@ can factor; an Ed25519 point of small order, for which signatures exist that no 
 Members must be canonical, since a thumbprint (RFC 7638) is made from their text.
 """
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from functools import cache
 from math import gcd, prod
 from typing import Any
+
+from joserfc.util import urlsafe_b64decode
 
 RSA_EXPONENTS = range(65537, 2**32)
 """The smallest that FIPS 186-5 section A.1.1 does not allow. A large exponent would make each verification slow."""
@@ -29,15 +30,18 @@ def find_weakness(key: Mapping[str, Any]) -> str | None:
     :param key: a JWK of kind RSA, EC on P-256, or OKP on Ed25519.
     """
     names = {"RSA": ("n", "e"), "EC": ("x", "y"), "OKP": ("x",)}[key["kty"]]
+    members = {}
     for name in names:
-        if not _is_canonical(key[name]):
+        try:
+            members[name] = urlsafe_b64decode(key[name].encode())
+        except ValueError:
             return f"has a {name} that is not in canonical base64url"
     if key["kty"] == "RSA":
-        return _weakness_of_rsa(key["n"], key["e"])
-    for name in names:
-        if len(_bytes(key[name])) != _COORDINATE_BYTES:
+        return _weakness_of_rsa(**members)
+    for name, value in members.items():
+        if len(value) != _COORDINATE_BYTES:
             return f"has a {name} that is not {_COORDINATE_BYTES} bytes long"
-    return _weakness_of_ed25519(_bytes(key["x"])) if key["kty"] == "OKP" else None
+    return _weakness_of_ed25519(members["x"]) if key["kty"] == "OKP" else None
 
 
 def is_slow_exponent(exponent: int) -> bool:
@@ -45,12 +49,12 @@ def is_slow_exponent(exponent: int) -> bool:
     return exponent not in RSA_EXPONENTS or exponent % 2 == 0
 
 
-def _weakness_of_rsa(n: str, e: str) -> str | None:
-    if not (_bytes(n)[:1].strip(b"\0") and _bytes(e)[:1].strip(b"\0")):
+def _weakness_of_rsa(n: bytes, e: bytes) -> str | None:
+    if not (n[:1].strip(b"\0") and e[:1].strip(b"\0")):
         return "has an n or e with a leading zero octet"
-    if is_slow_exponent(int.from_bytes(_bytes(e))):
+    if is_slow_exponent(int.from_bytes(e)):
         return f"has an exponent that is not odd, or not from {RSA_EXPONENTS.start} to {RSA_EXPONENTS.stop - 1}"
-    if gcd(int.from_bytes(_bytes(n)), _small_primes()) != 1:
+    if gcd(int.from_bytes(n), _small_primes()) != 1:
         return "has a modulus with small prime factors"
     return None
 
@@ -107,14 +111,3 @@ def _times(factor: int, point: _Point) -> _Point:
             found = _plus(found, point)
         point, factor = _plus(point, point), factor >> 1
     return found
-
-
-def _is_canonical(text: str) -> bool:
-    try:
-        return urlsafe_b64encode(_bytes(text)).rstrip(b"=") == text.encode()
-    except ValueError:
-        return False
-
-
-def _bytes(text: str) -> bytes:
-    return urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -1,7 +1,6 @@
 """Public keys of clients (RFC 7517): checked when they are registered or fetched, and used to verify. Pure."""
 
 import warnings
-from base64 import urlsafe_b64decode
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from joserfc.jwk import JWKRegistry
 
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS
 from app.crypto.fitness import find_weakness, is_slow_exponent
+from app.crypto.jws import decode
 from app.errors import ManagementError
 
 MOST_KEYS = 16
@@ -165,12 +165,8 @@ def _public_key(key: Jwk) -> Any:
         return rsa.RSAPublicNumbers(exponent, _number(key["n"])).public_key()
     if key["kty"] == "EC":
         return ec.EllipticCurvePublicNumbers(_number(key["x"]), _number(key["y"]), ec.SECP256R1()).public_key()
-    return ed25519.Ed25519PublicKey.from_public_bytes(_bytes(key["x"]))
+    return ed25519.Ed25519PublicKey.from_public_bytes(decode(key["x"]) or b"")
 
 
 def _number(text: str) -> int:
-    return int.from_bytes(_bytes(text))
-
-
-def _bytes(text: str) -> bytes:
-    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    return int.from_bytes(decode(text) or b"")

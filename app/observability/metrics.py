@@ -7,7 +7,6 @@ counts. One worker listens; when it ends another does.
 Labels have fixed sets of values: no client, no address, nothing that a caller wrote.
 """
 
-import fcntl
 import logging
 import os
 import platform
@@ -17,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +40,7 @@ from app.observability.instrumentation import PARTS, Instrumentation
 from app.observability.metrics_server import serve
 from app.reasons import RefusalReason
 from app.services import Services, installed_version
+from app.shared_state import try_lock
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +78,16 @@ class ServersFolder:
         self.path = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
         self._master = os.getpid()
         # Held for as long as the master lives. Its workers inherit it, and end when the master does.
-        self._held = _lock(self.path / _SERVER)
-        self._place: TextIOWrapper | None = None
-        self._lead: TextIOWrapper | None = None
+        self._held = try_lock(self.path / _SERVER)
+        self._place: int | None = None
+        self._lead: int | None = None
 
     def remove(self) -> None:
         """Remove the folder, in the process that created it."""
         if os.getpid() == self._master:
             shutil.rmtree(self.path, ignore_errors=True)
-            if self._held:
-                self._held.close()
+            if self._held is not None:
+                os.close(self._held)
 
     def take_place(self) -> str:
         """Take a slot that no other worker has, until this process ends.
@@ -96,8 +95,8 @@ class ServersFolder:
         :raises OSError: the folder is gone, or has no room.
         """
         for number in range(_MOST_PLACES):
-            self._place = _lock(self.path / f"place-{number}.lock")
-            if self._place:
+            self._place = try_lock(self.path / f"place-{number}.lock")
+            if self._place is not None:
                 for kind, size in RESERVED_BYTES.items():
                     # The file is mapped: without the room for it the first write would be a SIGBUS.
                     _reserve(self.path / f"{kind}_{number}.db", size)
@@ -106,7 +105,8 @@ class ServersFolder:
 
     def lead(self) -> bool:
         """Return whether this process is the one that listens; it is until it ends."""
-        self._lead = self._lead or _lock(self.path / "leader.lock")
+        if self._lead is None:
+            self._lead = try_lock(self.path / "leader.lock")
         return self._lead is not None
 
 
@@ -366,23 +366,9 @@ def _remove_abandoned(parent: Path) -> None:
             is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
             # A folder that is being created has no lock yet.
             is_old = time.time() - found.st_mtime > _ABANDONED_SECONDS
-            if is_ours and is_old and (held := _lock(folder / _SERVER)):
-                with held:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lock(path: Path) -> TextIOWrapper | None:
-    """Lock ``path`` for as long as the returned file is open; return ``None`` if another process holds it.
-
-    :raises OSError: it cannot be opened.
-    """
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+            if is_ours and is_old and (held := try_lock(folder / _SERVER)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(held)
 
 
 def _word(value: bool) -> str:  # noqa: FBT001 - It is what is named.

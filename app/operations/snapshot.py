@@ -6,10 +6,8 @@ than the newest one that this machine has written, and when the database last an
 ``TOKENHOUSE_OUTAGE_GRACE``.
 """
 
-import fcntl
 import json
 import logging
-import os
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
@@ -31,6 +29,7 @@ from app.keyring.backends.file import write_private_file
 from app.keyring.model import Ring
 from app.keyring.serialization import dump_ring, load_ring
 from app.services import Services
+from app.shared_state import try_lock
 from app.types import Clock
 
 log = logging.getLogger(__name__)
@@ -183,14 +182,8 @@ class Snapshot:
         """Return whether this process writes; it does until it ends."""
         if self._lock is None:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = os.open(self._path.with_name(f"{self._path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                return False
-            self._lock = lock
-        return True
+            self._lock = try_lock(self._path.with_name(f"{self._path.name}.lock"))
+        return self._lock is not None
 
     def _newest_number(self) -> int:
         try:

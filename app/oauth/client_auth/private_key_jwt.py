@@ -2,10 +2,11 @@
 
 import json
 import secrets
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+
+from joserfc.util import int_to_base64
 
 from app.clients.jwks_cache import check_jwks_uri
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
@@ -79,8 +80,7 @@ def _dummy_key(alg: str) -> Jwk:
         return dict(to_jwk(ALGORITHMS[alg].generate(RSA_MIN_BITS)).as_dict(private=False))
     # An odd number: nobody knows its factors, and it takes no time to generate.
     modulus = secrets.randbits(RSA_MIN_BITS) | 1 | 1 << (RSA_MIN_BITS - 1)
-    encoded = urlsafe_b64encode(modulus.to_bytes(RSA_MIN_BITS // 8)).rstrip(b"=").decode()
-    return {"kty": "RSA", "n": encoded, "e": "AQAB"}
+    return {"kty": "RSA", "n": int_to_base64(modulus), "e": "AQAB"}
 
 
 @lru_cache(maxsize=1)
