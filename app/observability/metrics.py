@@ -88,6 +88,7 @@ class ServersFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             if self._held is not None:
                 os.close(self._held)
+                self._held = None
 
     def take_place(self) -> str:
         """Take a slot that no other worker has, until this process ends.

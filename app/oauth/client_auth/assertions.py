@@ -49,16 +49,16 @@ class UnverifiedAssertion:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Examination:
     """The result of verifying an assertion's signature.
 
-    :param found: the client.
+    :param lookup: the client.
     :param fields: what the client has registered, or a dummy.
     :param fault: what is wrong with the signature, unless one of ``secrets`` is usable; ``None`` if it is valid.
     :param secrets: the rows of the secrets that signed, if the method has secrets.
     """
 
-    found: Lookup
+    lookup: Lookup
     fields: Mapping[str, Any]
     fault: RefusalReason | None
     secrets: Sequence[Any] = ()
@@ -79,11 +79,10 @@ class AssertionMethod(ABC):
         """Return whether this method verifies assertions of ``alg``, which may be any value of a header."""
 
     @abstractmethod
-    def examine(self, assertion: UnverifiedAssertion, *, allows_memory: bool) -> Finding:
+    def examine(self, assertion: UnverifiedAssertion, *, allows_memory: bool) -> Examination:
         """Find the client and verify the signature. The cost is the same for an unknown client.
 
         :param allows_memory: whether a known client may be served while the database is away.
-
         :raises ServiceUnavailable: the database did not answer.
         """
 
@@ -107,22 +106,22 @@ class AssertionMethod(ABC):
         if require_parameter(request.parameters, "client_assertion_type") != ASSERTION_TYPE:
             raise InvalidClient(RefusalReason.ASSERTION_TYPE_UNKNOWN)
         assertion = _taken_apart(unverified)
-        finding = self.examine(assertion, allows_memory=request.allows_memory)
+        examined = self.examine(assertion, allows_memory=request.allows_memory)
         # All checks, whatever has failed already: the time must reveal nothing.
-        faults = [*_wrong_header(assertion), *self._wrong_claims(assertion, finding.fields)]
+        faults = [*_wrong_header(assertion), *self._wrong_claims(assertion, examined.fields)]
         body_id = request.parameters.get("client_id", assertion.client_id)
         if body_id != assertion.client_id:
             faults.append(RefusalReason.OTHER_CLIENT_ID)
-        row, claims = finding.found.rows[0], assertion.claims
-        working = usable(finding.secrets, self._dependencies.clock())
-        reason = refusal_reason(row, self.name, finding.secrets, working, finding.fault)
+        row, claims = examined.lookup.rows[0], assertion.claims
+        working = usable(examined.secrets, self._dependencies.clock())
+        reason = refusal_reason(row, self.name, examined.secrets, working, examined.fault)
         if reason := reason or next(iter(faults), None):
-            raise finding.found.refusal(reason, row.client_id)
+            raise examined.lookup.refusal(reason, row.client_id)
         until = claims["exp"] + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
         if not self._dependencies.replay_store.use(assertion.client_id, claims["jti"], claims["iat"], until):
             raise InvalidClient(RefusalReason.ASSERTION_REPLAYED, client_id=row.client_id)
         secret = next(iter(working), None)
-        return self._dependencies.clients.accept(finding.found, row, self.name, request.source_address, secret)
+        return self._dependencies.clients.accept(examined.lookup, row, self.name, request.source_address, secret)
 
     def _wrong_claims(self, assertion: UnverifiedAssertion, fields: Mapping[str, Any]) -> Iterator[RefusalReason]:
         """Check the claims: RFC 7523 section 3, and what it leaves open."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.clients.authentication import usable
-from app.oauth.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
+from app.oauth.client_auth.assertions import AssertionMethod, Examination, UnverifiedAssertion, check_assertion_fields
 from app.reasons import RefusalReason
 
 ALG = "HS256"
@@ -30,17 +30,17 @@ class ClientSecretJwt(AssertionMethod):
         """Return whether ``alg`` is any MAC; those that are not supported are refused here."""
         return isinstance(alg, str) and alg.startswith("HS")
 
-    def examine(self, assertion: UnverifiedAssertion, *, allows_memory: bool) -> Finding:
+    def examine(self, assertion: UnverifiedAssertion, *, allows_memory: bool) -> Examination:
         """See :meth:`AssertionMethod.examine`."""
-        found = self._dependencies.clients.find_with_secrets(assertion.client_id, allows_memory=allows_memory)
-        rows = found.rows[:SECRETS_TRIED]
+        lookup = self._dependencies.clients.find_with_secrets(assertion.client_id, allows_memory=allows_memory)
+        rows = lookup.rows[:SECRETS_TRIED]
         fields = json.loads(rows[0].auth_fields or "{}")
         if assertion.header.get("alg") != ALG:
-            return Finding(found, fields, RefusalReason.ASSERTION_ALGORITHM)
+            return Examination(lookup, fields, RefusalReason.ASSERTION_ALGORITHM)
         matching = self._matching(assertion, rows)
         for secret in usable(matching, self._dependencies.clock())[:1]:
             self._renew(secret)
-        return Finding(found, fields, self._reason_without_match(rows), matching)
+        return Examination(lookup, fields, self._reason_without_match(rows), matching)
 
     def _matching(self, assertion: UnverifiedAssertion, rows: Sequence[Any]) -> list[Any]:
         """Return the secrets that made the signature. All are tried, or a dummy if there is none."""

@@ -12,7 +12,7 @@ from app.clients.jwks_cache import check_jwks_uri
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
 from app.crypto.jwk import SIGNING_ALGS, Jwk, check_jwks, matching, verifies
 from app.errors import ManagementError
-from app.oauth.client_auth.assertions import AssertionMethod, Finding, UnverifiedAssertion, check_assertion_fields
+from app.oauth.client_auth.assertions import AssertionMethod, Examination, UnverifiedAssertion, check_assertion_fields
 from app.reasons import RefusalReason
 
 KEYS_WITHOUT_KID = 2
@@ -31,10 +31,10 @@ class PrivateKeyJwt(AssertionMethod):
         """Return whether ``alg`` is anything but a MAC; unknown algorithms are refused here."""
         return not (isinstance(alg, str) and alg.startswith("HS"))
 
-    def examine(self, assertion: UnverifiedAssertion, *, allows_memory: bool) -> Finding:
+    def examine(self, assertion: UnverifiedAssertion, *, allows_memory: bool) -> Examination:
         """See :meth:`AssertionMethod.examine`."""
-        found = self._dependencies.clients.find(assertion.client_id, allows_memory=allows_memory)
-        row = found.rows[0]
+        lookup = self._dependencies.clients.find(assertion.client_id, allows_memory=allows_memory)
+        row = lookup.rows[0]
         # Parse on every request, using a dummy key set if needed: a cache would reveal by timing which clients exist.
         fields = json.loads(row.auth_fields or _dummy_fields())
         published = json.loads(row.published_jwks) if row.published_jwks else fields.get("jwks")
@@ -43,7 +43,7 @@ class PrivateKeyJwt(AssertionMethod):
         if fault == RefusalReason.ASSERTION_SIGNATURE and row.published_jwks:
             # The key may be newer than the cached set. This request does not wait for a fetch.
             self._dependencies.jwks_cache.request_refresh(row.client_id)
-        return Finding(found, fields, fault)
+        return Examination(lookup, fields, fault)
 
     @staticmethod
     def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
