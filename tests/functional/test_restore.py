@@ -80,27 +80,11 @@ def server(kept: Kept, tmp_path: Path) -> Iterator[RunningServer]:
         server.stop()
 
 
-def flask(server: RunningServer, *arguments: str) -> None:
-    done = server.flask(*arguments)
-    assert done.returncode == 0, done.stderr
-
-
 def revoke(server: RunningServer, client: NewClient, token: str) -> None:
     answer = requests.post(
         f"{server.url}/oauth/revoke", {"token": token}, headers={"Authorization": client.basic}, timeout=10
     )
     assert answer.status_code == 200
-
-
-def is_active(server: RunningServer, client: NewClient, token: str) -> bool:
-    header = {"Authorization": client.basic}
-    return bool(
-        requests.post(f"{server.url}/oauth/introspect", {"token": token}, headers=header, timeout=10).json()["active"]
-    )
-
-
-def status(server: RunningServer, client: NewClient) -> int:
-    return server.post_token(headers={"Authorization": client.basic}).status_code
 
 
 def test_what_a_backup_undoes_is_done_again(kept: Kept, server: RunningServer) -> None:
@@ -116,17 +100,17 @@ def test_what_a_backup_undoes_is_done_again(kept: Kept, server: RunningServer) -
     # All of this is after the backup.
     revoke(server, holder, token)
     assert server.flask("tokens", "revoke", "-", stdin=other.encode()).returncode == 0
-    flask(server, "tokens", "revoke", "--client", "cleared")
-    flask(server, "clients", "disable", "disabled")
-    flask(server, "clients", "delete", "deleted", "--yes")
-    flask(server, "clients", "disable", "reenabled")
-    flask(server, "clients", "enable", "reenabled")
+    server.flask_ok("tokens", "revoke", "--client", "cleared")
+    server.flask_ok("clients", "disable", "disabled")
+    server.flask_ok("clients", "delete", "deleted", "--yes")
+    server.flask_ok("clients", "disable", "reenabled")
+    server.flask_ok("clients", "enable", "reenabled")
     (first,) = server.flask_json("clients", "secrets", "rotated")
     server.flask_json("clients", "rotate-secret", "rotated")
-    flask(server, "clients", "revoke-secret", "rotated", first["id"])
-    flask(server, "clients", "update", "holder", "--description", "changed")
+    server.flask_ok("clients", "revoke-secret", "rotated", first["id"])
+    server.flask_ok("clients", "update", "holder", "--description", "changed")
     created = server.create_client(client_id="created")
-    flask(server, "keys", "revoke", signing, "--yes")
+    server.flask_ok("keys", "revoke", signing, "--yes")
     wait_until(lambda: "KeyRingChanged" in server.stdout_path.read_text())
     server.stop()
     kept.restore()
@@ -169,10 +153,10 @@ def test_what_a_backup_undoes_is_done_again(kept: Kept, server: RunningServer) -
     done = server.flask("restore-check", "--audit", *files)
     assert "repeated" not in done.stdout
     server.start("--workers", "1")
-    assert [status(server, client) for client in (disabled, deleted, rotated, created)] == [401] * 4
-    assert [status(server, client) for client in (reenabled, holder, cleared)] == [200] * 3
-    assert not any(is_active(server, holder, one) for one in (token, other))
-    assert not is_active(server, cleared, tokens[0])
+    assert [server.token_status(client) for client in (disabled, deleted, rotated, created)] == [401] * 4
+    assert [server.token_status(client) for client in (reenabled, holder, cleared)] == [200] * 3
+    assert not any(server.is_active(holder, one) for one in (token, other))
+    assert not server.is_active(cleared, tokens[0])
     assert signing not in {key["kid"] for key in server.jwks()["keys"]}
 
 

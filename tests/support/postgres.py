@@ -2,6 +2,9 @@
 
 import secrets
 import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -23,6 +26,51 @@ def stop(server: PostgresServer) -> None:
     process.send_signal(signal.SIGQUIT)
     process.wait(STOP_SECONDS)
     server.cleanup()
+
+
+@contextmanager
+def temporary_postgres() -> Iterator[PostgresServer]:
+    """A server that no other test uses, so that it may be killed."""
+    with tempfile.TemporaryDirectory(prefix="tokenhouse-", ignore_cleanup_errors=True) as folder:
+        server = start(Path(folder) / "postgres")
+        yield server
+        stop(server)
+
+
+@contextmanager
+def killed(postgres: PostgresServer) -> Iterator[None]:
+    """As when the machine of the database is lost, and comes back."""
+    everything = _processes(postgres)
+    for process in everything:
+        process.kill()
+    psutil.wait_procs(everything, STOP_SECONDS)
+    try:
+        yield
+    finally:
+        postgres.ensure_postgres_running()
+
+
+@contextmanager
+def frozen(postgres: PostgresServer) -> Iterator[None]:
+    """As when its disk hangs."""
+    everything = _processes(postgres)
+    _signal(everything, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(everything, signal.SIGCONT)
+
+
+def _processes(postgres: PostgresServer) -> list[psutil.Process]:
+    main = psutil.Process(postgres.get_postmaster_info().pid)
+    return [main, *main.children(recursive=True)]
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        # A session may have ended meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def ask_for_passwords(server: PostgresServer, folder: Path, role: str) -> None:

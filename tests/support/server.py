@@ -202,6 +202,11 @@ class Installation:
             return run(FLASK, *arguments, environment=self.environment, stdin=stdin, cwd=cwd)
         return _PREPARED.run(list(map(str, arguments)), self.environment, stdin, cwd, COMMAND_SECONDS)
 
+    def flask_ok(self, *arguments: str) -> None:
+        """Run ``flask …``, which must work."""
+        done = self.flask(*arguments)
+        assert done.returncode == 0, done.stderr
+
     def flask_json(self, *arguments: str) -> Any:
         """Run ``flask … --json``, which must work, and parse what it prints."""
         done = self.flask(*arguments, "--json")
@@ -265,6 +270,17 @@ class RunningServer(Installation):
         body = {"grant_type": "client_credentials"} if data is None else data
         typed = {**(FORM if isinstance(body, str | bytes) else {}), **(headers or {})}
         return requests.post(self.token_url, data=body, headers=typed, timeout=10, **kwargs)
+
+    def token_status(self, client: NewClient) -> int:
+        """The status of a token request with the client's secret."""
+        return self.post_token(headers={"Authorization": client.basic}).status_code
+
+    def is_active(self, client: NewClient, token: str) -> bool:
+        """What introspection tells ``client`` about ``token``."""
+        headers = {"Authorization": client.basic}
+        answer = requests.post(f"{self.url}/oauth/introspect", {"token": token}, headers=headers, timeout=10)
+        assert answer.status_code == 200
+        return bool(answer.json()["active"])
 
     def send(self, raw: bytes, method: str = "POST") -> list[Answer]:
         """Send bytes as they are on a connection of their own, say that no more will come, and read every answer."""
