@@ -14,24 +14,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from redis import ConnectionPool, Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
+from redis import Redis
 
 from app.blocking import blocking
-from app.database.circuit_breaker import UNTRACED, WRITING, CircuitBreaker, Tracing
+from app.database.circuit_breaker import UNTRACED, WRITING, Tracing
+from app.database.redis import RedisCircuitBreaker, open_pool
 from app.errors import ServiceUnavailable
 from app.oauth.replay_store import LAST_SECOND, SKEW_SECONDS, DatabaseReplayStore, key_of
-from app.reasons import RefusalReason
 from app.types import Clock
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 1.0
-"""Timeout of connections and replies, unless the URL sets one. Redis usually replies within a millisecond."""
 OTHERS_LOOKS, OTHERS_SECONDS = 20, 0.05
 """Poll count and interval while another worker may be writing the epoch."""
 
@@ -41,19 +34,6 @@ _EPOCH = f"{_PREFIX}epoch"
 _EPOCH_DIGITS = len(str(LAST_SECOND))
 _EVER_USED = ("", "a Redis holds what was used")
 """Stored in the database, under no client's id: from then on a missing epoch means that it was lost."""
-
-
-class RedisCircuitBreaker(CircuitBreaker):
-    """The circuit breaker of Redis."""
-
-    what = "redis"
-    failure_reason = RefusalReason.REDIS
-    silence_reason = RefusalReason.REDIS_SILENT
-    failures = RedisError
-
-    def is_away(self, error: Exception) -> bool:
-        """See :meth:`CircuitBreaker.is_away`."""
-        return isinstance(error, RedisConnectionError | RedisTimeoutError)
 
 
 class RedisReplayStore:
@@ -160,14 +140,3 @@ class RedisReplayStore:
         lines = response.decode("utf-8", "replace") if isinstance(response, bytes) else str(response)
         ids = [line.partition(":")[2].strip() for line in lines.splitlines() if line.startswith("run_id:")]
         self._process = next(iter(ids), "unknown")
-
-
-def open_pool(url: str, **options: Any) -> ConnectionPool:
-    """Return a pool of connections to the Redis at ``url``; nothing connects yet.
-
-    A dropped connection is replaced once.
-
-    :raises ValueError: not a URL of Redis.
-    """
-    options |= {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS}
-    return ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 1, (RedisConnectionError,)), **options)

@@ -142,7 +142,7 @@ def _find_forgetful_redis(services: Services) -> Found:
     from redis import Redis  # noqa: PLC0415 - The driver is loaded only where it is used.
     from redis.exceptions import RedisError  # noqa: PLC0415
 
-    from app.oauth.replay_store_redis import open_pool  # noqa: PLC0415
+    from app.database.redis import open_pool  # noqa: PLC0415
 
     try:
         with Redis(connection_pool=open_pool(url.get_secret_value())) as redis:

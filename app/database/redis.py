@@ -1,0 +1,40 @@
+"""Connections to Redis, and the circuit breaker that guards them. What is stored there is left to others."""
+
+from typing import Any
+
+from redis import ConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from app.database.circuit_breaker import CircuitBreaker
+from app.reasons import RefusalReason
+
+TIMEOUT_SECONDS = 1.0
+"""Timeout of connections and replies, unless the URL sets one. Redis usually replies within a millisecond."""
+
+
+class RedisCircuitBreaker(CircuitBreaker):
+    """The circuit breaker of Redis."""
+
+    what = "redis"
+    failure_reason = RefusalReason.REDIS
+    silence_reason = RefusalReason.REDIS_SILENT
+    failures = RedisError
+
+    def is_away(self, error: Exception) -> bool:
+        """See :meth:`CircuitBreaker.is_away`."""
+        return isinstance(error, RedisConnectionError | RedisTimeoutError)
+
+
+def open_pool(url: str, **options: Any) -> ConnectionPool:
+    """Return a pool of connections to the Redis at ``url``; nothing connects yet.
+
+    A dropped connection is replaced once.
+
+    :raises ValueError: not a URL of Redis.
+    """
+    options |= {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS}
+    return ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 1, (RedisConnectionError,)), **options)
