@@ -17,6 +17,7 @@ from app.http.application import Application
 from app.keyring.build import build as build_keys
 from app.oauth.authorization_server import AuthorizationServer
 from app.oauth.build import build as build_oauth
+from app.oauth.build import build_limits
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints import ENDPOINTS
 from app.oauth.grants import GRANTS
@@ -57,9 +58,10 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         policy=Policy(settings.access_token_lifetime, settings.default_audience),
         events=audit.events,
         clock=clock,
+        limits=build_limits(settings, database),
         timed=instrumentation.timed,
     )
-    oauth = build_oauth(settings, server, database, keys, clients, tokens, clock, traced_by=instrumentation)
+    oauth = build_oauth(settings, server, database, keys, clients, tokens, clock)
     server.register_token_generator("default", tokens.issuer)
     for method in METHODS:
         server.register_client_auth_method(method.name, method(oauth.client_auth))

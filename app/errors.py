@@ -5,6 +5,7 @@ caller sent is reflected, except scopes and resources that have passed their gra
 ``reason``: it goes to the log, never to the caller.
 """
 
+import math
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import ClassVar
@@ -137,6 +138,41 @@ class InvalidTarget(OAuthError):
 
     error = "invalid_target"
     description = "A resource must be an absolute URI without a fragment."
+
+
+class RateLimited(OAuthError):
+    """One request too many. Failures are counted after they failed: a right secret is not refused because of them.
+
+    :param limit: the name of the limit, for the ``RateLimit`` headers.
+    :param amount: how many requests are allowed in ``window_seconds``.
+    :param wait_seconds: until more are.
+    :param failure: why authentication failed, if that is what was counted.
+    """
+
+    error = "temporarily_unavailable"
+    status_code = HTTPStatus.TOO_MANY_REQUESTS
+    description = "There were too many requests. Retry later."
+
+    def __init__(  # noqa: PLR0913 - What the headers say.
+        self,
+        reason: RefusalReason,
+        *,
+        limit: str,
+        amount: int,
+        window_seconds: int,
+        wait_seconds: float,
+        failure: OAuthError | None = None,
+        client_id: str | None = None,
+    ) -> None:
+        super().__init__(reason, client_id=failure.client_id if failure else client_id)
+        self.failure = failure.reason if failure else None
+        self._policy = f'"{limit}";q={amount};w={window_seconds}'
+        self._wait = max(1, math.ceil(wait_seconds))
+        self._state = f'"{limit}";r=0;t={self._wait}'
+
+    def extra_headers(self) -> list[tuple[str, str]]:
+        """Return when to retry, also as draft-ietf-httpapi-ratelimit-headers-10 says it."""
+        return [("Retry-After", str(self._wait)), ("RateLimit-Policy", self._policy), ("RateLimit", self._state)]
 
 
 class ServerError(OAuthError):

@@ -11,6 +11,10 @@ CausedReason = NewType("CausedReason", str)
 """A reason that ends in the class of an exception: :meth:`RefusalReason.caused_by`."""
 
 _PARAMETERS = "Check what the caller sends: `detail` names the parameter, docs/http.md describes all of them."
+_LIMITS = (
+    "`RefusalsSummarized` lines of the address say why, and which clients it named; a right secret is not refused. "
+    "TOKENHOUSE_RATELIMIT_FAILURES is the limit."
+)
 _ASSERTION = "docs/client-keys.md says what an assertion must contain."
 _REDIS = "Check that Redis runs and that TOKENHOUSE_REDIS_URL is right; `/readyz` shows its state. The caller retries."
 _DATABASE = "Check that the database runs and responds; `/readyz` shows its state, standard error has its message."
@@ -107,6 +111,16 @@ class RefusalReason(_Reason):
         "other_client_id",
         "The client_id in the body is not the client that authenticated.",
         "Leave client_id out of the body, or send the same.",
+    )
+    TOO_MANY_FAILURES = (
+        "too_many_failures",
+        "Authentication failed too often for this client id from this address.",
+        _LIMITS,
+    )
+    TOO_MANY_FAILURES_OF_ADDRESS = (
+        "too_many_failures_of_address",
+        "Authentication failed too often from this address.",
+        _LIMITS,
     )
     ASSERTION_MALFORMED = "assertion_malformed", "The assertion is no JWT.", _ASSERTION
     ASSERTION_TYPE_UNKNOWN = (

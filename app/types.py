@@ -8,12 +8,20 @@ metadata, the command line's choices and the checks of client fields iterate the
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from authlib.oauth2.rfc6749 import ClientMixin
 
 Clock = Callable[[], datetime]
 """Returns the current time as an aware datetime in UTC."""
+
+
+class Rate(NamedTuple):
+    """So many requests in so many seconds."""
+
+    amount: int
+    seconds: int
+
 
 Metadata = dict[str, Any]
 """Members of the authorization server metadata document (RFC 8414 section 2)."""
@@ -151,6 +159,9 @@ class TokenRequest(Protocol):
 
     allows_memory: bool
     """Whether a known client may be served while the database is away: at the token endpoint alone."""
+
+    sent_client_id: str
+    """The client id as it was sent, in its raw reading; empty if there is none. Nothing is known of it."""
 
     presented_secrets: list[str]
     """Secrets and assertions that the request contains, in each reading: no response and no log may contain them."""

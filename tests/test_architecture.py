@@ -63,7 +63,7 @@ CUSTOMIZES_AUTHLIB = "oauth/authorization_server"
 """The one module that subclasses Authlib's ``AuthorizationServer``."""
 
 LAZY_IMPORTS = (
-    "oauth/build",
+    "database/build",
     "database/engine",
     "audit/log",
     "operations/gunicorn_hooks",

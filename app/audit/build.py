@@ -9,6 +9,7 @@ from sqlalchemy.engine import Engine
 from app.audit.events import Events
 from app.audit.log import AuditLog
 from app.audit.outbox import Outbox
+from app.audit.summaries import RefusalSummaries
 from app.config.settings import Settings
 from app.types import Clock
 
@@ -18,11 +19,13 @@ class AuditServices:
     """The parts of the audit log.
 
     :param events: where events are emitted; the log is the first subscriber.
+    :param summaries: summarizes refusals that are too many for a line each.
     :param outbox: takes the events of commands, for the log of a server.
     """
 
     events: Events
     log: AuditLog
+    summaries: RefusalSummaries
     outbox: Outbox
 
 
@@ -38,4 +41,6 @@ def build(
         settings.log_format, clock, server=settings.server_name, is_required=settings.audit_log_required
     )
     events.subscribe(timed("log", audit_log))
-    return AuditServices(events, audit_log, Outbox(engine, clock))
+    summaries = RefusalSummaries(events, clock)
+    events.subscribe(summaries)
+    return AuditServices(events, audit_log, summaries, Outbox(engine, clock))

@@ -6,7 +6,7 @@ that client exists, since people paste secrets into the wrong field.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -88,6 +88,42 @@ class RequestRefused:
     status: int
     reason: str
     detail: str | None = None
+    outcome: str = field(default="refused", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusalCounted:
+    """One of many refusals: the log has a :class:`RefusalsSummarized` in place of a line for each.
+
+    :param sent_id_hash: stands for the client id that was sent, of which nothing is known; ``None`` for a client that
+        has authenticated.
+    :param cause: the reason; for a failed authentication why it failed.
+    """
+
+    refusal: TokenRefused | RequestRefused
+    sent_id_hash: int | None
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusalsSummarized:
+    """What a minute's further refusals of one address, or of one client that has authenticated, have in common.
+
+    :param source_address: the address; ``None`` for a client, and for all others if there are very many addresses.
+    :param client_id: the client that has authenticated.
+    :param requests: how many requests were refused.
+    :param causes: how many for each reason.
+    :param client_ids_sent: how many different client ids the requests named, at most 1000.
+    :param known_client_ids: those among them that exist, at most 10.
+    """
+
+    source_address: str | None
+    client_id: str | None
+    since: datetime
+    requests: int
+    causes: Mapping[str, int]
+    client_ids_sent: int | None
+    known_client_ids: tuple[str, ...]
     outcome: str = field(default="refused", init=False)
 
 
@@ -240,6 +276,8 @@ Event = (
     TokenIssued
     | TokenRefused
     | RequestRefused
+    | RefusalCounted
+    | RefusalsSummarized
     | TokenIntrospected
     | TokenRevoked
     | KeyRingLoaded

@@ -6,6 +6,8 @@ their level is a setting. Authlib logs whole tokens at DEBUG, so its level is ne
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from app.audit.events import AuditLinesLost, Event, RequestFacts, TokenIssued
+from app.audit.events import AuditLinesLost, Event, RefusalCounted, RequestFacts, TokenIssued
 from app.audit.streams import STDERR, STDOUT
 from app.config.settings import Settings
 from app.config.values import format_time
@@ -33,6 +35,11 @@ log = logging.getLogger(__name__)
 REQUIRED_WITHIN_SECONDS = 1.0
 """How long a token waits for its audit line, if lines are required."""
 
+MOST_ALIKE, FLOOD_SECONDS = 200, 60.0
+"""So many messages alike are logged in so much time."""
+
+MOST_KINDS = 1000
+
 # Libraries that log tokens, secrets or values of statements at DEBUG; the last one is only noisy.
 _NEVER_BELOW_WARNING = ("authlib", "sqlalchemy", "urllib3", "joserfc", "psycopg", "alembic.runtime.plugins")
 
@@ -46,6 +53,7 @@ def send_to_standard_error(log_format: str, level: str) -> None:
     """Send all logging of this process to standard error."""
     handler = logging.StreamHandler(STDERR)
     handler.setFormatter(_Formatter(log_format, STDERR))
+    handler.addFilter(FloodFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -57,6 +65,38 @@ def send_to_standard_error(log_format: str, level: str) -> None:
     for name in _NEVER_BELOW_WARNING:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
+
+
+class FloodFilter(logging.Filter):
+    """Lets through a limited number of messages alike in a minute, of level INFO: callers cause such messages.
+
+    The first message of a later minute says how many were left out.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._counted: dict[str, tuple[float, int]] = {}
+        """When the minute began, and how many messages came, by the text before arguments are filled in."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether ``record`` is logged."""
+        if record.levelno != logging.INFO:
+            return True
+        kind, now = str(record.msg), self._monotonic()
+        with self._lock:
+            began, count = self._counted.get(kind, (now, 0))
+            left_out = 0
+            if now >= began + FLOOD_SECONDS:
+                began, count, left_out = now, 0, max(0, count - MOST_ALIKE)
+            if len(self._counted) >= MOST_KINDS:
+                self._counted.clear()
+            self._counted[kind] = began, count + 1
+        if left_out:
+            record.msg = f"{record.getMessage()} ({left_out} more like this were not logged)"
+            record.args = ()
+        return count < MOST_ALIKE
 
 
 class AuditLog:
@@ -92,6 +132,8 @@ class AuditLog:
 
         :raises ServiceUnavailable: the line of a token is required and cannot be written.
         """
+        if isinstance(event, RefusalCounted):
+            return
         is_needed = self._is_required and isinstance(event, TokenIssued)
         if is_needed and self._writer.is_stalled:
             raise ServiceUnavailable(RefusalReason.AUDIT_LOG_STALLED)

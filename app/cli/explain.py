@@ -29,7 +29,8 @@ def explain(request_id: str, log: str, *, as_json: bool) -> None:
         raise ManagementError(
             f"no line of the log is about request {request_id}. Is it the whole log, and JSON, with standard error "
             "in it for what was refused before it reached an endpoint? Another server may have handled the request: "
-            "each line names its `server`, and `flask servers` lists them"
+            "each line names its `server`, and `flask servers` lists them. Refusals beyond a rate limit have no line "
+            "each: `RefusalsSummarized` lines count them"
         )
     if as_json:
         print_json([{"line": facts, "told": message, "mend": fix} for facts, (message, fix) in map(_explained, found)])

@@ -30,10 +30,12 @@ from app.config.values import (
     parse_keys,
     parse_networks,
     parse_path,
+    parse_rate,
     parse_redis_url,
     parse_server_name,
     parse_trusted_proxies,
 )
+from app.types import Rate
 
 PREFIX = "TOKENHOUSE_"
 CONFIG_PATTERN = re.compile(r"[a-z][a-z0-9_-]*")
@@ -118,6 +120,12 @@ class Settings(BaseModel):
 
     default_audience: Annotated[str, BeforeValidator(parse_audience)]
     """``aud`` for clients without audiences; the issuer unless set."""
+
+    ratelimit_enabled: bool = True
+    """Whether there are rate limits."""
+
+    ratelimit_failures: Annotated[Rate, BeforeValidator(parse_rate)] = Rate(20, MINUTE)
+    """Failed authentications for each client id and source address; ten times that for a source address."""
 
     trusted_proxies: Annotated[TrustedProxies, BeforeValidator(parse_trusted_proxies)] = ()
     """The proxies whose forwarded addresses and request ids are used; matched against the TCP peer."""

@@ -15,6 +15,8 @@ from pydantic import BeforeValidator, SecretStr
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.types import Rate
+
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent.parent
 """The folder that relative paths in settings start from, whatever the working directory."""
 
@@ -37,6 +39,8 @@ TrustedProxies = tuple[Network | str, ...]
 _UNITS = {"s": 1, "m": MINUTE, "h": HOUR, "d": DAY, "y": YEAR}
 _LONGEST_DURATION = 3650 * DAY
 _DURATION = re.compile(r"([0-9]{1,12})([smhdy]?)")
+_RATE_UNITS = {"second": 1, "minute": MINUTE, "hour": HOUR, "day": DAY}
+_RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
 _KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,16}")
 _KEY_MIN_CHARACTERS = 32
 _REDIS_NUMBER = re.compile(r"(?:/[0-9]{0,6})?")
@@ -87,6 +91,24 @@ def format_duration(seconds: int) -> str:
     """Format ``seconds`` in the largest unit that divides them: 3600 is ``1h``."""
     unit = next((unit for unit in "dhm" if seconds and seconds % _UNITS[unit] == 0), "s")
     return f"{seconds // _UNITS[unit]}{unit}"
+
+
+def parse_rate(value: object) -> Rate:
+    """Parse a rate such as ``20/minute``.
+
+    :raises ValueError: anything else.
+    """
+    if isinstance(value, Rate):
+        return value
+    found = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("must be a number and a unit such as 20/minute: second, minute, hour or day")
+    return Rate(int(found[1]), _RATE_UNITS[found[2]])
+
+
+def format_rate(rate: Rate) -> str:
+    """Format ``rate`` as :func:`parse_rate` reads it."""
+    return f"{rate.amount}/{next(unit for unit, seconds in _RATE_UNITS.items() if seconds == rate.seconds)}"
 
 
 def between(shortest: int, longest: int) -> BeforeValidator:

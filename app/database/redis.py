@@ -2,18 +2,33 @@
 
 from typing import Any
 
-from redis import ConnectionPool
+from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from app.database.circuit_breaker import CircuitBreaker
+from app.database.circuit_breaker import UNTRACED, CircuitBreaker, Tracing
 from app.reasons import RefusalReason
 
 TIMEOUT_SECONDS = 1.0
 """Timeout of connections and replies, unless the URL sets one. Redis usually replies within a millisecond."""
+
+
+class RedisAccess:
+    """The way to the Redis of the settings.
+
+    :param traced_by: makes the trace spans of calls.
+    """
+
+    def __init__(self, url: str, traced_by: Tracing = UNTRACED) -> None:
+        self._url = url
+        self.circuit_breaker = RedisCircuitBreaker(traced_by)
+
+    def open(self, **options: Any) -> Redis:
+        """Return a client with its own connections. Nothing connects yet."""
+        return Redis(connection_pool=open_pool(self._url, **options))
 
 
 class RedisCircuitBreaker(CircuitBreaker):

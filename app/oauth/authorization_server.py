@@ -19,13 +19,14 @@ from authlib.integrations.flask_oauth2 import client_authenticated, token_revoke
 from authlib.oauth2 import rfc6749
 from orjson import dumps as encode_json
 
-from app.audit.events import Event, Events, RequestRefused, TokenIssued, TokenRefused
+from app.audit.events import Event, Events, RefusalCounted, RequestRefused, TokenIssued, TokenRefused
 from app.blocking import blocking
 from app.clients.scopes import parse_scope
 from app.errors import (
     InvalidClient,
     InvalidRequest,
     OAuthError,
+    RateLimited,
     ServerError,
     ServiceUnavailable,
     UnsupportedGrantType,
@@ -34,6 +35,7 @@ from app.errors import (
 from app.http.application import Request, Response
 from app.http.forms import require_parameter
 from app.oauth.policy import Policy
+from app.oauth.rate_limits import RateLimits
 from app.oauth.requests import StrictRequest, parse_request, request_facts
 from app.reasons import RefusalReason
 from app.tokens.issuer import AccessToken
@@ -84,6 +86,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
     :param query_client: returns the client with an id, or ``None``.
     :param origin: scheme, host and port of the issuer.
     :param policy: what a token may contain.
+    :param limits: refuses requests that are too many.
     :param timed: records how long authentication and the signature take.
     """
 
@@ -95,6 +98,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         policy: Policy,
         events: Events,
         clock: Clock,
+        limits: RateLimits,
         timed: Timed = _untimed,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -104,6 +108,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         self._origin = origin
         self._events = events
         self._clock = clock
+        self._limits = limits
         self._pause = pause
         self._delay_slots = threading.BoundedSemaphore(MOST_DELAYED)
         self._methods: dict[str, Authenticator] = {}
@@ -216,7 +221,18 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         :param methods: not used: every endpoint accepts every registered method.
         :raises InvalidRequest: the request uses several methods.
         :raises InvalidClient: the request uses no method, or authentication failed.
+        :raises RateLimited: authentication failed once more after too many failures.
         """
+        try:
+            request.authentication = self._authenticated(request)
+        except InvalidClient as failure:
+            self._limits.count_failure(failure, request.sent_client_id, request.source_address)
+            raise
+        client: Client = request.authentication.client
+        request.client = client
+        return client
+
+    def _authenticated(self, request: Any) -> Authentication:
         presented = [method for method in self._methods.values() if method.is_presented(request)]
         if len(presented) > 1:
             raise InvalidRequest(
@@ -225,10 +241,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         if not presented:
             raise InvalidClient(RefusalReason.NO_AUTHENTICATION)
         request.auth_method = presented[0].name
-        request.authentication = self._authenticate[request.auth_method](request)
-        client: Client = request.authentication.client
-        request.client = client
-        return client
+        return self._authenticate[request.auth_method](request)
 
     def validate_requested_scope(self, scope: str | None) -> None:
         """Check the grammar of ``scope``. Which scopes a client was granted is left to the policy.
@@ -318,11 +331,19 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
             "reason": error.reason,
             "detail": error.description if error.description != type(error).description else None,
         }
+        refusal: TokenRefused | RequestRefused
         if endpoint == TOKEN:
             facts |= self._requested(parsed) if parsed else {}
-            self._events.emit(TokenRefused(**facts))
+            refusal = TokenRefused(**facts)
         else:
-            self._events.emit(RequestRefused(endpoint=endpoint, **facts))
+            refusal = RequestRefused(endpoint=endpoint, **facts)
+        source_address, is_authenticated = refusal.request.source_address, authentication is not None
+        if self._limits.is_one_of_many(error, source_address, is_authenticated=is_authenticated):
+            sent_id_hash = None if is_authenticated else hash(parsed.sent_client_id if parsed else "")
+            cause = (error.failure if isinstance(error, RateLimited) else None) or refusal.reason
+            self._events.emit(RefusalCounted(refusal=refusal, sent_id_hash=sent_id_hash, cause=cause))
+        else:
+            self._events.emit(refusal)
         return self.handle_response(*render(error, self._announce_expiry(authentication)))
 
     def _requested(self, request: StrictRequest) -> dict[str, str | None]:

@@ -12,16 +12,16 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
-
-from redis import Redis
+from typing import TYPE_CHECKING, Any
 
 from app.blocking import blocking
-from app.database.circuit_breaker import UNTRACED, WRITING, Tracing
-from app.database.redis import RedisCircuitBreaker, open_pool
+from app.database.circuit_breaker import WRITING
 from app.errors import ServiceUnavailable
 from app.oauth.replay_store import LAST_SECOND, SKEW_SECONDS, DatabaseReplayStore, key_of
 from app.types import Clock
+
+if TYPE_CHECKING:
+    from app.database.redis import RedisAccess
 
 log = logging.getLogger(__name__)
 
@@ -40,22 +40,20 @@ class RedisReplayStore:
     """Stores used ids in Redis.
 
     :param durable: the database, for ids that Redis alone could not decide.
-    :param traced_by: makes the trace spans of calls.
     """
 
     def __init__(
         self,
-        url: str,
+        redis: "RedisAccess",
         durable: DatabaseReplayStore,
         clock: Clock,
         pause: Callable[[float], None] = time.sleep,
-        traced_by: Tracing = UNTRACED,
     ) -> None:
-        self._redis = Redis(connection_pool=open_pool(url, redis_connect_func=self._greet))
+        self._redis = redis.open(redis_connect_func=self._greet)
         self._durable = durable
         self._clock = clock
         self._pause = pause
-        self._circuit_breaker = RedisCircuitBreaker(traced_by)
+        self._circuit_breaker = redis.circuit_breaker
         self._process = ""
 
     def use(self, issuer: str, jti: str, issued_at: int, until: int) -> bool:

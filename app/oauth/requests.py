@@ -35,6 +35,7 @@ class StrictRequest(OAuth2Request):
     ) -> None:
         self.http_request, self.method, self.uri = http_request, http_request.method, uri
         self.source_address: str | None = http_request.source_address
+        self.sent_client_id: str = ""
         self.presented_secrets: list[str] = []
         self.authorization = authorization
         self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]

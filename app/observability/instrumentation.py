@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, Protocol, TypeVar
 
-from app.audit.events import Event
+from app.audit.events import Event, RefusalCounted
 from app.database.circuit_breaker import Spans
 
 _Parameters = ParamSpec("_Parameters")
@@ -54,7 +54,8 @@ class Instrumentation:
         self.spans = spans
 
     def __call__(self, event: Event) -> None:
-        """Count ``event``."""
+        """Count ``event``; a refusal that is not logged like any other."""
+        event = event.refusal if isinstance(event, RefusalCounted) else event
         if self._recorder:
             self._recorder.count(event)
         if self.spans:

@@ -7,6 +7,7 @@ from sqlalchemy.engine import Engine
 from app.audit.events import Events
 from app.audit.outbox import DRAIN_SECONDS
 from app.audit.streams import follow_files
+from app.audit.summaries import SUMMARY_SECONDS
 from app.clients.jwks_cache import POLL_SECONDS as JWKS_POLL_SECONDS
 from app.clients.last_used import FLUSH_SECONDS
 from app.clients.outage_memory import POLL_SECONDS as MEMORY_POLL_SECONDS
@@ -51,6 +52,7 @@ def build(services: Services, engine: Engine) -> Scheduler:
         *snapshots,
         PeriodicTask("Polling the key ring", POLL_SECONDS, keys.active.refresh, on_the_second=True),
         PeriodicTask("Checking the audit log", POLL_SECONDS, audit.log.poll),
+        PeriodicTask("Summarizing refusals", SUMMARY_SECONDS, audit.summaries.flush, at_exit=True),
         PeriodicTask("Checking whether logs were moved away", POLL_SECONDS, follow_files),
         PeriodicTask(
             "Writing the events of commands",

@@ -106,6 +106,7 @@ class AssertionMethod(ABC):
         if require_parameter(request.parameters, "client_assertion_type") != ASSERTION_TYPE:
             raise InvalidClient(RefusalReason.ASSERTION_TYPE_UNKNOWN)
         assertion = _taken_apart(unverified)
+        request.sent_client_id = assertion.client_id
         examined = self.examine(assertion, allows_memory=request.allows_memory)
         # All checks, whatever has failed already: the time must reveal nothing.
         faults = [*_wrong_header(assertion), *self._wrong_claims(assertion, examined.fields)]

@@ -66,6 +66,7 @@ class ClientSecretBasic(_ClientSecret):
         """
         raw = _read_basic(request.authorization or "")
         decoded = _form_decoded(raw)
+        request.sent_client_id = raw.client_id
         request.presented_secrets += raw.secret, decoded.secret
         body_id = request.parameters.get("client_id")
         if body_id not in {None, raw.client_id, decoded.client_id}:
@@ -95,6 +96,7 @@ class ClientSecretPost(_ClientSecret):
         credentials = Credentials(
             require_parameter(request.parameters, "client_id"), request.parameters["client_secret"]
         )
+        request.sent_client_id = credentials.client_id
         request.presented_secrets.append(credentials.secret)
         if not (is_vschar(credentials.client_id) and is_vschar(credentials.secret)):
             raise InvalidClient(RefusalReason.MALFORMED_CREDENTIALS)

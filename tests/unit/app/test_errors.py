@@ -14,6 +14,7 @@ from app.errors import (
     InvalidScope,
     InvalidTarget,
     OAuthError,
+    RateLimited,
     ServerError,
     ServiceUnavailable,
     UnauthorizedClient,
@@ -63,7 +64,24 @@ def test_a_refusal_is_rendered(
 
 def test_every_refusal_of_this_table_is_tested() -> None:
     classes = {thing for thing in vars(errors).values() if isinstance(thing, type) and issubclass(thing, OAuthError)}
-    assert len(classes - {OAuthError}) == 10
+    assert len(classes - {OAuthError, RateLimited}) == 10
+
+
+def test_a_limit_says_when_to_come_again() -> None:
+    limited = RateLimited(
+        RefusalReason.TOO_MANY_FAILURES,
+        limit="failures",
+        amount=20,
+        window_seconds=60,
+        wait_seconds=36.01,
+        failure=InvalidClient(RefusalReason.WRONG_SECRET, client_id="an-id"),
+    )
+    assert render(limited) == (
+        429,
+        {"error": "temporarily_unavailable", "error_description": "There were too many requests. Retry later."},
+        [("Retry-After", "37"), ("RateLimit-Policy", '"failures";q=20;w=60'), ("RateLimit", '"failures";r=0;t=37')],
+    )
+    assert (limited.reason, limited.failure, limited.client_id) == ("too_many_failures", "wrong_secret", "an-id")
 
 
 def test_the_reason_is_for_the_log_only() -> None:

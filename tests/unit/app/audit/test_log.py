@@ -9,7 +9,7 @@ import pytest
 from conftest import SettableClock
 
 from app.audit.events import Event, RequestFacts, TokenIssued, TokenRefused
-from app.audit.log import AuditLog, configure_logging
+from app.audit.log import FLOOD_SECONDS, MOST_ALIKE, AuditLog, FloodFilter, configure_logging
 from app.config.settings import Settings
 from buffered_worker.stream import NonBlockingStream
 
@@ -163,3 +163,19 @@ def test_configuring_twice_does_not_double_the_lines(capsys: pytest.CaptureFixtu
     configure_logging(settings())
     logging.getLogger("somebody").warning("once")
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_flood_of_messages_alike_is_cut_and_counted() -> None:
+    now = [0.0]
+    flood = FloodFilter(lambda: now[0])
+
+    def logged(level: int = logging.INFO, text: str = "Refused with %d") -> str | None:
+        record = logging.LogRecord("a", level, "a.py", 1, text, (404,) if "%d" in text else (), None)
+        return record.getMessage() if flood.filter(record) else None
+
+    assert [logged() for _ in range(MOST_ALIKE + 7)] == ["Refused with 404"] * MOST_ALIKE + [None] * 7
+    assert logged(text="another message") == "another message"
+    assert logged(logging.WARNING) == "Refused with 404"
+    now[0] = FLOOD_SECONDS
+    assert logged() == "Refused with 404 (7 more like this were not logged)"
+    assert logged() == "Refused with 404"

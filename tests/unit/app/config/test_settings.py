@@ -16,12 +16,14 @@ from app.config.values import (
     IdentifiedKey,
     default_server_name,
     format_duration,
+    format_rate,
     is_absolute_uri,
     is_loopback,
     parse_database_url,
     parse_duration,
     parse_server_name,
 )
+from app.types import Rate
 
 ISSUER_RULE = (
     "TOKENHOUSE_ISSUER must be an https URL (http on loopback only) in lower case, with no default port, "
@@ -49,6 +51,8 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
         "outage_grace": 15 * 60,
         "snapshot": None,
         "server_name": default_server_name(),
+        "ratelimit_enabled": True,
+        "ratelimit_failures": (20, 60),
         "trusted_proxies": (),
         "issuer": ISSUER,
         "redis_url": None,
@@ -82,6 +86,8 @@ def test_every_setting_is_a_variable_with_the_prefix() -> None:
         "TOKENHOUSE_OUTAGE_GRACE",
         "TOKENHOUSE_SNAPSHOT",
         "TOKENHOUSE_SERVER_NAME",
+        "TOKENHOUSE_RATELIMIT_ENABLED",
+        "TOKENHOUSE_RATELIMIT_FAILURES",
         "TOKENHOUSE_TRUSTED_PROXIES",
         "TOKENHOUSE_ISSUER",
         "TOKENHOUSE_DATABASE_URL",
@@ -564,6 +570,22 @@ def test_a_redis_url_is_taken_as_it_is(checkout: Path, url: str) -> None:
 def test_another_redis_url_is_refused_and_not_quoted(checkout: Path, url: str) -> None:
     assert refusal(checkout, REDIS_URL=url) == (
         "TOKENHOUSE_REDIS_URL must be redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], rediss://… (TLS) or unix://PATH"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [("1/second", (1, 1)), ("20/minute", (20, 60)), ("999999999/hour", (999_999_999, 3600)), ("5/day", (5, 86400))],
+)
+def test_a_rate_is_a_number_and_a_unit(checkout: Path, given: str, rate: tuple[int, int]) -> None:
+    assert load(checkout, RATELIMIT_FAILURES=given).ratelimit_failures == rate
+    assert format_rate(Rate(*rate)) == given
+
+
+@pytest.mark.parametrize("given", ["20", "0/minute", "-1/minute", "1.5/minute", "20 / minute", "1234567890/day"])
+def test_another_rate_is_refused(checkout: Path, given: str) -> None:
+    assert refusal(checkout, RATELIMIT_FAILURES=given) == (
+        "TOKENHOUSE_RATELIMIT_FAILURES must be a number and a unit such as 20/minute: second, minute, hour or day"
     )
 
 

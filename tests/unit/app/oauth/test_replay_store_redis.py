@@ -18,6 +18,7 @@ from unit.harness import Harness, open_harness
 from app.config.values import PROJECT_FOLDER
 from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import UsedAssertionRow, db
+from app.database.redis import RedisAccess
 from app.errors import ServiceUnavailable
 from app.oauth.replay_store import DatabaseReplayStore, key_of
 from app.oauth.replay_store_redis import RedisReplayStore
@@ -94,7 +95,7 @@ def test_of_many_workers_that_are_the_first_at_once_none_refuses(
 ) -> None:
     with harness.app.app_context():
         durable = DatabaseReplayStore(db.engine, DatabaseCircuitBreaker(), harness.clock)
-        workers = [RedisReplayStore(redis.url, durable, harness.clock) for _ in range(8)]
+        workers = [RedisReplayStore(RedisAccess(redis.url), durable, harness.clock) for _ in range(8)]
     now = int(harness.clock().timestamp())
     ready = threading.Barrier(len(workers))
 
@@ -166,7 +167,9 @@ def test_a_restart_that_another_worker_has_noticed_is_one(harness: Harness, redi
     with harness.app.app_context():
         durable = DatabaseReplayStore(db.engine, DatabaseCircuitBreaker(), harness.clock)
         now = int(harness.clock().timestamp())
-        assert RedisReplayStore(redis.url, durable, harness.clock).use("a", "another worker", now - 20, now + 300)
+        assert RedisReplayStore(RedisAccess(redis.url), durable, harness.clock).use(
+            "a", "another worker", now - 20, now + 300
+        )
 
 
 @pytest.mark.parametrize("what", ["flushed", "restarted"])

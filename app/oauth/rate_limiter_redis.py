@@ -1,0 +1,39 @@
+"""Counts of all processes of an installation in Redis: one round trip for each part of a limit.
+
+Keys: ``tokenhouse:limit:<hash of what is counted>``, each of which expires with its window. A Redis that has forgotten
+them begins new windows.
+"""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+from app.oauth.rate_limiter import Drawn
+from app.types import Rate
+
+if TYPE_CHECKING:
+    from app.database.redis import RedisAccess
+
+_PREFIX = "tokenhouse:limit:"
+
+
+class RedisCounts:
+    """A :class:`app.oauth.rate_limiter.SharedCounts`.
+
+    The replay store probes Redis while the circuit is open.
+    """
+
+    def __init__(self, redis: "RedisAccess") -> None:
+        self._redis = redis.open()
+        self._circuit_breaker = redis.circuit_breaker
+
+    def draw(self, kind: str, subject: str, rate: Rate, number: int) -> Drawn:
+        """See :meth:`app.oauth.rate_limiter.SharedCounts.draw`."""
+        key = _PREFIX + hashlib.sha256(json.dumps([kind, subject, *rate]).encode()).hexdigest()
+        with self._circuit_breaker.allow_blocking(), self._redis.pipeline() as transaction:
+            transaction.set(key, 0, nx=True, ex=rate.seconds)
+            transaction.incrby(key, number)
+            transaction.pttl(key)
+            _, drawn_by_all, milliseconds = transaction.execute()
+        granted = min(number, rate.amount - (drawn_by_all - number))
+        return Drawn(max(0, granted), max(milliseconds, 1) / 1000)

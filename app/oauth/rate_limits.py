@@ -1,0 +1,85 @@
+"""Which requests are limited: failed authentications.
+
+Failures are counted after they failed, alike for ids that exist and for others. So a right secret is never refused
+because of somebody's failures: nobody locks out another client, and a client behind a shared address is not slowed by
+its neighbours. How requests are counted is left to ``rate_limiter``.
+"""
+
+from http import HTTPStatus
+from ipaddress import ip_network
+
+from app.config.settings import Settings
+from app.errors import InvalidClient, OAuthError, RateLimited
+from app.oauth.rate_limiter import RateLimiter, SharedCounts
+from app.reasons import RefusalReason
+from app.types import Rate
+
+MOST_FAILING = 20_000
+"""Client ids and addresses whose failures one worker counts: some 6 MiB."""
+
+TIMES_FOR_ADDRESS = 10
+"""An address may fail this many times as often as one client id from it."""
+
+_IPV6_PREFIX = 64
+"""Whoever has one IPv6 address usually has the whole network."""
+
+
+class RateLimits:
+    """The limits of the settings.
+
+    :param shared: the counts of all processes, if there are any.
+    """
+
+    def __init__(self, settings: Settings, shared: SharedCounts | None = None) -> None:
+        self._is_enabled = settings.ratelimit_enabled
+        self._failing = RateLimiter(MOST_FAILING, shared)
+        self._failures = settings.ratelimit_failures
+        self._failures_of_address = Rate(self._failures.amount * TIMES_FOR_ADDRESS, self._failures.seconds)
+
+    def count_failure(self, failure: InvalidClient, client_id: str, source_address: str | None) -> None:
+        """Count a failed authentication.
+
+        :param client_id: as it was sent.
+        :raises RateLimited: in place of ``failure``, after too many.
+        """
+        if not self._is_enabled:
+            return
+        network = _network_of(source_address)
+        # The address first: once it has failed too often, its ids fill no memory.
+        limit, rate, reason = "address", self._failures_of_address, RefusalReason.TOO_MANY_FAILURES_OF_ADDRESS
+        wait_seconds = self._failing.take(limit, network, rate)
+        if not wait_seconds:
+            limit, rate, reason = "failures", self._failures, RefusalReason.TOO_MANY_FAILURES
+            wait_seconds = self._failing.take(limit, f"{network} {client_id}", rate)
+        if wait_seconds:
+            raise RateLimited(
+                reason,
+                limit=limit,
+                amount=rate.amount,
+                window_seconds=rate.seconds,
+                wait_seconds=wait_seconds,
+                failure=failure,
+            )
+
+    def is_one_of_many(self, error: OAuthError, source_address: str | None, *, is_authenticated: bool) -> bool:
+        """Return whether a refused request is counted in the log's summary, and gets no line of its own.
+
+        Malformed requests of callers that did not authenticate count as failures of their address.
+        """
+        if isinstance(error, RateLimited):
+            return True
+        if not self._is_enabled or is_authenticated or isinstance(error, InvalidClient):
+            return False
+        if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return False
+        return self._failing.take("address", _network_of(source_address), self._failures_of_address) > 0
+
+
+def _network_of(source_address: str | None) -> str:
+    """Return the address, or the network of an IPv6 address; empty for the peer of a Unix socket."""
+    if source_address is None or ":" not in source_address:
+        return source_address or ""
+    try:
+        return str(ip_network(f"{source_address}/{_IPV6_PREFIX}", strict=False))
+    except ValueError:
+        return source_address
