@@ -2,18 +2,17 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from app.cli.client_fields import METHOD_NAMES, field_options, given_fields, parse_labels
 from app.cli.client_keys import (
     add_keys,
     changed_auth_fields,
     check_auth_fields,
-    given_auth_fields,
     key_file_for,
-    key_options,
     published_keys,
     remove_key,
     show_keys,
@@ -34,68 +33,22 @@ from app.cli.output import (
     timestamp,
 )
 from app.cli.secret_output import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
-from app.clients.fields import ClientFields, split_scopes
+from app.clients.fields import ClientFields
 from app.clients.repository import ListedClient
 from app.clients.secrets import NewSecret
 from app.config.values import format_duration
 from app.database.models import ClientRow
 from app.errors import ManagementError
-from app.oauth.client_auth import METHODS
 from app.oauth.client_auth.client_secret import ClientSecretPost
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
-from app.oauth.grants import GRANTS
 from app.services import services
 from app.types import ANY_SECRET_METHOD
-
-NO_GRANT = "none"
-METHOD_NAMES = (ANY_SECRET_METHOD, *(method.name for method in METHODS))
-GRANT_NAMES = (*(str(grant.GRANT_TYPE) for grant in GRANTS), NO_GRANT)
-
 
 LIST_COLUMNS = ("client_id", "name", "state", "scope", "audiences", "lifetime", "created", "last_used")
 TABLE_ROWS = 1000
 """The longest table that is printed without ``--limit``."""
 CACHED_SECONDS = 600
 """A shorter lifetime defeats a cache that replaces tokens five minutes before they expire."""
-
-
-class Lifetime(Duration):
-    """A duration, or ``default`` for the server's own."""
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse; return 0 for the default, which no lifetime can be."""
-        if value == "default":
-            return 0
-        return super().convert(value, param, ctx) or self.fail("must be from 1s to 24h", param, ctx)
-
-
-def field_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options for a client's fields, the same for ``create`` and ``update``."""
-    for option in reversed(
-        (
-            click.option(
-                "--scope", "scopes", multiple=True, help="Scopes, space-separated; may be given several times."
-            ),
-            click.option(
-                "--audience", "audiences", multiple=True, help="An API its tokens may be for; the first is the default."
-            ),
-            click.option("--lifetime", type=Lifetime(), help="Lifetime of its tokens: 1s to 24h, or `default`."),
-            click.option("--auth-method", type=click.Choice(METHOD_NAMES), help="How it authenticates."),
-            click.option("--grant-type", "grant_types", multiple=True, type=click.Choice(GRANT_NAMES)),
-            click.option(
-                "--introspect",
-                "introspects",
-                multiple=True,
-                metavar="URI|'*'",
-                help="An API whose tokens it may introspect; * for all.",
-            ),
-            click.option("--contact", "contacts", multiple=True, help="Who is responsible, such as a team's address."),
-            click.option("--description", help="What it is for."),
-            click.option("--label", "labels", multiple=True, metavar="K=V"),
-        )
-    ):
-        command = option(command)
-    return key_options(command)
 
 
 @click.group("clients", cls=CommandGroup)
@@ -114,7 +67,7 @@ def clients() -> None:
 @json_option
 def create_client(name: str, generate_key: str | None, *, as_json: bool, **options: Any) -> None:
     """Create a client and print its secret, once."""
-    given = _given_fields(options)
+    given = given_fields(options)
     method = given.get("token_endpoint_auth_method", ANY_SECRET_METHOD)
     if options["secret_file"] and method not in METHODS_WITH_SECRETS:
         raise ManagementError(f"--secret-file goes with no {method}: its clients have no secret")
@@ -162,7 +115,7 @@ def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *,
     """List clients that pass all filters, oldest first."""
     for name in ("unused_for", "secrets_older_than", "expiring_in"):
         filters[name] = seconds(filters[name])
-    filters |= {"labels": _labels(labels), "disabled": None if state is None else state == "disabled"}
+    filters |= {"labels": parse_labels(labels), "disabled": None if state is None else state == "disabled"}
     store = services().clients.repository
     if as_json:
         print_json_list(_describe(row) for row in store.stream(limit, **filters))
@@ -201,7 +154,7 @@ def show_client(client_id: str, *, as_json: bool) -> None:
 @json_option
 def update_client(client_id: str, client_name: str | None, *, as_json: bool, **options: Any) -> None:
     """Update a client. Each option replaces the whole field; an empty value clears it."""
-    changes = _given_fields(options) | ({} if client_name is None else {"client_name": client_name})
+    changes = given_fields(options) | ({} if client_name is None else {"client_name": client_name})
     if not changes:
         raise ManagementError("nothing to change: `flask clients update --help` shows what can be")
     given = changes.pop("auth_fields", {})
@@ -282,47 +235,6 @@ def _list_cells(row: Any) -> Sequence[object]:
         timestamp(row.created_at),
         timestamp(row.last_used_at),
     )
-
-
-def _given_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of :class:`ClientFields` whose options were given."""
-    fields: dict[str, Any] = {}
-    if options["scopes"]:
-        fields["scope"] = split_scopes(options["scopes"])
-    for name in ("audiences", "introspects", "contacts"):
-        if options[name]:
-            fields[name] = tuple(dict.fromkeys(value for value in options[name] if value))
-    if options["lifetime"] is not None:
-        fields["access_token_lifetime"] = options["lifetime"] or None
-    if options["auth_method"]:
-        fields["token_endpoint_auth_method"] = options["auth_method"]
-    if options["grant_types"]:
-        fields["grant_types"] = _grant_types(options["grant_types"])
-    if options["description"] is not None:
-        fields["description"] = options["description"]
-    if auth_fields := given_auth_fields(options["jwks_file"], options["jwks_uri"], options["assertion_audience"]):
-        fields["auth_fields"] = auth_fields
-    if options["labels"]:
-        fields["labels"] = _labels(options["labels"])
-    return fields
-
-
-def _grant_types(given: Sequence[str]) -> tuple[str, ...]:
-    if NO_GRANT in given:
-        if len(set(given)) > 1:
-            raise ManagementError(f"--grant-type {NO_GRANT} goes with no other grant type")
-        return ()
-    return tuple(dict.fromkeys(given))
-
-
-def _labels(given: Sequence[str]) -> dict[str, str]:
-    labels = {}
-    for label in filter(None, given):
-        key, equals, value = label.partition("=")
-        if not equals:
-            raise ManagementError(f"label {label!r} must be K=V")
-        labels[key] = value
-    return labels
 
 
 def _warn(row: ClientRow, imported: str | None) -> None:

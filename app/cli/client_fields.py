@@ -1,0 +1,102 @@
+"""The options for a client's fields, the same for ``flask clients create`` and ``update``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from app.cli.client_keys import given_auth_fields, key_options
+from app.cli.output import Duration
+from app.clients.fields import split_scopes
+from app.errors import ManagementError
+from app.oauth.client_auth import METHODS
+from app.oauth.grants import GRANTS
+from app.types import ANY_SECRET_METHOD
+
+NO_GRANT = "none"
+METHOD_NAMES = (ANY_SECRET_METHOD, *(method.name for method in METHODS))
+GRANT_NAMES = (*(str(grant.GRANT_TYPE) for grant in GRANTS), NO_GRANT)
+
+
+class Lifetime(Duration):
+    """A duration, or ``default`` for the server's own."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse; return 0 for the default, which no lifetime can be."""
+        if value == "default":
+            return 0
+        return super().convert(value, param, ctx) or self.fail("must be from 1s to 24h", param, ctx)
+
+
+def field_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options for a client's fields, the same for ``create`` and ``update``."""
+    for option in reversed(
+        (
+            click.option(
+                "--scope", "scopes", multiple=True, help="Scopes, space-separated; may be given several times."
+            ),
+            click.option(
+                "--audience", "audiences", multiple=True, help="An API its tokens may be for; the first is the default."
+            ),
+            click.option("--lifetime", type=Lifetime(), help="Lifetime of its tokens: 1s to 24h, or `default`."),
+            click.option("--auth-method", type=click.Choice(METHOD_NAMES), help="How it authenticates."),
+            click.option("--grant-type", "grant_types", multiple=True, type=click.Choice(GRANT_NAMES)),
+            click.option(
+                "--introspect",
+                "introspects",
+                multiple=True,
+                metavar="URI|'*'",
+                help="An API whose tokens it may introspect; * for all.",
+            ),
+            click.option("--contact", "contacts", multiple=True, help="Who is responsible, such as a team's address."),
+            click.option("--description", help="What it is for."),
+            click.option("--label", "labels", multiple=True, metavar="K=V"),
+        )
+    ):
+        command = option(command)
+    return key_options(command)
+
+
+def given_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of :class:`ClientFields` whose options were given."""
+    fields: dict[str, Any] = {}
+    if options["scopes"]:
+        fields["scope"] = split_scopes(options["scopes"])
+    for name in ("audiences", "introspects", "contacts"):
+        if options[name]:
+            fields[name] = tuple(dict.fromkeys(value for value in options[name] if value))
+    if options["lifetime"] is not None:
+        fields["access_token_lifetime"] = options["lifetime"] or None
+    if options["auth_method"]:
+        fields["token_endpoint_auth_method"] = options["auth_method"]
+    if options["grant_types"]:
+        fields["grant_types"] = _grant_types(options["grant_types"])
+    if options["description"] is not None:
+        fields["description"] = options["description"]
+    if auth_fields := given_auth_fields(options["jwks_file"], options["jwks_uri"], options["assertion_audience"]):
+        fields["auth_fields"] = auth_fields
+    if options["labels"]:
+        fields["labels"] = parse_labels(options["labels"])
+    return fields
+
+
+def _grant_types(given: Sequence[str]) -> tuple[str, ...]:
+    if NO_GRANT in given:
+        if len(set(given)) > 1:
+            raise ManagementError(f"--grant-type {NO_GRANT} goes with no other grant type")
+        return ()
+    return tuple(dict.fromkeys(given))
+
+
+def parse_labels(given: Sequence[str]) -> dict[str, str]:
+    """Parse labels of the form ``K=V``.
+
+    :raises ManagementError: one has no ``=``.
+    """
+    labels = {}
+    for label in filter(None, given):
+        key, equals, value = label.partition("=")
+        if not equals:
+            raise ManagementError(f"label {label!r} must be K=V")
+        labels[key] = value
+    return labels
