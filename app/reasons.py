@@ -15,6 +15,10 @@ _LIMITS = (
     "`RefusalsSummarized` lines of the address say why, and which clients it named; a right secret is not refused. "
     "TOKENHOUSE_RATELIMIT_FAILURES is the limit."
 )
+_OWN_LIMIT = (
+    "Have the caller keep its token until it expires (docs/calling.md), or raise the limit: "
+    "`flask clients update {client} --limit RATE`."
+)
 _ASSERTION = "docs/client-keys.md says what an assertion must contain."
 _REDIS = "Check that Redis runs and that TOKENHOUSE_REDIS_URL is right; `/readyz` shows its state. The caller retries."
 _DATABASE = "Check that the database runs and responds; `/readyz` shows its state, standard error has its message."
@@ -121,6 +125,21 @@ class RefusalReason(_Reason):
         "too_many_failures_of_address",
         "Authentication failed too often from this address.",
         _LIMITS,
+    )
+    TOO_MANY_TOKENS = (
+        "too_many_tokens",
+        "Client {client} made more token requests than its limit allows.",
+        _OWN_LIMIT,
+    )
+    TOO_MANY_ASSERTIONS = (
+        "too_many_assertions",
+        "Client {client} authenticated with more assertions than its limit of token requests allows.",
+        _OWN_LIMIT,
+    )
+    TOO_MANY_REVOCATIONS = (
+        "too_many_revocations",
+        "Client {client} made more revocation requests than TOKENHOUSE_RATELIMIT_REVOCATIONS allows.",
+        "`flask tokens revoke --client {client}` revokes all of its tokens at once.",
     )
     ASSERTION_MALFORMED = "assertion_malformed", "The assertion is no JWT.", _ASSERTION
     ASSERTION_TYPE_UNKNOWN = (

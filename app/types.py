@@ -52,6 +52,7 @@ class Client(ClientMixin):
     :param audiences: the resources that its tokens may be for; the first is the default.
     :param access_token_lifetime: whole seconds, or ``None`` for the server's default.
     :param introspects: the resources whose tokens it may introspect; ``*`` stands for all.
+    :param rate_limit: its own limit of token requests, or ``None`` for the server's default.
     :param tokens_not_before: its tokens issued then or earlier are revoked.
     """
 
@@ -64,6 +65,7 @@ class Client(ClientMixin):
     access_token_lifetime: int | None
     introspects: tuple[str, ...] = ()
     tokens_not_before: datetime | None = None
+    rate_limit: Rate | None = None
 
     def get_client_id(self) -> str:
         """Return the client id."""

@@ -124,7 +124,9 @@ def tokenhouse(  # noqa: PLR0913 - What there is to compare.
             "TOKENHOUSE_CONFIG": "production",
             "TOKENHOUSE_SIGNING_ALG": alg,
             # Counted as they come, and never reached.
-            "TOKENHOUSE_RATELIMIT_FAILURES": "999999999/second",
+            "TOKENHOUSE_RATELIMIT_FAILURES": "99999999/second",
+            "TOKENHOUSE_RATELIMIT_TOKENS": "99999999/second",
+            "TOKENHOUSE_RATELIMIT_REVOCATIONS": "99999999/second",
             **(settings or {}),
         }
         # As it comes, which is with metrics, unless whoever measures says otherwise; on a port of its own.

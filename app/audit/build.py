@@ -37,10 +37,13 @@ def build(
     :param timed: records how long a line takes.
     """
     events = Events()
+    summaries = RefusalSummaries(events, clock)
     audit_log = AuditLog(
-        settings.log_format, clock, server=settings.server_name, is_required=settings.audit_log_required
+        settings.log_format,
+        clock,
+        server=settings.server_name,
+        is_required=settings.audit_log_required,
+        summarize=summaries.add,
     )
     events.subscribe(timed("log", audit_log))
-    summaries = RefusalSummaries(events, clock)
-    events.subscribe(summaries)
     return AuditServices(events, audit_log, summaries, Outbox(engine, clock))

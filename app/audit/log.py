@@ -104,6 +104,7 @@ class AuditLog:
 
     :param writer: the stream.
     :param server: the name of this server, for lines in JSON.
+    :param summarize: gets the events that have no line of their own.
     :param is_required: whether a token may be issued only if its line was written.
     """
 
@@ -115,7 +116,9 @@ class AuditLog:
         *,
         server: str | None = None,
         is_required: bool = False,
+        summarize: Callable[[RefusalCounted], None] = lambda _: None,
     ) -> None:
+        self._summarize = summarize
         self._clock = clock
         self._writer = writer
         self._is_required = is_required
@@ -133,6 +136,7 @@ class AuditLog:
         :raises ServiceUnavailable: the line of a token is required and cannot be written.
         """
         if isinstance(event, RefusalCounted):
+            self._summarize(event)
             return
         is_needed = self._is_required and isinstance(event, TokenIssued)
         if is_needed and self._writer.is_stalled:

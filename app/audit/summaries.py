@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from app.audit.events import Event, Events, RefusalCounted, RefusalsSummarized
+from app.audit.events import Events, RefusalCounted, RefusalsSummarized
 from app.types import Clock
 
 SUMMARY_SECONDS = 60.0
@@ -49,10 +49,8 @@ class RefusalSummaries:
         self._lock = threading.Lock()
         self._summaries: dict[_Subject, _Summary] = {}
 
-    def __call__(self, event: Event) -> None:
-        """Collect ``event``, if it is one of many."""
-        if not isinstance(event, RefusalCounted):
-            return
+    def add(self, event: RefusalCounted) -> None:
+        """Collect one of many refusals."""
         refusal, sent = event.refusal, event.sent_id_hash
         subject: _Subject = (refusal.request.source_address, None) if sent is not None else (None, refusal.client_id)
         with self._lock:

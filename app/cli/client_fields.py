@@ -8,14 +8,25 @@ import click
 from app.cli.client_keys import given_auth_fields, key_options
 from app.cli.output import Duration
 from app.clients.fields import split_scopes
+from app.config.values import parse_rate
 from app.errors import ManagementError
 from app.oauth.client_auth import METHODS
 from app.oauth.grants import GRANTS
-from app.types import ANY_SECRET_METHOD
+from app.types import ANY_SECRET_METHOD, Rate
 
 NO_GRANT = "none"
 METHOD_NAMES = (ANY_SECRET_METHOD, *(method.name for method in METHODS))
 GRANT_NAMES = (*(str(grant.GRANT_TYPE) for grant in GRANTS), NO_GRANT)
+
+
+_SINGLE_VALUES = {
+    "lifetime": "access_token_lifetime",
+    "rate_limit": "rate_limit",
+    "auth_method": "token_endpoint_auth_method",
+    "description": "description",
+}
+_DEFAULTS = {"access_token_lifetime": 0, "rate_limit": ""}
+"""Values that stand for the server's default, which is stored as ``None``."""
 
 
 class Lifetime(Duration):
@@ -26,6 +37,21 @@ class Lifetime(Duration):
         if value == "default":
             return 0
         return super().convert(value, param, ctx) or self.fail("must be from 1s to 24h", param, ctx)
+
+
+class RateLimit(click.ParamType[Rate | str]):
+    """A rate such as ``100/minute``, or ``default`` for the server's own limit."""
+
+    name = "rate"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Rate | str:
+        """Parse; return an empty string for the default."""
+        if value in {"default", ""}:
+            return ""
+        try:
+            return parse_rate(value)
+        except ValueError as error:
+            return self.fail(f"{error}; or default", param, ctx)
 
 
 def field_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -39,6 +65,13 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
                 "--audience", "audiences", multiple=True, help="An API its tokens may be for; the first is the default."
             ),
             click.option("--lifetime", type=Lifetime(), help="Lifetime of its tokens: 1s to 24h, or `default`."),
+            click.option(
+                "--limit",
+                "rate_limit",
+                type=RateLimit(),
+                metavar="RATE",
+                help="Its limit of token requests, such as 100/minute, or `default`.",
+            ),
             click.option("--auth-method", type=click.Choice(METHOD_NAMES), help="How it authenticates."),
             click.option("--grant-type", "grant_types", multiple=True, type=click.Choice(GRANT_NAMES)),
             click.option(
@@ -65,14 +98,11 @@ def given_fields(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("audiences", "introspects", "contacts"):
         if options[name]:
             fields[name] = tuple(dict.fromkeys(value for value in options[name] if value))
-    if options["lifetime"] is not None:
-        fields["access_token_lifetime"] = options["lifetime"] or None
-    if options["auth_method"]:
-        fields["token_endpoint_auth_method"] = options["auth_method"]
+    for option, name in _SINGLE_VALUES.items():
+        if options[option] is not None:
+            fields[name] = None if options[option] == _DEFAULTS.get(name) else options[option]
     if options["grant_types"]:
         fields["grant_types"] = _grant_types(options["grant_types"])
-    if options["description"] is not None:
-        fields["description"] = options["description"]
     if auth_fields := given_auth_fields(options["jwks_file"], options["jwks_uri"], options["assertion_audience"]):
         fields["auth_fields"] = auth_fields
     if options["labels"]:

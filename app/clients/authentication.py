@@ -21,6 +21,7 @@ from app.clients.last_used import LastUsedTracker
 from app.clients.outage_memory import OutageMemory
 from app.clients.queries import BY_KEYS, BY_ONE_ID, BY_SECRETS_AS_KEYS, BY_TWO_IDS
 from app.clients.secret_digests import SecretDigester
+from app.config.values import parse_rate
 from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.errors import InvalidClient, OAuthError, ServiceUnavailable
@@ -276,6 +277,7 @@ def to_client(row: Any) -> Client:
         row.access_token_lifetime,
         introspects,
         row.tokens_not_before,
+        row.rate_limit,
     )
 
 
@@ -289,6 +291,7 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
     lifetime: int | None,
     introspects: str,
     tokens_not_before: datetime | None,
+    rate_limit: str | None,
 ) -> Client:
     return Client(
         client_id=client_id,
@@ -300,6 +303,7 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
         access_token_lifetime=lifetime,
         introspects=tuple(json.loads(introspects)),
         tokens_not_before=tokens_not_before,
+        rate_limit=parse_rate(rate_limit) if rate_limit else None,
     )
 
 

@@ -14,7 +14,7 @@ from app.clients.secret_digests import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_
 from app.config.values import LONGEST_LIFETIME_SECONDS, format_duration, is_absolute_uri
 from app.database.models import CLIENT_ID_MAX_CHARACTERS
 from app.errors import InvalidScope, ManagementError
-from app.types import ALL_RESOURCES
+from app.types import ALL_RESOURCES, Rate
 
 TEXT_MAX_CHARACTERS = 1000
 LIST_MAX_ENTRIES = 1000
@@ -28,6 +28,7 @@ class ClientFields:
     """The fields of a new or changed client, checked on creation of this object.
 
     :param access_token_lifetime: whole seconds, 1 s to 24 h, or ``None`` for the server's default.
+    :param rate_limit: its own limit of token requests, or ``None`` for the server's default.
     :param auth_fields: what the client's authentication method stores; checked by the method.
     :param introspects: the resources whose tokens it may introspect, or :data:`ALL_RESOURCES` alone.
     :raises ManagementError: a field is wrong; what is allowed.
@@ -44,6 +45,7 @@ class ClientFields:
     labels: Mapping[str, str] = field(default_factory=dict)
     introspects: tuple[str, ...] = ()
     auth_fields: Mapping[str, Any] = field(default_factory=dict)
+    rate_limit: Rate | None = None
 
     def __post_init__(self) -> None:
         """Check all fields."""

@@ -1,4 +1,4 @@
-"""Tracks when and from where secrets were used, in memory; writes it to the database every few seconds.
+"""Tracks when and from where secrets were used, and which clients were limited; writes it every few seconds.
 
 Times are whole minutes, so a client with a thousand requests a minute causes one write per worker. A worker that is
 killed loses at most :data:`FLUSH_SECONDS`; one that shuts down loses nothing. While the database is away records
@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, String, Update, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.engine import Connection, Engine
 
-from app.database.engine import dialect_insert, writing_engine
-from app.database.models import ClientRow, ClientSecretRow, ClientSecretUseRow, UTCDateTime
+from app.database.engine import dialect_insert, reading_engine, writing_engine
+from app.database.models import SERVED, ClientRow, ClientSecretRow, ClientSecretUseRow, UTCDateTime
 from app.types import Clock
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class LastUsedTracker:
     """Records uses in this process, and writes them to the database."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
         self._writing = writing_engine(engine)
         self._clock = clock
         self._lock = threading.Lock()
@@ -67,6 +68,7 @@ class LastUsedTracker:
         self._noted: set[_Use] = set()
         self._waiting: dict[_Use, tuple[datetime, datetime]] = {}
         self._renewals: dict[str, _Renewal] = {}
+        self._limited: dict[str, datetime] = {}
         self._dropped = 0
 
     def record(self, client_id: str, secret_id: str | None, source_address: str | None) -> None:
@@ -83,6 +85,21 @@ class LastUsedTracker:
                 return
             self._noted.add(use)
             self._wait(use, minute, minute)
+
+    def record_limited(self, client_id: str) -> None:
+        """Record that a request of a client was refused for a rate limit."""
+        with self._lock:
+            if len(self._limited) < MOST_RECORDS:
+                self._limited[client_id] = self._clock().replace(second=0, microsecond=0)
+
+    def limited_since(self, since: datetime, most: int) -> Sequence[str]:
+        """Return the ids of clients that were refused for a rate limit, the latest first.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        latest = select(ClientRow.client_id).where(ClientRow.limited_at >= since, SERVED)
+        with reading_engine(self._engine).connect() as connection:
+            return connection.scalars(latest.order_by(ClientRow.limited_at.desc()).limit(most)).all()
 
     def rehash(self, secret_id: str, digest: bytes, new_pepper_id: str, new_digest: bytes) -> None:
         """Record that a digest of an old pepper can be replaced."""
@@ -107,6 +124,7 @@ class LastUsedTracker:
         with self._lock:
             waiting, self._waiting = self._waiting, {}
             renewals, self._renewals = self._renewals, {}
+            limited, self._limited = self._limited, {}
             dropped, self._dropped = self._dropped, 0
         if dropped:
             log.warning("%d records of last use were dropped: more than %d were waiting", dropped, MOST_RECORDS)
@@ -117,6 +135,12 @@ class LastUsedTracker:
                     self._write(connection, [(use, *waiting[use]) for use in uses])
                 for use in uses:
                     del waiting[use]
+            for client_ids in _batches(sorted(limited)):
+                with self._writing.begin() as connection:
+                    times = [{"key": client_id, "moment": limited[client_id]} for client_id in client_ids]
+                    connection.execute(_move_forward(ClientRow, "limited_at"), times)
+                for client_id in client_ids:
+                    del limited[client_id]
             for secret_ids in _batches(sorted(renewals)):
                 with self._writing.begin() as connection:
                     _replace(connection, [renewals[secret_id] for secret_id in secret_ids])
@@ -127,6 +151,7 @@ class LastUsedTracker:
                 for use, (first, last) in waiting.items():
                     self._wait(use, first, last)
                 self._renewals = renewals | self._renewals
+                self._limited = limited | self._limited
             raise
 
     def _wait(self, use: _Use, first: datetime, last: datetime) -> None:
@@ -134,11 +159,11 @@ class LastUsedTracker:
         self._waiting[use] = min(first, known_first), max(last, known_last)
 
     def _write(self, connection: Connection, last_used: Sequence[tuple[_Use, datetime, datetime]]) -> None:
-        clients = [{"key": use[0], "used_at": last} for use, _, last in last_used]
+        clients = [{"key": use[0], "moment": last} for use, _, last in last_used]
         connection.execute(_move_forward(ClientRow), clients)
         with_secret = [(use[1], use[2], first, last) for use, first, last in last_used if use[1] is not None]
         if with_secret:
-            secrets = [{"key": secret_id, "used_at": last} for secret_id, _, _, last in with_secret]
+            secrets = [{"key": secret_id, "moment": last} for secret_id, _, _, last in with_secret]
             connection.execute(_move_forward(ClientSecretRow), secrets)
             names = ("secret_id", "address", "first", "last")
             uses = [{f"told_{name}": value for name, value in zip(names, use, strict=True)} for use in with_secret]
@@ -155,12 +180,12 @@ def _order(use: _Use) -> tuple[str, str, str]:
     return client_id, secret_id or "", address
 
 
-def _move_forward(table: type[ClientRow] | type[ClientSecretRow]) -> Update:
-    """Write the time ``used_at``, unless another worker has written a later one."""
+def _move_forward(table: type[ClientRow] | type[ClientSecretRow], name: str = "last_used_at") -> Update:
+    """Write the time ``moment`` into a column, unless another worker has written a later one."""
     primary_key = ClientRow.client_id if table is ClientRow else ClientSecretRow.secret_id
-    used_at = bindparam("used_at", type_=UTCDateTime)
-    is_older = or_(table.last_used_at.is_(None), table.last_used_at < used_at)
-    return update(table).where(primary_key == bindparam("key"), is_older).values(last_used_at=used_at)
+    moment, column = bindparam("moment", type_=UTCDateTime), getattr(table, name)
+    is_older = or_(column.is_(None), column < moment)
+    return update(table).where(primary_key == bindparam("key"), is_older).values({name: moment})
 
 
 def _record_address(engine: Engine) -> Any:

@@ -20,6 +20,7 @@ _CLIENT_COLUMNS = (
     cast(ClientRow.audiences, Text).label("audiences"),
     cast(ClientRow.introspects, Text).label("introspects"),
     ClientRow.access_token_lifetime,
+    ClientRow.rate_limit,
     ClientRow.tokens_not_before,
     ClientRow.disabled_at,
     ClientRow.deleted_at,

@@ -22,6 +22,7 @@ from app.clients.jwks_cache import FetchedJwks, store_jwks
 from app.clients.secret_digests import is_vschar
 from app.clients.secrets import ClientSecrets, NewSecret, usable_at
 from app.clients.transactions import find_client, writing
+from app.config.values import format_rate, parse_rate
 from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.errors import ManagementError
 from app.types import DEFAULT_AUDIENCE, Clock
@@ -298,6 +299,7 @@ def describe(row: ClientRow) -> ClientFields:
         labels=dict(row.labels),
         introspects=tuple(row.introspects or ()),
         auth_fields=dict(row.auth_fields or {}),
+        rate_limit=parse_rate(row.rate_limit) if row.rate_limit else None,
     )
 
 
@@ -313,6 +315,7 @@ def _apply(row: ClientRow, fields: ClientFields) -> None:
     row.introspects = list(fields.introspects)
     row.auth_fields = dict(fields.auth_fields) or None
     row.access_token_lifetime = fields.access_token_lifetime
+    row.rate_limit = format_rate(fields.rate_limit) if fields.rate_limit else None
 
 
 def _add_to_audiences_ever(row: ClientRow) -> None:

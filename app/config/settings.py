@@ -127,6 +127,12 @@ class Settings(BaseModel):
     ratelimit_failures: Annotated[Rate, BeforeValidator(parse_rate)] = Rate(20, MINUTE)
     """Failed authentications for each client id and source address; ten times that for a source address."""
 
+    ratelimit_tokens: Annotated[Rate, BeforeValidator(parse_rate)] = Rate(6000, MINUTE)
+    """Token requests of an authenticated client without a limit of its own, and its assertions."""
+
+    ratelimit_revocations: Annotated[Rate, BeforeValidator(parse_rate)] = Rate(600, MINUTE)
+    """Revocation requests of an authenticated client."""
+
     trusted_proxies: Annotated[TrustedProxies, BeforeValidator(parse_trusted_proxies)] = ()
     """The proxies whose forwarded addresses and request ids are used; matched against the TCP peer."""
 

@@ -71,7 +71,10 @@ class ClientRow(Base):
 
     ``introspects`` lists the resources whose tokens the client may introspect, or ``*`` for all. ``audiences_ever``
     are all audiences that its tokens may have, including removed ones; an empty string stands for the server's
-    default. Both are NULL in rows of the previous release. Tokens issued at ``tokens_not_before``, a whole second, or
+    default. Both are NULL in rows of the previous release.
+
+    ``rate_limit`` is its own limit of token requests, such as ``100/minute``. ``limited_at`` is when a request of it
+    was last refused for a limit, to the minute. Tokens issued at ``tokens_not_before``, a whole second, or
     earlier are revoked.
     """
 
@@ -95,6 +98,8 @@ class ClientRow(Base):
     created_at: Mapped[datetime] = mapped_column(UTCDateTime)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    rate_limit: Mapped[str | None] = mapped_column(String(32))
+    limited_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     disabled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 

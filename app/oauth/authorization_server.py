@@ -108,7 +108,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         self._origin = origin
         self._events = events
         self._clock = clock
-        self._limits = limits
+        self.limits = limits
         self._pause = pause
         self._delay_slots = threading.BoundedSemaphore(MOST_DELAYED)
         self._methods: dict[str, Authenticator] = {}
@@ -219,17 +219,19 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         """Authenticate the client by exactly one of the registered methods (section 2.3).
 
         :param methods: not used: every endpoint accepts every registered method.
+        :param endpoint: whose requests are counted.
         :raises InvalidRequest: the request uses several methods.
         :raises InvalidClient: the request uses no method, or authentication failed.
-        :raises RateLimited: authentication failed once more after too many failures.
+        :raises RateLimited: authentication failed too often, or the client makes too many requests.
         """
         try:
             request.authentication = self._authenticated(request)
         except InvalidClient as failure:
-            self._limits.count_failure(failure, request.sent_client_id, request.source_address)
+            self.limits.count_failure(failure, request.sent_client_id, request.source_address)
             raise
         client: Client = request.authentication.client
         request.client = client
+        self.limits.count_request(endpoint, client)
         return client
 
     def _authenticated(self, request: Any) -> Authentication:
@@ -337,10 +339,12 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
             refusal = TokenRefused(**facts)
         else:
             refusal = RequestRefused(endpoint=endpoint, **facts)
-        source_address, is_authenticated = refusal.request.source_address, authentication is not None
-        if self._limits.is_one_of_many(error, source_address, is_authenticated=is_authenticated):
+        limited = error if isinstance(error, RateLimited) else None
+        source_address = refusal.request.source_address
+        is_authenticated = authentication is not None or (limited is not None and limited.failure is None)
+        if self.limits.is_one_of_many(error, source_address, is_authenticated=is_authenticated):
             sent_id_hash = None if is_authenticated else hash(parsed.sent_client_id if parsed else "")
-            cause = (error.failure if isinstance(error, RateLimited) else None) or refusal.reason
+            cause = (limited and limited.failure) or refusal.reason
             self._events.emit(RefusalCounted(refusal=refusal, sent_id_hash=sent_id_hash, cause=cause))
         else:
             self._events.emit(refusal)

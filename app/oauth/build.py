@@ -35,11 +35,13 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
         encrypted_secrets=clients.encrypted_secrets,
         jwks_cache=clients.jwks_cache,
         clock=clock,
+        limits=server.limits,
         rules=assertion_rules(settings, metadata["token_endpoint"]),
     )
     return OAuthServices(settings, clock, server, keys, clients, tokens, client_auth, replay_store, metadata)
 
 
-def build_limits(settings: Settings, database: Database) -> RateLimits:
+def build_limits(settings: Settings, database: Database, clients: ClientServices) -> RateLimits:
     """Build the rate limits, which the authorization server applies."""
-    return RateLimits(settings, RedisCounts(database.redis) if database.redis else None)
+    shared = RedisCounts(database.redis) if database.redis else None
+    return RateLimits(settings, clients.last_used.record_limited, shared)

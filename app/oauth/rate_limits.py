@@ -1,10 +1,11 @@
-"""Which requests are limited: failed authentications.
+"""Which requests are limited: failed authentications, and what a client that has authenticated does too often.
 
 Failures are counted after they failed, alike for ids that exist and for others. So a right secret is never refused
 because of somebody's failures: nobody locks out another client, and a client behind a shared address is not slowed by
 its neighbours. How requests are counted is left to ``rate_limiter``.
 """
 
+from collections.abc import Callable
 from http import HTTPStatus
 from ipaddress import ip_network
 
@@ -12,13 +13,24 @@ from app.config.settings import Settings
 from app.errors import InvalidClient, OAuthError, RateLimited
 from app.oauth.rate_limiter import RateLimiter, SharedCounts
 from app.reasons import RefusalReason
-from app.types import Rate
+from app.types import Client, Rate
 
 MOST_FAILING = 20_000
 """Client ids and addresses whose failures one worker counts: some 6 MiB."""
 
 TIMES_FOR_ADDRESS = 10
 """An address may fail this many times as often as one client id from it."""
+
+MOST_CLIENTS = 20_000
+"""Clients whose requests one worker counts."""
+
+TOKENS, ASSERTIONS, REVOCATIONS = "tokens", "assertions", "revocations"
+_OF_ENDPOINTS = {"token": TOKENS, "revocation": REVOCATIONS}
+_REASONS = {
+    TOKENS: RefusalReason.TOO_MANY_TOKENS,
+    ASSERTIONS: RefusalReason.TOO_MANY_ASSERTIONS,
+    REVOCATIONS: RefusalReason.TOO_MANY_REVOCATIONS,
+}
 
 _IPV6_PREFIX = 64
 """Whoever has one IPv6 address usually has the whole network."""
@@ -27,11 +39,18 @@ _IPV6_PREFIX = 64
 class RateLimits:
     """The limits of the settings.
 
+    :param record_limited: gets the id of each client that is limited.
     :param shared: the counts of all processes, if there are any.
     """
 
-    def __init__(self, settings: Settings, shared: SharedCounts | None = None) -> None:
+    def __init__(
+        self, settings: Settings, record_limited: Callable[[str], None], shared: SharedCounts | None = None
+    ) -> None:
         self._is_enabled = settings.ratelimit_enabled
+        self._record_limited = record_limited
+        self._requests = RateLimiter(MOST_CLIENTS, shared)
+        self._tokens = settings.ratelimit_tokens
+        self._revocations = settings.ratelimit_revocations
         self._failing = RateLimiter(MOST_FAILING, shared)
         self._failures = settings.ratelimit_failures
         self._failures_of_address = Rate(self._failures.amount * TIMES_FOR_ADDRESS, self._failures.seconds)
@@ -59,6 +78,36 @@ class RateLimits:
                 window_seconds=rate.seconds,
                 wait_seconds=wait_seconds,
                 failure=failure,
+            )
+
+    def count_request(self, endpoint: str, client: Client) -> None:
+        """Count a request of a client that has authenticated, if requests at this endpoint are limited.
+
+        :raises RateLimited: it is one too many.
+        """
+        if self._is_enabled and (limit := _OF_ENDPOINTS.get(endpoint)):
+            self._count(limit, client)
+
+    def count_assertion(self, client: Client) -> None:
+        """Count a valid assertion, before it is stored as used.
+
+        :raises RateLimited: it is one too many.
+        """
+        if self._is_enabled:
+            self._count(ASSERTIONS, client)
+
+    def _count(self, limit: str, client: Client) -> None:
+        rate = self._revocations if limit == REVOCATIONS else client.rate_limit or self._tokens
+        wait_seconds = self._requests.take(limit, client.client_id, rate)
+        if wait_seconds:
+            self._record_limited(client.client_id)
+            raise RateLimited(
+                _REASONS[limit],
+                limit=limit,
+                amount=rate.amount,
+                window_seconds=rate.seconds,
+                wait_seconds=wait_seconds,
+                client_id=client.client_id,
             )
 
     def is_one_of_many(self, error: OAuthError, source_address: str | None, *, is_authenticated: bool) -> bool:

@@ -4,7 +4,7 @@ Each worker counts in memory-mapped files in a folder of its server, and a scrap
 slot, not to a process: the successor of a worker, after a crash or a reload, takes a free slot and continues its
 counts. One worker listens; when it ends another does.
 
-Labels have fixed sets of values: no client, no address, nothing that a caller wrote.
+Labels of counters have fixed sets of values: no client, no address, nothing that a caller wrote.
 """
 
 import logging
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ MEASURE_SECONDS = 5.0
 
 BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 """Seconds: a token takes some 0.4 ms, a database that does not respond 4 s."""
+
+LIMITED_WITHIN = timedelta(minutes=5)
+"""How long a client that was refused for a rate limit is shown."""
+MOST_LIMITED_SHOWN = 20
 
 NONE = "none"
 """The label of a method or grant that the request does not name."""
@@ -280,8 +285,21 @@ class Listener:
                 "Valid secrets that expire within 30 days.",
                 self._services.clients.secrets.count_expiring(),
             )
+        with suppress(SQLAlchemyError):
+            yield self._limited()
         with suppress(StartError):
             yield from self._keys()
+
+    def _limited(self) -> Metric:
+        gauge = GaugeMetricFamily(
+            "tokenhouse_client_limited",
+            "Clients whose requests were refused for a rate limit within five minutes, at most 20.",
+            labels=["client_id"],
+        )
+        since = self._services.clock() - LIMITED_WITHIN
+        for client_id in self._services.clients.last_used.limited_since(since, MOST_LIMITED_SHOWN):
+            gauge.add_metric([client_id], 1)
+        return gauge
 
     def _keys(self) -> Iterator[Metric]:
         ring, now = self._services.keys.active(), self._services.keys.active.now()

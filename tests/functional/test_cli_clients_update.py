@@ -58,6 +58,25 @@ def test_update_with_an_empty_value_clears(harness: Harness) -> None:
     assert (changed["description"], changed["access_token_lifetime"]) == ("", None)
 
 
+def test_update_sets_and_clears_a_limit_of_its_own(harness: Harness) -> None:
+    harness.register("a")
+    assert data(harness.run("clients", "update", "a", "--limit", "100/minute", "--json"))["rate_limit"] == "100/minute"
+    assert data(harness.run("clients", "update", "a", "--name", "b", "--json"))["rate_limit"] == "100/minute"
+    for cleared in ("default", ""):
+        harness.run("clients", "update", "a", "--limit", "5/hour")
+        assert data(harness.run("clients", "update", "a", "--limit", cleared, "--json"))["rate_limit"] is None
+    wrong = harness.run("clients", "update", "a", "--limit", "100 a minute")
+    assert wrong.exit_code == 2
+    assert "must be a number and a unit such as 20/minute: second, minute, hour or day; or default" in " ".join(
+        wrong.stderr.split()
+    )
+
+
+def test_create_takes_a_limit(harness: Harness) -> None:
+    client_id = data(harness.run("clients", "create", "a", "--limit", "7/second", "--json"))["client_id"]
+    assert data(harness.run("clients", "show", client_id, "--json"))["rate_limit"] == "7/second"
+
+
 def test_update_without_json_only_talks(harness: Harness) -> None:
     harness.register("a")
     done = harness.run("clients", "update", "a", "--name", "b")

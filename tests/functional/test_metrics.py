@@ -374,7 +374,10 @@ def test_the_documents_and_the_dashboard_name_what_there_is(watched: Watched, cl
         requests.post(f"{server.url}/oauth/{path}", {"token": token}, headers=authorized, timeout=10)
         requests.post(f"{server.url}/oauth/{path}", {"token": token}, timeout=10)
     assert server.flask("keys", "generate").returncode == 0
+    server.services.clients.last_used.record_limited(client.client_id)
+    server.services.clients.last_used.flush()
     wait_until(lambda: "tokenhouse_signing_keys_next_change_seconds" in watched.text())
+    wait_until(lambda: "tokenhouse_client_limited{" in watched.text())
     told = dict(_families(watched.text()))
     table = (PROJECT_FOLDER / "docs" / "metrics.md").read_text()
     rows = dict(re.findall(r"^\| `(tokenhouse_\w+)` \|([^|]*)\|", table, re.MULTILINE))

@@ -1,6 +1,7 @@
 """Guesses get 429 and one line a minute; a right secret is never refused for them."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import requests
 from support.assertions import ISSUER, claims_of, form, signer
 from support.postgres import new_database
 from support.redis import running_redis
-from support.server import RunningServer, basic, running_server
+from support.server import RunningServer, basic, free_port, running_server, wait_until
 
 from app.oauth.rate_limits import TIMES_FOR_ADDRESS
 
@@ -92,6 +93,92 @@ def test_ipv6_addresses_of_one_network_count_as_one(server: RunningServer) -> No
     answers = [guess(server, "nobody", f"2001:db8:1:2::{number:x}").status_code for number in range(FAILURES + 1)]
     assert answers == [401] * FAILURES + [429]
     assert guess(server, "nobody", "2001:db8:1:3::1").status_code == 401
+
+
+def limit(server: RunningServer, client_id: str, rate: str) -> None:
+    server.flask_ok("clients", "update", client_id, "--limit", rate)
+
+
+def test_a_client_gets_as_many_tokens_as_its_limit_says(server: RunningServer) -> None:
+    client, neighbour = server.create_client(), server.create_client()
+    limit(server, client.client_id, "5/minute")
+    answers = [guess(server, client.client_id, "192.0.2.10", client.secret) for _ in range(7)]
+    assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
+    limited = answers[-1]
+    wait = int(limited.headers["Retry-After"])
+    assert limited.json() == LIMITED
+    assert limited.headers["RateLimit-Policy"] == '"tokens";q=5;w=60'
+    assert limited.headers["RateLimit"] == f'"tokens";r=0;t={wait}'
+    assert server.token_status(neighbour) == 200
+    # Requests that are refused for another reason count too.
+    limit(server, client.client_id, "2/hour")
+    header = {"Authorization": client.basic}
+    wrong_scope = {"grant_type": "client_credentials", "scope": "none-of-its-own"}
+    assert [server.post_token(wrong_scope, headers=header).status_code for _ in range(3)] == [400, 400, 429]
+    assert 3590 <= int(server.post_token(headers=header).headers["Retry-After"]) <= 3600
+    # A wrong secret is told as everywhere, whatever the limit.
+    assert guess(server, client.client_id, "192.0.2.10").status_code == 401
+    limit(server, client.client_id, "default")
+    assert server.token_status(client) == 200
+    minute = server.flask_json("clients", "show", client.client_id)["limited_at"]
+    assert minute is None or minute.endswith("Z")
+
+
+def test_who_is_limited_is_shown(tmp_path: Path) -> None:
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    with running_server(tmp_path, "--workers", "1", TOKENHOUSE_METRICS_ADDRESS=address, **ON) as server:
+        client, other = server.create_client(), server.create_client()
+        limit(server, client.client_id, "1/hour")
+        assert [server.token_status(client) for _ in range(9)] == [200] + [429] * 8
+        assert server.token_status(other) == 200
+        gauge = f'tokenhouse_client_limited{{client_id="{client.client_id}"}} 1.0'
+        wait_until(lambda: gauge in requests.get(f"http://{address}/metrics", timeout=10).text)
+        text = requests.get(f"http://{address}/metrics", timeout=10).text
+        assert other.client_id not in text
+        refused = re.search(r"tokenhouse_token_requests_refused_total{.*reason=\"too_many_tokens\"} (.*)", text)
+        assert refused is not None
+        assert float(refused[1]) == 8
+        assert server.flask_json("clients", "show", client.client_id)["limited_at"].endswith("00Z")
+        assert server.flask_json("clients", "show", other.client_id)["limited_at"] is None
+    lines = [json.loads(line) for line in server.stdout_path.read_text().splitlines()]
+    (summary,) = [line for line in lines if line["event"] == "RefusalsSummarized"]
+    assert (summary["client_id"], summary["requests"]) == (client.client_id, 8)
+    assert summary["causes"] == {"too_many_tokens": 8}
+    assert "source_address" not in summary
+
+
+def test_assertions_are_limited_before_they_are_stored(server: RunningServer) -> None:
+    server.create_signing_client("signs-often", KEYS)
+    limit(server, "signs-often", "3/minute")
+    # At every endpoint, and not at the token endpoint alone.
+    url = f"{server.url}/oauth/introspect"
+    sent = [{**form(KEYS.sign(claims_of("signs-often", ISSUER))), "token": "x"} for _ in range(4)]
+    answers = [requests.post(url, data=one, timeout=10) for one in sent]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert answers[-1].headers["RateLimit-Policy"] == '"assertions";q=3;w=60'
+    limit(server, "signs-often", "4/minute")
+    # It was not used, so it may be sent again.
+    assert requests.post(url, data=sent[-1], timeout=10).status_code == 200
+    assert requests.post(url, data=sent[-1], timeout=10).status_code == 401
+
+
+def test_revocations_are_limited(tmp_path: Path) -> None:
+    with running_server(tmp_path, "--workers", "1", TOKENHOUSE_RATELIMIT_REVOCATIONS="3/minute", **ON) as server:
+        client = server.create_client()
+        url, header = f"{server.url}/oauth/revoke", {"Authorization": client.basic}
+        answers = [requests.post(url, data={"token": "x"}, headers=header, timeout=10) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert answers[-1].headers["RateLimit-Policy"] == '"revocations";q=3;w=60'
+        assert server.token_status(client) == 200
+
+
+def test_without_limits_nobody_is_limited(tmp_path: Path) -> None:
+    with running_server(tmp_path, "--workers", "1", **{**ON, "TOKENHOUSE_RATELIMIT_ENABLED": "false"}) as server:
+        client = server.create_client()
+        limit(server, client.client_id, "1/hour")
+        assert {server.token_status(client) for _ in range(5)} == {200}
+        assert set(statuses(server, "nobody", "192.0.2.1", OF_ADDRESS + 5)) == {401}
 
 
 def test_a_flood_is_one_line_for_each_address(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.clients.authentication import Lookup, refusal_reason, usable
+from app.clients.authentication import Lookup, refusal_reason, to_client, usable
 from app.clients.secret_digests import is_vschar
 from app.crypto.jws import parse_unverified, parse_unverified_header
 from app.errors import InvalidClient, ManagementError
@@ -99,6 +99,7 @@ class AssertionMethod(ABC):
 
         :raises InvalidRequest: a parameter is missing.
         :raises InvalidClient: anything else is wrong.
+        :raises RateLimited: the client has sent too many.
         :raises ServiceUnavailable: whether the assertion was used before cannot be known.
         """
         unverified = require_parameter(request.parameters, "client_assertion")
@@ -118,6 +119,7 @@ class AssertionMethod(ABC):
         reason = refusal_reason(row, self.name, examined.secrets, working, examined.fault)
         if reason := reason or next(iter(faults), None):
             raise examined.lookup.refusal(reason, row.client_id)
+        self._dependencies.limits.count_assertion(to_client(row))
         until = claims["exp"] + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
         if not self._dependencies.replay_store.use(assertion.client_id, claims["jti"], claims["iat"], until):
             raise InvalidClient(RefusalReason.ASSERTION_REPLAYED, client_id=row.client_id)

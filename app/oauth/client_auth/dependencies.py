@@ -6,6 +6,7 @@ from app.clients.authentication import ClientAuthenticator
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.jwks_cache import JwksCache
 from app.config.settings import Settings
+from app.oauth.rate_limits import RateLimits
 from app.oauth.replay_store import ReplayStore
 from app.types import Clock
 
@@ -35,6 +36,7 @@ class ClientAuthDependencies:
     encrypted_secrets: EncryptedSecrets
     jwks_cache: JwksCache
     clock: Clock
+    limits: RateLimits
     rules: AssertionRules
 
 

@@ -16,9 +16,7 @@ def emitted() -> list[Event]:
 def summaries(clock: SettableClock, emitted: list[Event]) -> RefusalSummaries:
     events = Events()
     events.subscribe(emitted.append)
-    made = RefusalSummaries(events, clock)
-    events.subscribe(made)
-    return made
+    return RefusalSummaries(events, clock)
 
 
 def counted(
@@ -35,11 +33,11 @@ def test_one_line_for_each_address_and_one_for_each_client(
     summaries: RefusalSummaries, emitted: list[Event], clock: SettableClock
 ) -> None:
     for number in range(5):
-        summaries(counted("192.0.2.1", number % 3))
-    summaries(counted("192.0.2.1", 7, "known", "wrong_secret"))
+        summaries.add(counted("192.0.2.1", number % 3))
+    summaries.add(counted("192.0.2.1", 7, "known", "wrong_secret"))
     clock.advance(seconds=5)
-    summaries(counted("192.0.2.2"))
-    summaries(counted("192.0.2.2", None, "busy", "too_many_tokens"))
+    summaries.add(counted("192.0.2.2"))
+    summaries.add(counted("192.0.2.2", None, "busy", "too_many_tokens"))
     summaries.flush()
     assert emitted == [
         RefusalsSummarized(
@@ -76,9 +74,9 @@ def test_one_line_for_each_address_and_one_for_each_client(
 
 def test_many_addresses_and_ids_fill_no_memory(summaries: RefusalSummaries, emitted: list[Event]) -> None:
     for number in range(MOST_SUBJECTS + 50):
-        summaries(counted(f"192.0.2.{number}"))
+        summaries.add(counted(f"192.0.2.{number}"))
     for number in range(MOST_IDS * 3):
-        summaries(counted("192.0.2.0", number, f"client-{number}"))
+        summaries.add(counted("192.0.2.0", number, f"client-{number}"))
     summaries.flush()
     lines = [event for event in emitted if isinstance(event, RefusalsSummarized)]
     assert len(lines) == MOST_SUBJECTS + 1

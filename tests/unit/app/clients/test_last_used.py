@@ -366,3 +366,31 @@ def test_a_renewal_shows_no_digest(harness: Harness) -> None:
     last_used.rehash("s-1", b"old sum", "p1", b"new sum")
     assert "_Renewal(s-1)" in repr(vars(last_used))
     assert " sum" not in repr(vars(last_used))
+
+
+def test_who_is_limited_is_written_to_the_minute(any_harness: Harness) -> None:
+    harness = any_harness
+    for client_id in ("a", "b", "c"):
+        harness.register(client_id)
+
+    def limited_at(client_id: str) -> datetime | None:
+        with harness.app.app_context():
+            return harness.store.find(client_id).limited_at
+
+    one, two = worker(harness), worker(harness)
+    harness.clock.advance(seconds=30)
+    one.record_limited("a")
+    one.record_limited("nobody")
+    harness.clock.advance(minutes=2)
+    for _ in range(3):
+        two.record_limited("a")
+    two.record_limited("b")
+    two.flush()
+    one.flush()
+    assert [limited_at(client_id) for client_id in "abc"] == [NOON + timedelta(minutes=2)] * 2 + [None]
+    assert sorted(one.limited_since(NOON + timedelta(minutes=1), 20)) == ["a", "b"]
+    assert len(one.limited_since(NOON, 1)) == 1
+    assert one.limited_since(NOON + timedelta(minutes=3), 20) == []
+    with harness.app.app_context():
+        harness.store.disable("a")
+    assert one.limited_since(NOON, 20) == ["b"]
