@@ -108,7 +108,7 @@ class AuditLog:
     :param is_required: whether a token may be issued only if its line was written.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - Each has a default.
         self,
         log_format: str,
         clock: Clock,
