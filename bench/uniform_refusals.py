@@ -1,6 +1,7 @@
 """Whether refusals tell by their time what they do not tell by their words.
 
-Sends unknown client, wrong secret, expired secret, disabled and deleted client, interleaved in random order, to a real
+Sends unknown client, wrong secret (of clients with one secret, with ten, and with one and 400 that were revoked),
+expired secret, disabled and deleted client, interleaved in random order, to a real
 server with one worker, over one kept connection, and prints the median of each and how far it lies from the first. The
 same with assertions, for each algorithm. Run it on a quiet machine: `.venv/bin/python bench/uniform_refusals.py
 [requests of each kind, 10000 unless given]`.
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
@@ -23,10 +24,13 @@ import jwt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from support.assertions import ISSUER, claims_of, form, signer
+from joserfc.jwk import RSAKey
+from support.assertions import ISSUER, Signer, claims_of, form, signer
 from support.server import RunningServer, basic, running_server
 
 from app.clients.fields import ClientFields
+from app.clients.queries import MOST_SECRETS
+from app.database.models import ClientSecretRow, db
 
 BODY = "grant_type=client_credentials"
 WARM_UP = 200
@@ -39,37 +43,74 @@ def credentials(server: RunningServer) -> dict[str, str]:
         for kind in ("wrong", "expired", "disabled", "deleted")
     }
     expired = server.create_client(client_id="client-expiring____", secret_expires_after=timedelta(microseconds=1))
+    for kind, working, retired in (("ten", MOST_SECRETS, 0), ("retired", 1, 400)):
+        made[kind] = server.create_client(client_id=f"client-{kind:_<12}")
+        add_secrets(server, made[kind].client_id, working - 1, retired)
     with server.context():
         server.services.clients.repository.disable(made["disabled"].client_id)
         server.services.clients.repository.delete(made["deleted"].client_id)
     return {
         "unknown client": basic("client-unknown_____", made["wrong"].secret),
         "wrong secret": basic(made["wrong"].client_id, made["disabled"].secret),
+        "10 secrets": basic(made["ten"].client_id, made["disabled"].secret),
+        "400 retired": basic(made["retired"].client_id, made["disabled"].secret),
         "expired secret": expired.basic,
         "disabled client": made["disabled"].basic,
         "deleted client": made["deleted"].basic,
     }
 
 
+def add_secrets(server: RunningServer, client_id: str, working: int, retired: int) -> None:
+    """Give a client more secrets, some of which were revoked."""
+    now = datetime.now(UTC)
+    row = {
+        "client_id": client_id,
+        "digest": b"",
+        "pepper_id": "p1",
+        "last_four": "abcd",
+        "origin": "generated",
+        "created_at": now,
+    }
+    ended = [None] * working + [now] * retired
+    rows = [
+        {**row, "secret_id": f"s-{client_id[-8:]}-{number}", "digest": random.randbytes(32), "revoked_at": at}
+        for number, at in enumerate(ended)
+    ]
+    if rows:
+        with server.context():
+            db.session.execute(ClientSecretRow.__table__.insert(), rows)
+            db.session.commit()
+
+
+def long_signers() -> tuple[Signer, Signer]:
+    """Two pairs of RSA keys with 4096 bits."""
+    made, other = (Signer("RS256", RSAKey.generate_key(4096)) for _ in range(2))
+    return made, other
+
+
 def assertions(server: RunningServer, alg: str) -> dict[str, Callable[[], str]]:
     """A maker of assertions for each kind of refusal; ids are equally long, and nothing else differs."""
-    is_mac = alg == "HS256"
+    is_mac, is_long = alg == "HS256", alg == "RS256, 4096 bits"
+    alg = alg.partition(",")[0]
+    prefix = "rs4096" if is_long else alg.lower()
     method = "client_secret_jwt" if is_mac else "private_key_jwt"
-    registered, stranger = (None, None) if is_mac else (signer(alg), signer(alg))
+    registered, stranger = (None, None) if is_mac else (long_signers() if is_long else (signer(alg), signer(alg)))
     fields = {} if registered is None else {"jwks": {"keys": [registered.jwk | {"kid": registered.kid}]}}
     secrets = {}
     with server.context():
         for kind in ("wrong", "audience", "disabled", "deleted"):
             described = ClientFields(client_name="A", token_endpoint_auth_method=method, auth_fields=fields)
-            client_id = f"{alg.lower()}-{kind:_<12}"
+            client_id = f"{prefix}-{kind:_<12}"
             _, made = server.services.clients.repository.register(described, client_id=client_id, with_secret=is_mac)
             secrets[kind] = made.secret if made else ""
-        server.services.clients.repository.disable(f"{alg.lower()}-disabled____")
-        server.services.clients.repository.delete(f"{alg.lower()}-deleted_____")
+        server.services.clients.repository.disable(f"{prefix}-disabled____")
+        server.services.clients.repository.delete(f"{prefix}-deleted_____")
+        for _ in range(MOST_SECRETS - 1 if is_mac else 0):
+            server.services.clients.secrets.rotate(f"{prefix}-audience____", overlap=timedelta(days=9))
 
     def maker(kind: str, *, is_right: bool = True, audience: str = ISSUER) -> Callable[[], str]:
         def make() -> str:
-            claims = claims_of(f"{alg.lower()}-{kind:_<12}", audience)
+            claims = claims_of(f"{prefix}-{kind:_<12}", audience)
             if registered is None or stranger is None:
                 return jwt.encode(claims, secrets.get(kind, "") if is_right else "w" * 49, alg, {"kid": "x" * 43})
             return (registered if is_right else stranger).sign(claims, kid=registered.kid)
@@ -79,7 +120,7 @@ def assertions(server: RunningServer, alg: str) -> dict[str, Callable[[], str]]:
     return {
         "unknown client": maker("unknown", is_right=False),
         "wrong signature": maker("wrong", is_right=False),
-        "wrong audience": maker("audience", audience=ISSUER.replace("tokens", "nobody")),
+        "10 secrets" if is_mac else "wrong audience": maker("audience", audience=ISSUER.replace("tokens", "nobody")),
         "disabled client": maker("disabled"),
         "deleted client": maker("deleted", is_right=False),
     }
@@ -122,7 +163,7 @@ def main() -> None:
             kind: partial(ask, connection, BODY, Authorization=header) for kind, header in credentials(server).items()
         }
         measure("secrets", of_each, by_secret)
-        for alg in ("HS256", "RS256", "PS256", "ES256", "EdDSA"):
+        for alg in ("HS256", "RS256", "RS256, 4096 bits", "PS256", "ES256", "EdDSA"):
             # Signed beforehand for each request, outside of what is timed.
             asking = {
                 kind: (lambda make=make: ask(connection, urlencode(form(make()))))

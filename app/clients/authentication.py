@@ -3,8 +3,9 @@
 While the database is away, known clients are authenticated with the rows of ``outage_memory``. Any other client or
 secret gets 503 with ``Retry-After``: only the database can tell whether it is wrong.
 
-An unknown id, a wrong secret and a right one cost the same, and so do both readings of Basic credentials. An unknown id
-gives a row of NULLs: handling rows takes time, which would reveal which ids exist. What an assertion must contain is
+An unknown id, a wrong secret and a right one cost the same, however many secrets a client has or had, and so do both
+readings of Basic credentials. An unknown id gives a row of NULLs: handling rows takes time, which would reveal which
+ids exist. What an assertion must contain is
 left to ``oauth.client_auth``, recording the use to ``last_used``, management to ``repository`` and ``secrets``.
 """
 
@@ -15,11 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import compress
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from app.clients.last_used import LastUsedTracker
 from app.clients.outage_memory import OutageMemory
-from app.clients.queries import BY_KEYS, BY_ONE_ID, BY_SECRETS_AS_KEYS, BY_TWO_IDS
+from app.clients.queries import BY_KEYS, BY_SECRETS_AS_KEYS, by_digests, digest_parameters
 from app.clients.secret_digests import SecretDigester
 from app.config.values import parse_rate
 from app.database.circuit_breaker import DatabaseCircuitBreaker
@@ -41,7 +43,8 @@ _KEPT_CHARACTERS = 500
 class Lookup(NamedTuple):
     """What was found of the clients of a request.
 
-    :ivar rows: one for each secret of a client, or one if it has none; a row of NULLs for an unknown client.
+    :ivar rows: one for each secret of a client that was looked for, or one if there is none; a row of NULLs for an
+        unknown client.
     :ivar outage: why the rows are from the memory; ``None`` if they are from the database.
     """
 
@@ -73,8 +76,12 @@ class ClientAuthenticator:
         self._memory = memory
         self._circuit_breaker = circuit_breaker
         self._connections = connections
-        self._by_one_id = PreparedQuery(connections, BY_ONE_ID)
-        self._by_two_ids = PreparedQuery(connections, BY_TWO_IDS)
+        peppers = len(digester.pepper_ids)
+        # By the number of ids, and of the secrets that are sent with them.
+        self._by_digests = {
+            (ids, secrets_sent): PreparedQuery(connections, by_digests(ids, secrets_sent * peppers))
+            for ids, secrets_sent in ((1, 1), (1, 2), (2, 2))
+        }
         self._by_keys = PreparedQuery(connections, BY_KEYS)
         self._by_secrets_as_keys = PreparedQuery(connections, BY_SECRETS_AS_KEYS)
         self._digester = digester
@@ -102,10 +109,12 @@ class ClientAuthenticator:
         :raises ServiceUnavailable: the database did not answer, and the memory did not help.
         """
         digests = [self._digester.digest_with_all(candidate) for candidate in candidates]
-        query, ids = self._by_one_id, {"one_id": candidates[0].client_id}
+        ids = {"one_id": candidates[0].client_id}
         if candidates[-1].client_id != candidates[0].client_id:
-            query, ids = self._by_two_ids, {**ids, "other_id": candidates[-1].client_id}
-        found = self._look_up(query, ids, allows_memory=allows_memory)
+            ids["other_id"] = candidates[-1].client_id
+        query = self._by_digests[len(ids), len(candidates)]
+        sent = digest_parameters([digest for by_pepper in digests for digest in by_pepper.values()])
+        found = self._look_up(query, ids, sent, allows_memory=allows_memory)
         now = self._clock()
         known_id: str | None = None
         refused_for, proven = RefusalReason.UNKNOWN_CLIENT, None
@@ -143,7 +152,7 @@ class ClientAuthenticator:
         return self._look_up(self._by_keys, {"one_id": client_id}, allows_memory=allows_memory)
 
     def find_with_secrets(self, client_id: str, *, allows_memory: bool = False) -> Lookup:
-        """Find a client as :meth:`find`, with one row for each of its secrets.
+        """Find a client as :meth:`find`, with one row for each of its secrets, at most :data:`.queries.MOST_SECRETS`.
 
         :raises ServiceUnavailable: as :meth:`verify_secret`.
         """
@@ -188,11 +197,18 @@ class ClientAuthenticator:
 
     def poll(self) -> None:
         """Probe the database while its circuit is open."""
-        self._circuit_breaker.poll(lambda: self._by_one_id.execute_on_new_connection({"one_id": ""}))
+        self._circuit_breaker.poll(lambda: self._by_keys.execute_on_new_connection({"one_id": ""}))
 
-    def _look_up(self, query: PreparedQuery, ids: Mapping[str, str], *, allows_memory: bool) -> Lookup:
+    def _look_up(
+        self,
+        query: PreparedQuery,
+        ids: Mapping[str, str],
+        digests: Mapping[str, bytes] = MappingProxyType({}),
+        *,
+        allows_memory: bool,
+    ) -> Lookup:
         try:
-            return Lookup(query.execute_through(self._circuit_breaker, ids))
+            return Lookup(query.execute_through(self._circuit_breaker, {**ids, **digests}))
         except ServiceUnavailable as outage:
             if not allows_memory:
                 raise

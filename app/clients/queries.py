@@ -4,9 +4,23 @@ JSON columns are returned as text. An id of no client gives a row of NULLs: hand
 reveal which ids exist.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import CompoundSelect, Select, String, Text, bindparam, cast, select, union
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    LargeBinary,
+    Select,
+    String,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    literal_column,
+    select,
+    union,
+)
 
 from app.database.models import SERVED, ClientKeySetRow, ClientRow, ClientSecretRow
 
@@ -48,8 +62,8 @@ def _find_clients(ids: Select[Any] | CompoundSelect[Any], *columns: Any) -> Sele
     )
 
 
-def _with_secrets(found: Select[Any]) -> Select[Any]:
-    return found.outerjoin(ClientSecretRow, ClientSecretRow.client_id == ClientRow.client_id)
+def _with_secrets(found: Select[Any], *conditions: ColumnElement[bool]) -> Select[Any]:
+    return found.outerjoin(ClientSecretRow, and_(ClientSecretRow.client_id == ClientRow.client_id, *conditions))
 
 
 _KEY_COLUMNS = (
@@ -63,6 +77,9 @@ _SECRET_AS_KEY_COLUMNS = (
     ClientSecretRow.expires_at,
     ClientSecretRow.revoked_at,
 )
+MOST_SECRETS = 10
+"""Usable secrets of one client."""
+
 _USABLE_FIRST = (
     ClientSecretRow.revoked_at.is_not(None),
     ClientSecretRow.expires_at.is_not(None),
@@ -75,10 +92,29 @@ def _with_key_set(found: Select[Any]) -> Select[Any]:
     return found.outerjoin(ClientKeySetRow, ClientKeySetRow.client_id == ClientRow.client_id)
 
 
-BY_ONE_ID = _with_secrets(_find_clients(_ONE, *_SECRET_COLUMNS))
-BY_TWO_IDS = _with_secrets(_find_clients(union(_ONE, _OTHER), *_SECRET_COLUMNS))
+def digest_parameters(digests: Sequence[bytes]) -> dict[str, bytes]:
+    """Return the parameters of :func:`by_digests` for the digests of the secret that was sent."""
+    return {f"digest_{place}": digest for place, digest in enumerate(digests)}
+
+
+def by_digests(ids: int, digests: int) -> Select[Any]:
+    """Find one or two clients, and those of their secrets that have one of the digests.
+
+    One row is read for each id, however many secrets a client has or had: an index leads to the digest. A digest is
+    keyed, so no caller can choose one and learn from the time how much of it is right.
+    """
+    asked = _ONE if ids == 1 else union(_ONE, _OTHER)
+    sent = [bindparam(name, type_=LargeBinary) for name in digest_parameters([b""] * digests)]
+    return _with_secrets(_find_clients(asked, *_SECRET_COLUMNS), ClientSecretRow.digest.in_(sent))
+
+
 BY_KEYS = _with_key_set(_find_clients(_ONE, *_KEY_COLUMNS))
-BY_SECRETS_AS_KEYS = _with_secrets(BY_KEYS.add_columns(*_SECRET_AS_KEY_COLUMNS)).order_by(*_USABLE_FIRST)
+BY_SECRETS_AS_KEYS = (
+    _with_secrets(BY_KEYS.add_columns(*_SECRET_AS_KEY_COLUMNS))
+    .order_by(*_USABLE_FIRST)
+    .limit(literal_column(str(MOST_SECRETS)))
+    .offset(literal_column("0"))
+)
 
 _ALL_COLUMNS: tuple[Any, ...] = (
     ClientRow.client_id.label("asked_id"),
@@ -89,11 +125,13 @@ _ALL_COLUMNS: tuple[Any, ...] = (
     ClientSecretRow.encryption_key_id,
 )
 SERVED_CLIENTS = (
-    _with_secrets(_with_key_set(select(*_ALL_COLUMNS).select_from(ClientRow)))
+    _with_secrets(_with_key_set(select(*_ALL_COLUMNS).select_from(ClientRow)), ClientSecretRow.revoked_at.is_(None))
     .where(SERVED)
     .order_by(ClientRow.client_id, *_USABLE_FIRST)
 )
-"""Every client that may get tokens, one row for each secret, with the columns of all statements above."""
+"""Every client that may get tokens, one row for each secret that was not revoked, with the columns of all statements
+above.
+"""
 
 
 def most_used(limit: int) -> Select[Any]:

@@ -21,20 +21,21 @@ from app.audit.outbox import Outbox, system_user
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.fields import check_imported_secret
 from app.clients.last_used import RECORD_DELAY
+from app.clients.queries import MOST_SECRETS
 from app.clients.secret_digests import SecretDigester, generate_secret
 from app.clients.transactions import find_client, writing
 from app.config.values import format_time
 from app.crypto.encryption import DecryptionError
-from app.database.engine import reading_engine, writing_engine
+from app.database.engine import delete_in_batches, reading_engine, writing_engine
 from app.database.models import SERVED_IDS, ClientRow, ClientSecretRow, ClientSecretUseRow
 from app.errors import ManagementError, StillInUse
 from app.types import Clock, Credentials
 
-MOST_SECRETS = 10
-"""Usable secrets of one client. Each request is compared with all of them."""
-
 EXPIRY_REPORTED_BEFORE = timedelta(days=30)
 """How long before its expiry a secret is reported to operators; ``oauth.authorization_server`` tells the client."""
+
+RETIRED_KEPT_FOR = timedelta(days=30)
+"""How long an expired or revoked secret is kept, so that the log can tell it from a wrong one."""
 
 _REPORT_AGAIN_AFTER = timedelta(hours=23, minutes=59)
 _ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
@@ -323,6 +324,15 @@ class ClientSecrets:
             )
             for row in sorted(rows, key=lambda row: (row.expires_at, row.client_id, row.secret_id))
         ]
+
+    def delete_retired(self) -> None:
+        """Delete the secrets that expired or were revoked long ago.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        last = self._clock() - RETIRED_KEPT_FOR
+        ended = or_(ClientSecretRow.revoked_at < last, ClientSecretRow.expires_at < last)
+        delete_in_batches(self._engine, ClientSecretRow.secret_id, ended)
 
     def _who_uses(self, secret: ClientSecretRow, since: datetime) -> str:
         uses = self.uses(secret.client_id).get(secret.secret_id, [])

@@ -47,6 +47,11 @@ def verifies(key: Jwk, alg: str, signature: bytes, signed: bytes) -> bool:
     return True
 
 
+def signature_octets(key: Jwk) -> int | None:
+    """Return how long the signatures of an RSA key are, in octets; ``None`` for a key of another kind."""
+    return (_number(key["n"]).bit_length() + 7) // 8 if key["kty"] == "RSA" else None
+
+
 def matching(keys: Iterable[Jwk], alg: str, kid: object) -> list[Jwk]:
     """Return the keys that may have made a signature of ``alg``: the one with its ``kid``, or all if it names none."""
     return [

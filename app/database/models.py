@@ -14,6 +14,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     ForeignKey,
+    Index,
     LargeBinary,
     MetaData,
     String,
@@ -124,9 +125,10 @@ class ClientSecretRow(Base):
     """
 
     __tablename__ = "client_secrets"
+    __table_args__ = (Index("ix_client_secrets_client_id_digest", "client_id", "digest"),)
 
     secret_id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    client_id: Mapped[str] = mapped_column(ForeignKey(ClientRow.client_id, ondelete="CASCADE"), index=True)
+    client_id: Mapped[str] = mapped_column(ForeignKey(ClientRow.client_id, ondelete="CASCADE"))
     digest: Mapped[bytes] = mapped_column(LargeBinary(32))
     pepper_id: Mapped[str] = mapped_column(String(16))
     encrypted: Mapped[bytes | None] = mapped_column(LargeBinary)

@@ -32,6 +32,8 @@ from app.database.engine import (
 from app.errors import ServiceUnavailable
 from app.reasons import RefusalReason
 
+Parameters = Mapping[str, str | bytes]
+
 
 class CircuitBreaker(Protocol):
     """What a query needs of :class:`app.database.circuit_breaker.DatabaseCircuitBreaker`."""
@@ -148,7 +150,7 @@ class PreparedQuery:
         found = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
         self._conversions = [(place, convert) for place, convert in enumerate(found) if convert]
 
-    def execute(self, parameters: Mapping[str, str]) -> list[Any]:
+    def execute(self, parameters: Parameters) -> list[Any]:
         """Return all rows, as named tuples.
 
         :raises SQLAlchemyError: as SQLAlchemy's execution does. A connection that was cut is not used again, and
@@ -167,7 +169,7 @@ class PreparedQuery:
             raise self._dropped(kept, error) from error
         return [self._converted(row) for row in rows]
 
-    def execute_through(self, circuit_breaker: CircuitBreaker, parameters: Mapping[str, str]) -> Sequence[Any]:
+    def execute_through(self, circuit_breaker: CircuitBreaker, parameters: Parameters) -> Sequence[Any]:
         """Return all rows, within a circuit breaker.
 
         A connection may have been cut while it was idle, which is no failure of the database. The query is retried
@@ -187,7 +189,7 @@ class PreparedQuery:
         except SQLAlchemyError as error:
             raise ServiceUnavailable(RefusalReason.DATABASE.caused_by(error_class(error))) from error
 
-    def execute_on_new_connection(self, parameters: Mapping[str, str]) -> Sequence[Any]:
+    def execute_on_new_connection(self, parameters: Parameters) -> Sequence[Any]:
         """Execute through SQLAlchemy: if that connection is cut too, the pool drops all connections of its age."""
         with blocking, self._connections.reading.connect() as connection:
             return connection.execute(self._statement, dict(parameters)).all()
@@ -196,7 +198,7 @@ class PreparedQuery:
         """Return whether anybody listens to SQLAlchemy's execution events, on the engine or on all engines."""
         return bool(self._listeners[0] or self._listeners[1])
 
-    def arrange(self, parameters: Mapping[str, str]) -> Mapping[str, str] | tuple[str, ...]:
+    def arrange(self, parameters: Parameters) -> Parameters | tuple[str | bytes, ...]:
         """Return ``parameters`` in the form that the driver takes."""
         return parameters if self._positions is None else tuple(parameters[name] for name in self._positions)
 

@@ -28,6 +28,9 @@ EXPIRY_POLL_SECONDS = 60.0
 DELETE_SECONDS = 60.0
 """How often a worker deletes expired rows."""
 
+RETIRED_POLL_SECONDS = 3600.0
+"""How often a worker deletes secrets that were retired long ago: all rows are read for it."""
+
 REPLAY_POLL_SECONDS = 1.0
 """How often a worker checks whether the replay store responds, and whether it has forgotten anything."""
 
@@ -75,6 +78,7 @@ def build(services: Services, engine: Engine) -> Scheduler:
         PeriodicTask("Recording this server", SERVERS_POLL_SECONDS, registry.poll, at_start=True),
         PeriodicTask("Deleting expired assertions", DELETE_SECONDS, oauth.replay_store.delete_expired),
         PeriodicTask("Deleting expired revocations", DELETE_SECONDS, tokens.revocations.delete_expired),
+        PeriodicTask("Deleting retired secrets", RETIRED_POLL_SECONDS, clients.secrets.delete_retired),
         PeriodicTask("Finding secrets that expire", EXPIRY_POLL_SECONDS, emit_expiring),
     )
 

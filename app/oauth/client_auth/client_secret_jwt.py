@@ -7,15 +7,17 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from app.clients.authentication import usable
+from app.clients.queries import MOST_SECRETS
 from app.oauth.client_auth.assertions import AssertionMethod, Examination, UnverifiedAssertion, check_assertion_fields
 from app.reasons import RefusalReason
 
 ALG = "HS256"
-SECRETS_TRIED = 16
-"""No more secrets are usable at once, and usable ones come first. The rest only explains refusals in the log."""
+
+_NO_SECRET = SimpleNamespace(client_id="", encrypted=None)
 
 
 class ClientSecretJwt(AssertionMethod):
@@ -33,7 +35,8 @@ class ClientSecretJwt(AssertionMethod):
     def examine(self, assertion: UnverifiedAssertion, *, allows_memory: bool) -> Examination:
         """See :meth:`AssertionMethod.examine`."""
         lookup = self._dependencies.clients.find_with_secrets(assertion.client_id, allows_memory=allows_memory)
-        rows = lookup.rows[:SECRETS_TRIED]
+        # Usable ones come first. The rest only explains refusals in the log.
+        rows = lookup.rows[:MOST_SECRETS]
         fields = json.loads(rows[0].auth_fields or "{}")
         if assertion.header.get("alg") != ALG:
             return Examination(lookup, fields, RefusalReason.ASSERTION_ALGORITHM)
@@ -43,9 +46,10 @@ class ClientSecretJwt(AssertionMethod):
         return Examination(lookup, fields, self._reason_without_match(rows), matching)
 
     def _matching(self, assertion: UnverifiedAssertion, rows: Sequence[Any]) -> list[Any]:
-        """Return the secrets that made the signature. All are tried, or a dummy if there is none."""
+        """Return the secrets that made the signature. As many are tried for each client, dummies after the last."""
         found = []
-        for row in rows:
+        for place in range(MOST_SECRETS):
+            row = rows[place] if place < len(rows) else _NO_SECRET
             secret, is_its_own = self._dependencies.encrypted_secrets.decrypt_or_dummy(row.client_id, row)
             mac = hmac.digest(secret.encode(), assertion.signed, hashlib.sha256)
             if hmac.compare_digest(mac, assertion.signature) and is_its_own:

@@ -10,10 +10,12 @@ from joserfc.util import int_to_base64
 
 from app.clients.jwks_cache import check_jwks_uri
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
-from app.crypto.jwk import SIGNING_ALGS, Jwk, check_jwks, matching, verifies
+from app.crypto.jwk import RSA_MOST_BITS, SIGNING_ALGS, Jwk, check_jwks, matching, signature_octets, verifies
 from app.errors import ManagementError
 from app.oauth.client_auth.assertions import AssertionMethod, Examination, UnverifiedAssertion, check_assertion_fields
 from app.reasons import RefusalReason
+
+_RSA_OCTETS = range(RSA_MIN_BITS // 8, RSA_MOST_BITS // 8 + 1)
 
 KEYS_WITHOUT_KID = 2
 """If an assertion names no key, this many of the client's keys are tried, the latest: an old one and a new one."""
@@ -66,20 +68,27 @@ def _wrong_signature(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> Ref
     alg, kid = assertion.header.get("alg"), assertion.header.get("kid")
     if not isinstance(alg, str) or alg not in SIGNING_ALGS:
         return RefusalReason.ASSERTION_ALGORITHM
-    # Always the same number, so that the time reveals neither an unknown client nor one with many keys.
+    # Always the same number, so that the time reveals neither an unknown client nor one with many keys. Nor does it
+    # reveal how long a client's key is: one that is not as long as the signature cannot have made it, and the dummy,
+    # which is as long, is verified in its place.
     count = KEYS_WITHOUT_KID if kid is None else 1
-    candidates = [_dummy_key(alg)] * count + matching(keys, alg, kid)
-    verified = [verifies(key, alg, assertion.signature, assertion.signed) for key in candidates[-count:]]
+    octets = len(assertion.signature) if len(assertion.signature) in _RSA_OCTETS else RSA_MIN_BITS // 8
+    candidates = [_dummy_key(alg, octets)] * count + matching(keys, alg, kid)
+    chosen = [key if signature_octets(key) in {None, octets} else candidates[0] for key in candidates[-count:]]
+    verified = [verifies(key, alg, assertion.signature, assertion.signed) for key in chosen]
     return None if any(verified) else RefusalReason.ASSERTION_SIGNATURE
 
 
-@lru_cache(maxsize=len(SIGNING_ALGS))
-def _dummy_key(alg: str) -> Jwk:
-    """Return a dummy key of the kind that ``alg`` needs: refusing it takes as long as refusing a client's."""
+@lru_cache(maxsize=64)
+def _dummy_key(alg: str, octets: int = RSA_MIN_BITS // 8) -> Jwk:
+    """Return a dummy key of the kind that ``alg`` needs: refusing it takes as long as refusing a client's.
+
+    :param octets: how long the modulus of an RSA key is.
+    """
     if ALGORITHMS[alg].kind != ALGORITHMS["RS256"].kind:
         return dict(to_jwk(ALGORITHMS[alg].generate(RSA_MIN_BITS)).as_dict(private=False))
     # An odd number: nobody knows its factors, and it takes no time to generate.
-    modulus = secrets.randbits(RSA_MIN_BITS) | 1 | 1 << (RSA_MIN_BITS - 1)
+    modulus = secrets.randbits(8 * octets) | 1 | 1 << (8 * octets - 1)
     return {"kty": "RSA", "n": int_to_base64(modulus), "e": "AQAB"}
 
 

@@ -21,6 +21,7 @@ from unit.harness import Harness, open_harness, statements
 from app.clients.authentication import ClientAuthenticator, _kept_client, to_client
 from app.clients.last_used import LastUsedTracker
 from app.clients.outage_memory import OutageMemory
+from app.clients.queries import digest_parameters
 from app.clients.secret_digests import SecretDigester, generate_secret
 from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import ClientRow, ClientSecretRow, db
@@ -386,12 +387,38 @@ def test_a_verification_uses_indexes_and_scans_no_table(crowded: Harness) -> Non
         plan = explain(db.engine, *seen[0])
         if db.engine.dialect.name == "sqlite":
             assert "SEARCH clients USING INDEX sqlite_autoindex_clients_1 (client_id=?)" in plan
-            assert "SEARCH client_secrets USING INDEX ix_client_secrets_client_id (client_id=?)" in plan
+            index = "ix_client_secrets_client_id_digest (client_id=? AND digest=?)"
+            assert f"SEARCH client_secrets USING INDEX {index}" in plan
             assert "SCAN client" not in plan
         else:
             assert "Seq Scan" not in plan
             assert "pk_clients" in plan
-            assert "ix_client_secrets_client_id" in plan
+            assert "ix_client_secrets_client_id_digest" in plan
+
+
+def test_however_many_secrets_a_client_had_one_row_is_read(crowded: Harness) -> None:
+    made = crowded.register("old", secret=SECRET)
+    now = crowded.clock()
+    with crowded.app.app_context():
+        retired = {
+            "client_id": "old",
+            "pepper_id": "p1",
+            "last_four": "abcd",
+            "origin": "generated",
+            "created_at": now,
+            "revoked_at": now,
+        }
+        rows = [{**retired, "secret_id": f"s-{number}", "digest": number.to_bytes(32)} for number in range(1, 422)]
+        db.session.execute(ClientSecretRow.__table__.insert(), rows)
+        db.session.commit()
+    digester = crowded.verifier._digester  # noqa: SLF001
+    with crowded.app.app_context():
+        for secret, found_secret in ((SECRET, True), (OTHER_SECRET, False)):
+            digests = list(digester.digest_with_all(Credentials("old", secret)).values())
+            query = crowded.verifier._by_digests[1, 1]  # noqa: SLF001
+            (row,) = query.execute({"one_id": "old", **digest_parameters(digests)})
+            assert (row.client_id, row.secret_id is not None) == ("old", found_secret)
+    assert verify(crowded, credentials(made)).client.client_id == "old"
 
 
 def test_a_registration_finds_collisions_by_index(crowded: Harness) -> None:
@@ -517,7 +544,7 @@ def test_a_silent_database_is_probed_until_it_answers(harness: Harness, monkeypa
     breaker.record_failure(OperationalError("", {}, Exception("silence")), 9.0)
     with pytest.raises(ServiceUnavailable):
         harness.verifier.answers()
-    query = harness.verifier._by_one_id  # noqa: SLF001
+    query = harness.verifier._by_keys  # noqa: SLF001
     with monkeypatch.context() as patch:
         patch.setattr(query, "execute_on_new_connection", lambda _: _raise())
         harness.verifier.poll()

@@ -12,10 +12,12 @@ from unit.harness import Harness, open_harness
 from app.clients import outage_memory
 from app.clients.authentication import Lookup
 from app.clients.outage_memory import CONFIRM_SECONDS, OutageMemory, ReadClients
+from app.clients.queries import digest_parameters
 from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import ClientKeySetRow, ClientRow, db
 from app.errors import ServiceUnavailable
 from app.reasons import RefusalReason
+from app.types import Credentials
 
 GRACE_SECONDS = 900
 OUTAGE = ServiceUnavailable(RefusalReason.DATABASE_SILENT)
@@ -214,9 +216,12 @@ def test_the_rows_are_those_of_the_request_path(any_harness: Harness) -> None:
         remembering.use("a", "b")
         remembering.poll()
         clients = any_harness.verifier
-        for client_id in (client.client_id, other.client_id):
+        for made in (client, other):
+            client_id = made.client_id
+            digests = clients._digester.digest_with_all(Credentials(client_id, made.secret))  # noqa: SLF001
             (known,) = remembering.memory.rows_of([client_id], OUTAGE)
-            by_secret = clients._by_one_id.execute({"one_id": client_id})  # noqa: SLF001
+            asked_for = {"one_id": client_id, **digest_parameters(list(digests.values()))}
+            by_secret = clients._by_digests[1, 1].execute(asked_for)  # noqa: SLF001
             found: list[Lookup] = [clients.find(client_id), clients.find_with_secrets(client_id)]
             for (asked,) in (by_secret, *(lookup.rows for lookup in found)):
                 wanted: Mapping[str, Any] = asked._asdict()

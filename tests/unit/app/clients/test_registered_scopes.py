@@ -1,8 +1,12 @@
 """The scopes of all clients that are served, as of the last look."""
 
+from types import SimpleNamespace
+
+import pytest
 from sqlalchemy import update
 from unit.harness import Harness, statements
 
+from app.clients import registered_scopes
 from app.clients.registered_scopes import RegisteredScopes
 from app.database.models import ClientRow, db
 
@@ -49,15 +53,29 @@ def test_nobody_looks_where_they_are_not_published(harness: Harness) -> None:
     assert (known(), seen) == ((), [])
 
 
-def test_the_same_scopes_are_the_same_object_and_a_long_look_is_followed_by_a_long_rest(harness: Harness) -> None:
+def test_the_same_scopes_are_the_same_object_and_a_long_look_is_followed_by_a_long_rest(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [100.0]
+
+    def later() -> float:
+        seconds[0] += 0.5
+        return seconds[0]
+
+    monkeypatch.setattr(registered_scopes, "time", SimpleNamespace(monotonic=later))
     harness.register(scope=("read",))
     known = scopes(harness)
     known.poll()
     first = known()
-    known._not_before = 0.0  # noqa: SLF001 - It is not waited for.
+    # By this clock the scan took a second: it rests for a hundred.
+    seconds[0] += 101
     known.poll()
     assert known() is first
     harness.register(scope=("write",))
+    seconds[0] += 40
     with statements(harness) as seen:
         known.poll()
     assert seen == []
+    seconds[0] += 101
+    known.poll()
+    assert known() == ("read", "write")

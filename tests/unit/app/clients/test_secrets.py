@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from unit.authenticating import refusal
 from unit.harness import Harness
 
 from app.audit.events import SecretExpiring
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.last_used import RECORD_DELAY
+from app.clients.queries import MOST_SECRETS
 from app.clients.secret_digests import SecretDigester
-from app.clients.secrets import MOST_SECRETS, ClientSecrets, NewSecret, SecretState, state_of
+from app.clients.secrets import ClientSecrets, NewSecret, SecretState, state_of
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient, ManagementError, StillInUse
 from app.types import Credentials
@@ -118,6 +120,32 @@ def test_an_imported_secret_is_taken_over(any_harness: Harness) -> None:
     assert len(working(any_harness)) == 2
 
 
+def test_secrets_that_ended_long_ago_are_deleted_and_no_others(any_harness: Harness) -> None:
+    harness, day = any_harness, timedelta(days=1)
+    lasting = harness.register("a").secret
+    expired = rotate(harness, overlap=timedelta(days=100), expires_after=day).secret
+    kept = rotate(harness, overlap=timedelta(days=100), expires_after=50 * day).secret
+    revoked = rotate(harness, overlap=timedelta(days=100))
+    with harness.app.app_context():
+        harness.services.clients.secrets.revoke("a", revoked.secret_id)
+    delete = harness.services.clients.secrets.delete_retired
+    harness.clock.advance(days=30)
+    with harness.app.app_context():
+        delete()
+        assert len(harness.store.find("a").secrets) == 4
+    harness.clock.advance(seconds=1)
+    delete()
+    with harness.app.app_context():
+        assert len(harness.store.find("a").secrets) == 3
+    assert refusal(harness, Credentials("a", revoked.secret)) == ("wrong_secret", "a")
+    assert refusal(harness, Credentials("a", expired)) == ("expired_secret", "a")
+    harness.clock.advance(days=1)
+    delete()
+    assert refusal(harness, Credentials("a", expired)) == ("wrong_secret", "a")
+    assert is_let_in(harness, "a", lasting)
+    assert is_let_in(harness, "a", kept)
+
+
 def test_ten_secrets_work_at_once_and_not_eleven(any_harness: Harness) -> None:
     made = [any_harness.register("a").secret]
     made += [rotate(any_harness).secret for _ in range(MOST_SECRETS - 1)]
@@ -199,6 +227,7 @@ def test_a_secret_of_somebody_else_is_not_there(any_harness: Harness, secret_id:
 
 def test_finish_retires_what_has_been_silent(any_harness: Harness) -> None:
     old = any_harness.register("a")
+    any_harness.clock.advance(microseconds=1)
     (old_id,) = working(any_harness)
     use(any_harness, "a", old.secret)
     new = rotate(any_harness)
@@ -215,6 +244,7 @@ def test_finish_retires_what_has_been_silent(any_harness: Harness) -> None:
 
 def test_finish_says_who_still_uses_it_from_where_since_when(any_harness: Harness) -> None:
     old = any_harness.register("a")
+    any_harness.clock.advance(microseconds=1)
     (old_id,) = working(any_harness)
     rotate(any_harness)
     use(any_harness, "a", old.secret)
@@ -231,6 +261,7 @@ def test_finish_says_who_still_uses_it_from_where_since_when(any_harness: Harnes
 
 def test_finish_gives_a_secret_that_was_never_used_its_time(any_harness: Harness) -> None:
     any_harness.register("a")
+    any_harness.clock.advance(microseconds=1)
     (old_id,) = working(any_harness)
     rotate(any_harness)
     with pytest.raises(ManagementError, match="made at 2026-01-31T12:00:00Z and not used yet"):
@@ -241,6 +272,7 @@ def test_finish_gives_a_secret_that_was_never_used_its_time(any_harness: Harness
 
 def test_finish_retires_all_or_none(any_harness: Harness) -> None:
     any_harness.register("a")
+    any_harness.clock.advance(microseconds=1)
     middle = rotate(any_harness)
     any_harness.clock.advance(hours=2)
     newest = rotate(any_harness)

@@ -64,9 +64,12 @@ def test_constraints_and_indexes_have_the_same_names_as_in_the_models() -> None:
         assert found.get_pk_constraint("clients")["name"] == "pk_clients"
         assert [index["name"] for index in found.get_indexes("clients")] == [
             "ix_clients_form_decoded_id",
+            "ix_clients_limited_at",
             "ix_clients_tokens_not_before",
         ]
-        assert [index["name"] for index in found.get_indexes("client_secrets")] == ["ix_client_secrets_client_id"]
+        assert [index["name"] for index in found.get_indexes("client_secrets")] == [
+            "ix_client_secrets_client_id_digest"
+        ]
         (foreign,) = found.get_foreign_keys("client_secrets")
         assert (foreign["name"], foreign["options"]) == ("fk_client_secrets_client_id_clients", {"ondelete": "CASCADE"})
 

@@ -9,13 +9,18 @@ from typing import Any
 import jwt
 import pytest
 from conftest import SettableClock
+from joserfc.jwk import RSAKey
 from sqlalchemy import select
 from support.assertions import ASSERTION_TYPE, ISSUER, Signer, by_hand, claims_of, signer
 from unit.harness import Harness, open_harness
 
+from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.fields import ClientFields
+from app.clients.queries import MOST_SECRETS
+from app.crypto.jwk import check_jwks, signature_octets
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient, InvalidRequest, ManagementError
+from app.oauth.client_auth import private_key_jwt
 from app.oauth.client_auth.assertions import (
     JTI_MAX_CHARACTERS,
     MAX_CHARACTERS,
@@ -41,6 +46,7 @@ class Request:
     resources: tuple[str, ...] = ()
     source_address: str | None = "192.0.2.1"
     allows_memory: bool = False
+    sent_client_id: str = ""
     presented_secrets: list[str] = field(default_factory=list)
 
 
@@ -313,3 +319,45 @@ def test_a_secret_that_signs_is_recorded_and_encrypted_anew(shared: Harness) -> 
     with pytest.raises(InvalidClient) as caught:
         method.authenticate(sent())
     assert (caught.value.reason, caught.value.client_id) == ("expired_secret", "macs")
+
+
+def test_as_many_macs_are_computed_for_every_client(shared: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, tried = ClientSecretJwt(shared.services.oauth.client_auth), []
+    decrypt = EncryptedSecrets.decrypt_or_dummy
+
+    def counted(encrypted: EncryptedSecrets, client_id: str, secret: Any) -> tuple[str, bool]:
+        tried.append(client_id)
+        return decrypt(encrypted, client_id, secret)
+
+    monkeypatch.setattr(EncryptedSecrets, "decrypt_or_dummy", counted)
+    for client_id in ("nobody", "macs"):
+        signed = jwt.encode(claims(shared, client_id), "a wrong key" * 3, algorithm="HS256")
+        with pytest.raises(InvalidClient):
+            method.authenticate(Request({"client_assertion": signed, "client_assertion_type": ASSERTION_TYPE}))
+        assert len(tried) == MOST_SECRETS
+        tried.clear()
+
+
+@pytest.mark.parametrize("bits", [2048, 3072, 4096])
+def test_a_signature_is_verified_with_a_key_of_its_length_whatever_the_client_has(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    keys = {"keys": [signer("RS256").jwk]}
+    with harness.app.app_context():
+        harness.store.register(_fields(auth_fields={"jwks": check_jwks(keys)}), client_id="rsa", with_secret=False)
+    verified: list[int | None] = []
+    verify = private_key_jwt.verifies
+
+    def counted(key: Any, *arguments: Any) -> bool:
+        verified.append(signature_octets(key))
+        return verify(key, *arguments)
+
+    monkeypatch.setattr(private_key_jwt, "verifies", counted)
+    method = PrivateKeyJwt(harness.services.oauth.client_auth)
+    stranger = Signer("RS256", RSAKey.generate_key(bits))
+    for client_id in ("rsa", "nobody"):
+        signed = stranger.sign(claims(harness, client_id), kid=None)
+        with pytest.raises(InvalidClient) as caught:
+            method.authenticate(Request({"client_assertion": signed, "client_assertion_type": ASSERTION_TYPE}))
+        assert caught.value.reason == ("unknown_client" if client_id == "nobody" else "assertion_signature")
+    assert verified == [bits // 8] * 4
