@@ -25,7 +25,7 @@ from werkzeug.routing import MapAdapter
 
 from app.config.values import UNIX, TrustedProxies
 from app.errors import http_error_body
-from app.http.forwarded_headers import find_source, is_trusted, parse_request_id
+from app.http.forwarded_headers import find_source, is_trusted, parse_request_id, peer_of
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,7 @@ class Request(FlaskRequest):
         """Determine the caller's address and the request id."""
         environ = self.environ
         self.received_at = environ.get(RECEIVED_AT) or time.perf_counter()
-        # A dual-stack socket shows an IPv4 peer as an IPv4-mapped address: RFC 4291 section 2.5.5.2.
-        self.source_address = (environ.get("REMOTE_ADDR") or UNIX).removeprefix("::ffff:")
+        self.source_address = peer_of(environ)
         if trusted_proxies and is_trusted(self.source_address, trusted_proxies):
             headers = self.headers
             self.request_id = parse_request_id(headers.get("X-Request-ID")) or ""

@@ -2,7 +2,8 @@
 
 Loaded only if traces are on. OpenTelemetry's own variables (``otel_variables``) say where spans are sent and which
 are sampled. A span contains what the audit log may contain: no unknown path, no query, no header, no exception
-message. Of the request only ``traceparent`` is read (W3C Trace Context), never ``tracestate``.
+message. Of the request only ``traceparent`` is read (W3C Trace Context), from trusted proxies alone, never
+``tracestate``.
 """
 
 import atexit
@@ -27,7 +28,9 @@ from sqlalchemy.engine import make_url
 
 from app.audit.events import Event, RequestFacts
 from app.config.settings import Settings
+from app.config.values import TrustedProxies
 from app.http.application import RECEIVED_AT
+from app.http.forwarded_headers import is_trusted, peer_of
 from app.observability.health_endpoint import PROBES
 from app.observability.instrumentation import Instrumentation
 from app.observability.otel_variables import reads_parents
@@ -67,7 +70,8 @@ class RequestSpans:
     """Creates a span for each request and for its parts.
 
     :param systems: ``db.system.name`` by part, for parts that query something.
-    :param reads_parents: whether ``traceparent`` is used.
+    :param trusted_proxies: whose ``traceparent`` is used: a stranger's could add spans to any trace, or have each
+        request recorded.
     """
 
     def __init__(
@@ -76,12 +80,13 @@ class RequestSpans:
         served: Served,
         systems: Mapping[str, str],
         *,
-        reads_parents: bool,
+        trusted_proxies: TrustedProxies,
     ) -> None:
         self._tracer = tracer
         self._served = served
         self._systems = systems
-        self._propagator = TraceContextTextMapPropagator() if reads_parents else None
+        self._trusted_proxies = trusted_proxies
+        self._propagator = TraceContextTextMapPropagator()
 
     def around(self, serve: Wsgi) -> Wsgi:
         """Return ``serve`` as a WSGI application that creates a span for each request."""
@@ -150,14 +155,17 @@ class RequestSpans:
         waited = time.perf_counter() - received_at if received_at else 0
         return self._tracer.start_span(
             name,
-            context=self._parent(environ.get("HTTP_TRACEPARENT")),
+            context=self._parent(environ),
             kind=SpanKind.SERVER,
             attributes=attributes,
             start_time=time.time_ns() - int(waited * 1e9),
         )
 
-    def _parent(self, traceparent: str | None) -> Context:
-        if self._propagator is None or traceparent is None or len(traceparent) > _LONGEST_PARENT:
+    def _parent(self, environ: Mapping[str, Any]) -> Context:
+        traceparent = environ.get("HTTP_TRACEPARENT")
+        if traceparent is None or len(traceparent) > _LONGEST_PARENT:
+            return Context()
+        if not is_trusted(peer_of(environ), self._trusted_proxies):
             return Context()
         return self._propagator.extract({"traceparent": traceparent}, Context())
 
@@ -254,7 +262,7 @@ def start(app: Flask, settings: Settings, instrumentation: Instrumentation) -> N
             scheme=urlsplit(settings.issuer).scheme,
         ),
         {"database": make_url(settings.database_url.get_secret_value()).get_backend_name(), "redis": "redis"},
-        reads_parents=reads_parents(os.environ),
+        trusted_proxies=settings.trusted_proxies if reads_parents(os.environ) else (),
     )
     instrumentation.trace_with(spans)
     app.wsgi_app = spans.around(app.wsgi_app)  # type: ignore[assignment, method-assign]

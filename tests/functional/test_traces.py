@@ -15,7 +15,7 @@ from support.server import NewClient, RunningServer, basic, free_port, running_s
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{CALLER}-01"
 GRANT = {"grant_type": "client_credentials"}
-SOON = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
+SOON = {"OTEL_BSP_SCHEDULE_DELAY": "100", "TOKENHOUSE_TRUSTED_PROXIES": "127.0.0.1/32"}
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,18 @@ def test_a_parent_that_is_none_begins_a_new_trace(
     assert collector.of(trace_id)["POST /oauth/token"].parent_id == ""
 
 
+def test_the_parent_of_a_stranger_does_not_count(tmp_path: Path, collector: Collector) -> None:
+    variables = {**SOON, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "TOKENHOUSE_TRUSTED_PROXIES": "192.0.2.0/24"}
+    with running_server(tmp_path, "--workers", "1", **variables) as server:
+        for flags in ("00", "01"):
+            theirs, parent = new_parent(flags)
+            headers = {"Authorization": server.create_client().basic, "traceparent": parent}
+            trace_id = server.event_of(server.post_token(headers=headers))["trace_id"]
+            assert trace_id != theirs
+            # A stranger decides neither where the span belongs nor whether it is recorded.
+            assert collector.of(trace_id)["POST /oauth/token"].parent_id == ""
+
+
 def test_a_caller_that_does_not_record_is_not_recorded(
     traced: RunningServer, collector: Collector, client: NewClient
 ) -> None:
@@ -187,7 +199,8 @@ def test_no_span_and_no_log_holds_what_a_caller_wrote(
     send("POST", "/oauth/introspect", {"token": pasted}, **named)
     send("POST", "/oauth/revoke", {"token": pasted}, **named)
     send(pasted[:20].upper(), "/oauth/token")
-    for name in ("tracestate", "baggage", "User-Agent", "Referer", "Cookie", "X-Request-ID"):
+    # Not X-Request-ID: that of a trusted proxy is taken over.
+    for name in ("tracestate", "baggage", "User-Agent", "Referer", "Cookie"):
         send("POST", "/oauth/token", GRANT, **named, **{name: f"{pasted}"})
         send("POST", "/oauth/token", GRANT, **named, **{name: f"{pasted}={pasted},{pasted};=;"})
     for trace_id in trace_ids:
@@ -231,6 +244,7 @@ def test_the_last_spans_are_sent_when_the_server_ends(collector: Collector, tmp_
     settings = {"TOKENHOUSE_TRACES": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     settings |= {"OTEL_BSP_SCHEDULE_DELAY": "60000", "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
     settings |= {"OTEL_TRACES_SAMPLER": "always_on", "OTEL_SERVICE_NAME": "tokens"}
+    settings |= {"TOKENHOUSE_TRUSTED_PROXIES": "127.0.0.1/32"}
     with running_server(tmp_path, "--workers", "2", **settings) as server:
         client = server.create_client()
         # Whatever callers say, such a sampler records.

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ class Traced:
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.kept))
         served = Served(frozenset({"/oauth/token", "/livez"}), frozenset({"/livez"}), "https")
-        spans = RequestSpans(provider.get_tracer("test"), served, {}, reads_parents=True)
+        spans = RequestSpans(provider.get_tracer("test"), served, {}, trusted_proxies=(ip_network("192.0.2.1/32"),))
         self.environ: dict[str, Any] = {}
 
         def serve(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -44,7 +45,7 @@ class Traced:
         """The spans of one request."""
         self.kept.clear()
         captured_log: list[Any] = []
-        asked = {"REQUEST_METHOD": method, "PATH_INFO": path, **environ}
+        asked = {"REQUEST_METHOD": method, "PATH_INFO": path, "REMOTE_ADDR": "192.0.2.1", **environ}
         assert self.serve(asked, lambda *message: captured_log.append(message)) == [b"answer"]
         assert len(captured_log) == 1
         return self.kept.get_finished_spans()
