@@ -9,14 +9,15 @@ import difflib
 import os
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from app.config.settings import CONFIG_PATTERN, EMPTY_MEANS_NONE, PREFIX, SETTING_NAMES, Settings
+from app.config.private_files import find_changeable
+from app.config.settings import CONFIG_PATTERN, EMPTY_MEANS_NONE, PREFIX, SECRET_FIELDS, SETTING_NAMES, Settings
 from app.config.values import PROJECT_FOLDER
 from app.errors import StartError
 
@@ -105,6 +106,8 @@ class _Layers:
         except UnicodeDecodeError:
             self.faults.append(".env cannot be read: it is not UTF-8 text")
             return {}
+        if values:
+            self._require_own(self._folder / ".env", [name.removeprefix(PREFIX).lower() for name in values])
         return {name: value for name, value in values.items() if value is not None}
 
     def read_toml(self, config: str) -> dict[str, Any]:
@@ -124,6 +127,7 @@ class _Layers:
             self.faults.append(f"config/{path.name} cannot be read: {_cause(error)}")
             return {}
         # ``config`` chooses the file, so a file cannot set it.
+        self._require_own(path, values)
         unknown = [name for name in values if name not in Settings.model_fields or name == "config"]
         self.faults += [f"config/{path.name} has an unknown setting {name!r}{_did_you_mean(name)}" for name in unknown]
         return {name: value for name, value in values.items() if name not in unknown}
@@ -148,11 +152,17 @@ class _Layers:
     def _read_value_file(self, field: str, name: str, path: str) -> str | None:
         try:
             text = (self._folder / path).read_bytes().decode()
+            self._require_own(self._folder / path, [field])
         except (OSError, ValueError) as error:
             shown = path if path.isprintable() else repr(path)
             self._refuse(field, f"{name}_FILE names {shown}, which cannot be read: {_cause(error)}")
             return None
         return text.removesuffix("\n").removesuffix("\r")
+
+    def _require_own(self, path: Path, fields: Iterable[str]) -> None:
+        """Refuse a file that sets a secret and that somebody else can change."""
+        if SECRET_FIELDS.intersection(fields) and (fault := find_changeable(path)):
+            self.faults.append(fault)
 
     def _refuse(self, field: str, fault: str) -> None:
         self.faults.append(fault)

@@ -184,5 +184,8 @@ class Settings(BaseModel):
 EMPTY_MEANS_NONE = frozenset({"metrics_address"})
 """Settings that an empty variable switches off. For others an empty variable counts as absent."""
 
+SECRET_FIELDS = frozenset({"database_url", "redis_url", "keyring_passphrase", "secret_peppers", "encryption_keys"})
+"""Settings whose values are secrets, or contain one."""
+
 SETTING_NAMES = tuple(f"{PREFIX}{field.upper()}" for field in Settings.model_fields)
 """Every variable that is a setting."""

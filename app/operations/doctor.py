@@ -323,6 +323,7 @@ _AT_START: tuple[_Check, ...] = (
     find_other_keys,
     _find_demo,
     find_lonely_database,
+    find_exposed_files,
     _find_forgetful_redis,
     _find_open_metrics,
     _find_wide_proxies,
@@ -339,7 +340,6 @@ _LATER: tuple[_Check, ...] = (
     _find_unusable_snapshot,
     find_drift,
     find_unencrypted_connections,
-    find_exposed_files,
 )
 
 

@@ -1,17 +1,16 @@
 """The doctor's checks of several servers: whether they agree, and whether secrets travel or are kept in clear."""
 
 import os
-import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.config.settings import PREFIX, Settings
+from app.config.private_files import find_exposure
+from app.config.settings import PREFIX, SECRET_FIELDS
 from app.config.values import KEYRING_IN_DATABASE, PROJECT_FOLDER, format_time, is_loopback
 from app.database.models import db
 from app.errors import StartError
@@ -28,7 +27,6 @@ from app.operations.servers import (
 from app.services import Services
 
 _FIX_SETTINGS = "give all servers the same values, then restart them; `flask servers` lists them"
-_OTHERS = 0o007
 _DEFAULT_RING = PROJECT_FOLDER / "instance" / "keyring.toml"
 
 
@@ -175,18 +173,19 @@ def find_unencrypted_connections(services: Services) -> Found:
 def find_exposed_files(services: Services) -> Found:
     """Find files with secrets that other users may read, and private keys that a move has left behind."""
     settings = services.settings
-    for path in _secret_files(settings):
+    for path in _secret_files():
         try:
-            mode = stat.S_IMODE(path.stat().st_mode)
+            exposure = find_exposure(path)
         except OSError:
             continue
-        if mode & _OTHERS:
+        if exposure:
             yield Finding(
                 "secret files",
-                Severity.WARNING,
-                f"{path} may be read by others (mode {mode:04o})",
-                "every program on this machine can read the secret",
-                f"chmod o= {path}",
+                # Where .env counts and holds a secret, the settings were refused before.
+                Severity.ERROR if exposure.is_changeable and path.name != ".env" else Severity.WARNING,
+                f"{path} {exposure.fault}",
+                "every program on this machine may read the secret, or replace it",
+                exposure.fix,
             )
     if settings.keyring == KEYRING_IN_DATABASE and _DEFAULT_RING.exists():
         keys = ", ".join(sorted(path.name for path in _DEFAULT_RING.parent.glob("*.pem")))
@@ -199,10 +198,9 @@ def find_exposed_files(services: Services) -> Found:
         )
 
 
-def _secret_files(settings: Settings) -> Iterator[Path]:
-    for field in type(settings).model_fields:
-        is_secret = isinstance(getattr(settings, field), SecretStr) or field in KEY_KINDS.values()
-        if is_secret and (path := os.environ.get(f"{PREFIX}{field.upper()}_FILE")):
+def _secret_files() -> Iterator[Path]:
+    for field in sorted(SECRET_FIELDS):
+        if path := os.environ.get(f"{PREFIX}{field.upper()}_FILE"):
             yield PROJECT_FOLDER / path
     yield PROJECT_FOLDER / ".env"
 

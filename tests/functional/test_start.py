@@ -15,7 +15,7 @@ import pytest
 import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from support.server import Installation, RunningServer, free_port, running_server, wait_until
+from support.server import Installation, RunningServer, free_port, newest_migration, running_server, wait_until
 
 from app.config.values import PROJECT_FOLDER
 
@@ -258,7 +258,7 @@ def test_a_database_that_is_behind_the_code_stops_the_start(tmp_path: Path) -> N
     assert installation.flask("db", "downgrade", "0009").returncode == 0
     status, said = start(installation)
     assert status == 4
-    told = "database: at migration 0009, and the code needs 0010. Fix: `flask db upgrade`"
+    told = f"database: at migration 0009, and the code needs {newest_migration()}. Fix: `flask db upgrade`"
     assert refusals(said) == [told]
     doctor = installation.flask("doctor", "--offline")
     assert doctor.returncode == 1

@@ -42,6 +42,11 @@ FLASK = Path(sys.executable).with_name("flask")
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
+def newest_migration() -> str:
+    """The revision that the code needs."""
+    return max(path.name[:4] for path in (PROJECT_FOLDER / "migrations" / "versions").glob("[0-9]*.py"))
+
+
 def free_port() -> int:
     """A port that nothing listens on at the moment."""
     with socket.socket() as probe:

@@ -21,6 +21,7 @@ import tomlkit
 from sqlalchemy.engine import Engine
 from tomlkit.items import AoT, Table
 
+from app.config.private_files import find_changeable
 from app.config.settings import Settings
 from app.crypto.algorithms import PrivateKey
 from app.errors import ManagementError, StartError
@@ -131,7 +132,10 @@ class FileKeyring:
 
     def _read_document(self, path: Path) -> dict[str, Any]:
         try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if fault := find_changeable(path):
+                raise StartError(f"{self.name} decides which keys sign: {fault}")
+            return tomllib.loads(text)
         except FileNotFoundError:
             raise StartError(f"there is no key ring at {self._path}: `flask keys generate` makes one") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -214,6 +218,8 @@ def _read_private_file(path: Path, where: str) -> bytes:
             others &= ~stat.S_IRGRP
         if stat.S_ISREG(found.st_mode) and others:
             raise StartError(f"{where}: {path} may be read by others: `chmod 600 {path}`")
+        if fault := find_changeable(path):
+            raise StartError(f"{where}: {fault}")
         return path.read_bytes()
     except OSError as error:
         raise StartError(f"{where}: {path} cannot be read: {error.strerror}") from None

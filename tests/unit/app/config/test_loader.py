@@ -280,6 +280,50 @@ def test_a_typing_error_in_dotenv_stops_the_start(checkout: Path) -> None:
     assert refusal(checkout).startswith("TOKENHOUSE_ISUER in .env is not a setting: did you mean TOKENHOUSE_ISSUER ")
 
 
+@pytest.mark.parametrize("mode", [0o602, 0o620, 0o666])
+def test_a_file_with_a_secret_that_others_may_change_stops_the_start(checkout: Path, mode: int) -> None:
+    told = f"may be changed by others (mode {mode:04o}): `chmod go-w"
+    peppers = checkout / "peppers"
+    peppers.write_text(PEPPER)
+    dotenv, toml = checkout / ".env", checkout / "config" / "production.toml"
+    for path in (peppers, dotenv, toml):
+        path.touch()
+        path.chmod(mode)
+    without = {"TOKENHOUSE_ISSUER": ISSUER}
+    with pytest.raises(StartError) as caught:
+        load_settings({**without, "TOKENHOUSE_SECRET_PEPPERS_FILE": str(peppers)}, folder=checkout)
+    assert str(caught.value) == f"{peppers} {told} {peppers}`"
+    dotenv.write_text(f"TOKENHOUSE_SECRET_PEPPERS={PEPPER}\n")
+    assert refusal(checkout) == f"{dotenv} {told} {dotenv}`"
+    dotenv.write_text("TOKENHOUSE_LOG_LEVEL=info\n")
+    toml.write_text(f'secret_peppers = "{PEPPER}"\n')
+    assert refusal(checkout) == f"{toml} {told} {toml}`"
+    # Without a secret in it, it is nobody's business.
+    toml.write_text('log_level = "info"\n')
+    assert load(checkout).log_level == "info"
+
+
+def test_a_file_with_a_secret_of_another_user_stops_the_start(checkout: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    peppers = checkout / "peppers"
+    peppers.write_text(PEPPER)
+    os.chown(peppers, 65534, -1)
+    with pytest.raises(StartError) as caught:
+        load_settings({"TOKENHOUSE_ISSUER": ISSUER, "TOKENHOUSE_SECRET_PEPPERS_FILE": str(peppers)}, folder=checkout)
+    assert str(caught.value) == f"{peppers} belongs to another user (number 65534): `chown root {peppers}`"
+
+
+def test_what_is_no_regular_file_is_read(checkout: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, PEPPER.encode())
+    os.close(writing)
+    given = {"TOKENHOUSE_ISSUER": ISSUER, "TOKENHOUSE_SECRET_PEPPERS_FILE": f"/dev/fd/{reading}"}
+    loaded = load_settings(given, folder=checkout)
+    os.close(reading)
+    assert loaded.secret_peppers[0].id == "p1"
+
+
 def test_another_unknown_name_is_warned_of_without_its_value(checkout: Path) -> None:
     with pytest.warns(UnknownSettingWarning) as caught:
         load(checkout, COLOUR="a-secret")

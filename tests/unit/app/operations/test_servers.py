@@ -183,7 +183,7 @@ def test_what_one_of_two_versions_does_not_know_is_no_difference(recorded: Harne
         assert differences(row, recorded.settings) == []
 
 
-@pytest.mark.parametrize(("mode", "is_found"), [(0o600, False), (0o640, False), (0o604, True), (0o642, True)])
+@pytest.mark.parametrize(("mode", "is_found"), [(0o600, False), (0o640, False), (0o604, True)])
 def test_secret_files_of_everybody_are_found(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int, *, is_found: bool
 ) -> None:
@@ -194,6 +194,17 @@ def test_secret_files_of_everybody_are_found(
     monkeypatch.setenv("TOKENHOUSE_ISSUER_FILE", str(tmp_path))
     told = found(harness, "secret files")
     assert told == ([(WARNING, f"{path} may be read by others (mode {mode:04o})")] if is_found else [])
+
+
+@pytest.mark.parametrize("mode", [0o642, 0o620, 0o666])
+def test_secret_files_that_others_may_change_are_errors(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int
+) -> None:
+    path = tmp_path / "peppers"
+    path.touch()
+    path.chmod(mode)
+    monkeypatch.setenv("TOKENHOUSE_SECRET_PEPPERS_FILE", str(path))
+    assert found(harness, "secret files") == [(ERROR, f"{path} may be changed by others (mode {mode:04o})")]
 
 
 def test_keys_that_a_move_left_behind_are_found(

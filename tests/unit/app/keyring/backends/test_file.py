@@ -245,6 +245,10 @@ def test_a_kid_that_stands_twice_is_refused(path: Path) -> None:
     assert refusal(path) == "the key ring has kid 'a' twice: each key needs a kid of its own"
 
 
+READ = "may be read by others: `chmod 600 {pem}`"
+FOREIGN = "belongs to another user (number 65534): `chown root {pem}`"
+
+
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o660, 0o604, 0o610, 0o602, 0o777])
 def test_a_private_key_that_others_may_touch_is_refused(path: Path, mode: int) -> None:
     pem = path.parent / "a.pem"
@@ -253,30 +257,47 @@ def test_a_private_key_that_others_may_touch_is_refused(path: Path, mode: int) -
 
 
 @pytest.mark.parametrize(
-    ("mode", "owner", "group", "is_read"),
+    ("mode", "owner", "group", "told"),
     [
-        (0o440, "mine", "mine", True),
-        (0o440, "others", "mine", True),
-        (0o640, "others", "mine", True),
-        (0o640, "mine", "mine", False),
-        (0o440, "mine", "others", False),
-        (0o440, "others", "others", False),
-        (0o460, "others", "mine", False),
-        (0o444, "others", "mine", False),
+        (0o440, "mine", "mine", None),
+        (0o400, "others", "mine", FOREIGN),
+        (0o440, "others", "mine", FOREIGN),
+        (0o640, "others", "mine", FOREIGN),
+        (0o640, "mine", "mine", READ),
+        (0o440, "mine", "others", READ),
+        (0o440, "others", "others", READ),
+        (0o460, "others", "mine", READ),
+        (0o444, "others", "mine", READ),
     ],
 )
-def test_a_mounted_secret_may_be_read_by_the_servers_own_group(
-    path: Path, mode: int, owner: str, group: str, *, is_read: bool
+def test_a_mounted_secret_is_roots_or_ours_and_may_be_read_by_our_group(
+    path: Path, mode: int, owner: str, group: str, told: str | None
 ) -> None:
     pem = path.parent / "a.pem"
     if {owner, group} != {"mine"} and os.geteuid() != 0:
         pytest.skip("only root can give a file away")
     os.chown(pem, 65534 if owner == "others" else -1, 65534 if group == "others" else -1)
     pem.chmod(mode)
-    if is_read:
+    if told is None:
         assert FileKeyring(path).read().keys[0].kid == "a"
     else:
-        assert refusal(path) == f"key 1 of the key ring {path}: {pem} may be read by others: `chmod 600 {pem}`"
+        assert refusal(path) == f"key 1 of the key ring {path}: {pem} {told.format(pem=pem)}"
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_ring_that_others_may_change_is_refused(path: Path, mode: int) -> None:
+    path.chmod(mode)
+    assert refusal(path) == (
+        f"the key ring {path} decides which keys sign: {path} may be changed by others (mode {mode:04o}): "
+        f"`chmod go-w {path}`"
+    )
+
+
+def test_a_ring_of_another_user_is_refused(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(path, 65534, -1)
+    assert refusal(path) == f"the key ring {path} decides which keys sign: {path} {FOREIGN.format(pem=path)}"
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o700])
