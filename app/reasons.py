@@ -202,6 +202,11 @@ class RefusalReason(_Reason):
         "A parameter was in its URL, where proxies log it.",
         "Send parameters in the body. If it was a secret, it is in logs now: `flask clients rotate-secret ID`.",
     )
+    MALFORMED_SINCE = (
+        "malformed_since",
+        "The parameter since was not the time of a document.",
+        "Send the `iat` of the last document, or leave it out: docs/revocation-feed.md.",
+    )
     NOT_A_FORM = (
         "not_a_form",
         "The body was not a form.",

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from app.clients.last_used import LastUsedTracker
 from app.clients.outage_memory import OutageMemory
-from app.clients.queries import BY_KEYS, BY_SECRETS_AS_KEYS, by_digests, digest_parameters
+from app.clients.queries import BY_KEYS, BY_SECRETS_AS_KEYS, by_digests, digest_names
 from app.clients.secret_digests import SecretDigester
 from app.config.values import parse_rate
 from app.database.circuit_breaker import DatabaseCircuitBreaker
@@ -77,6 +77,7 @@ class ClientAuthenticator:
         self._circuit_breaker = circuit_breaker
         self._connections = connections
         peppers = len(digester.pepper_ids)
+        self._digest_names = digest_names(2 * peppers)
         # By the number of ids, and of the secrets that are sent with them.
         self._by_digests = {
             (ids, secrets_sent): PreparedQuery(connections, by_digests(ids, secrets_sent * peppers))
@@ -113,7 +114,8 @@ class ClientAuthenticator:
         if candidates[-1].client_id != candidates[0].client_id:
             ids["other_id"] = candidates[-1].client_id
         query = self._by_digests[len(ids), len(candidates)]
-        sent = digest_parameters([digest for by_pepper in digests for digest in by_pepper.values()])
+        all_digests = [digest for by_pepper in digests for digest in by_pepper.values()]
+        sent = dict(zip(self._digest_names, all_digests, strict=False))
         found = self._look_up(query, ids, sent, allows_memory=allows_memory)
         now = self._clock()
         known_id: str | None = None

@@ -4,7 +4,6 @@ JSON columns are returned as text. An id of no client gives a row of NULLs: hand
 reveal which ids exist.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -92,9 +91,9 @@ def _with_key_set(found: Select[Any]) -> Select[Any]:
     return found.outerjoin(ClientKeySetRow, ClientKeySetRow.client_id == ClientRow.client_id)
 
 
-def digest_parameters(digests: Sequence[bytes]) -> dict[str, bytes]:
-    """Return the parameters of :func:`by_digests` for the digests of the secret that was sent."""
-    return {f"digest_{place}": digest for place, digest in enumerate(digests)}
+def digest_names(digests: int) -> list[str]:
+    """Return the names of the parameters of :func:`by_digests`, for the digests of the secret that was sent."""
+    return [f"digest_{place}" for place in range(digests)]
 
 
 def by_digests(ids: int, digests: int) -> Select[Any]:
@@ -104,7 +103,7 @@ def by_digests(ids: int, digests: int) -> Select[Any]:
     keyed, so no caller can choose one and learn from the time how much of it is right.
     """
     asked = _ONE if ids == 1 else union(_ONE, _OTHER)
-    sent = [bindparam(name, type_=LargeBinary) for name in digest_parameters([b""] * digests)]
+    sent = [bindparam(name, type_=LargeBinary) for name in digest_names(digests)]
     return _with_secrets(_find_clients(asked, *_SECRET_COLUMNS), ClientSecretRow.digest.in_(sent))
 
 

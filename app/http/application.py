@@ -7,7 +7,7 @@ The endpoints are left to ``oauth.endpoints``; responses to requests that never 
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from http import HTTPStatus
 from typing import Any
@@ -25,7 +25,7 @@ from werkzeug.routing import MapAdapter
 
 from app.config.values import UNIX, TrustedProxies
 from app.errors import http_error_body
-from app.http.forwarded_headers import find_source, is_trusted, parse_request_id, peer_of
+from app.http.forwarded_headers import find_source, is_trusted, parse_request_id
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,14 @@ class Request(FlaskRequest):
 
 _MADE_WHEN_ASKED_FOR = {"scheme", "server", "root_path", "query_string", "headers", "remote_addr"}
 """Set by Werkzeug's own constructor."""
+
+
+def peer_of(environ: Mapping[str, Any]) -> str:
+    """Return the address of the TCP peer, or :data:`UNIX`.
+
+    A dual-stack socket shows an IPv4 peer as an IPv4-mapped address: RFC 4291 section 2.5.5.2.
+    """
+    return (environ.get("REMOTE_ADDR") or UNIX).removeprefix("::ffff:")
 
 
 class _NoSessions(SessionInterface):

@@ -6,22 +6,13 @@ caller's: the caller may have written everything before it.
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from app.config.values import UNIX, TrustedProxies
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
 _PAIR = re.compile(r'\s*([A-Za-z]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s",;]*)\s*')
 _MOST_HOPS = 32
-
-
-def peer_of(environ: Mapping[str, Any]) -> str:
-    """Return the address of the TCP peer, or :data:`UNIX`.
-
-    A dual-stack socket shows an IPv4 peer as an IPv4-mapped address: RFC 4291 section 2.5.5.2.
-    """
-    return (environ.get("REMOTE_ADDR") or UNIX).removeprefix("::ffff:")
 
 
 def is_trusted(peer: str, trusted: TrustedProxies) -> bool:

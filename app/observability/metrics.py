@@ -287,6 +287,11 @@ class Listener:
             )
         with suppress(SQLAlchemyError):
             yield self._limited()
+            yield GaugeMetricFamily(
+                "tokenhouse_revoked_tokens",
+                "Revoked tokens that have not expired.",
+                self._services.tokens.revocations.count_live(),
+            )
         with suppress(StartError):
             yield from self._keys()
 

@@ -29,8 +29,8 @@ from sqlalchemy.engine import make_url
 from app.audit.events import Event, RequestFacts
 from app.config.settings import Settings
 from app.config.values import TrustedProxies
-from app.http.application import RECEIVED_AT
-from app.http.forwarded_headers import is_trusted, peer_of
+from app.http.application import RECEIVED_AT, peer_of
+from app.http.forwarded_headers import is_trusted
 from app.observability.health_endpoint import PROBES
 from app.observability.instrumentation import Instrumentation
 from app.observability.otel_variables import reads_parents

@@ -8,10 +8,11 @@ import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from app.tokens.issuer import AccessTokenIssuer
-from app.tokens.revocations import Revocations
+from app.tokens.revocations import EVER, Revocations
 from app.types import ALL_RESOURCES, DEFAULT_AUDIENCE, Clock
 
 TYP = "revocations+jwt"
@@ -28,8 +29,24 @@ A consumer that cannot refresh by then must treat revocation status as unknown.
 
 MAX_AGE_SECONDS = 60
 
+MOST_TOKENS_OF_CLIENT = 1000
+"""If a client has more revoked tokens, the feed names the client and not its tokens."""
+
+SINCE_MARGIN_SECONDS = 600
+"""How much earlier than asked for a document of changes begins: clocks differ, and a revocation is stored a little
+later than its time.
+"""
+
 _KEPT_BYTES = 16 * 1024 * 1024
 """The cached documents of a worker."""
+
+
+_Key = tuple[str, tuple[str, ...], int | None]
+"""A reader, its resources, and since when it wants the changes."""
+
+
+def _begin_of(since: int | None) -> datetime:
+    return EVER if since is None else datetime.fromtimestamp(since - SINCE_MARGIN_SECONDS, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,38 +72,57 @@ class RevocationFeed:
         self._tokens = tokens
         self._clock = clock
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, tuple[str, ...]], tuple[Any, FeedDocument]] = OrderedDict()
+        self._kept: OrderedDict[_Key, tuple[Any, FeedDocument]] = OrderedDict()
 
-    def document_for(self, client_id: str, resources: tuple[str, ...]) -> FeedDocument:
+    def document_for(self, client_id: str, resources: tuple[str, ...], since: int | None = None) -> FeedDocument:
         """Return the document for a client that introspects ``resources``.
 
+        :param since: the ``iat`` of the document that the client has, if it wants only what has changed. If that has
+            expired, the document is whole.
         :raises ServiceUnavailable: the database did not answer, or no key may sign.
         """
-        iat = int(self._clock().timestamp()) // MADE_ANEW_SECONDS * MADE_ANEW_SECONDS
+        now = int(self._clock().timestamp())
+        iat = now // MADE_ANEW_SECONDS * MADE_ANEW_SECONDS
+        if since is not None:
+            # So that few documents of changes are made.
+            since = since // MADE_ANEW_SECONDS * MADE_ANEW_SECONDS if now - LIFE_SECONDS < since <= now else None
+        key = client_id, resources, since
         # Read before the content: a revocation in between is then sent twice rather than never.
         version = (self._revocations.version(), iat)
-        known = self._kept.get((client_id, resources))
+        known = self._kept.get(key)
         if known and known[0] == version:
             return known[1]
-        made = self._make(client_id, resources, iat)
-        self._keep((client_id, resources), version, made)
+        made = self._make(key, iat)
+        self._keep(key, version, made)
         return made
 
-    def _make(self, client_id: str, resources: tuple[str, ...], iat: int) -> FeedDocument:
-        wanted = frozenset(resources)
+    def _make(self, key: "_Key", iat: int) -> FeedDocument:
+        client_id, resources, since = key
+        wanted, begin = frozenset(resources), _begin_of(since)
+        crowded = {
+            client: audiences
+            for client, (count, audiences) in self._revocations.counts().items()
+            if count > MOST_TOKENS_OF_CLIENT
+        }
         claims = {
             "iss": self._issuer,
             "aud": client_id,
             "iat": iat,
             "exp": iat + LIFE_SECONDS,
+            **({} if since is None else {"since": since}),
             "revoked_tokens": {
-                jti: exp for jti, exp, audiences in self._revocations.live() if self._concerns(audiences, wanted)
+                jti: exp
+                for jti, exp, audiences in self._revocations.live(begin, without=crowded)
+                if self._concerns(audiences, wanted)
             },
             "clients_revoked_until": {
                 client: int(until.timestamp())
                 for client, until, audiences in self._revocations.clients()
                 if self._concerns(audiences, wanted)
             },
+            "introspect_clients": sorted(
+                client for client, audiences in crowded.items() if self._concerns(audiences, wanted)
+            ),
         }
         content = self._tokens.sign(claims, TYP).encode()
         return FeedDocument(content, hashlib.sha256(content).hexdigest()[:32])
@@ -98,7 +134,7 @@ class RevocationFeed:
             or (DEFAULT_AUDIENCE in audiences and self._default_audience in wanted)
         )
 
-    def _keep(self, key: tuple[str, tuple[str, ...]], version: Any, made: FeedDocument) -> None:
+    def _keep(self, key: "_Key", version: Any, made: FeedDocument) -> None:
         with self._lock:
             self._kept[key] = version, made
             self._kept.move_to_end(key)

@@ -5,9 +5,9 @@ verifiers is left to ``revocation_feed``.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,9 @@ from app.types import DEFAULT_AUDIENCE, Clock
 
 LEEWAY = timedelta(minutes=5)
 """How long after its expiry a revoked token is remembered: a verifier's clock may be slow."""
+
+EVER = datetime(1970, 1, 1, tzinfo=UTC)
+"""Before any revocation."""
 
 _DEFAULT = frozenset({DEFAULT_AUDIENCE})
 _AUDIENCES_KEPT = 1024
@@ -47,9 +50,18 @@ _FATE: Any = (
 
 
 # All that the feed contains, and a version that changes with it.
-_LIVE = select(
-    RevokedTokenRow.jti, RevokedTokenRow.exp, cast(RevokedTokenRow.audiences, Text).label("audiences")
-).where(RevokedTokenRow.exp > bindparam("now", type_=BigInteger))
+_AUDIENCES = cast(RevokedTokenRow.audiences, Text).label("audiences")
+_IS_LIVE = RevokedTokenRow.exp > bindparam("now", type_=BigInteger)
+_LIVE = select(RevokedTokenRow.jti, RevokedTokenRow.exp, _AUDIENCES).where(
+    _IS_LIVE,
+    RevokedTokenRow.revoked_at >= bindparam("since", type_=UTCDateTime),
+    RevokedTokenRow.client_id.not_in(bindparam("crowded", expanding=True)),
+)
+_COUNTS = (
+    select(RevokedTokenRow.client_id, _AUDIENCES, func.count())
+    .where(_IS_LIVE)
+    .group_by(RevokedTokenRow.client_id, _AUDIENCES)
+)
 _CLIENTS = select(
     ClientRow.client_id,
     ClientRow.tokens_not_before,
@@ -142,14 +154,42 @@ class Revocations:
         with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
             return tuple(connection.execute(_VERSION).one())
 
-    def live(self) -> Sequence[tuple[str, int, frozenset[str]]]:
+    def live(
+        self, since: datetime = EVER, *, without: Collection[str] = ()
+    ) -> Sequence[tuple[str, int, frozenset[str]]]:
         """Return every revoked token that has not expired: ``jti``, ``exp``, audiences.
+
+        :param since: only those that were revoked then or later.
+        :param without: ids of clients whose tokens are left out.
+        :raises ServiceUnavailable: the database did not answer.
+        """
+        chosen = {"now": self._live_after(), "since": since, "crowded": list(without)}
+        with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
+            return [(jti, exp, _read(audiences)) for jti, exp, audiences in connection.execute(_LIVE, chosen)]
+
+    def counts(self) -> Mapping[str, tuple[int, frozenset[str]]]:
+        """Return for each client how many of its revoked tokens have not expired, and all of their audiences.
 
         :raises ServiceUnavailable: the database did not answer.
         """
-        now = int((self._clock() - LEEWAY).timestamp())
+        found: dict[str, tuple[int, frozenset[str]]] = {}
         with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
-            return [(jti, exp, _read(audiences)) for jti, exp, audiences in connection.execute(_LIVE, {"now": now})]
+            for client_id, audiences, count in connection.execute(_COUNTS, {"now": self._live_after()}):
+                before, known = found.get(client_id, (0, frozenset()))
+                found[client_id] = before + count, known | _read(audiences)
+        return found
+
+    def _live_after(self) -> int:
+        return int((self._clock() - LEEWAY).timestamp())
+
+    def count_live(self) -> int:
+        """Count the revoked tokens that have not expired.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        counted = select(func.count()).select_from(RevokedTokenRow).where(_IS_LIVE)
+        with reading_engine(self._engine).connect() as connection:
+            return connection.scalar(counted, {"now": self._live_after()}) or 0
 
     def clients(self) -> Sequence[tuple[str, datetime, frozenset[str]]]:
         """Return every client with revoked tokens that may not have expired: id, until when, audiences.
@@ -168,8 +208,7 @@ class Revocations:
 
         :raises SQLAlchemyError: the database does not answer.
         """
-        until = int((self._clock() - LEEWAY).timestamp())
-        delete_in_batches(self._engine, RevokedTokenRow.jti, RevokedTokenRow.exp <= until)
+        delete_in_batches(self._engine, RevokedTokenRow.jti, RevokedTokenRow.exp <= self._live_after())
 
 
 @lru_cache(maxsize=_AUDIENCES_KEPT)

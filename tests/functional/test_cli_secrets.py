@@ -99,6 +99,7 @@ def test_secrets_asks_whose(harness: Harness) -> None:
 
 def test_rotate_gives_a_new_secret_and_the_old_one_a_week(harness: Harness) -> None:
     made = harness.register("a")
+    harness.clock.advance(microseconds=1)
     done = harness.run("clients", "rotate-secret", "a", "--json")
     rotated = data(done)
     old, new = secrets_of(harness)
@@ -121,6 +122,7 @@ def test_rotate_gives_a_new_secret_and_the_old_one_a_week(harness: Harness) -> N
 
 def test_people_are_told_until_when_the_old_one_works(harness: Harness) -> None:
     made = harness.register("a")
+    harness.clock.advance(microseconds=1)
     done = harness.run("clients", "rotate-secret", "a", "--overlap", "2d", "--secret-expires", "90d")
     old = secrets_of(harness)[0]["id"]
     assert done.stderr == (
@@ -187,6 +189,7 @@ def test_an_overlap_that_is_no_duration_is_refused(harness: Harness, overlap: st
 def test_finish_waits_for_silence_and_says_who_makes_noise(harness: Harness) -> None:
     made = harness.register("a")
     old_id = secrets_of(harness)[0]["id"]
+    harness.clock.advance(microseconds=1)
     harness.run("clients", "rotate-secret", "a")
     use(harness, made.secret, "198.51.100.7")
     assert refusal(harness.run("clients", "rotate-secret", "a", "--finish"), STILL_IN_USE) == (

@@ -4,13 +4,14 @@
 ``docs/revocation-feed.md`` describes the format.
 """
 
+import re
 from http import HTTPStatus
 from typing import Any
 
 from authlib.oauth2.rfc6749 import TokenEndpoint
 
 from app.config.settings import Settings
-from app.errors import UnauthorizedClient
+from app.errors import InvalidRequest, UnauthorizedClient
 from app.http.application import Request
 from app.oauth.authorization_server import NO_STORE, Document
 from app.oauth.services import Endpoint, OAuthServices
@@ -19,6 +20,8 @@ from app.tokens.revocation_feed import MAX_AGE_SECONDS, MEDIA_TYPE
 from app.types import Client, Metadata
 
 PATH = "/oauth/revocations"
+
+_TIME = re.compile(r"[0-9]{1,12}")
 
 
 class RevocationFeedEndpoint(TokenEndpoint):
@@ -35,6 +38,7 @@ class RevocationFeedEndpoint(TokenEndpoint):
         """Respond to ``request``: status, body, headers.
 
         :raises InvalidClient: the caller did not authenticate.
+        :raises InvalidRequest: ``since`` is no time.
         :raises UnauthorizedClient: the client may not introspect.
         :raises ServiceUnavailable: the revocations cannot be read now.
         """
@@ -45,7 +49,7 @@ class RevocationFeedEndpoint(TokenEndpoint):
                 "The client was not made to introspect tokens.",
                 client_id=caller.client_id,
             )
-        document = self._feed.document_for(caller.client_id, caller.introspects)
+        document = self._feed.document_for(caller.client_id, caller.introspects, _since(request.http_request))
         if request.method == "POST":
             return HTTPStatus.OK, Document(document.content, MEDIA_TYPE), list(NO_STORE)
         headers = [
@@ -56,6 +60,16 @@ class RevocationFeedEndpoint(TokenEndpoint):
         if _has(request.http_request, document.etag):
             return HTTPStatus.NOT_MODIFIED, Document(b"", MEDIA_TYPE), headers
         return HTTPStatus.OK, Document(document.content, MEDIA_TYPE), headers
+
+
+def _since(http_request: Request) -> int | None:
+    """Return the time in the query of a ``GET``."""
+    given = http_request.args.getlist("since") if http_request.method == "GET" else []
+    if not given:
+        return None
+    if len(given) > 1 or not _TIME.fullmatch(given[0]):
+        raise InvalidRequest(RefusalReason.MALFORMED_SINCE, "The parameter since must be the iat of a document, once.")
+    return int(given[0])
 
 
 def _has(http_request: Request, etag: str) -> bool:

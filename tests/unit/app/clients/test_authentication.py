@@ -21,7 +21,7 @@ from unit.harness import Harness, open_harness, statements
 from app.clients.authentication import ClientAuthenticator, _kept_client, to_client
 from app.clients.last_used import LastUsedTracker
 from app.clients.outage_memory import OutageMemory
-from app.clients.queries import digest_parameters
+from app.clients.queries import digest_names
 from app.clients.secret_digests import SecretDigester, generate_secret
 from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import ClientRow, ClientSecretRow, db
@@ -416,7 +416,7 @@ def test_however_many_secrets_a_client_had_one_row_is_read(crowded: Harness) -> 
         for secret, found_secret in ((SECRET, True), (OTHER_SECRET, False)):
             digests = list(digester.digest_with_all(Credentials("old", secret)).values())
             query = crowded.verifier._by_digests[1, 1]  # noqa: SLF001
-            (row,) = query.execute({"one_id": "old", **digest_parameters(digests)})
+            (row,) = query.execute({"one_id": "old", **dict(zip(digest_names(1), digests, strict=True))})
             assert (row.client_id, row.secret_id is not None) == ("old", found_secret)
     assert verify(crowded, credentials(made)).client.client_id == "old"
 

@@ -12,7 +12,7 @@ from unit.harness import Harness, open_harness
 from app.clients import outage_memory
 from app.clients.authentication import Lookup
 from app.clients.outage_memory import CONFIRM_SECONDS, OutageMemory, ReadClients
-from app.clients.queries import digest_parameters
+from app.clients.queries import digest_names
 from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.models import ClientKeySetRow, ClientRow, db
 from app.errors import ServiceUnavailable
@@ -220,7 +220,7 @@ def test_the_rows_are_those_of_the_request_path(any_harness: Harness) -> None:
             client_id = made.client_id
             digests = clients._digester.digest_with_all(Credentials(client_id, made.secret))  # noqa: SLF001
             (known,) = remembering.memory.rows_of([client_id], OUTAGE)
-            asked_for = {"one_id": client_id, **digest_parameters(list(digests.values()))}
+            asked_for = {"one_id": client_id, **dict(zip(digest_names(1), digests.values(), strict=True))}
             by_secret = clients._by_digests[1, 1].execute(asked_for)  # noqa: SLF001
             found: list[Lookup] = [clients.find(client_id), clients.find_with_secrets(client_id)]
             for (asked,) in (by_secret, *(lookup.rows for lookup in found)):

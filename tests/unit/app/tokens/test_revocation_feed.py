@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from unit.harness import Harness, statements
 
+from app.database.models import RevokedTokenRow, db
 from app.tokens import revocation_feed as feed_module
-from app.tokens.revocation_feed import FeedDocument
+from app.tokens.revocation_feed import MOST_TOKENS_OF_CLIENT, FeedDocument
 from app.tokens.revocations import LEEWAY, RevokedToken
 
 A, B = "https://a.example", "https://b.example"
@@ -55,7 +56,74 @@ def test_a_document_says_exactly_this(harness: Harness) -> None:
         "exp": now - now % 300 + 3600,
         "revoked_tokens": {"j": now + 3600},
         "clients_revoked_until": {client.client_id: now},
+        "introspect_clients": [],
     }
+
+
+def revoke_many(harness: Harness, client_id: str, number: int, *audiences: str) -> None:
+    now = harness.clock()
+    row = {"client_id": client_id, "audiences": list(audiences), "exp": int(now.timestamp()) + 3600, "revoked_at": now}
+    rows = [{**row, "jti": f"{client_id}-{audiences}-{place}"} for place in range(number)]
+    with harness.app.app_context():
+        db.session.execute(RevokedTokenRow.__table__.insert(), rows)
+        db.session.commit()
+
+
+def test_a_client_with_very_many_revoked_tokens_is_named_in_their_place(harness: Harness) -> None:
+    revoke_many(harness, "few", MOST_TOKENS_OF_CLIENT, A)
+    revoke_many(harness, "many", MOST_TOKENS_OF_CLIENT, A)
+    assert payload(harness, A)["introspect_clients"] == []
+    revoke_many(harness, "many", 1, B)
+    for resource, tokens in ((A, MOST_TOKENS_OF_CLIENT), (B, 0), ("*", MOST_TOKENS_OF_CLIENT)):
+        found = payload(harness, resource)
+        assert (len(found["revoked_tokens"]), found["introspect_clients"]) == (tokens, ["many"])
+    assert payload(harness, "https://c.example")["introspect_clients"] == []
+    with harness.app.app_context():
+        assert harness.services.tokens.revocations.count_live() == 2 * MOST_TOKENS_OF_CLIENT + 1
+    harness.clock.advance(seconds=3600 + LEEWAY.total_seconds())
+    assert payload(harness, "*")["introspect_clients"] == []
+    with harness.app.app_context():
+        assert harness.services.tokens.revocations.count_live() == 0
+
+
+def since(harness: Harness, iat: int) -> dict[str, Any]:
+    with harness.app.app_context():
+        made = harness.services.tokens.revocation_feed.document_for("reader", (A,), iat)
+    found: dict[str, Any] = json.loads(urlsafe_b64decode(made.content.split(b".")[1] + b"=="))
+    return found
+
+
+def test_changes_and_what_was_known_make_the_whole(harness: Harness) -> None:
+    client = harness.register(audiences=(A,))
+    revoke(harness, "old", A)
+    harness.clock.advance(minutes=30)
+    known = payload(harness, A)
+    harness.clock.advance(seconds=299)
+    revoke(harness, "before the next document", A)
+    harness.clock.advance(minutes=20)
+    revoke(harness, "new", A)
+    with harness.app.app_context():
+        # A command may say that a client's tokens were revoked at an earlier time.
+        harness.store.revoke_tokens(client.client_id, harness.clock() - timedelta(hours=2))
+    changes = since(harness, known["iat"])
+    assert changes["since"] == known["iat"]
+    assert set(changes["revoked_tokens"]) == {"before the next document", "new"}
+    whole = payload(harness, A)
+    assert known["revoked_tokens"] | changes["revoked_tokens"] == whole["revoked_tokens"]
+    for name in ("iat", "exp", "clients_revoked_until", "introspect_clients"):
+        assert changes[name] == whole[name]
+    assert list(whole["clients_revoked_until"]) == [client.client_id]
+
+
+def test_changes_since_too_long_ago_or_the_future_are_the_whole(harness: Harness) -> None:
+    revoke(harness, "j", A, seconds=20_000)
+    now = int(harness.clock().timestamp())
+    harness.clock.advance(hours=1)
+    for asked in (0, now - 1, now, now + 3601, 10**12):
+        assert "since" not in since(harness, asked)
+        assert set(since(harness, asked)["revoked_tokens"]) == {"j"}
+    assert since(harness, now + 1)["since"] == now - now % 300
+    assert since(harness, now + 3600)["since"] == (now + 3600) // 300 * 300
 
 
 def test_it_names_what_concerns_its_reader(harness: Harness) -> None:
