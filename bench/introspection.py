@@ -64,8 +64,8 @@ def _timed(what: str, ask: Callable[[], requests.Response]) -> requests.Response
     return answer
 
 
-def feed(server: RunningServer, revocations: int) -> None:
-    """Print size, time and memory of the feed with so many live revocations."""
+def feed(server: RunningServer, revocations: int, clients: int) -> None:
+    """Print size, time and memory of the feed with so many live revocations of so many clients."""
     now = datetime.now(UTC)
     exp = int((now + timedelta(hours=1)).timestamp())
     with server.context(), db.engine.begin() as connection:
@@ -73,7 +73,7 @@ def feed(server: RunningServer, revocations: int) -> None:
             rows = [
                 {
                     "jti": secrets.token_urlsafe(16),
-                    "client_id": f"c-{n}",
+                    "client_id": f"c-{n % clients}",
                     "audiences": [API],
                     "exp": exp,
                     "revoked_at": now,
@@ -87,7 +87,8 @@ def feed(server: RunningServer, revocations: int) -> None:
         caller.headers["Authorization"] = reader.basic
         url = f"{server.url}/oauth/revocations"
         caller.get(f"{server.url}/livez", timeout=60)
-        print(f"{revocations:,} live revocations; PSS {', '.join(f'{pss:.0f}' for pss in _pss_mib(server))} MiB")
+        memory = ", ".join(f"{pss:.0f}" for pss in _pss_mib(server))
+        print(f"{revocations:,} live revocations of {clients:,} clients; PSS {memory} MiB")
         first = _timed("made anew", lambda: caller.get(url, timeout=60))
         print(f"{len(gzip.compress(first.content)):,} bytes if it were compressed")
         _timed("again", lambda: caller.get(url, timeout=60))
@@ -95,6 +96,8 @@ def feed(server: RunningServer, revocations: int) -> None:
         _timed("again, not modified", lambda: caller.get(url, headers=tag, timeout=60))
         _revoke(server, owner)
         _timed("after one more was taken back", lambda: caller.get(url, headers=tag, timeout=60))
+        later = int(now.timestamp()) // 300 * 300
+        _timed("only what has changed", lambda: caller.get(url, params={"since": later}, timeout=60))
         print(f"PSS {', '.join(f'{pss:.0f}' for pss in _pss_mib(server))} MiB")
 
 
@@ -108,12 +111,15 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--revocations", type=int, default=100_000)
+    parser.add_argument("--clients", type=int, help="whose they are; default: each another's")
+    parser.add_argument("--feed-only", action="store_true")
     options = parser.parse_args()
-    require_wrk()
-    with tokenhouse() as subject:
-        introspection(subject)
+    if not options.feed_only:
+        require_wrk()
+        with tokenhouse() as subject:
+            introspection(subject)
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), "--workers", "1") as server:
-        feed(server, options.revocations)
+        feed(server, options.revocations, options.clients or options.revocations)
 
 
 if __name__ == "__main__":

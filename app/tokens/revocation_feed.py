@@ -99,11 +99,7 @@ class RevocationFeed:
     def _make(self, key: "_Key", iat: int) -> FeedDocument:
         client_id, resources, since = key
         wanted, begin = frozenset(resources), _begin_of(since)
-        crowded = {
-            client: audiences
-            for client, (count, audiences) in self._revocations.counts().items()
-            if count > MOST_TOKENS_OF_CLIENT
-        }
+        crowded = self._revocations.crowded(MOST_TOKENS_OF_CLIENT)
         claims = {
             "iss": self._issuer,
             "aud": client_id,

@@ -57,9 +57,15 @@ _LIVE = select(RevokedTokenRow.jti, RevokedTokenRow.exp, _AUDIENCES).where(
     RevokedTokenRow.revoked_at >= bindparam("since", type_=UTCDateTime),
     RevokedTokenRow.client_id.not_in(bindparam("crowded", expanding=True)),
 )
-_COUNTS = (
-    select(RevokedTokenRow.client_id, _AUDIENCES, func.count())
+_CROWDED = (
+    select(RevokedTokenRow.client_id)
     .where(_IS_LIVE)
+    .group_by(RevokedTokenRow.client_id)
+    .having(func.count() > bindparam("most", type_=BigInteger))
+)
+_AUDIENCES_OF_CROWDED = (
+    select(RevokedTokenRow.client_id, _AUDIENCES)
+    .where(_IS_LIVE, RevokedTokenRow.client_id.in_(bindparam("crowded", expanding=True)))
     .group_by(RevokedTokenRow.client_id, _AUDIENCES)
 )
 _CLIENTS = select(
@@ -167,16 +173,18 @@ class Revocations:
         with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
             return [(jti, exp, _read(audiences)) for jti, exp, audiences in connection.execute(_LIVE, chosen)]
 
-    def counts(self) -> Mapping[str, tuple[int, frozenset[str]]]:
-        """Return for each client how many of its revoked tokens have not expired, and all of their audiences.
+    def crowded(self, most: int) -> Mapping[str, frozenset[str]]:
+        """Return the clients with more than ``most`` revoked tokens that have not expired, and these tokens' audiences.
 
         :raises ServiceUnavailable: the database did not answer.
         """
-        found: dict[str, tuple[int, frozenset[str]]] = {}
+        now = self._live_after()
+        found: dict[str, frozenset[str]] = {}
         with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
-            for client_id, audiences, count in connection.execute(_COUNTS, {"now": self._live_after()}):
-                before, known = found.get(client_id, (0, frozenset()))
-                found[client_id] = before + count, known | _read(audiences)
+            clients = connection.scalars(_CROWDED, {"now": now, "most": most}).all()
+            chosen = {"now": now, "crowded": clients}
+            for client_id, audiences in connection.execute(_AUDIENCES_OF_CROWDED, chosen) if clients else ():
+                found[client_id] = found.get(client_id, frozenset()) | _read(audiences)
         return found
 
     def _live_after(self) -> int:

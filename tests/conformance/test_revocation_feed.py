@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from support.assertions import claims_of, form, signer
 from support.server import NewClient, RunningServer, basic, free_port, running_server
 
 from app.clients.fields import ClientFields
+from app.database.models import RevokedTokenRow, db
+from app.tokens.revocation_feed import MOST_TOKENS_OF_CLIENT
 
 PROJECT = Path(__file__).resolve().parents[2]
 DOCUMENT = (PROJECT / "docs" / "revocation-feed.md").read_text()
@@ -170,6 +173,25 @@ def test_the_python_of_the_document_refuses_what_was_taken_back(served: RunningS
     assert [module["is_revoked"](said) for said in claims] == [True, False, True]
     module["refresh"]()
     assert [module["is_revoked"](said) for said in claims] == [True, False, True]
+    # What it has is kept, and only changes are fetched.
+    assert module["feed"]["since"] <= module["feed"]["iat"]
+    assert served.flask("tokens", "revoke", "-", stdin=tokens[1].encode()).returncode == 0
+    module["refresh"]()
+    assert [module["is_revoked"](said) for said in claims] == [True, True, True]
+    assert [module["must_be_introspected"](said) for said in claims] == [False, False, False]
+    crowd(served, one.client_id)
+    module["refresh"]()
+    assert [module["must_be_introspected"](said) for said in claims] == [True, True, False]
+
+
+def crowd(server: RunningServer, client_id: str) -> None:
+    """Store more revoked tokens of a client than the feed lists."""
+    now = datetime.now(UTC)
+    row = {"client_id": client_id, "audiences": [API], "exp": int(now.timestamp()) + 3600, "revoked_at": now}
+    rows = [{**row, "jti": f"{client_id}-{place}"} for place in range(MOST_TOKENS_OF_CLIENT + 1)]
+    with server.context():
+        db.session.execute(RevokedTokenRow.__table__.insert(), rows)
+        db.session.commit()
 
 
 @pytest.mark.node
@@ -177,17 +199,61 @@ def test_the_python_of_the_document_refuses_what_was_taken_back(served: RunningS
 def test_the_node_of_the_document_refuses_what_was_taken_back(
     served: RunningServer, reader: NewClient, tmp_path: Path
 ) -> None:
-    client = served.create_client(audiences=(API,))
-    tokens = [served.get_token(client)["access_token"] for _ in range(2)]
+    client, crowded = (served.create_client(audiences=(API,)) for _ in range(2))
+    tokens = [served.get_token(client)["access_token"] for _ in range(3)] + [served.get_token(crowded)["access_token"]]
     assert served.flask("tokens", "revoke", "-", stdin=tokens[0].encode()).returncode == 0
+    crowd(served, crowded.client_id)
     names = {"issuer": served.settings.issuer, "clientId": reader.client_id, "clientSecret": reader.secret}
     given = "".join(f"const {name} = {json.dumps(value)}\n" for name, value in names.items())
     claims = json.dumps([served.verify(token, API) for token in tokens])
     program = tmp_path / "feed.mjs"
     (tmp_path / "node_modules").symlink_to(PROJECT / "tests" / "clients" / "node" / "node_modules")
     program.write_text(
-        f"{given}{_code('js')}\nawait refresh()\nawait refresh()\n"
-        f"console.log(JSON.stringify({claims}.map(isRevoked)))\n"
+        f"{given}{_code('js')}\nawait refresh()\nconst claims = {claims}\nconst told = [claims.map(isRevoked)]\n"
+        f"const body = new URLSearchParams({{ token: {json.dumps(tokens[1])} }})\n"
+        f"const headers = {{ authorization: {json.dumps(client.basic)} }}\n"
+        "await fetch(`${issuer}/oauth/revoke`, { method: 'POST', headers, body })\n"
+        "await refresh()\nawait refresh()\n"
+        "told.push(claims.map(isRevoked), claims.map(mustBeIntrospected), feed.since <= feed.iat)\n"
+        "console.log(JSON.stringify(told))\n"
     )
     done = subprocess.run(["node", str(program)], capture_output=True, check=True, timeout=30)
-    assert json.loads(done.stdout) == [True, False]
+    assert json.loads(done.stdout) == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [False, False, False, True],
+        True,
+    ]
+
+
+def test_changes_are_asked_for_by_the_time_of_a_document(served: RunningServer, reader: NewClient) -> None:
+    known = read(served, get(served, reader), reader)
+    client = served.create_client(audiences=(API,))
+    tokens = [served.get_token(client)["access_token"] for _ in range(2)]
+    assert served.flask("tokens", "revoke", "-", stdin=tokens[0].encode()).returncode == 0
+    url, headers = f"{served.url}/oauth/revocations", {"Authorization": reader.basic}
+    answer = requests.get(url, params={"since": known["iat"]}, headers=headers, timeout=10)
+    changes = read(served, answer, reader)
+    assert changes["since"] == known["iat"]
+    assert served.verify(tokens[0], API)["jti"] in changes["revoked_tokens"]
+    again = requests.get(
+        url, params={"since": known["iat"]}, headers={**headers, "If-None-Match": answer.headers["ETag"]}, timeout=10
+    )
+    assert again.status_code == 304
+    old = requests.get(url, params={"since": known["iat"] - 3600}, headers=headers, timeout=10)
+    assert "since" not in read(served, old, reader)
+
+
+@pytest.mark.parametrize(
+    "query", ["since=", "since=x", "since=-1", "since=1.5", "since=1&since=1", "since=1234567890123"]
+)
+def test_a_time_that_is_none_is_refused(served: RunningServer, reader: NewClient, query: str) -> None:
+    url = f"{served.url}/oauth/revocations?{query}"
+    answer = requests.get(url, headers={"Authorization": reader.basic}, timeout=10)
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {
+            "error": "invalid_request",
+            "error_description": "The parameter since must be the iat of a document, once.",
+        },
+    )
