@@ -12,6 +12,8 @@ from buffered_worker.request_parser import RequestBuffer
 
 RECEIVE_BYTES = 16 * 1024
 """Bytes per read."""
+LINGER_SECONDS = 2.0
+"""How long a refused caller may go on sending, so that it reads the response before the connection is reset."""
 LINGER_BYTES = 8 * 1024 * 1024
 """What a refused caller may send at most before its connection is closed."""
 YOUNG_SECONDS = 2.0
@@ -57,6 +59,16 @@ class Connection:
         self.discarded += len(data or b"")
         return data != b"" and self.discarded <= LINGER_BYTES
 
+    def linger(self) -> None:
+        """Read on for a while after the last response, and send no more.
+
+        Closing while unread bytes arrive makes the kernel send a reset, which can overtake the response: RFC 9112
+        section 9.6.
+        """
+        self.lingering = True
+        self.deadline = time.monotonic() + LINGER_SECONDS
+        self.sock.shutdown(socket.SHUT_WR)
+
     def flush(self) -> bool:
         """Send unsent bytes as far as the kernel takes them; return whether all were sent."""
         try:
@@ -82,6 +94,18 @@ def choose_evicted(parked: Sequence[Connection], limit: int) -> list[Connection]
     old = [one for one in parked if not (one.buffer.is_new and one.accepted > young_since)]
     evicted = heapq.nsmallest(EVICTED_AT_ONCE, old, key=lambda one: (not one.incomplete, one.since))
     return evicted or heapq.nsmallest(1, parked, key=lambda one: one.accepted)
+
+
+def choose_largest(parked: Sequence[Connection], limit_bytes: int) -> list[Connection]:
+    """Choose connections to close if their incomplete requests take more than ``limit_bytes``, the largest first."""
+    sizes = {one: one.buffer.size for one in parked if one.incomplete and not one.unsent}
+    excess, chosen = sum(sizes.values()) - limit_bytes, []
+    for one in sorted(sizes, key=lambda one: sizes[one], reverse=True) if excess > 0 else ():
+        if excess <= 0:
+            break
+        chosen.append(one)
+        excess -= sizes[one]
+    return chosen
 
 
 def addresses(peer: Any, server: Any) -> dict[str, str]:

@@ -23,8 +23,10 @@ from httptools import (
 
 HEAD_LIMIT_BYTES = 32 * 1024
 """The longest head. gunicorn's ``limit_request_*`` settings limit its parts."""
-ENCODED_FACTOR = 8
-"""A chunked body may be this many times as long on the wire as the longest body: one-byte chunks take six times."""
+CHUNK_OVERHEAD_BYTES = 5
+"""What a chunk of one byte has on the wire beside its data. No body may have more for each byte of the limit."""
+FIELD_BYTES = 150
+"""What a parsed field takes beside its characters."""
 CHUNK_FRAMING_LIMIT_BYTES = 4096
 """The longest size line with its extensions, and the longest trailers, of a chunked body."""
 
@@ -138,8 +140,8 @@ class RequestBuffer:
     A head, and a body with a length, wait here until they are complete. A chunked body is decoded as it arrives.
     """
 
-    __slots__ = ("_encoded", "_framing", "_has_skipped", "_limits", "_message", "_parser", "_scanned", "_served",
-                 "_start", "data", "head")  # fmt: skip
+    __slots__ = ("_framing", "_has_body", "_has_skipped", "_head_bytes", "_limits", "_message", "_overhead", "_parser",
+                 "_scanned", "_served", "_start", "data", "head")  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -152,13 +154,18 @@ class RequestBuffer:
     def _begin(self) -> None:
         self.head: Head | None = None
         self._start = b""
-        self._scanned = self._encoded = self._framing = 0
-        self._has_skipped = False
+        self._scanned = self._framing = self._overhead = self._head_bytes = 0
+        self._has_skipped = self._has_body = False
 
     @property
     def begun(self) -> bool:
         """Whether a part of a request has arrived."""
         return self.head is not None or bool(self.data)
+
+    @property
+    def size(self) -> int:
+        """How many bytes the incomplete request takes here, roughly: a parsed head takes more than on the wire."""
+        return len(self.data) + len(self._message.body) + self._head_bytes
 
     @property
     def is_new(self) -> bool:
@@ -172,7 +179,7 @@ class RequestBuffer:
 
     def must_continue(self) -> bool:
         """Return whether the caller waits for ``100 Continue`` and has sent no body yet."""
-        return self.head is not None and self.head.expects_continue and not self.data and not self._encoded
+        return self.head is not None and self.head.expects_continue and not self.data and not self._has_body
 
     def take(self, *, at_end: bool = False) -> tuple[Head, bytes] | None:
         """Return the next complete request with its body; ``None`` while more must arrive.
@@ -241,6 +248,7 @@ class RequestBuffer:
     def _read_head(self, raw: bytes) -> Head:
         """Read a head that llhttp has accepted, and check what llhttp leaves to us."""
         line, *fields = raw.decode("latin-1").split("\r\n")
+        self._head_bytes = len(raw) + FIELD_BYTES * len(fields)
         self._require_limits(line, fields, len(raw))
         if not self._message.has_head:
             raise RequestError(HTTPStatus.BAD_REQUEST, "The head has no end, or is the preface of HTTP/2")
@@ -296,17 +304,21 @@ class RequestBuffer:
 
     def _feed_chunks(self) -> None:
         """Decode what has arrived, line by line: a chunked body ends with a line."""
-        limit = ENCODED_FACTOR * self._limits.body
+        limit = CHUNK_OVERHEAD_BYTES * self._limits.body + CHUNK_FRAMING_LIMIT_BYTES
         while self.data and not self._message.is_complete:
             end = (self.data.find(b"\n") + 1) or len(self.data)
-            piece = bytes(self.data[: min(end, limit - self._encoded)])
-            if not piece:
-                raise _too_long()
+            # No piece exceeds the limit by more than a byte, so that a body is refused at the same byte however it was
+            # split.
+            piece = bytes(self.data[: min(end, limit - self._overhead + 1)])
             del self.data[: len(piece)]
             decoded = len(self._message.body)
             self._feed(piece)
-            self._encoded += len(piece)
-            self._framing = 0 if len(self._message.body) > decoded else self._framing + len(piece.strip(b"\r\n"))
+            self._has_body = True
+            decoded = len(self._message.body) - decoded
+            self._overhead += len(piece) - decoded
+            if self._overhead > limit:
+                raise _too_long()
+            self._framing = 0 if decoded else self._framing + len(piece.strip(b"\r\n"))
             if self._framing > CHUNK_FRAMING_LIMIT_BYTES:
                 raise RequestError(HTTPStatus.BAD_REQUEST, "Chunk extensions or trailers are too long")
 

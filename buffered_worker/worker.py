@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import select
-import socket
 import threading
 import time
 from collections import deque
@@ -27,14 +26,12 @@ from typing import Any, ClassVar, cast
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.base import Worker
 
-from buffered_worker.connection import READ, WRITE, Connection, addresses, choose_evicted
+from buffered_worker.connection import READ, WRITE, Connection, addresses, choose_evicted, choose_largest
 from buffered_worker.load_sharing import LoadSharing
 from buffered_worker.request_parser import Head, Limits, RequestBuffer, RequestError
 from buffered_worker.response import Response, error_response
 from buffered_worker.scheduler import Scheduler, Slots
 
-LINGER_SECONDS = 2.0
-"""How long a refused caller may go on sending, so that it reads the response before the connection is reset."""
 SWEEP_SECONDS = 1.0
 """How often deadlines are checked."""
 FILES_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -52,6 +49,8 @@ class BufferedWorker(Worker):
     """The value of the ``Server`` header."""
     BODY_LIMIT_BYTES: ClassVar[int] = 16 * 1024
     """The longest request body; a longer one gets 413."""
+    INCOMPLETE_LIMIT_BYTES: ClassVar[int] = 16 * 1024 * 1024
+    """What all incomplete requests of a worker may take; in each sweep the largest are closed."""
     NEVER_BLOCKS: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
     """Paths whose views never block: they are served even when all other threads are blocked."""
     REQUEST_SECONDS: ClassVar[float] = 8.0
@@ -115,6 +114,7 @@ class BufferedWorker(Worker):
         for connection in list(self.parked.values()):
             if connection.deadline <= now and self._claim(connection):
                 self._expire(connection)
+        self._close_all(choose_largest(list(self.parked.values()), self.INCOMPLETE_LIMIT_BYTES))
         running = self.scheduler.running
         if running is not None and 0.0 < self.busy_since[running] < now - self.STUCK_SECONDS:
             self.scheduler.step_aside(running)
@@ -351,18 +351,11 @@ class BufferedWorker(Worker):
         if not connection.closing:
             return True
         if connection.refused or connection.buffer.begun:
-            self._linger(connection)
+            connection.linger()
+            self._park(connection, READ)
         else:
             self._close(connection)
         return False
-
-    def _linger(self, connection: Connection) -> None:
-        # Closing while unread bytes arrive makes the kernel send a reset, which can overtake the response: RFC 9112
-        # section 9.6.
-        connection.lingering = True
-        connection.deadline = time.monotonic() + LINGER_SECONDS
-        connection.sock.shutdown(socket.SHUT_WR)
-        self._park(connection, READ)
 
     def _discard(self, connection: Connection) -> None:
         if connection.discard():
@@ -390,9 +383,11 @@ class BufferedWorker(Worker):
 
     def _evict(self) -> None:
         """Close connections to make room for new ones."""
-        for connection in choose_evicted(list(self.parked.values()), self.cfg.worker_connections):
-            if self._claim(connection):
-                self._close(connection)
+        self._close_all(choose_evicted(list(self.parked.values()), self.cfg.worker_connections))
+
+    def _close_all(self, connections: list[Connection]) -> None:
+        for connection in filter(self._claim, connections):
+            self._close(connection)
 
     def _close(self, connection: Connection) -> None:
         self.connections.discard(connection)

@@ -6,16 +6,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from app.clients.outage_memory import MOST_CHARACTERS
 from app.config.loader import load_settings
 from app.config.settings import SETTING_NAMES
 from app.config.values import PROJECT_FOLDER
-from app.errors import StartError
+from app.errors import BODY_LIMIT_BYTES, StartError
+from app.oauth.rate_limits import MOST_CLIENTS, MOST_FAILING
+from app.tokens.revocation_feed import KEPT_BYTES
+from buffered_worker.request_parser import HEAD_LIMIT_BYTES
 
 DEPLOY = PROJECT_FOLDER / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -45,6 +50,27 @@ DOCUMENTS, PODS = dict(documents()), dict(pods())
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_manifest_is_what_kubernetes_takes(name: str) -> None:
     kubernetes_validate.validate(DOCUMENTS[name], KUBERNETES_VERSION, strict=True)
+
+
+MIB = 2**20
+BASE_BYTES = 115 * MIB
+"""A master and two workers before they have much to do; `bench/slow_memory.py` prints it."""
+CONNECTION_BYTES = 6 * 1024
+"""What an idle connection takes; from there too."""
+
+
+def test_the_memory_limit_of_a_pod_is_enough_for_all_that_has_a_bound() -> None:
+    (container,) = PODS["server.yaml Deployment tokenhouse"]["containers"]
+    workers = next(int(variable["value"]) for variable in container["env"] if variable["name"] == "WEB_CONCURRENCY")
+    connections = run_path(str(PROJECT_FOLDER / "config" / "gunicorn.py"))["worker_connections"]
+    callers = connections * (CONNECTION_BYTES + HEAD_LIMIT_BYTES + BODY_LIMIT_BYTES)
+    # Windows of rate limits take some 300 bytes each.
+    kept = KEPT_BYTES + MOST_CHARACTERS + 300 * (MOST_FAILING + MOST_CLIENTS)
+    assert workers == 2
+    assert (
+        BASE_BYTES + workers * (callers + kept)
+        < int(container["resources"]["limits"]["memory"].removesuffix("Mi")) * MIB
+    )
 
 
 def test_no_server_starts_with_the_placeholder_of_the_ingress() -> None:

@@ -37,7 +37,7 @@ SINCE_MARGIN_SECONDS = 600
 later than its time.
 """
 
-_KEPT_BYTES = 16 * 1024 * 1024
+KEPT_BYTES = 16 * 1024 * 1024
 """The cached documents of a worker."""
 
 
@@ -135,6 +135,6 @@ class RevocationFeed:
             self._kept[key] = version, made
             self._kept.move_to_end(key)
             size = sum(len(document.content) for _, document in self._kept.values())
-            while size > _KEPT_BYTES:
+            while size > KEPT_BYTES:
                 _, (_, oldest) = self._kept.popitem(last=False)
                 size -= len(oldest.content)

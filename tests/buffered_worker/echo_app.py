@@ -30,6 +30,12 @@ class HastyWorker(TokenhouseWorker):
     REQUEST_SECONDS = 1.0
 
 
+class FrugalWorker(TokenhouseWorker):
+    """The worker with little memory for incomplete requests."""
+
+    INCOMPLETE_LIMIT_BYTES = 100_000
+
+
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """Echo the request; ``/served``, ``/pid`` and ``/files`` tell about the worker.
 

@@ -5,6 +5,7 @@ way.
 """
 
 import itertools
+import socket
 import tracemalloc
 from http import HTTPStatus
 from typing import Any
@@ -17,9 +18,11 @@ from gunicorn.http.unreader import IterUnreader
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from buffered_worker.connection import RECEIVE_BYTES, Connection
+from buffered_worker.connection import RECEIVE_BYTES, Connection, choose_largest
 from buffered_worker.request_parser import (
-    ENCODED_FACTOR,
+    CHUNK_FRAMING_LIMIT_BYTES,
+    CHUNK_OVERHEAD_BYTES,
+    FIELD_BYTES,
     HEAD_LIMIT_BYTES,
     Head,
     Limits,
@@ -30,7 +33,7 @@ from buffered_worker.request_parser import (
 from buffered_worker.worker import BufferedWorker
 
 BODY_LIMIT_BYTES = 16 * 1024
-ENCODED_LIMIT_BYTES = ENCODED_FACTOR * BODY_LIMIT_BYTES
+OVERHEAD_LIMIT_BYTES = CHUNK_OVERHEAD_BYTES * BODY_LIMIT_BYTES + CHUNK_FRAMING_LIMIT_BYTES
 PEER = ("192.0.2.1", 4711)
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -93,10 +96,41 @@ def test_what_is_too_long_is_refused_before_the_rest_has_come(sent: bytes, statu
 @pytest.mark.parametrize("size", [1, 97, 100_000])
 def test_chunk_sizes_with_endless_extensions_are_refused(size: int) -> None:
     chunk = b"1;" + b"a" * 200 + b"\r\na\r\n"
-    sent = CHUNKED + chunk * (ENCODED_LIMIT_BYTES // len(chunk) + 1)
+    chunks = OVERHEAD_LIMIT_BYTES // (len(chunk) - 1)
+    allowed = CHUNKED + chunk * chunks
+    assert take_all([allowed[start : start + size] for start in range(0, len(allowed), size)]) == [
+        HTTPStatus.BAD_REQUEST
+    ]
+    sent = allowed + chunk
     assert take_all([sent[start : start + size] for start in range(0, len(sent), size)]) == [
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     ]
+
+
+def test_the_largest_incomplete_requests_are_closed_beyond_the_limit() -> None:
+    def connection(sent: bytes, *, incomplete: bool = True) -> Connection:
+        one, other = socket.socketpair()
+        other.close()
+        made = Connection(one, PEER, new_buffer(), {})
+        made.buffer.data += sent
+        made.buffer.take()
+        made.incomplete = incomplete
+        return made
+
+    small, head = connection(b"GET /"), connection(b"GET /" + b"a" * 4000)
+    body = connection(CHUNKED + b"1000\r\n" + b"a" * 4096)
+    idle = connection(b"", incomplete=False)
+    sizes = [one.buffer.size for one in (small, head, body, idle)]
+    assert sizes[:2] == [5, 4005]
+    assert sizes[2] == 4096 + len(CHUNKED) + 4 * FIELD_BYTES
+    assert sizes[3] == 0
+    parked = [small, body, idle, head]
+    assert choose_largest(parked, sum(sizes)) == []
+    assert choose_largest(parked, sum(sizes) - 1) == [body]
+    assert choose_largest(parked, sum(sizes) - sizes[2] - 1) == [body, head]
+    assert choose_largest(parked, 0) == [body, head, small]
+    for one in parked:
+        one.sock.close()
 
 
 @given(st.lists(st.binary(max_size=RECEIVE_BYTES), max_size=6), st.sampled_from([b"", CHUNKED, CHUNKED + b"3fff\r\n"]))

@@ -136,6 +136,19 @@ def test_a_house_full_of_half_way_callers_still_lets_a_new_one_in() -> None:
         assert time.monotonic() - began < 1
 
 
+def test_beyond_the_memory_for_incomplete_requests_the_largest_are_closed() -> None:
+    large = HALF_HEAD + b" x\r\n" + (b"X-%d: " % 1 + b"a" * 8000 + b"\r\n") * 2
+    worker = "echo_app.FrugalWorker"
+    with serve("--workers", "1", worker=worker) as server, contextlib.ExitStack() as stack:
+        small = [stack.enter_context(server.connect(HALF_HEAD)) for _ in range(5)]
+        callers = {stack.enter_context(server.connect(large)): "large" for _ in range(10)}
+        # Four of them are more than the limit allows; the deadline of all is later.
+        assert len(wait_for_end(callers, 4)["large"]) == 4
+        for caller in small:
+            caller.sendall(b" x\r\nContent-Length: 2\r\n\r\nab")
+            assert read_one(caller).json["length"] == 2
+
+
 def test_a_worker_without_free_file_descriptors_still_lets_a_new_caller_in() -> None:
     with serve("--workers", "1") as server, contextlib.ExitStack() as stack:
         resource.prlimit(server.get("/pid")["pid"], resource.RLIMIT_NOFILE, (50, 50))

@@ -206,7 +206,7 @@ def test_the_next_document_knows(harness: Harness, verb: str) -> None:
 
 def test_documents_are_kept_within_bounds(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(document(harness, A, client_id="reader 0").content)
-    monkeypatch.setattr(feed_module, "_KEPT_BYTES", 3 * size + size // 2)
+    monkeypatch.setattr(feed_module, "KEPT_BYTES", 3 * size + size // 2)
     made = [document(harness, A, client_id=f"reader {n}") for n in range(5)]
     with statements(harness) as seen:
         assert document(harness, A, client_id="reader 4") is made[4]
