@@ -11,7 +11,13 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import requests
 import yaml
+from redis import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+from support.assertions import ISSUER, claims_of, form, signer
+from support.redis import running_redis
+from support.server import running_server, wait_until
 
 from app.clients.outage_memory import MOST_CHARACTERS
 from app.config.loader import load_settings
@@ -87,19 +93,20 @@ def test_no_server_starts_with_the_placeholder_of_the_ingress() -> None:
 def test_only_named_namespaces_are_reached_and_reach_it() -> None:
     for name, document in DOCUMENTS.items():
         if document["kind"] == "NetworkPolicy":
-            rules = [*document["spec"].get("ingress", ()), *document["spec"]["egress"]]
+            rules = [*document["spec"].get("ingress", ()), *document["spec"].get("egress", ())]
             open_ports = [rule["ports"] for rule in rules if not ("from" in rule or "to" in rule)]
             # Names are looked up wherever the cluster does so.
-            assert {port["port"] for ports in open_ports for port in ports} == {53}, name
+            assert {port["port"] for ports in open_ports for port in ports} <= {53}, name
+            assert document["spec"]["policyTypes"] == ["Ingress", "Egress"]
 
 
 def test_kustomize_names_every_manifest() -> None:
     kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
     there = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
     assert set(kustomization["resources"]) == there
-    assert {image["name"] for image in kustomization["images"]} == {
-        container["image"] for pod in PODS.values() for container in pod["containers"]
-    }
+    used = {container["image"] for pod in PODS.values() for container in pod["containers"]}
+    # That of Redis is public, and has its tag.
+    assert {image["name"] for image in kustomization["images"]} == used - {"redis:7-bookworm"}
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
@@ -269,11 +276,41 @@ def test_the_secrets_of_compose_are_made_once_and_good(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == first
     assert re.fullmatch(r"p1:[0-9a-f]{64}\n", first["peppers"])
     assert re.fullmatch(r"k1:[0-9a-f]{64}\n", first["encryption-keys"])
+    redis_password = first["redis-password"].strip()
+    assert re.fullmatch(r"[0-9a-f]{64}", redis_password)
+    assert first["redis-url"] == f"redis://tokenhouse:{redis_password}@redis:6379/0\n"
     assert first["peppers"][3:] != first["encryption-keys"][3:]
     password = first["postgres-password"].strip()
     assert first["database-url"] == f"postgresql+psycopg://tokenhouse:{password}@postgres/tokenhouse\n"
     assert (tmp_path / "secrets" / "postgres-password").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+
+
+def test_the_user_of_redis_may_do_what_a_server_does_and_no_more(tmp_path: Path) -> None:
+    script = shutil.copy(COMPOSE / "make-secrets", tmp_path / "make-secrets")
+    subprocess.run([script], check=True, timeout=30)
+    secrets = tmp_path / "secrets"
+    password = (secrets / "redis-password").read_text().strip()
+    keys = signer("ES256")
+    with running_redis("--aclfile", str(secrets / "redis-users")) as redis:
+        url = redis.url.replace("unix://", f"unix://tokenhouse:{password}@")
+        on = {"TOKENHOUSE_REDIS_URL": url, "TOKENHOUSE_RATELIMIT_ENABLED": "true"}
+        with running_server(tmp_path, "--workers", "1", **on) as server:
+            server.create_signing_client("signs", keys)
+            assert server.post_token(form(keys.sign(claims_of("signs", ISSUER)))).status_code == 200
+            assert server.flask("clients", "update", "signs", "--limit", "1/hour").returncode == 0
+            answers = [server.post_token(form(keys.sign(claims_of("signs", ISSUER)))).status_code for _ in range(3)]
+            assert answers == [200, 429, 429]
+            wait_until(lambda: requests.get(f"{server.url}/readyz", timeout=10).json()["status"] == "ok")
+            assert "ok       redis: it responds and evicts nothing" in server.flask("doctor").stdout
+            assert "redis fails" not in server.stderr_path.read_text()
+        stranger = Redis(unix_socket_path=url.rpartition("@")[2], username="tokenhouse", password=password)
+        for forbidden in (("KEYS", "*"), ("FLUSHALL",), ("GET", "another"), ("CONFIG", "GET", "*"), ("ACL", "LIST")):
+            with pytest.raises(NoPermissionError):
+                stranger.execute_command(*forbidden)
+        stranger.close()
+        with pytest.raises(AuthenticationError), redis.client() as nobody:
+            nobody.get("x")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")

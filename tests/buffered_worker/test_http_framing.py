@@ -279,11 +279,13 @@ def test_a_failing_application_is_a_json_500_and_the_log_has_no_query(echo: Serv
     (answer,) = echo.exchange(
         b"GET /raise?token=hidden-query HTTP/1.1\r\nHost: a\r\nAuthorization: Basic hidden\r\n\r\n"
     )
+    request_id = answer.headers["X-Request-ID"]
     assert_refused(answer, 500)
-    echo.exchange(b"GET /a HTTP/1.1\r\nHost: a\r\nAuthorization: Basic hid\x00den-value\r\n\r\n")
-    # The log is read by a thread, and the line of the second exchange is the last.
-    log = echo.wait_for_log("Invalid header value char from 127.0.0.1")
-    assert "Error handling a GET request" in log
+    (refused,) = echo.exchange(b"GET /a HTTP/1.1\r\nHost: a\r\nAuthorization: Basic hid\x00den-value\r\n\r\n")
+    # The log is read by a thread. Other tests may have left lines of the same kind.
+    echo.wait_for_log(f"Error handling a GET request, request_id={request_id}")
+    log = echo.wait_for_log(refused.headers["X-Request-ID"])
+    assert "Invalid header value char from 127.0.0.1" in log
     assert "hid" not in log.replace("hidden_", "")
 
 
