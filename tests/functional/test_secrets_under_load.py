@@ -145,4 +145,6 @@ def allowed(times: list[datetime], lost_from: datetime | None, killed_at: dateti
     if lost_from is None or killed_at is None:
         return exact
     kept = [time for time in times if not lost_from <= time <= killed_at]
-    return exact | (minutes(max(kept)) if kept else {None})
+    # Of those in between some may have been told: by other workers, or in the last moment.
+    perhaps = [minute for time in times if not kept or time > max(kept) for minute in minutes(time)]
+    return exact.union(perhaps, minutes(max(kept)) if kept else {None})

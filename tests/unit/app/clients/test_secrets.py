@@ -432,6 +432,7 @@ class SecretsOverTime(RuleBasedStateMachine):
         self.client_id = f"over-time-{next(self.numbers)}"
         made = self.harness.register(self.client_id)
         self.known = [Known(made.secret, self.harness.clock())]
+        self.harness.clock.advance(seconds=1)
 
     @rule(seconds=st.one_of(st.integers(1, 7200), st.integers(1, 20 * 86400)))
     def wait(self, seconds: int) -> None:
