@@ -58,7 +58,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         policy=Policy(settings.access_token_lifetime, settings.default_audience),
         events=audit.events,
         clock=clock,
-        limits=build_limits(settings, database, clients),
+        limits=build_limits(settings, database, clients, clock),
         timed=instrumentation.timed,
     )
     oauth = build_oauth(settings, server, database, keys, clients, tokens, clock)

@@ -131,6 +131,11 @@ class RefusalReason(_Reason):
         "Client {client} made more token requests than its limit allows.",
         _OWN_LIMIT,
     )
+    TOKEN_QUOTA_EXCEEDED = (
+        "token_quota_exceeded",
+        "Client {client} got as many tokens today as TOKENHOUSE_TOKEN_QUOTA allows.",
+        "Have the caller keep its token until it expires (docs/calling.md), or raise the quota.",
+    )
     TOO_MANY_ASSERTIONS = (
         "too_many_assertions",
         "Client {client} authenticated with more assertions than its limit of token requests allows.",

@@ -162,6 +162,20 @@ class TokenRevoked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenQuotaExceeded:
+    """A client has got more tokens in a day than the quota allows. Emitted once a day for each client.
+
+    :param day: the day, in UTC.
+    """
+
+    client_id: str
+    day: str
+    quota: int
+    tokens: int
+    outcome: str = field(default="exceeded", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRingLoaded:
     """A worker signs and publishes with a changed ring from now on.
 
@@ -280,6 +294,7 @@ Event = (
     | RefusalsSummarized
     | TokenIntrospected
     | TokenRevoked
+    | TokenQuotaExceeded
     | KeyRingLoaded
     | KeyRingRejected
     | KeyStateChanged

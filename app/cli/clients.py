@@ -107,6 +107,7 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Only clients with this label.")
 @click.option("--state", type=click.Choice(["enabled", "disabled"]))
 @click.option("--auth-method", type=click.Choice(METHOD_NAMES))
+@click.option("--wasteful", is_flag=True, help="Only clients that get far more tokens than their lifetime requires.")
 @click.option("--unused-for", type=Duration(), help="Only clients that were unused for this long.")
 @click.option("--secrets-older-than", type=Duration(), help="Only clients with a valid secret of this age.")
 @click.option("--expiring-in", type=Duration(), help="Only clients with a secret that expires within this time.")
@@ -115,6 +116,7 @@ def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *,
     """List clients that pass all filters, oldest first."""
     for name in ("unused_for", "secrets_older_than", "expiring_in"):
         filters[name] = seconds(filters[name])
+    filters["wasteful"] = services().settings.access_token_lifetime if filters["wasteful"] else None
     filters |= {"labels": parse_labels(labels), "disabled": None if state is None else state == "disabled"}
     store = services().clients.repository
     if as_json:
@@ -137,10 +139,12 @@ def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *,
 def show_client(client_id: str, *, as_json: bool) -> None:
     """Show one client with its secrets (never the secrets themselves)."""
     row = services().clients.repository.find(client_id)
+    tokens = {str(day): tokens for day, tokens in services().clients.usage.read(client_id).items()}
+    described = {**_describe(row), "tokens": tokens}
     if as_json:
-        print_json(_describe(row))
+        print_json(described)
         return
-    print_fields({name: value for name, value in _describe(row).items() if name != "secrets"})
+    print_fields({name: value for name, value in described.items() if name != "secrets"})
     for secret in row.secrets:
         report("")
         described = describe_secret(secret, services().clock())

@@ -13,6 +13,7 @@ from app.clients.registered_scopes import RegisteredScopes
 from app.clients.repository import ClientRepository
 from app.clients.secret_digests import SecretDigester
 from app.clients.secrets import ClientSecrets
+from app.clients.usage import ClientUsage
 from app.config.settings import Settings
 from app.database.build import Database
 from app.http.safe_fetch import Fetcher
@@ -26,6 +27,7 @@ class ClientServices:
     :param repository: management of clients; needs an application context.
     :param secrets: management of their secrets; needs an application context.
     :param authenticator: authenticates clients, on the request path.
+    :param usage: counts the tokens of each client.
     :param outage_memory: known clients, for an outage of the database.
     """
 
@@ -35,6 +37,7 @@ class ClientServices:
     encrypted_secrets: EncryptedSecrets
     jwks_cache: JwksCache
     last_used: LastUsedTracker
+    usage: ClientUsage
     outage_memory: OutageMemory
     registered_scopes: RegisteredScopes
 
@@ -60,6 +63,7 @@ def build(
         encrypted_secrets=encrypted,
         jwks_cache=JwksCache(database.engine, Fetcher(settings.jwks_uri_networks), clock, outbox),
         last_used=last_used,
+        usage=ClientUsage(database.engine, clock, keeps_totals=settings.enforces_quota),
         outage_memory=memory,
         registered_scopes=RegisteredScopes(database.engine, published=settings.publish_scopes),
     )

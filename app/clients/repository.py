@@ -22,6 +22,7 @@ from app.clients.jwks_cache import FetchedJwks, store_jwks
 from app.clients.secret_digests import is_vschar
 from app.clients.secrets import ClientSecrets, NewSecret, usable_at
 from app.clients.transactions import find_client, writing
+from app.clients.usage import is_wasteful
 from app.config.values import format_rate, parse_rate
 from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
 from app.errors import ManagementError
@@ -248,6 +249,7 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
     unused_for: timedelta | None = None,
     secrets_older_than: timedelta | None = None,
     expiring_in: timedelta | None = None,
+    wasteful: int | None = None,
 ) -> list[ColumnElement[bool]]:
     """Return the conditions for clients that were not deleted and pass all filters.
 
@@ -255,6 +257,7 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
     :param unused_for: not used for so long; a client that was never used counts from its creation.
     :param secrets_older_than: has a usable secret that was created so long ago.
     :param expiring_in: has a usable secret that expires within this time.
+    :param wasteful: got far more tokens than it needs; the lifetime of tokens of clients without their own, in seconds.
     """
     is_usable = usable_at(now) & (ClientSecretRow.client_id == ClientRow.client_id)
     found: list[ColumnElement[bool]] = [ClientRow.deleted_at.is_(None)]
@@ -271,6 +274,8 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
         found.append(exists().where(is_usable, ClientSecretRow.created_at <= now - secrets_older_than))
     if expiring_in is not None:
         found.append(exists().where(is_usable, ClientSecretRow.expires_at <= now + expiring_in))
+    if wasteful is not None:
+        found.append(is_wasteful(now.date(), wasteful))
     return found
 
 

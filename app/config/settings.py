@@ -133,6 +133,12 @@ class Settings(BaseModel):
     ratelimit_revocations: Annotated[Rate, BeforeValidator(parse_rate)] = Rate(600, MINUTE)
     """Revocation requests of an authenticated client."""
 
+    token_quota: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    """How many tokens a client gets in a day, in UTC; unset: any number."""
+
+    token_quota_mode: Literal["off", "report", "enforce"] = "report"  # noqa: S105 - A mode.
+    """What happens beyond: nothing, an event, or an event and a refusal."""
+
     trusted_proxies: Annotated[TrustedProxies, BeforeValidator(parse_trusted_proxies)] = ()
     """The proxies whose forwarded addresses and request ids are used; matched against the TCP peer."""
 
@@ -154,6 +160,16 @@ class Settings(BaseModel):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The level of the diagnostic log. The audit log is always complete. No level shows a secret."""
+
+    @property
+    def enforces_quota(self) -> bool:
+        """Whether a client that has got as many tokens as the quota allows gets no more."""
+        return self.token_quota is not None and self.token_quota_mode == "enforce"  # noqa: S105 - A mode.
+
+    @property
+    def reports_quota(self) -> bool:
+        """Whether there is an event for a client that gets more tokens than the quota allows."""
+        return self.token_quota is not None and self.token_quota_mode != "off"  # noqa: S105 - A mode.
 
     @model_validator(mode="before")
     @classmethod

@@ -4,13 +4,14 @@ Times are aware datetimes in UTC. Values that are never searched for (scopes, au
 client is always read whole.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Date,
     DateTime,
     Dialect,
     ForeignKey,
@@ -151,6 +152,16 @@ class ClientSecretUseRow(Base):
     source_address: Mapped[str] = mapped_column(String(64), primary_key=True)
     first_used_at: Mapped[datetime] = mapped_column(UTCDateTime)
     last_used_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class ClientUsageRow(Base):
+    """How many tokens a client got on a day, in UTC. All workers add to it, a minute late."""
+
+    __tablename__ = "client_usage"
+
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    client_id: Mapped[str] = mapped_column(String(CLIENT_ID_MAX_CHARACTERS), primary_key=True)
+    tokens: Mapped[int] = mapped_column(BigInteger)
 
 
 class ClientKeySetRow(Base):

@@ -283,8 +283,9 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         return token
 
     def save_token(self, token: Any, request: Any) -> None:
-        """Emit the event of an issued token. Nothing is stored: a token is a signed statement."""
+        """Count an issued token and emit its event. Nothing is stored of it: a token is a signed statement."""
         authentication: Authentication = request.authentication
+        self.limits.count_token(authentication.client.client_id)
         self._events.emit(
             TokenIssued(
                 request=request_facts(request.http_request),

@@ -41,7 +41,7 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
     return OAuthServices(settings, clock, server, keys, clients, tokens, client_auth, replay_store, metadata)
 
 
-def build_limits(settings: Settings, database: Database, clients: ClientServices) -> RateLimits:
+def build_limits(settings: Settings, database: Database, clients: ClientServices, clock: Clock) -> RateLimits:
     """Build the rate limits, which the authorization server applies."""
     shared = RedisCounts(database.redis) if database.redis else None
-    return RateLimits(settings, clients.last_used.record_limited, shared)
+    return RateLimits(settings, clients, clock, shared)

@@ -5,15 +5,17 @@ because of somebody's failures: nobody locks out another client, and a client be
 its neighbours. How requests are counted is left to ``rate_limiter``.
 """
 
-from collections.abc import Callable
+from datetime import timedelta
 from http import HTTPStatus
 from ipaddress import ip_network
 
+from app.clients.build import ClientServices
+from app.clients.usage import DAY_SECONDS
 from app.config.settings import Settings
 from app.errors import InvalidClient, OAuthError, RateLimited
 from app.oauth.rate_limiter import RateLimiter, SharedCounts
 from app.reasons import RefusalReason
-from app.types import Client, Rate
+from app.types import Client, Clock, Rate
 
 MOST_FAILING = 20_000
 """Client ids and addresses whose failures one worker counts: some 6 MiB."""
@@ -39,15 +41,19 @@ _IPV6_PREFIX = 64
 class RateLimits:
     """The limits of the settings.
 
-    :param record_limited: gets the id of each client that is limited.
+    :param clients: count tokens, and record who is limited.
     :param shared: the counts of all processes, if there are any.
     """
 
     def __init__(
-        self, settings: Settings, record_limited: Callable[[str], None], shared: SharedCounts | None = None
+        self, settings: Settings, clients: ClientServices, clock: Clock, shared: SharedCounts | None = None
     ) -> None:
         self._is_enabled = settings.ratelimit_enabled
-        self._record_limited = record_limited
+        self._record_limited = clients.last_used.record_limited
+        self._clock = clock
+        self._usage = clients.usage
+        self.count_token = clients.usage.record_token
+        self._quota = settings.token_quota if settings.enforces_quota else None
         self._requests = RateLimiter(MOST_CLIENTS, shared)
         self._tokens = settings.ratelimit_tokens
         self._revocations = settings.ratelimit_revocations
@@ -87,6 +93,23 @@ class RateLimits:
         """
         if self._is_enabled and (limit := _OF_ENDPOINTS.get(endpoint)):
             self._count(limit, client)
+            if limit == TOKENS and self._quota is not None:
+                self._require_quota(self._quota, client)
+
+    def _require_quota(self, quota: int, client: Client) -> None:
+        if self._usage.tokens_today(client.client_id) < quota:
+            return
+        now = self._clock()
+        tomorrow = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+        self._record_limited(client.client_id)
+        raise RateLimited(
+            RefusalReason.TOKEN_QUOTA_EXCEEDED,
+            limit="quota",
+            amount=quota,
+            window_seconds=DAY_SECONDS,
+            wait_seconds=(tomorrow - now).total_seconds(),
+            client_id=client.client_id,
+        )
 
     def count_assertion(self, client: Client) -> None:
         """Count a valid assertion, before it is stored as used.

@@ -9,21 +9,18 @@ Labels of counters have fixed sets of values: no client, no address, nothing tha
 
 import logging
 import os
-import platform
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, values
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.audit.events import (
     Event,
@@ -35,12 +32,11 @@ from app.audit.events import (
     TokenRevoked,
 )
 from app.errors import StartError
-from app.keyring.model import KeyState
-from app.observability.health import check_health
+from app.observability.gauges import Gauges
 from app.observability.instrumentation import PARTS, Instrumentation
 from app.observability.metrics_server import serve
 from app.reasons import RefusalReason
-from app.services import Services, installed_version
+from app.services import Services
 from app.shared_state import try_lock
 
 log = logging.getLogger(__name__)
@@ -53,10 +49,6 @@ MEASURE_SECONDS = 5.0
 
 BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 """Seconds: a token takes some 0.4 ms, a database that does not respond 4 s."""
-
-LIMITED_WITHIN = timedelta(minutes=5)
-"""How long a client that was refused for a rate limit is shown."""
-MOST_LIMITED_SHOWN = 20
 
 NONE = "none"
 """The label of a method or grant that the request does not name."""
@@ -225,11 +217,11 @@ class Listener:
     def __init__(self, folder: ServersFolder, address: tuple[str, int], services: Services) -> None:
         self._folder = folder
         self._address = address
-        self._services = services
         self._is_serving = False
         self._told = ""
         self._facts: Sequence[Metric] = ()
         self._next_measure = 0.0
+        self._gauges = Gauges(services)
 
     def poll(self) -> None:
         """Update the gauges and listen, unless another worker does."""
@@ -237,7 +229,7 @@ class Listener:
             return
         if time.monotonic() >= self._next_measure:
             self._next_measure = time.monotonic() + MEASURE_SECONDS
-            self._facts = list(self._measured())
+            self._facts = list(self._gauges.measure())
         if not self._is_serving:
             self._listen()
 
@@ -259,66 +251,6 @@ class Listener:
             self._told = message
             return
         self._is_serving, self._told = True, ""
-
-    def _measured(self) -> Iterator[Metric]:
-        yield InfoMetricFamily(
-            "tokenhouse_build",
-            "Versions of Tokenhouse and Python.",
-            {"version": installed_version(), "python": platform.python_version()},
-        )
-        checks = GaugeMetricFamily(
-            "tokenhouse_check_healthy", "1 where /readyz says ok, 0 where it says degraded or failed.", labels=["check"]
-        )
-        for name, state in check_health(self._services).items():
-            # A separate metric counts these.
-            if name != "client_keys":
-                checks.add_metric([name], state == "ok")
-        yield checks
-        yield GaugeMetricFamily(
-            "tokenhouse_client_key_sets_failing",
-            "Clients whose published keys cannot be fetched, at most 20.",
-            len(self._services.clients.jwks_cache.failing),
-        )
-        with suppress(SQLAlchemyError):
-            yield GaugeMetricFamily(
-                "tokenhouse_client_secrets_expiring",
-                "Valid secrets that expire within 30 days.",
-                self._services.clients.secrets.count_expiring(),
-            )
-        with suppress(SQLAlchemyError):
-            yield self._limited()
-            yield GaugeMetricFamily(
-                "tokenhouse_revoked_tokens",
-                "Revoked tokens that have not expired.",
-                self._services.tokens.revocations.count_live(),
-            )
-        with suppress(StartError):
-            yield from self._keys()
-
-    def _limited(self) -> Metric:
-        gauge = GaugeMetricFamily(
-            "tokenhouse_client_limited",
-            "Clients whose requests were refused for a rate limit within five minutes, at most 20.",
-            labels=["client_id"],
-        )
-        since = self._services.clock() - LIMITED_WITHIN
-        for client_id in self._services.clients.last_used.limited_since(since, MOST_LIMITED_SHOWN):
-            gauge.add_metric([client_id], 1)
-        return gauge
-
-    def _keys(self) -> Iterator[Metric]:
-        ring, now = self._services.keys.active(), self._services.keys.active.now()
-        states = [ring.state_of(key, now) for key in ring.keys]
-        keys = GaugeMetricFamily("tokenhouse_signing_keys", "Keys of the ring by state.", labels=["state"])
-        for state in KeyState:
-            keys.add_metric([str(state)], states.count(state))
-        yield keys
-        if next_change := ring.next_change(now):
-            yield GaugeMetricFamily(
-                "tokenhouse_signing_keys_next_change_seconds",
-                "Time until a key of the ring changes its state.",
-                (next_change - now).total_seconds(),
-            )
 
 
 _folder: ServersFolder | None = None

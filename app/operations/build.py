@@ -4,7 +4,7 @@ from functools import partial
 
 from sqlalchemy.engine import Engine
 
-from app.audit.events import Events
+from app.audit.events import Events, TokenQuotaExceeded
 from app.audit.outbox import DRAIN_SECONDS
 from app.audit.streams import follow_files
 from app.audit.summaries import SUMMARY_SECONDS
@@ -13,6 +13,7 @@ from app.clients.last_used import FLUSH_SECONDS
 from app.clients.outage_memory import POLL_SECONDS as MEMORY_POLL_SECONDS
 from app.clients.registered_scopes import POLL_SECONDS as SCOPES_POLL_SECONDS
 from app.clients.secrets import ClientSecrets
+from app.clients.usage import FLUSH_SECONDS as USAGE_FLUSH_SECONDS
 from app.database import circuit_breaker
 from app.keyring.active import POLL_SECONDS
 from app.operations.background_jobs import PeriodicTask, Scheduler
@@ -45,6 +46,7 @@ def build(services: Services, engine: Engine) -> Scheduler:
         services.tokens,
     )
     emit_expiring = partial(_emit_expiring, clients.secrets, audit.events)
+    clients.usage.on_total = partial(_report_quota, services)
     registry = ServerRegistry(services.settings, engine, keys.active, services.clock)
     snapshots = []
     if snapshot := open_snapshot(services, engine):
@@ -78,9 +80,19 @@ def build(services: Services, engine: Engine) -> Scheduler:
         PeriodicTask("Recording this server", SERVERS_POLL_SECONDS, registry.poll, at_start=True),
         PeriodicTask("Deleting expired assertions", DELETE_SECONDS, oauth.replay_store.delete_expired),
         PeriodicTask("Deleting expired revocations", DELETE_SECONDS, tokens.revocations.delete_expired),
+        PeriodicTask("Writing the counts of clients' tokens", USAGE_FLUSH_SECONDS, clients.usage.flush, at_exit=True),
+        PeriodicTask("Deleting old counts of clients' tokens", RETIRED_POLL_SECONDS, clients.usage.delete_old),
         PeriodicTask("Deleting retired secrets", RETIRED_POLL_SECONDS, clients.secrets.delete_retired),
         PeriodicTask("Finding secrets that expire", EXPIRY_POLL_SECONDS, emit_expiring),
     )
+
+
+def _report_quota(services: Services, client_id: str, before: int, after: int) -> None:
+    """Emit an event when a client's tokens of a day come to exceed the quota."""
+    quota = services.settings.token_quota
+    if quota is not None and services.settings.reports_quota and before <= quota < after:
+        day = str(services.clock().date())
+        services.audit.events.emit(TokenQuotaExceeded(client_id=client_id, day=day, quota=quota, tokens=after))
 
 
 def _emit_expiring(client_secrets: ClientSecrets, events: Events) -> None:

@@ -13,6 +13,7 @@ TABLES = [
     "client_key_sets",
     "client_secret_uses",
     "client_secrets",
+    "client_usage",
     "clients",
     "key_fingerprints",
     "key_ring",
@@ -23,7 +24,7 @@ TABLES = [
     "used_assertions",
 ]
 
-SERVERS = ("key_fingerprints", "servers")
+SERVERS = ("key_fingerprints", "servers", "client_usage")
 
 
 def without(*names: str) -> list[str]:

@@ -173,6 +173,34 @@ def test_revocations_are_limited(tmp_path: Path) -> None:
         assert server.token_status(client) == 200
 
 
+def quota_lines(server: RunningServer) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in server.stdout_path.read_text().splitlines()]
+    return [line for line in lines if line["event"] == "TokenQuotaExceeded"]
+
+
+@pytest.mark.parametrize("mode", ["off", "report", "enforce"])
+def test_a_quota_of_a_day_is_reported_or_enforced(tmp_path: Path, mode: str) -> None:
+    quota = {"TOKENHOUSE_TOKEN_QUOTA": "3", "TOKENHOUSE_TOKEN_QUOTA_MODE": mode}
+    with running_server(tmp_path, "--workers", "1", **quota, **ON) as server:
+        client, other = server.create_client(), server.create_client()
+        answers = [guess(server, client.client_id, "192.0.2.1", client.secret) for _ in range(5)]
+        assert server.token_status(other) == 200
+        limited = answers[-1]
+        if mode == "enforce":
+            assert [answer.status_code for answer in answers] == [200] * 3 + [429] * 2
+            left = int(limited.headers["Retry-After"])
+            assert 0 < left <= 86400
+            assert limited.headers["RateLimit-Policy"] == '"quota";q=3;w=86400'
+            assert limited.headers["RateLimit"] == f'"quota";r=0;t={left}'
+        else:
+            assert [answer.status_code for answer in answers] == [200] * 5
+    # What was counted is written at the end of the worker.
+    (tokens,) = server.flask_json("clients", "show", client.client_id)["tokens"].values()
+    assert tokens == (3 if mode == "enforce" else 5)
+    told = [(line["client_id"], line["quota"], line["tokens"]) for line in quota_lines(server)]
+    assert told == ([(client.client_id, 3, 5)] if mode == "report" else [])
+
+
 def test_without_limits_nobody_is_limited(tmp_path: Path) -> None:
     with running_server(tmp_path, "--workers", "1", **{**ON, "TOKENHOUSE_RATELIMIT_ENABLED": "false"}) as server:
         client = server.create_client()

@@ -214,6 +214,7 @@ def test_default_toml_shows_the_real_default_of_every_setting() -> None:
         "secret_peppers",
         "encryption_keys",
         "redis_url",
+        "token_quota",
         "jwks_uri_networks",
         "keyring_passphrase",
         "keyring_propagation",
