@@ -8,6 +8,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
+from app.database.circuit_breaker import WRITING
 from app.oauth.rate_limiter import Drawn
 from app.types import Rate
 
@@ -30,7 +31,7 @@ class RedisCounts:
     def draw(self, kind: str, subject: str, rate: Rate, number: int) -> Drawn:
         """See :meth:`app.oauth.rate_limiter.SharedCounts.draw`."""
         key = _PREFIX + hashlib.sha256(json.dumps([kind, subject, *rate]).encode()).hexdigest()
-        with self._circuit_breaker.allow_blocking(), self._redis.pipeline() as transaction:
+        with self._circuit_breaker.allow_blocking(WRITING), self._redis.pipeline() as transaction:
             transaction.set(key, 0, nx=True, ex=rate.seconds)
             transaction.incrby(key, number)
             transaction.pttl(key)
