@@ -130,6 +130,15 @@ def test_the_node_of_client_keys_gets_a_token(local_server: RunningServer, tmp_p
     assert local_server.verify(done.stdout.strip())["sub"] == client_id
 
 
+def test_every_test_that_the_standards_name_exists() -> None:
+    text = (PROJECT / "docs" / "security" / "standards.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 30
+    for path, name in named:
+        source = (PROJECT / "tests" / path).read_text()
+        assert not name or re.search(rf"^def {name}\(", source, re.MULTILINE), (path, name)
+
+
 def test_migrations_only_add_so_that_going_back_to_the_release_before_needs_none() -> None:
     may_add = {"create_table", "add_column", "create_index", "batch_alter_table", "f", "execute"}
     # The release before does without an index.
