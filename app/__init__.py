@@ -49,7 +49,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     keys = build_keys(settings, database.engine, audit.events, clock)
     audit.events.subscribe(instrumentation)
     with_mac = {method.name for method in METHODS if method.uses_secret_as_key}
-    clients = build_clients(settings, database, audit.outbox, clock, methods_with_mac=with_mac)
+    clients = build_clients(settings, database, audit, clock, methods_with_mac=with_mac)
     tokens = build_tokens(settings, database, keys.active, clock)
     server = AuthorizationServer(
         # Clients are rows of the Flask-SQLAlchemy model database.models.ClientRow.

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from app.audit.outbox import Outbox
+from app.audit.build import AuditServices
 from app.clients.authentication import ClientAuthenticator
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.jwks_cache import JwksCache
@@ -43,7 +43,12 @@ class ClientServices:
 
 
 def build(
-    settings: Settings, database: Database, outbox: Outbox, clock: Clock, *, methods_with_mac: Collection[str]
+    settings: Settings,
+    database: Database,
+    audit: AuditServices,
+    clock: Clock,
+    *,
+    methods_with_mac: Collection[str],
 ) -> ClientServices:
     """Build the client services.
 
@@ -53,8 +58,11 @@ def build(
     digester = SecretDigester(settings.secret_peppers)
     encrypted = EncryptedSecrets(settings.encryption_keys)
     last_used = LastUsedTracker(database.engine, clock)
+    usage = ClientUsage(database.engine, clock, keeps_totals=settings.enforces_quota)
+    audit.events.subscribe(usage)
     connections, circuit_breaker = database.connections, database.circuit_breaker
     memory = OutageMemory(database.engine, circuit_breaker, settings.outage_grace)
+    outbox = audit.outbox
     secrets = ClientSecrets(database.engine, database.session, digester, clock, outbox, encrypted, methods_with_mac)
     return ClientServices(
         repository=ClientRepository(database.session, secrets, clock),
@@ -63,7 +71,7 @@ def build(
         encrypted_secrets=encrypted,
         jwks_cache=JwksCache(database.engine, Fetcher(settings.jwks_uri_networks), clock, outbox),
         last_used=last_used,
-        usage=ClientUsage(database.engine, clock, keeps_totals=settings.enforces_quota),
+        usage=usage,
         outage_memory=memory,
         registered_scopes=RegisteredScopes(database.engine, published=settings.publish_scopes),
     )

@@ -1,18 +1,20 @@
-"""How many tokens each client gets in a day (UTC): counted in memory, added to the database once a minute.
+"""Counts the tokens of each client and day (UTC), in memory, and adds them to the database once a minute.
 
-Two things are made of it: quotas, and the clients that fetch far more tokens than their lifetime requires. A worker
-that is killed loses the counts of a minute.
+Quotas use the counts, and so does ``flask clients list --wasteful``: clients that fetch far more tokens than their
+lifetime requires. A worker that is killed loses the counts of a minute.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import groupby
 
 from sqlalchemy import ColumnElement, Integer, case, delete, exists, func, select
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 
+from app.audit.events import Event, TokenIssued
 from app.database.engine import dialect_insert, reading_engine, writing_engine
 from app.database.models import SERVED, ClientRow, ClientSecretRow, ClientSecretUseRow, ClientUsageRow
 from app.types import Clock
@@ -22,22 +24,24 @@ KEPT_FOR = timedelta(days=30)
 DAY_SECONDS = 86400
 
 WASTEFUL_FACTOR = 10
-"""A client is wasteful if it got this many times as many tokens in a day as its callers need."""
+"""A client is wasteful if it got more than this many times the tokens that its callers need in a day."""
 
 WASTEFUL_TOKENS = 100
-"""A client that got no more in a day is not wasteful: a job that starts often keeps no token."""
+"""A client with this many tokens in a day, or fewer, is not wasteful: a job that starts often keeps no token."""
 
 EXCESS_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 1000)
 
 _ROWS_AT_ONCE = 200
+_Key = tuple[date, str]
+"""Day and client id."""
 
 
 class ClientUsage:
-    """Counts the tokens of clients.
+    """Counts issued tokens by day and client; a subscriber of the events.
 
-    :param keeps_totals: whether :meth:`tokens_today` includes what other processes counted.
-    :ivar on_total: gets a client's id and its tokens of the day before and after a minute's tokens were added; called
-        once for each number of tokens, by one of all workers.
+    :param keeps_totals: whether :meth:`tokens_today` includes what other processes have counted.
+    :ivar on_total: gets a day, a client's id, and its tokens of that day before and after new ones were added. For a
+        given number of tokens it is called by one worker only.
     """
 
     def __init__(self, engine: Engine, clock: Clock, *, keeps_totals: bool = False) -> None:
@@ -45,43 +49,38 @@ class ClientUsage:
         self._engine = engine
         self._clock = clock
         self._lock = threading.Lock()
-        self._counted: Counter[str] = Counter()
-        self._day = clock().date()
-        self._known: dict[str, int] = {}
-        self.on_total: Callable[[str, int, int], None] = lambda _client_id, _before, _after: None
+        self._counted: Counter[_Key] = Counter()
+        self._totals: dict[_Key, int] = {}
+        self.on_total: Callable[[date, str, int, int], None] = lambda *_: None
 
-    def record_token(self, client_id: str) -> None:
+    def __call__(self, event: Event) -> None:
         """Count a token, in memory."""
-        with self._lock:
-            self._counted[client_id] += 1
+        if isinstance(event, TokenIssued):
+            key = self._clock().date(), event.client_id
+            with self._lock:
+                self._counted[key] += 1
 
     def tokens_today(self, client_id: str) -> int:
-        """Return how many tokens a client got today: of this process exactly, of others as of a minute ago."""
-        known = self._known.get(client_id, 0) if self._day == self._clock().date() else 0
-        return known + self._counted[client_id]
+        """Return how many tokens a client got today: those of other processes as of a minute ago."""
+        key = self._clock().date(), client_id
+        return self._totals.get(key, 0) + self._counted[key]
 
     def flush(self) -> None:
         """Add the counts to the database. If that fails, they are added later.
 
         :raises SQLAlchemyError: the database does not answer.
         """
-        today = self._clock().date()
         with self._lock:
             counted, self._counted = self._counted, Counter()
-            if self._day != today:
-                self._day, self._known = today, {}
+        today = self._clock().date()
+        self._totals = {key: total for key, total in self._totals.items() if key[0] == today}
         try:
             # Sorted, so that no two workers deadlock.
-            client_ids = sorted(client_id for client_id, tokens in counted.items() if tokens)
-            for start in range(0, len(client_ids), _ROWS_AT_ONCE):
-                added = {client_id: counted[client_id] for client_id in client_ids[start : start + _ROWS_AT_ONCE]}
-                with writing_engine(self._engine).begin() as connection:
-                    totals = self._add(connection, today, added)
-                for client_id, tokens in added.items():
-                    del counted[client_id]
-                    if self._keeps_totals:
-                        self._known[client_id] = totals[client_id]
-                    self.on_total(client_id, totals[client_id] - tokens, totals[client_id])
+            for day, keys in groupby(sorted(counted), key=lambda key: key[0]):
+                for batch in _batches([client_id for _, client_id in keys]):
+                    self._add(day, {client_id: counted[day, client_id] for client_id in batch})
+                    for client_id in batch:
+                        del counted[day, client_id]
         except BaseException:
             with self._lock:
                 self._counted += counted
@@ -122,17 +121,27 @@ class ClientUsage:
         with reading_engine(self._engine).connect() as connection:
             return [int(number or 0) for number in connection.execute(counted).one()]
 
-    def _add(self, connection: Connection, day: date, added: Mapping[str, int]) -> Mapping[str, int]:
-        """Add to the counts of a day; return the new ones. Nobody else changes them before the transaction ends."""
+    def _add(self, day: date, added: Mapping[str, int]) -> None:
         row = dialect_insert(self._engine, ClientUsageRow)
         total = ClientUsageRow.tokens + row.excluded.tokens
         upsert = row.on_conflict_do_update(index_elements=["day", "client_id"], set_={"tokens": total})
-        rows = [{"day": day, "client_id": client_id, "tokens": tokens} for client_id, tokens in added.items()]
-        connection.execute(upsert, rows)
         found = select(ClientUsageRow.client_id, ClientUsageRow.tokens).where(
             ClientUsageRow.day == day, ClientUsageRow.client_id.in_(list(added))
         )
-        return {row.client_id: row.tokens for row in connection.execute(found)}
+        with writing_engine(self._engine).begin() as connection:
+            connection.execute(
+                upsert, [{"day": day, "client_id": client_id, "tokens": tokens} for client_id, tokens in added.items()]
+            )
+            # No other worker changes these rows before the transaction ends.
+            totals = {row.client_id: row.tokens for row in connection.execute(found)}
+        for client_id, tokens in added.items():
+            if self._keeps_totals:
+                self._totals[day, client_id] = totals[client_id]
+            self.on_total(day, client_id, totals[client_id] - tokens, totals[client_id])
+
+
+def _batches(client_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (client_ids[start : start + _ROWS_AT_ONCE] for start in range(0, len(client_ids), _ROWS_AT_ONCE))
 
 
 def is_wasteful(today: date, default_lifetime: int) -> ColumnElement[bool]:

@@ -128,7 +128,7 @@ class Settings(BaseModel):
     """Failed authentications for each client id and source address; ten times that for a source address."""
 
     ratelimit_tokens: Annotated[Rate, BeforeValidator(parse_rate)] = Rate(6000, MINUTE)
-    """Token requests of an authenticated client without a limit of its own, and its assertions."""
+    """Token requests, and assertions, of an authenticated client that has no limit of its own."""
 
     ratelimit_revocations: Annotated[Rate, BeforeValidator(parse_rate)] = Rate(600, MINUTE)
     """Revocation requests of an authenticated client."""
@@ -137,7 +137,7 @@ class Settings(BaseModel):
     """How many tokens a client gets in a day, in UTC; unset: any number."""
 
     token_quota_mode: Literal["off", "report", "enforce"] = "report"  # noqa: S105 - A mode.
-    """What happens beyond: nothing, an event, or an event and a refusal."""
+    """What happens beyond the quota: nothing, an event, or a refusal."""
 
     trusted_proxies: Annotated[TrustedProxies, BeforeValidator(parse_trusted_proxies)] = ()
     """The proxies whose forwarded addresses and request ids are used; matched against the TCP peer."""

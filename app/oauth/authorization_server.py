@@ -86,7 +86,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
     :param query_client: returns the client with an id, or ``None``.
     :param origin: scheme, host and port of the issuer.
     :param policy: what a token may contain.
-    :param limits: refuses requests that are too many.
+    :param limits: refuses requests beyond the rate limits.
     :param timed: records how long authentication and the signature take.
     """
 
@@ -283,9 +283,8 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         return token
 
     def save_token(self, token: Any, request: Any) -> None:
-        """Count an issued token and emit its event. Nothing is stored of it: a token is a signed statement."""
+        """Emit the event of an issued token. Nothing is stored: a token is a signed statement."""
         authentication: Authentication = request.authentication
-        self.limits.count_token(authentication.client.client_id)
         self._events.emit(
             TokenIssued(
                 request=request_facts(request.http_request),
@@ -343,7 +342,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         limited = error if isinstance(error, RateLimited) else None
         source_address = refusal.request.source_address
         is_authenticated = authentication is not None or (limited is not None and limited.failure is None)
-        if self.limits.is_one_of_many(error, source_address, is_authenticated=is_authenticated):
+        if self.limits.count_refusal(error, source_address, is_authenticated=is_authenticated):
             sent_id_hash = None if is_authenticated else hash(parsed.sent_client_id if parsed else "")
             cause = (limited and limited.failure) or refusal.reason
             self._events.emit(RefusalCounted(refusal=refusal, sent_id_hash=sent_id_hash, cause=cause))

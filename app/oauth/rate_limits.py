@@ -1,8 +1,8 @@
-"""Which requests are limited: failed authentications, and what a client that has authenticated does too often.
+"""The rate limits: failed authentications, and token requests, assertions and revocations of authenticated clients.
 
-Failures are counted after they failed, alike for ids that exist and for others. So a right secret is never refused
-because of somebody's failures: nobody locks out another client, and a client behind a shared address is not slowed by
-its neighbours. How requests are counted is left to ``rate_limiter``.
+A failure is counted after authentication failed, whether the client id exists or not. So a correct secret is never
+refused because of failures: no caller can lock out another client, or slow down a client that shares its address. How
+requests are counted is left to ``rate_limiter``.
 """
 
 from datetime import timedelta
@@ -35,13 +35,13 @@ _REASONS = {
 }
 
 _IPV6_PREFIX = 64
-"""Whoever has one IPv6 address usually has the whole network."""
+"""A caller usually has a whole IPv6 network of this size."""
 
 
 class RateLimits:
     """The limits of the settings.
 
-    :param clients: count tokens, and record who is limited.
+    :param clients: for the counts of issued tokens, and to record limited clients.
     :param shared: the counts of all processes, if there are any.
     """
 
@@ -52,7 +52,6 @@ class RateLimits:
         self._record_limited = clients.last_used.record_limited
         self._clock = clock
         self._usage = clients.usage
-        self.count_token = clients.usage.record_token
         self._quota = settings.token_quota if settings.enforces_quota else None
         self._requests = RateLimiter(MOST_CLIENTS, shared)
         self._tokens = settings.ratelimit_tokens
@@ -133,8 +132,8 @@ class RateLimits:
                 client_id=client.client_id,
             )
 
-    def is_one_of_many(self, error: OAuthError, source_address: str | None, *, is_authenticated: bool) -> bool:
-        """Return whether a refused request is counted in the log's summary, and gets no line of its own.
+    def count_refusal(self, error: OAuthError, source_address: str | None, *, is_authenticated: bool) -> bool:
+        """Count a refused request; return whether it is beyond a limit, so that the log only summarizes it.
 
         Malformed requests of callers that did not authenticate count as failures of their address.
         """

@@ -1,5 +1,6 @@
 """Builds the periodic tasks of a worker: called once, by ``create_app``."""
 
+from datetime import date
 from functools import partial
 
 from sqlalchemy.engine import Engine
@@ -87,12 +88,11 @@ def build(services: Services, engine: Engine) -> Scheduler:
     )
 
 
-def _report_quota(services: Services, client_id: str, before: int, after: int) -> None:
+def _report_quota(services: Services, day: date, client_id: str, before: int, after: int) -> None:
     """Emit an event when a client's tokens of a day come to exceed the quota."""
     quota = services.settings.token_quota
     if quota is not None and services.settings.reports_quota and before <= quota < after:
-        day = str(services.clock().date())
-        services.audit.events.emit(TokenQuotaExceeded(client_id=client_id, day=day, quota=quota, tokens=after))
+        services.audit.events.emit(TokenQuotaExceeded(client_id=client_id, day=str(day), quota=quota, tokens=after))
 
 
 def _emit_expiring(client_secrets: ClientSecrets, events: Events) -> None:

@@ -40,11 +40,11 @@ def test_list_prints_an_array(harness: Harness) -> None:
 
 
 def test_the_wasteful_are_listed(harness: Harness) -> None:
-    for client_id in ("modest", "wasteful"):
-        harness.register(client_id)
-    for _ in range(300):
-        harness.services.clients.usage.record_token("wasteful")
-    harness.services.clients.usage.record_token("modest")
+    made = {client_id: harness.register(client_id) for client_id in ("modest", "wasteful")}
+    caller = harness.app.test_client()
+    for client_id in ["modest"] + ["wasteful"] * 300:
+        headers = {"Authorization": made[client_id].basic}
+        caller.post("/oauth/token", data={"grant_type": "client_credentials"}, headers=headers)
     harness.services.clients.usage.flush()
     listed = data(harness.run("clients", "list", "--wasteful", "--json"))
     assert [client["client_id"] for client in listed] == ["wasteful"]

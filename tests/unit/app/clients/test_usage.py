@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from unit.harness import Harness
 
+from app.audit.events import RequestFacts, TokenIssued
 from app.clients.usage import EXCESS_BUCKETS, WASTEFUL_FACTOR, ClientUsage
 from app.database.models import ClientUsageRow, db
 
@@ -22,7 +23,22 @@ def worker(harness: Harness, *, keeps_totals: bool = True) -> ClientUsage:
 
 def record(usage: ClientUsage, client_id: str, tokens: int) -> None:
     for _ in range(tokens):
-        usage.record_token(client_id)
+        usage(issued(client_id))
+
+
+def issued(client_id: str) -> TokenIssued:
+    return TokenIssued(
+        request=RequestFacts(request_id="r", source_address=None, duration_ms=1.0),
+        client_id=client_id,
+        auth_method="client_secret_basic",
+        secret_id="s-1",
+        grant_type="client_credentials",
+        scope="",
+        audience=("x",),
+        jti="j",
+        kid="k",
+        expires_in=60,
+    )
 
 
 def store(harness: Harness, client_id: str, tokens: int, day: date = YESTERDAY) -> None:
@@ -46,18 +62,21 @@ def test_workers_add_up_and_a_day_ends_at_midnight_in_utc(any_harness: Harness) 
     assert (one.tokens_today("a"), one.tokens_today("b"), two.tokens_today("b")) == (8, 0, 1)
     any_harness.clock.now = datetime(2026, 1, 31, 23, 59, 59, tzinfo=UTC)
     assert one.tokens_today("a") == 8
+    record(one, "a", 1)
     any_harness.clock.advance(seconds=1)
+    # What was not written before midnight counts for the day on which it was issued.
     assert one.tokens_today("a") == 0
     record(one, "a", 2)
+    assert one.tokens_today("a") == 2
     one.flush()
     assert one.tokens_today("a") == 2
-    assert dict(one.read("a")) == {TODAY + timedelta(days=1): 2, TODAY: 8}
+    assert dict(one.read("a")) == {TODAY + timedelta(days=1): 2, TODAY: 9}
     assert list(one.read("a")) == [TODAY + timedelta(days=1), TODAY]
     assert one.read("nobody") == {}
 
 
 def test_each_total_is_told_once_however_many_workers_add(any_harness: Harness) -> None:
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[date, str, int, int]] = []
     workers = [worker(any_harness, keeps_totals=False) for _ in range(4)]
     for one in workers:
         one.on_total = lambda *total: told.append(total)
@@ -70,8 +89,7 @@ def test_each_total_is_told_once_however_many_workers_add(any_harness: Harness) 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, workers))
     told.sort()
-    assert [before for _, before, _ in told] == list(range(0, 40, 2))
-    assert all(after == before + 2 for _, before, after in told)
+    assert told == [(TODAY, "a", before, before + 2) for before in range(0, 40, 2)]
 
 
 def test_a_flush_that_fails_loses_nothing(any_harness: Harness) -> None:

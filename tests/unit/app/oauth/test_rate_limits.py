@@ -83,7 +83,7 @@ def test_an_ipv6_network_counts_as_one_address(
 def test_what_is_malformed_counts_for_its_address(
     limits: RateLimits, error: OAuthError, *, is_authenticated: bool, counts: bool
 ) -> None:
-    told = [limits.is_one_of_many(error, "192.0.2.9", is_authenticated=is_authenticated) for _ in range(21)]
+    told = [limits.count_refusal(error, "192.0.2.9", is_authenticated=is_authenticated) for _ in range(21)]
     assert told == [False] * 20 + [counts]
 
 
@@ -111,16 +111,19 @@ def test_each_endpoint_has_its_limit_and_a_client_may_have_its_own(harness: Harn
     with pytest.raises(RateLimited) as limited:
         limits.count_assertion(client())
     assert (limited.value.reason, limited.value.client_id) == ("too_many_assertions", "a")
-    assert limits.is_one_of_many(limited.value, None, is_authenticated=False)
+    assert limits.count_refusal(limited.value, None, is_authenticated=False)
     tracker = harness.services.clients.last_used
     tracker.flush()
     assert sorted(tracker.limited_since(harness.clock().replace(second=0), 9)) == ["a", "b"]
 
 
 def test_a_quota_ends_at_midnight(harness: Harness, limits: RateLimits) -> None:
+    made = harness.register("a")
+    authorized = {"Authorization": made.basic}
+    caller = harness.app.test_client()
     for _ in range(2):
-        assert refusals(limits, "token", client(), 1) == [None]
-        limits.count_token("a")
+        answer = caller.post("/oauth/token", data={"grant_type": "client_credentials"}, headers=authorized)
+        assert answer.status_code == 200
     with pytest.raises(RateLimited) as limited:
         limits.count_request("token", client())
     assert limited.value.reason == "token_quota_exceeded"
@@ -139,7 +142,7 @@ def test_switched_off_nothing_is_limited(tmp_path: Path, clock: SettableClock) -
         assert refusals(limits, "token", client(), 3) == [None] * 3
         limits.count_assertion(client())
         limits.count_assertion(client())
-        assert not limits.is_one_of_many(MALFORMED, "192.0.2.1", is_authenticated=False)
+        assert not limits.count_refusal(MALFORMED, "192.0.2.1", is_authenticated=False)
 
 
 def test_a_refusal_that_is_one_of_many_has_no_line_and_is_counted(harness: Harness) -> None:
