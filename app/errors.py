@@ -141,7 +141,7 @@ class InvalidTarget(OAuthError):
 
 
 class RateLimited(OAuthError):
-    """One request too many. Failures are counted after they failed: a right secret is not refused because of them.
+    """The request exceeds a rate limit.
 
     :param limit: the name of the limit, for the ``RateLimit`` headers.
     :param amount: how many requests are allowed in ``window_seconds``.

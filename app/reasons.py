@@ -12,8 +12,8 @@ CausedReason = NewType("CausedReason", str)
 
 _PARAMETERS = "Check what the caller sends: `detail` names the parameter, docs/http.md describes all of them."
 _LIMITS = (
-    "`RefusalsSummarized` lines of the address say why, and which clients it named; a right secret is not refused. "
-    "TOKENHOUSE_RATELIMIT_FAILURES is the limit."
+    "The `RefusalsSummarized` lines of the address give the reasons and the clients. A correct secret is not refused. "
+    "TOKENHOUSE_RATELIMIT_FAILURES sets the limit."
 )
 _OWN_LIMIT = (
     "Have the caller keep its token until it expires (docs/calling.md), or raise the limit: "

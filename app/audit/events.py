@@ -93,10 +93,9 @@ class RequestRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusalCounted:
-    """One of many refusals: the log has a :class:`RefusalsSummarized` in place of a line for each.
+    """A request was refused beyond a rate limit. It is not logged; a :class:`RefusalsSummarized` counts it.
 
-    :param sent_id_hash: stands for the client id that was sent, of which nothing is known; ``None`` for a client that
-        has authenticated.
+    :param sent_id_hash: a hash of the client id that was sent; ``None`` if the client has authenticated.
     :param cause: the reason; for a failed authentication why it failed.
     """
 
@@ -107,10 +106,10 @@ class RefusalCounted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusalsSummarized:
-    """What a minute's further refusals of one address, or of one client that has authenticated, have in common.
+    """Requests of one address, or of one authenticated client, were refused beyond a rate limit within a minute.
 
-    :param source_address: the address; ``None`` for a client, and for all others if there are very many addresses.
-    :param client_id: the client that has authenticated.
+    :param source_address: the address. ``None`` for a client, and in the line for all addresses beyond the first 100.
+    :param client_id: the authenticated client.
     :param requests: how many requests were refused.
     :param causes: how many for each reason.
     :param client_ids_sent: how many different client ids the requests named, at most 1000.

@@ -36,7 +36,7 @@ REQUIRED_WITHIN_SECONDS = 1.0
 """How long a token waits for its audit line, if lines are required."""
 
 MOST_ALIKE, FLOOD_SECONDS = 200, 60.0
-"""So many messages alike are logged in so much time."""
+"""At most this many messages of one kind are logged in this time."""
 
 MOST_KINDS = 1000
 
@@ -68,9 +68,9 @@ def send_to_standard_error(log_format: str, level: str) -> None:
 
 
 class FloodFilter(logging.Filter):
-    """Lets through a limited number of messages alike in a minute, of level INFO: callers cause such messages.
+    """Limits messages of level INFO, which callers can cause, to :data:`MOST_ALIKE` of one kind per minute.
 
-    The first message of a later minute says how many were left out.
+    The first message of a later minute has the number that was left out.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -1,6 +1,6 @@
-"""Summarizes refusals that are too many for a line each: one line per minute and address, in each worker.
+"""Summarizes refusals beyond a rate limit: one line per minute and address, in each worker.
 
-Which refusals those are is decided by ``oauth.rate_limits``.
+``oauth.rate_limits`` decides which refusals those are.
 """
 
 import threading
@@ -23,7 +23,7 @@ MOST_IDS = 1000
 MOST_KNOWN_IDS = 10
 
 _Subject = tuple[str | None, str | None]
-"""Source address, or the id of a client that has authenticated. Neither: all others."""
+"""Source address, or the id of an authenticated client. Both ``None``: all others."""
 
 _OTHERS: _Subject = (None, None)
 

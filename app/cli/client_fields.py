@@ -81,7 +81,7 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="URI|'*'",
                 help="An API whose tokens it may introspect; * for all.",
             ),
-            click.option("--contact", "contacts", multiple=True, help="Who is responsible, such as a team's address."),
+            click.option("--contact", "contacts", multiple=True, help="Who is responsible; a team's address, say."),
             click.option("--description", help="What it is for."),
             click.option("--label", "labels", multiple=True, metavar="K=V"),
         )

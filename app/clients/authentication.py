@@ -5,8 +5,8 @@ secret gets 503 with ``Retry-After``: only the database can tell whether it is w
 
 An unknown id, a wrong secret and a right one cost the same, however many secrets a client has or had, and so do both
 readings of Basic credentials. An unknown id gives a row of NULLs: handling rows takes time, which would reveal which
-ids exist. What an assertion must contain is
-left to ``oauth.client_auth``, recording the use to ``last_used``, management to ``repository`` and ``secrets``.
+ids exist. What an assertion must contain is left to ``oauth.client_auth``, recording the use to ``last_used``,
+management to ``repository`` and ``secrets``.
 """
 
 import hmac

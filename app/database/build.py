@@ -25,7 +25,7 @@ class Database:
     :param session: for management; needs an application context.
     :param connections: for the queries of every request.
     :param circuit_breaker: fails requests fast while the database does not respond.
-    :param redis: the way to Redis, if the settings name one.
+    :param redis: opens clients of Redis, if the settings name one.
     """
 
     engine: Engine

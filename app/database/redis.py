@@ -17,7 +17,7 @@ TIMEOUT_SECONDS = 1.0
 
 
 class RedisAccess:
-    """The way to the Redis of the settings.
+    """Opens clients of the Redis of the settings; all share one circuit breaker.
 
     :param traced_by: makes the trace spans of calls.
     """

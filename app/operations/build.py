@@ -31,7 +31,7 @@ DELETE_SECONDS = 60.0
 """How often a worker deletes expired rows."""
 
 RETIRED_POLL_SECONDS = 3600.0
-"""How often a worker deletes secrets that were retired long ago: all rows are read for it."""
+"""How often a worker deletes old secrets and counts. Finding old secrets reads the whole table."""
 
 REPLAY_POLL_SECONDS = 1.0
 """How often a worker checks whether the replay store responds, and whether it has forgotten anything."""

@@ -235,8 +235,8 @@ def _find_unfit_keys(services: Services) -> Found:
             "client keys",
             Severity.WARNING,
             f"key {kid!r} of {client_id!r} {weakness}",
-            "signatures of it prove nothing, or take long to check",
-            "have the client make another one: docs/client-keys.md",
+            "anybody may be able to forge its signatures, or verifying them takes long",
+            "have the client create a new key: docs/client-keys.md",
         )
 
 

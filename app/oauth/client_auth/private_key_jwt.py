@@ -68,9 +68,9 @@ def _wrong_signature(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> Ref
     alg, kid = assertion.header.get("alg"), assertion.header.get("kid")
     if not isinstance(alg, str) or alg not in SIGNING_ALGS:
         return RefusalReason.ASSERTION_ALGORITHM
-    # Always the same number, so that the time reveals neither an unknown client nor one with many keys. Nor does it
-    # reveal how long a client's key is: one that is not as long as the signature cannot have made it, and the dummy,
-    # which is as long, is verified in its place.
+    # Always the same number, so that the time reveals neither an unknown client nor one with many keys. A key that is
+    # not as long as the signature cannot have made it: a dummy of that length is used in its place, so that the time
+    # does not reveal the length of a client's key.
     count = KEYS_WITHOUT_KID if kid is None else 1
     octets = len(assertion.signature) if len(assertion.signature) in _RSA_OCTETS else RSA_MIN_BITS // 8
     candidates = [_dummy_key(alg, octets)] * count + matching(keys, alg, kid)
