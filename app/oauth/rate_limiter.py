@@ -1,8 +1,8 @@
 """Counts requests in windows of time, in memory: a window begins with its first request.
 
 Each process counts for itself. With Redis all processes of an installation share the counts
-(``rate_limiter_redis``): a process draws a hundredth of a limit at a time, so that few requests wait for Redis. While
-Redis is away each process counts for itself again.
+(``rate_limiter_redis``): a process reserves a hundredth of a limit at a time, so that few requests wait for Redis.
+While Redis is away each process counts for itself again.
 """
 
 import threading
@@ -13,12 +13,12 @@ from typing import NamedTuple, Protocol
 from app.errors import ServiceUnavailable
 from app.types import Rate
 
-DRAWS = 100
-"""A process draws this part of a limit at a time. What it has drawn and does not use is lost when the window ends."""
+RESERVATIONS_PER_LIMIT = 100
+"""A process reserves this part of a limit at a time. What it does not use is lost when the window ends."""
 
 
-class Drawn(NamedTuple):
-    """What was drawn from a shared window: how many requests, and until when it lasts."""
+class Reservation(NamedTuple):
+    """Requests reserved in a shared window, and the seconds until it ends."""
 
     granted: int
     seconds_left: float
@@ -27,8 +27,8 @@ class Drawn(NamedTuple):
 class SharedCounts(Protocol):
     """Counts of all processes."""
 
-    def draw(self, kind: str, subject: str, rate: Rate, number: int) -> Drawn:
-        """Draw ``number`` requests, or as many as are left.
+    def reserve(self, kind: str, subject: str, rate: Rate, number: int) -> Reservation:
+        """Reserve ``number`` requests, or as many as are left.
 
         :raises ServiceUnavailable: the counts cannot be reached.
         """
@@ -38,14 +38,14 @@ class SharedCounts(Protocol):
 class _Window:
     """What is left of a window.
 
-    :ivar left: requests that are allowed without drawing again.
-    :ivar is_drawn: whether no more can be drawn.
+    :ivar left: requests that are allowed without another reservation.
+    :ivar is_exhausted: whether no more can be reserved.
     """
 
-    __slots__ = ("ends_at", "is_drawn", "left")
+    __slots__ = ("ends_at", "is_exhausted", "left")
 
     def __init__(self, ends_at: float) -> None:
-        self.ends_at, self.left, self.is_drawn = ends_at, 0, False
+        self.ends_at, self.left, self.is_exhausted = ends_at, 0, False
 
 
 class RateLimiter:
@@ -78,9 +78,9 @@ class RateLimiter:
             if window.left:
                 window.left -= 1
                 return 0.0
-            if shared is None or window.is_drawn:
+            if shared is None or window.is_exhausted:
                 return window.ends_at - now
-        return self._draw(window, key, shared)
+        return self._reserve(window, key, shared)
 
     def _open(self, key: tuple[str, str, Rate], now: float) -> _Window:
         self._windows.pop(key, None)
@@ -95,18 +95,18 @@ class RateLimiter:
             window.left = key[2].amount
         return window
 
-    def _draw(self, window: _Window, key: tuple[str, str, Rate], shared: SharedCounts) -> float:
+    def _reserve(self, window: _Window, key: tuple[str, str, Rate], shared: SharedCounts) -> float:
         rate = key[2]
-        number = max(1, rate.amount // DRAWS)
+        number = max(1, rate.amount // RESERVATIONS_PER_LIMIT)
         try:
-            drawn = shared.draw(*key, number)
+            reservation = shared.reserve(*key, number)
         except ServiceUnavailable:
-            number, drawn = rate.amount + 1, Drawn(rate.amount, rate.seconds)
+            number, reservation = rate.amount + 1, Reservation(rate.amount, rate.seconds)
         now = self._monotonic()
         with self._lock:
-            window.ends_at = now + drawn.seconds_left
-            window.left += drawn.granted
-            window.is_drawn = drawn.granted < number
+            window.ends_at = now + reservation.seconds_left
+            window.left += reservation.granted
+            window.is_exhausted = reservation.granted < number
             if not window.left:
                 return window.ends_at - now
             window.left -= 1

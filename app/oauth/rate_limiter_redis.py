@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING
 
 from app.database.circuit_breaker import WRITING
-from app.oauth.rate_limiter import Drawn
+from app.oauth.rate_limiter import Reservation
 from app.types import Rate
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ class RedisCounts:
         self._redis = redis.open()
         self._circuit_breaker = redis.circuit_breaker
 
-    def draw(self, kind: str, subject: str, rate: Rate, number: int) -> Drawn:
-        """See :meth:`app.oauth.rate_limiter.SharedCounts.draw`."""
+    def reserve(self, kind: str, subject: str, rate: Rate, number: int) -> Reservation:
+        """See :meth:`app.oauth.rate_limiter.SharedCounts.reserve`."""
         key = _PREFIX + hashlib.sha256(json.dumps([kind, subject, *rate]).encode()).hexdigest()
         with self._circuit_breaker.allow_blocking(WRITING), self._redis.pipeline() as transaction:
             transaction.set(key, 0, nx=True, ex=rate.seconds)
             transaction.incrby(key, number)
             transaction.pttl(key)
-            _, drawn_by_all, milliseconds = transaction.execute()
-        granted = min(number, rate.amount - (drawn_by_all - number))
-        return Drawn(max(0, granted), max(milliseconds, 1) / 1000)
+            _, reserved_by_all, milliseconds = transaction.execute()
+        granted = min(number, rate.amount - (reserved_by_all - number))
+        return Reservation(max(0, granted), max(milliseconds, 1) / 1000)

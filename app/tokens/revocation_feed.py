@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.tokens.issuer import AccessTokenIssuer
-from app.tokens.revocations import EVER, Revocations
+from app.tokens.revocations import UNIX_EPOCH, Revocations
 from app.types import ALL_RESOURCES, DEFAULT_AUDIENCE, Clock
 
 TYP = "revocations+jwt"
@@ -46,7 +46,7 @@ _Key = tuple[str, tuple[str, ...], int | None]
 
 
 def _begin_of(since: int | None) -> datetime:
-    return EVER if since is None else datetime.fromtimestamp(since - SINCE_MARGIN_SECONDS, UTC)
+    return UNIX_EPOCH if since is None else datetime.fromtimestamp(since - SINCE_MARGIN_SECONDS, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class RevocationFeed:
     def _make(self, key: "_Key", iat: int) -> FeedDocument:
         client_id, resources, since = key
         wanted, begin = frozenset(resources), _begin_of(since)
-        crowded = self._revocations.crowded(MOST_TOKENS_OF_CLIENT)
+        introspect_clients = self._revocations.clients_with_more_than(MOST_TOKENS_OF_CLIENT)
         claims = {
             "iss": self._issuer,
             "aud": client_id,
@@ -108,7 +108,7 @@ class RevocationFeed:
             **({} if since is None else {"since": since}),
             "revoked_tokens": {
                 jti: exp
-                for jti, exp, audiences in self._revocations.live(begin, without=crowded)
+                for jti, exp, audiences in self._revocations.live(begin, without_clients=introspect_clients)
                 if self._concerns(audiences, wanted)
             },
             "clients_revoked_until": {
@@ -117,7 +117,7 @@ class RevocationFeed:
                 if self._concerns(audiences, wanted)
             },
             "introspect_clients": sorted(
-                client for client, audiences in crowded.items() if self._concerns(audiences, wanted)
+                client for client, audiences in introspect_clients.items() if self._concerns(audiences, wanted)
             ),
         }
         content = self._tokens.sign(claims, TYP).encode()

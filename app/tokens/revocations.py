@@ -25,7 +25,7 @@ from app.types import DEFAULT_AUDIENCE, Clock
 LEEWAY = timedelta(minutes=5)
 """How long after its expiry a revoked token is remembered: a verifier's clock may be slow."""
 
-EVER = datetime(1970, 1, 1, tzinfo=UTC)
+UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """Before any revocation."""
 
 _DEFAULT = frozenset({DEFAULT_AUDIENCE})
@@ -55,17 +55,17 @@ _IS_LIVE = RevokedTokenRow.exp > bindparam("now", type_=BigInteger)
 _LIVE = select(RevokedTokenRow.jti, RevokedTokenRow.exp, _AUDIENCES).where(
     _IS_LIVE,
     RevokedTokenRow.revoked_at >= bindparam("since", type_=UTCDateTime),
-    RevokedTokenRow.client_id.not_in(bindparam("crowded", expanding=True)),
+    RevokedTokenRow.client_id.not_in(bindparam("client_ids", expanding=True)),
 )
-_CROWDED = (
+_CLIENTS_WITH_MORE_THAN = (
     select(RevokedTokenRow.client_id)
     .where(_IS_LIVE)
     .group_by(RevokedTokenRow.client_id)
     .having(func.count() > bindparam("most", type_=BigInteger))
 )
-_AUDIENCES_OF_CROWDED = (
+_AUDIENCES_OF_CLIENTS = (
     select(RevokedTokenRow.client_id, _AUDIENCES)
-    .where(_IS_LIVE, RevokedTokenRow.client_id.in_(bindparam("crowded", expanding=True)))
+    .where(_IS_LIVE, RevokedTokenRow.client_id.in_(bindparam("client_ids", expanding=True)))
     .group_by(RevokedTokenRow.client_id, _AUDIENCES)
 )
 _CLIENTS = select(
@@ -161,19 +161,19 @@ class Revocations:
             return tuple(connection.execute(_VERSION).one())
 
     def live(
-        self, since: datetime = EVER, *, without: Collection[str] = ()
+        self, since: datetime = UNIX_EPOCH, *, without_clients: Collection[str] = ()
     ) -> Sequence[tuple[str, int, frozenset[str]]]:
         """Return every revoked token that has not expired: ``jti``, ``exp``, audiences.
 
         :param since: only those that were revoked then or later.
-        :param without: ids of clients whose tokens are left out.
+        :param without_clients: ids of clients whose tokens are left out.
         :raises ServiceUnavailable: the database did not answer.
         """
-        chosen = {"now": self._live_after(), "since": since, "crowded": list(without)}
+        chosen = {"now": self._live_after(), "since": since, "client_ids": list(without_clients)}
         with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
             return [(jti, exp, _read(audiences)) for jti, exp, audiences in connection.execute(_LIVE, chosen)]
 
-    def crowded(self, most: int) -> Mapping[str, frozenset[str]]:
+    def clients_with_more_than(self, most: int) -> Mapping[str, frozenset[str]]:
         """Return the clients with more than ``most`` revoked tokens that have not expired, and these tokens' audiences.
 
         :raises ServiceUnavailable: the database did not answer.
@@ -181,9 +181,9 @@ class Revocations:
         now = self._live_after()
         found: dict[str, frozenset[str]] = {}
         with self._circuit_breaker.allow_blocking(), reading_engine(self._engine).connect() as connection:
-            clients = connection.scalars(_CROWDED, {"now": now, "most": most}).all()
-            chosen = {"now": now, "crowded": clients}
-            for client_id, audiences in connection.execute(_AUDIENCES_OF_CROWDED, chosen) if clients else ():
+            clients = connection.scalars(_CLIENTS_WITH_MORE_THAN, {"now": now, "most": most}).all()
+            chosen = {"now": now, "client_ids": clients}
+            for client_id, audiences in connection.execute(_AUDIENCES_OF_CLIENTS, chosen) if clients else ():
                 found[client_id] = found.get(client_id, frozenset()) | _read(audiences)
         return found
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.redis import RedisServer, running_redis
 
 from app.database.redis import RedisAccess
-from app.oauth.rate_limiter import DRAWS, RateLimiter
+from app.oauth.rate_limiter import RESERVATIONS_PER_LIMIT, RateLimiter
 from app.oauth.rate_limiter_redis import RedisCounts
 from app.types import Rate
 
@@ -103,7 +103,7 @@ def test_a_limit_costs_a_hundred_round_trips_at_most(redis: RedisServer) -> None
     with redis.client() as admin:
         admin.config_resetstat()
         assert allowed(limiter, 10_000, Rate(6000, 60)) == 6000
-        assert admin.info("commandstats")["cmdstat_incrby"]["calls"] == DRAWS + 1
+        assert admin.info("commandstats")["cmdstat_incrby"]["calls"] == RESERVATIONS_PER_LIMIT + 1
 
 
 def test_a_window_ends_in_redis_too(redis: RedisServer) -> None:
