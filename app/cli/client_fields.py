@@ -81,7 +81,12 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="URI|'*'",
                 help="An API whose tokens it may introspect; * for all.",
             ),
-            click.option("--contact", "contacts", multiple=True, help="Who is responsible; a team's address, say."),
+            click.option(
+                "--contact",
+                "contacts",
+                multiple=True,
+                help="Who is responsible, for example a team's address.",
+            ),
             click.option("--description", help="What it is for."),
             click.option("--label", "labels", multiple=True, metavar="K=V"),
         )
