@@ -7,15 +7,15 @@ wait.
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import ColumnElement, String, Update, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.engine import Connection, Engine
 
-from app.database.engine import dialect_insert, reading_engine, writing_engine
+from app.database.engine import batches, dialect_insert, reading_engine, writing_engine
 from app.database.models import SERVED, ClientRow, ClientSecretRow, ClientSecretUseRow, UTCDateTime
 from app.types import Clock
 
@@ -32,12 +32,7 @@ MOST_RECORDS = 10_000
 MOST_ADDRESSES = 20
 """The latest addresses are kept for each secret."""
 
-_ROWS_AT_ONCE = 200
-"""Records per transaction: other writers wait for its rows, and on SQLite for the whole transaction."""
-
 _UNKNOWN_ADDRESS = "unknown"
-
-_Item = TypeVar("_Item")
 
 _Use = tuple[str, str | None, str]
 """Client id, secret id if the method has secrets, source address."""
@@ -130,18 +125,18 @@ class LastUsedTracker:
             log.warning("%d records of last use were dropped: more than %d were waiting", dropped, MOST_RECORDS)
         try:
             # Sorted, so that no two workers deadlock.
-            for uses in _batches(sorted(waiting, key=_order)):
+            for uses in batches(sorted(waiting, key=_order)):
                 with self._writing.begin() as connection:
                     self._write(connection, [(use, *waiting[use]) for use in uses])
                 for use in uses:
                     del waiting[use]
-            for client_ids in _batches(sorted(limited)):
+            for client_ids in batches(sorted(limited)):
                 with self._writing.begin() as connection:
                     times = [{"key": client_id, "moment": limited[client_id]} for client_id in client_ids]
                     connection.execute(_move_forward(ClientRow, "limited_at"), times)
                 for client_id in client_ids:
                     del limited[client_id]
-            for secret_ids in _batches(sorted(renewals)):
+            for secret_ids in batches(sorted(renewals)):
                 with self._writing.begin() as connection:
                     _replace(connection, [renewals[secret_id] for secret_id in secret_ids])
                 for secret_id in secret_ids:
@@ -169,10 +164,6 @@ class LastUsedTracker:
             uses = [{f"told_{name}": value for name, value in zip(names, use, strict=True)} for use in with_secret]
             connection.execute(_record_address(connection.engine), uses)
             _forget_addresses(connection, sorted({secret_id for secret_id, *_ in with_secret}))
-
-
-def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
-    return (items[start : start + _ROWS_AT_ONCE] for start in range(0, len(items), _ROWS_AT_ONCE))
 
 
 def _order(use: _Use) -> tuple[str, str, str]:

@@ -332,7 +332,7 @@ class ClientSecrets:
         """
         last = self._clock() - RETIRED_KEPT_FOR
         ended = or_(ClientSecretRow.revoked_at < last, ClientSecretRow.expires_at < last)
-        delete_in_batches(self._engine, ClientSecretRow.secret_id, ended)
+        delete_in_batches(self._engine, ClientSecretRow, ended)
 
     def _who_uses(self, secret: ClientSecretRow, since: datetime) -> str:
         uses = self.uses(secret.client_id).get(secret.secret_id, [])

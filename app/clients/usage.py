@@ -6,16 +6,16 @@ lifetime requires. A worker that is killed loses the counts of a minute.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import groupby
 
-from sqlalchemy import ColumnElement, Integer, case, delete, exists, func, select
+from sqlalchemy import ColumnElement, Integer, case, exists, func, select
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.engine import Engine
 
 from app.audit.events import Event, TokenIssued
-from app.database.engine import dialect_insert, reading_engine, writing_engine
+from app.database.engine import batches, delete_in_batches, dialect_insert, reading_engine, writing_engine
 from app.database.models import SERVED, ClientRow, ClientSecretRow, ClientSecretUseRow, ClientUsageRow
 from app.types import Clock
 
@@ -31,7 +31,6 @@ WASTEFUL_TOKENS = 100
 
 EXCESS_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 1000)
 
-_ROWS_AT_ONCE = 200
 _Key = tuple[date, str]
 """Day and client id."""
 
@@ -77,7 +76,7 @@ class ClientUsage:
         try:
             # Sorted, so that no two workers deadlock.
             for day, keys in groupby(sorted(counted), key=lambda key: key[0]):
-                for batch in _batches([client_id for _, client_id in keys]):
+                for batch in batches([client_id for _, client_id in keys]):
                     self._add(day, {client_id: counted[day, client_id] for client_id in batch})
                     for client_id in batch:
                         del counted[day, client_id]
@@ -91,8 +90,7 @@ class ClientUsage:
 
         :raises SQLAlchemyError: the database does not answer.
         """
-        with writing_engine(self._engine).begin() as connection:
-            connection.execute(delete(ClientUsageRow).where(ClientUsageRow.day < self._clock().date() - KEPT_FOR))
+        delete_in_batches(self._engine, ClientUsageRow, ClientUsageRow.day < self._clock().date() - KEPT_FOR)
 
     def read(self, client_id: str) -> Mapping[date, int]:
         """Return how many tokens a client got on each day on which it got any, the latest first.
@@ -138,10 +136,6 @@ class ClientUsage:
             if self._keeps_totals:
                 self._totals[day, client_id] = totals[client_id]
             self.on_total(day, client_id, totals[client_id] - tokens, totals[client_id])
-
-
-def _batches(client_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (client_ids[start : start + _ROWS_AT_ONCE] for start in range(0, len(client_ids), _ROWS_AT_ONCE))
 
 
 def is_wasteful(today: date, default_lifetime: int) -> ColumnElement[bool]:

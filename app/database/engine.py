@@ -8,17 +8,17 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from flask import Flask
-from sqlalchemy import ColumnElement, Connection, delete, event, func, select
+from sqlalchemy import ColumnElement, Connection, delete, event, func, inspect, select, tuple_
 from sqlalchemy.engine import Dialect, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
-from sqlalchemy.orm import InstrumentedAttribute, scoped_session
+from sqlalchemy.orm import scoped_session
 
 from app.config.settings import Settings
 from app.config.values import PROJECT_FOLDER, parse_prepare_threshold
@@ -28,6 +28,10 @@ BUSY_TIMEOUT_MS = 5000
 """How long a writer waits for another writer on SQLite."""
 
 ROWS_DELETED_AT_ONCE = 1000
+"""Rows that :func:`delete_in_batches` deletes per transaction."""
+
+ROWS_WRITTEN_AT_ONCE = 200
+"""Records per transaction, see :func:`batches`: other writers wait for its rows, and on SQLite for all of it."""
 
 SQLITE_CACHE_KIB = 256
 """Page cache of one SQLite connection. Each thread has one; the system caches the file for all of them."""
@@ -66,6 +70,7 @@ WRITING = "tokenhouse_writing"
 MIGRATION_LOCK = 0x746F6B656E
 """Key of PostgreSQL's advisory lock for migrations."""
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _FILE = "tokenhouse_file"
@@ -153,19 +158,25 @@ def dialect_insert(engine: Engine, table: type[Any]) -> Any:
     return insert(table)
 
 
-def delete_in_batches(engine: Engine, key: InstrumentedAttribute[Any], condition: ColumnElement[bool]) -> None:
+def delete_in_batches(engine: Engine, table: type[Any], condition: ColumnElement[bool]) -> None:
     """Delete all rows that meet ``condition``, a thousand per transaction: other writers wait for each transaction.
 
-    :param key: the primary key.
+    :raises SQLAlchemyError: the database does not answer.
     """
-    chosen = select(key).where(condition).limit(ROWS_DELETED_AT_ONCE)
+    key = inspect(table).primary_key
+    chosen = select(*key).where(condition).limit(ROWS_DELETED_AT_ONCE)
     while True:
         with reading_engine(engine).connect() as connection:
-            found = connection.scalars(chosen).all()
+            found = [tuple(row) for row in connection.execute(chosen)]
         if not found:
             return
         with writing_engine(engine).begin() as connection:
-            connection.execute(delete(key.class_).where(key.in_(found)))
+            connection.execute(delete(table).where(tuple_(*key).in_(found)))
+
+
+def batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Split records into as many as one transaction writes."""
+    return (items[start : start + ROWS_WRITTEN_AT_ONCE] for start in range(0, len(items), ROWS_WRITTEN_AT_ONCE))
 
 
 def is_locked(error: Exception) -> bool:

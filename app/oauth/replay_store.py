@@ -81,7 +81,7 @@ class DatabaseReplayStore:
     def delete_expired(self) -> None:
         """See :meth:`ReplayStore.delete_expired`."""
         now = int(self._clock().timestamp())
-        delete_in_batches(self._engine, UsedAssertionRow.key, UsedAssertionRow.exp < now)
+        delete_in_batches(self._engine, UsedAssertionRow, UsedAssertionRow.exp < now)
 
 
 SKEW_SECONDS = 60

@@ -216,7 +216,7 @@ class Revocations:
 
         :raises SQLAlchemyError: the database does not answer.
         """
-        delete_in_batches(self._engine, RevokedTokenRow.jti, RevokedTokenRow.exp <= self._live_after())
+        delete_in_batches(self._engine, RevokedTokenRow, RevokedTokenRow.exp <= self._live_after())
 
 
 @lru_cache(maxsize=_AUDIENCES_KEPT)

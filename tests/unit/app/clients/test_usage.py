@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
-from unit.harness import Harness
+from unit.harness import Harness, statements
 
 from app.audit.events import RequestFacts, TokenIssued
 from app.clients.usage import EXCESS_BUCKETS, WASTEFUL_FACTOR, ClientUsage
@@ -113,6 +113,19 @@ def test_counts_of_long_ago_are_deleted(any_harness: Harness) -> None:
     usage = worker(any_harness)
     usage.delete_old()
     assert list(usage.read("a")) == [TODAY - timedelta(days=29), TODAY - timedelta(days=30)]
+
+
+def test_no_transaction_deletes_more_than_a_thousand_counts(any_harness: Harness) -> None:
+    with any_harness.app.app_context():
+        many = [{"client_id": f"{n}", "day": date(2025, 1, 1 + n % 2), "tokens": 1} for n in range(2001)]
+        db.session.execute(insert(ClientUsageRow), many)
+        db.session.commit()
+    with statements(any_harness) as seen:
+        worker(any_harness).delete_old()
+    deletions = [parameters for statement, parameters in seen if statement.startswith("DELETE")]
+    assert [len(keys) for keys in deletions] == [2000, 2000, 2]
+    with any_harness.app.app_context():
+        assert db.session.scalar(select(func.count()).select_from(ClientUsageRow)) == 0
 
 
 def wasteful(harness: Harness) -> list[str]:
