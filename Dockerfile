@@ -3,10 +3,11 @@ FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /opt/tokenhouse
 RUN python -m venv .venv
-COPY setup.cfg setup.py constraints.txt README.md LICENSE ./
+COPY setup.cfg setup.py requirements.txt README.md LICENSE ./
+RUN .venv/bin/pip install --require-hashes --requirement requirements.txt
 COPY app app
 COPY buffered_worker buffered_worker
-RUN .venv/bin/pip install --constraint constraints.txt --editable '.[otel]'
+RUN .venv/bin/pip install --no-deps --no-build-isolation --editable .
 COPY config config
 COPY migrations migrations
 COPY wsgi.py ./

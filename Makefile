@@ -13,7 +13,10 @@ PYTHON_TESTS ?= tests/functional/test_token.py tests/functional/test_cli_clients
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Nothing is installed but what a lock names, with the digest that it names. $(1) is a virtual environment, $(2) a lock.
+install = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(2) && \
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-strip-extras setup.py
 NODE_CLIENTS := tests/clients/node
 PEERS := bench/peers
 
@@ -43,8 +46,7 @@ test-pythons: ## The main tests with every newer Python that is installed. PYTHO
 		case "$$tested" in *" $$version "*) continue ;; esac; tested="$$tested $$version "; \
 		echo "Python $$version: $(PYTHON_TESTS)"; \
 		{ test -x $(VENV)-$$version/bin/python || $$python -m venv $(VENV)-$$version; } && \
-		$(VENV)-$$version/bin/python -m pip install --quiet --disable-pip-version-check \
-			--constraint constraints.txt --editable '.[test]' && \
+		$(call install,$(VENV)-$$version,requirements-test.txt) && \
 		$(VENV)-$$version/bin/python -m pytest --quiet --numprocesses $(TEST_PROCESSES) $(PYTHON_TESTS) || exit 1; \
 	done
 
@@ -54,11 +56,11 @@ test-examples: $(VENV)/.installed-for-tests node-clients ## Run the examples in 
 	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal tests/examples
 
 .PHONY: bench
-bench: $(VENV)/.installed-for-tests ## Measure speed and memory, with wrk. ARGS="--short" is quick; ARGS="--help" tells more.
+bench: $(VENV)/.installed-for-development ## Measure speed and memory, with wrk. ARGS="--short" is quick; ARGS="--help" tells more.
 	@$(BIN)/python bench/throughput.py $(ARGS)
 
 .PHONY: bench-peers
-bench-peers: $(VENV)/.installed-for-tests ## The same, with other OAuth servers beside it: needs Node.js and npm.
+bench-peers: $(VENV)/.installed-for-development ## The same, with other OAuth servers beside it: needs Node.js and npm.
 	@test $(PEERS)/node_modules/.package-lock.json -nt $(PEERS)/package-lock.json || \
 		npm ci --prefix $(PEERS) --silent --no-audit --no-fund
 	@$(BIN)/python bench/throughput.py --peers $(ARGS)
@@ -79,7 +81,7 @@ check: $(VENV)/.installed-for-tests ## Lint, format check, types, and the import
 	@$(BIN)/python -m pytest --quiet tests/test_architecture.py
 
 .PHONY: mutants
-mutants: $(VENV)/.installed-for-mutants ## Change the central modules one place at a time, and list the changes that their tests miss.
+mutants: $(VENV)/.installed-for-development ## Change the central modules one place at a time, and list the changes that their tests miss.
 	@$(BIN)/mutmut run $(ARGS)
 	@$(BIN)/mutmut results
 
@@ -92,6 +94,16 @@ format: $(VENV)/.installed-for-tests ## Format the code.
 tables: $(VENV)/.installed ## Write the lists of docs/ that come from the code.
 	@$(BIN)/python docs/write_tables.py
 
+.PHONY: lock
+lock: $(VENV)/.installed-for-development ## Write requirements*.txt from the ranges of setup.cfg. ARGS=--upgrade takes the newest releases.
+	@$(LOCK) --all-extras --output-file requirements-dev.txt $(ARGS)
+	@$(LOCK) --extra build --extra otel --extra test --extra check --constraint requirements-dev.txt --output-file requirements-test.txt
+	@$(LOCK) --extra build --extra otel --constraint requirements-dev.txt --output-file requirements.txt
+
+.PHONY: sbom
+sbom: $(VENV)/.installed-for-development ## List what a server consists of, with licences, in CycloneDX: build/sbom.cdx.json.
+	@$(BIN)/python deploy/sbom.py build/sbom.cdx.json
+
 .PHONY: clean
 clean: ## Remove what was installed and built. Keeps instance/ and .env: keys, clients and peppers are yours.
 	rm -rf $(VENV) $(VENV)-3.* build mutants *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov $(NODE_CLIENTS)/node_modules $(PEERS)/node_modules
@@ -102,20 +114,21 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tokenhouse needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python setup.cfg setup.py constraints.txt
+$(VENV)/.installed: $(VENV)/bin/python setup.cfg setup.py requirements.txt
 	@echo "Installing into $(VENV) …"
-	@$(PIP) --editable .
+	@$(call install,$(VENV),requirements.txt)
 # Once for all: the user that runs a server must not write here, and would compile at each start and command.
 	@$(BIN)/python -m compileall -q app buffered_worker config migrations wsgi.py
 	@touch $@
 
-$(VENV)/.installed-for-tests: $(VENV)/.installed
+$(VENV)/.installed-for-tests: $(VENV)/.installed requirements-test.txt
 	@echo "Installing what the tests need …"
-	@$(PIP) --editable '.[test,check]'
+	@$(call install,$(VENV),requirements-test.txt)
 	@touch $@
 
-$(VENV)/.installed-for-mutants: $(VENV)/.installed-for-tests
-	@$(PIP) --editable '.[mutants]'
+$(VENV)/.installed-for-development: $(VENV)/.installed-for-tests requirements-dev.txt
+	@echo "Installing what development needs …"
+	@$(call install,$(VENV),requirements-dev.txt)
 	@touch $@
 
 # Clients in Node are tested where there is Node; where there is none, those tests say so.

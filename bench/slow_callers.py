@@ -1,6 +1,6 @@
 """Compare gunicorn workers, and waitress: what do slow callers do to a new one, and what does a request cost.
 
-Needs ``wrk`` and what ``pip install -e '.[bench]'`` brings. Run from the checkout: ``python bench/slow_callers.py``, or
+Needs ``wrk`` and what ``make bench`` installs. Run from the checkout: ``python bench/slow_callers.py``, or
 name the candidates. The figures of ``buffered_worker/README.md`` come from here.
 """
 
@@ -229,7 +229,7 @@ def measure(name: str) -> None:
 def main() -> None:
     for name in sys.argv[1:] or CANDIDATES:
         if name in NEEDED and not importlib.util.find_spec(NEEDED[name]):
-            print(f"{name}: not installed (pip install -e '.[bench]')")
+            print(f"{name}: not installed (requirements-dev.txt has it)")
             continue
         print(name, flush=True)
         measure(name)

@@ -215,7 +215,7 @@ def test_the_image_holds_what_it_needs_and_nothing_secret() -> None:
     assert not allowed & {".env", "instance", ".git", "tests"}
     assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
     assert "HEALTHCHECK" in text
-    assert "--editable '.[otel]'" in text
+    assert "pip install --require-hashes --requirement requirements.txt" in text
 
 
 def test_what_the_image_holds_is_enough_to_run(tmp_path: Path) -> None:
