@@ -12,11 +12,19 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
-from gunicorn.http.errors import NoMoreData, ParseException
-from gunicorn.http.message import Request
-from gunicorn.http.unreader import IterUnreader
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.framing import (
+    BODY_LIMIT_BYTES,
+    CHUNKED,
+    PEER,
+    as_gunicorn_reads_it,
+    assert_read_alike,
+    by_gunicorn,
+    by_us,
+    new_buffer,
+    take_all,
+)
 
 from buffered_worker.connection import RECEIVE_BYTES, Connection, choose_largest
 from buffered_worker.request_parser import (
@@ -32,27 +40,7 @@ from buffered_worker.request_parser import (
 )
 from buffered_worker.worker import BufferedWorker
 
-BODY_LIMIT_BYTES = 16 * 1024
 OVERHEAD_LIMIT_BYTES = CHUNK_OVERHEAD_BYTES * BODY_LIMIT_BYTES + CHUNK_FRAMING_LIMIT_BYTES
-PEER = ("192.0.2.1", 4711)
-CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def new_buffer() -> RequestBuffer:
-    return RequestBuffer(Limits.of(Config(), BODY_LIMIT_BYTES))
-
-
-def take_all(segments: list[bytes]) -> list[Any]:
-    """Every request in ``segments`` as method and body, and the status of the error that ends them."""
-    buffer, seen = new_buffer(), []
-    for segment, at_end in [*((segment, False) for segment in segments), (b"", True)]:
-        buffer.data += segment
-        try:
-            while complete := buffer.take(at_end=at_end and buffer.begun):
-                seen.append((complete[0].method, complete[1]))
-        except RequestError as error:
-            return [*seen, error.status]
-    return seen
 
 
 def test_it_gives_out_requests_one_by_one_and_keeps_the_rest() -> None:
@@ -193,15 +181,6 @@ def test_segments_do_not_matter(sent: bytes, places: list[int]) -> None:
     assert take_all([sent[a:b] for a, b in itertools.pairwise(ends)]) == take_all([sent])
 
 
-def as_gunicorn_reads_it(stream: bytes) -> tuple[bytes, bytes] | None:
-    """Body and rest, by gunicorn's parser alone with the whole stream before it, or ``None`` if it refuses."""
-    try:
-        request: Any = Request(Config(), IterUnreader((CHUNKED + stream,)), PEER)
-        return request.body.read(), request.unreader.take_buffered()
-    except (ParseException, NoMoreData):
-        return None
-
-
 @given(chunk_streams)
 @example(b'3;a="b"\r\nabc\r\n0\r\nA: b\r\n\r\nrest')
 def test_a_chunked_body_that_is_accepted_ends_where_gunicorn_would_end_it(stream: bytes) -> None:
@@ -285,25 +264,6 @@ def read(head: bytes, limits: Limits | None = None) -> Head:
     return found
 
 
-def by_gunicorn(head: bytes) -> dict[str, Any]:
-    """All that gunicorn's parser says of a head: method, path, query, version and fields."""
-    parsed: Any = Request(Config(), IterUnreader((head,)), PEER)
-    environ: dict[str, Any] = {}
-    for name, value in parsed.headers:
-        key = name.replace("-", "_")
-        key = key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"
-        environ[key] = f"{environ[key]},{value}" if key in environ else value
-    path = parsed.path or "/"
-    about = {"method": parsed.method, "path": path, "query": parsed.query, "version": parsed.version}
-    return environ | about
-
-
-def by_us(head: Head) -> dict[str, Any]:
-    fields = {name: value for name, value in head.environ.items() if name.startswith(("HTTP_", "CONTENT_"))}
-    about = {"method": head.method, "path": head.path, "query": head.environ["QUERY_STRING"], "version": head.version}
-    return fields | about
-
-
 @pytest.mark.parametrize("head", USUAL)
 def test_what_callers_usually_send_is_read_as_gunicorn_reads_it(head: bytes) -> None:
     assert by_us(read(head)) == by_gunicorn(head)
@@ -336,22 +296,6 @@ heads = st.builds(
     st.lists(lines, max_size=5).map(lambda more: ["Host: a", *more]) | st.lists(lines, max_size=5),
     st.sampled_from(["\r\n\r\n", "\r\n\r\n", "\r\n\n", "\n\n"]),
 )
-
-
-def assert_read_alike(head: bytes) -> None:
-    """Compare both parsers, if ours accepts ``head``."""
-    buffer = new_buffer()
-    buffer.data += head
-    try:
-        complete = buffer.take()
-    except RequestError:
-        return
-    found = complete[0] if complete else buffer.head
-    if found is not None:
-        ours, theirs = by_us(found), by_gunicorn(head)
-        if "HTTP_UPGRADE" not in ours:
-            theirs.pop("HTTP_UPGRADE", None)
-        assert ours == theirs
 
 
 @given(heads)
