@@ -85,6 +85,11 @@ mutants: $(VENV)/.installed-for-development ## Change the central modules one pl
 	@$(BIN)/mutmut run $(ARGS)
 	@$(BIN)/mutmut results
 
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-for-development ## Fuzz framing, forms, JWS and forwarded headers for ten minutes. ARGS="--seconds 60" is shorter.
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || { echo "Atheris has no wheel for this machine; nothing was fuzzed." >&2; exit 1; }
+	@$(BIN)/python tests/fuzz/run.py $(ARGS)
+
 .PHONY: format
 format: $(VENV)/.installed-for-tests ## Format the code.
 	@$(BIN)/ruff check --fix --quiet .

@@ -11,11 +11,12 @@ from buffered_worker.request_parser import Head, Limits, RequestBuffer, RequestE
 
 BODY_LIMIT_BYTES = 16 * 1024
 PEER = ("192.0.2.1", 4711)
+CONFIG = Config()
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def new_buffer() -> RequestBuffer:
-    return RequestBuffer(Limits.of(Config(), BODY_LIMIT_BYTES))
+    return RequestBuffer(Limits.of(CONFIG, BODY_LIMIT_BYTES))
 
 
 def take_all(segments: list[bytes]) -> list[Any]:
@@ -34,7 +35,7 @@ def take_all(segments: list[bytes]) -> list[Any]:
 def as_gunicorn_reads_it(stream: bytes) -> tuple[bytes, bytes] | None:
     """Body and rest, by gunicorn's parser alone with the whole stream before it, or ``None`` if it refuses."""
     try:
-        request: Any = Request(Config(), IterUnreader((CHUNKED + stream,)), PEER)
+        request: Any = Request(CONFIG, IterUnreader((CHUNKED + stream,)), PEER)
         return request.body.read(), request.unreader.take_buffered()
     except (ParseException, NoMoreData):
         return None
@@ -42,7 +43,7 @@ def as_gunicorn_reads_it(stream: bytes) -> tuple[bytes, bytes] | None:
 
 def by_gunicorn(head: bytes) -> dict[str, Any]:
     """All that gunicorn's parser says of a head: method, path, query, version and fields."""
-    parsed: Any = Request(Config(), IterUnreader((head,)), PEER)
+    parsed: Any = Request(CONFIG, IterUnreader((head,)), PEER)
     environ: dict[str, Any] = {}
     for name, value in parsed.headers:
         key = name.replace("-", "_")
