@@ -51,6 +51,7 @@ class OAuthError(OAuth2Error):
     :param reason: the cause, for the operator; never sent to the caller. Default: the class's own.
     :param description: a sentence for the caller, in the characters of RFC 6749 section 5.2.
     :param client_id: the client, if it is known to exist.
+    :param detail: more about the cause, for the operator; holds nothing that the caller sent.
     """
 
     error: str
@@ -64,10 +65,13 @@ class OAuthError(OAuth2Error):
         description: str | None = None,
         *,
         client_id: str | None = None,
+        detail: str | None = None,
     ) -> None:
         super().__init__(description=description)
         self.reason = str(reason or self.cause)
         self.client_id = client_id
+        is_constant = self.description == type(self).description
+        self.detail: str | None = detail or (None if is_constant else self.description)
 
     def extra_headers(self) -> list[tuple[str, str]]:
         """Return the headers that this refusal adds."""

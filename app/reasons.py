@@ -168,7 +168,7 @@ class RefusalReason(_Reason):
         "The assertion was not signed with a key that client {client} has registered.",
         "`flask clients keys {client}` shows what is registered; `keys-add {client} FILE` adds another.",
     )
-    ASSERTION_OF_ANOTHER = "assertion_of_another", "The assertion has an iss that is not its sub.", _ASSERTION
+    ASSERTION_OF_ANOTHER = "assertion_of_another", "The assertion has no iss, or one that is not its sub.", _ASSERTION
     ASSERTION_AUDIENCE = (
         "assertion_audience",
         "The audience of the assertion is not this server, or not this server alone.",
@@ -176,10 +176,10 @@ class RefusalReason(_Reason):
     )
     ASSERTION_TIMES = (
         "assertion_times",
-        "The assertion lacks exp or iat, or they are not whole numbers.",
+        "The assertion lacks exp, or one of exp, iat and nbf is no number: `detail` names it.",
         _ASSERTION,
     )
-    ASSERTION_WITHOUT_ID = "assertion_without_id", "The assertion lacks a jti.", _ASSERTION
+    ASSERTION_WITHOUT_ID = "assertion_without_id", "The assertion lacks a jti, or its jti is too long.", _ASSERTION
     ASSERTION_EXPIRED = (
         "assertion_expired",
         "The assertion has expired.",
@@ -344,7 +344,7 @@ class TokenReason(_Reason):
         "This is not a JWS: three parts of base64url with dots between them, the first two JSON objects.",
         "Check whether it was truncated.",
     )
-    OTHER_TYPE = "other_type", "The token is not an access token: its typ is not at+jwt."
+    OTHER_TYPE = "other_type", "The token is not an access token: its typ is neither at+jwt nor application/at+jwt."
     CRITICAL_HEADER = "critical_header", "The token requires extensions (crit) that are not supported."
     UNKNOWN_KEY = (
         "unknown_key",

@@ -51,9 +51,9 @@ class Lookup(NamedTuple):
     rows: Sequence[Any]
     outage: ServiceUnavailable | None = None
 
-    def refusal(self, reason: RefusalReason, client_id: str | None) -> OAuthError:
+    def refusal(self, reason: RefusalReason, client_id: str | None, detail: str | None = None) -> OAuthError:
         """Return the error that refuses the client."""
-        return self.outage or InvalidClient(reason, client_id=client_id)
+        return self.outage or InvalidClient(reason, client_id=client_id, detail=detail)
 
 
 class ClientAuthenticator:

@@ -1,14 +1,15 @@
-"""Parses a JWS in compact form (RFC 7515 section 7.1) without verifying it. Pure.
+"""Parses a JWS in compact form (RFC 7515 section 7.1) without verifying it, and compares what JWTs contain. Pure.
 
 Verification is left to ``tokens.validation`` and ``oauth.client_auth``.
 """
 
 import json
+import math
 import re
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
 
@@ -50,6 +51,20 @@ def decode(part: str) -> bytes | None:
         return urlsafe_b64decode(part + "=" * (-len(part) % 4))
     except ValueError:
         return None
+
+
+def has_type(header: Mapping[str, Any], *types: str) -> bool:
+    """Return whether the ``typ`` of ``header`` is one of the media types ``types``: RFC 7515 section 4.1.9.
+
+    :param types: in lower case, without ``application/``, which a header may omit too.
+    """
+    typ = header.get("typ")
+    return isinstance(typ, str) and typ.lower().removeprefix("application/") in types
+
+
+def is_numeric_date(value: object) -> TypeGuard[float]:
+    """Return whether ``value`` is a NumericDate (RFC 7519 section 2): a finite number, which may have a fraction."""
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _parsed(part: str) -> Mapping[str, Any] | None:

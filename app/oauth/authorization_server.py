@@ -331,7 +331,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
             "error": error.error,
             "status": int(error.status_code),
             "reason": error.reason,
-            "detail": error.description if error.description != type(error).description else None,
+            "detail": error.detail,
         }
         refusal: TokenRefused | RequestRefused
         if endpoint == TOKEN:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 
-from app.crypto.jws import parse_unverified
+from app.crypto.jws import has_type, parse_unverified
 from app.keyring.model import KeyState, Ring, SigningKey
 from app.keyring.rotation_plan import CLOCK_SKEW_SECONDS
 from app.reasons import TokenReason
@@ -83,7 +83,7 @@ def from_epoch(seconds: int) -> datetime:
 
 
 def _header_problems(header: Mapping[str, Any]) -> Iterator[Problem]:
-    if header.get("typ") != TOKEN_TYPE:
+    if not has_type(header, TOKEN_TYPE):
         yield Problem(TokenReason.OTHER_TYPE)
     if "crit" in header:
         yield Problem(TokenReason.CRITICAL_HEADER)

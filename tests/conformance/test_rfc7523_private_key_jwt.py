@@ -148,13 +148,12 @@ NOW = time.time
         ({"iss": 1}, "assertion_of_another"),
         ({"exp": None}, "assertion_times"),
         ({"exp": "4102444800"}, "assertion_times"),
-        ({"exp": 4102444800.5}, "assertion_times"),
+        ({"exp": 4102444800.5}, "assertion_too_long"),
         ({"exp": True}, "assertion_times"),
         ({"exp": [1]}, "assertion_times"),
         ({"exp": -1}, "assertion_expired"),
         ({"exp": 0}, "assertion_expired"),
         ({"exp": 10**30}, "assertion_too_long"),
-        ({"iat": None}, "assertion_times"),
         ({"iat": "1"}, "assertion_times"),
         ({"iat": 10**30}, "assertion_in_the_future"),
         ({"nbf": "1"}, "assertion_times"),
@@ -247,7 +246,7 @@ def test_8_algorithms_are_of_our_choice(server: RunningServer, client: Keyed) ->
     )
 
 
-@pytest.mark.parametrize("typ", [None, "JWT", "client-authentication+jwt"])
+@pytest.mark.parametrize("typ", [None, "JWT", "client-authentication+jwt", "application/client-authentication+JWT"])
 def test_a_type_for_this_purpose_is_taken(server: RunningServer, client: Keyed, typ: str | None) -> None:
     assert_in(server, server.post_token(form(client.assertion(header={"typ": typ}))), client)
 

@@ -5,14 +5,15 @@ the log has the reason. An assertion can be used once, on all workers and machin
 is verified and what its clients register.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.clients.authentication import Lookup, refusal_reason, to_client, usable
 from app.clients.secret_digests import is_vschar
-from app.crypto.jws import parse_unverified, parse_unverified_header
+from app.crypto.jws import has_type, is_numeric_date, parse_unverified, parse_unverified_header
 from app.errors import InvalidClient, ManagementError
 from app.http.forms import require_parameter
 from app.oauth.client_auth.dependencies import ClientAuthDependencies
@@ -28,8 +29,18 @@ REMEMBERED_LONGER_SECONDS = 60
 JTI_MAX_CHARACTERS = 255
 AUDIENCES = ("any", "issuer")
 
-_TYPES = (None, "JWT", "jwt", "client-authentication+jwt")
+_TYPES = ("jwt", "client-authentication+jwt")
 """Other types are for other purposes: an access token is not an assertion (RFC 8725 section 3.11)."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with an assertion.
+
+    :ivar detail: which claim or header parameter, and how. Holds none of its values.
+    """
+
+    reason: RefusalReason
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,46 +124,56 @@ class AssertionMethod(ABC):
         faults = [*_wrong_header(assertion), *self._wrong_claims(assertion, examined.fields)]
         body_id = request.parameters.get("client_id", assertion.client_id)
         if body_id != assertion.client_id:
-            faults.append(RefusalReason.OTHER_CLIENT_ID)
-        row, claims = examined.lookup.rows[0], assertion.claims
+            faults.append(Fault(RefusalReason.OTHER_CLIENT_ID, "client_id is not sub"))
+        row = examined.lookup.rows[0]
         working = usable(examined.secrets, self._dependencies.clock())
         reason = refusal_reason(row, self.name, examined.secrets, working, examined.fault)
-        if reason := reason or next(iter(faults), None):
-            raise examined.lookup.refusal(reason, row.client_id)
+        if fault := Fault(reason) if reason else next(iter(faults), None):
+            raise examined.lookup.refusal(fault.reason, row.client_id, fault.detail)
         self._dependencies.limits.count_assertion(to_client(row))
-        until = claims["exp"] + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
-        if not self._dependencies.replay_store.use(assertion.client_id, claims["jti"], claims["iat"], until):
+        if not self._use(assertion):
             raise InvalidClient(RefusalReason.ASSERTION_REPLAYED, client_id=row.client_id)
         secret = next(iter(working), None)
         return self._dependencies.clients.accept(examined.lookup, row, self.name, request.source_address, secret)
 
-    def _wrong_claims(self, assertion: UnverifiedAssertion, fields: Mapping[str, Any]) -> Iterator[RefusalReason]:
-        """Check the claims: RFC 7523 section 3, and what it leaves open."""
-        claims, now = assertion.claims, int(self._dependencies.clock().timestamp())
-        if not assertion.client_id or claims.get("iss") != assertion.client_id:
-            yield RefusalReason.ASSERTION_OF_ANOTHER
-        is_issuer_only = fields.get("assertion_audience") == "issuer" or self._dependencies.rules.is_issuer_only
-        if not self._is_for_us(claims.get("aud"), is_issuer_only=is_issuer_only):
-            yield RefusalReason.ASSERTION_AUDIENCE
-        exp, iat, nbf = (claims.get(name) for name in ("exp", "iat", "nbf"))
-        jti = claims.get("jti")
-        if type(exp) is not int or type(iat) is not int or (nbf is not None and type(nbf) is not int):
-            yield RefusalReason.ASSERTION_TIMES
-        elif exp <= now - SKEW_SECONDS:
-            yield RefusalReason.ASSERTION_EXPIRED
-        elif exp > now + self._dependencies.rules.longest_seconds + SKEW_SECONDS:
-            yield RefusalReason.ASSERTION_TOO_LONG
-        elif max(iat, iat if nbf is None else nbf) > now + SKEW_SECONDS:
-            yield RefusalReason.ASSERTION_IN_THE_FUTURE
-        if not isinstance(jti, str) or not 1 <= len(jti) <= JTI_MAX_CHARACTERS:
-            yield RefusalReason.ASSERTION_WITHOUT_ID
+    def _use(self, assertion: UnverifiedAssertion) -> bool:
+        """Use the id of a verified assertion; return whether it was unused."""
+        claims = assertion.claims
+        until = math.ceil(claims["exp"]) + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
+        # Without iat (RFC 7523 section 3 requires none) it may be as old as any that expires then.
+        iat = claims.get("iat")
+        issued_at = math.floor(claims["exp"] - self._dependencies.rules.longest_seconds if iat is None else iat)
+        return self._dependencies.replay_store.use(assertion.client_id, claims["jti"], issued_at, until)
 
-    def _is_for_us(self, audience: object, *, is_issuer_only: bool) -> bool:
+    def _wrong_claims(self, assertion: UnverifiedAssertion, fields: Mapping[str, Any]) -> Iterator[Fault]:
+        """Check the claims: RFC 7523 section 3, and what it leaves open."""
+        claims = assertion.claims
+        if not assertion.client_id or claims.get("iss") != assertion.client_id:
+            wrong = "iss is missing" if "iss" not in claims else "iss is not sub"
+            yield Fault(RefusalReason.ASSERTION_OF_ANOTHER, wrong)
+        is_issuer_only = fields.get("assertion_audience") == "issuer" or self._dependencies.rules.is_issuer_only
+        if wrong_audience := self._wrong_audience(claims, is_issuer_only=is_issuer_only):
+            yield Fault(RefusalReason.ASSERTION_AUDIENCE, wrong_audience)
+        now = int(self._dependencies.clock().timestamp())
+        yield from _wrong_times(claims, now, self._dependencies.rules.longest_seconds)
+        jti = claims.get("jti")
+        if not isinstance(jti, str) or not 1 <= len(jti) <= JTI_MAX_CHARACTERS:
+            wrong = "is missing" if "jti" not in claims else f"is no text of 1 to {JTI_MAX_CHARACTERS} characters"
+            yield Fault(RefusalReason.ASSERTION_WITHOUT_ID, f"jti {wrong}")
+
+    def _wrong_audience(self, claims: Mapping[str, Any], *, is_issuer_only: bool) -> str | None:
         """Compare whole strings. A list with any other audience is for somebody else too."""
-        named = audience if isinstance(audience, list) else [audience]
-        rules = self._dependencies.rules
-        allowed = {rules.issuer} if is_issuer_only else {rules.issuer, rules.token_endpoint}
-        return bool(named) and all(isinstance(one, str) and one in allowed for one in named)
+        if "aud" not in claims:
+            return "aud is missing"
+        named = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
+        issuer, token_endpoint = self._dependencies.rules.issuer, self._dependencies.rules.token_endpoint
+        if not named or any(one not in (issuer, token_endpoint) for one in named):
+            return "aud is not the issuer" if len(named) <= 1 else "aud has others than the issuer"
+        if is_issuer_only and named != [issuer]:
+            return (
+                "aud is the token endpoint, not the issuer" if issuer not in named else "aud has the token endpoint too"
+            )
+        return None
 
 
 def check_assertion_fields(method: str, fields: Mapping[str, Any], *others: str) -> None:
@@ -174,7 +195,23 @@ def _taken_apart(unverified: str) -> UnverifiedAssertion:
     return UnverifiedAssertion(found.header, found.claims, found.signed, found.signature)
 
 
-def _wrong_header(assertion: UnverifiedAssertion) -> Iterator[RefusalReason]:
-    typ = assertion.header.get("typ")
-    if (typ is not None and not isinstance(typ, str)) or typ not in _TYPES or "crit" in assertion.header:
-        yield RefusalReason.ASSERTION_OTHER_TYPE
+def _wrong_header(assertion: UnverifiedAssertion) -> Iterator[Fault]:
+    header = assertion.header
+    if header.get("typ") is not None and not has_type(header, *_TYPES):
+        yield Fault(RefusalReason.ASSERTION_OTHER_TYPE, f"typ is none of {', '.join(_TYPES)}")
+    if "crit" in header:
+        yield Fault(RefusalReason.ASSERTION_OTHER_TYPE, "crit names extensions")
+
+
+def _wrong_times(claims: Mapping[str, Any], now: int, longest_seconds: int) -> Iterator[Fault]:
+    given = {name: claims[name] for name in ("exp", "iat", "nbf") if claims.get(name) is not None}
+    if "exp" not in given:
+        yield Fault(RefusalReason.ASSERTION_TIMES, "exp is missing")
+    elif wrong := [name for name, value in given.items() if not is_numeric_date(value)]:
+        yield Fault(RefusalReason.ASSERTION_TIMES, f"{', '.join(wrong)} is no number")
+    elif given["exp"] <= now - SKEW_SECONDS:
+        yield Fault(RefusalReason.ASSERTION_EXPIRED, "exp has passed")
+    elif given.pop("exp") > now + longest_seconds + SKEW_SECONDS:
+        yield Fault(RefusalReason.ASSERTION_TOO_LONG, f"exp is more than {longest_seconds} s ahead")
+    elif ahead := [name for name, value in given.items() if value > now + SKEW_SECONDS]:
+        yield Fault(RefusalReason.ASSERTION_IN_THE_FUTURE, f"{', '.join(ahead)} is in the future")

@@ -102,12 +102,18 @@ def test_a_change_of_any_part_is_found(alg: str) -> None:
         ({"kid": "kid-ES256"}, "other_algorithm"),
         ({"typ": "JWT"}, "other_type"),
         ({"typ": None}, "other_type"),
-        ({"typ": "application/at+jwt"}, "other_type"),
+        ({"typ": "application/jwt"}, "other_type"),
+        ({"typ": ["at+jwt"]}, "other_type"),
         ({"crit": ["exp"]}, "critical_header"),
     ],
 )
 def test_a_header_that_is_not_ours(header: dict[str, Any], reason: str) -> None:
     assert reasons(forged(header)) == [reason]
+
+
+@pytest.mark.parametrize("typ", ["at+jwt", "AT+JWT", "application/at+jwt", "Application/At+Jwt"])
+def test_a_type_is_a_media_type(typ: str) -> None:
+    assert reasons(forged({"typ": typ})) == []
 
 
 @pytest.mark.parametrize(
