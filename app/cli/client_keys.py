@@ -32,10 +32,11 @@ from app.crypto.jwk import check_jwks
 from app.database.models import ClientKeySetRow
 from app.errors import ManagementError
 from app.oauth.client_auth import METHODS
-from app.oauth.client_auth.assertions import AUDIENCES
+from app.oauth.client_auth.assertions import AUDIENCES, NEW_CLIENT_FIELDS, AssertionMethod, audience_rule
 from app.oauth.client_auth.private_key_jwt import PrivateKeyJwt
 from app.services import services
 
+METHODS_WITH_ASSERTIONS = {method.name for method in METHODS if issubclass(method, AssertionMethod)}
 GENERATED_ALG = "RS256"
 """The default of every library that signs."""
 
@@ -54,7 +55,11 @@ def key_options(command: Callable[..., None]) -> Callable[..., None]:
             "--jwks-file", metavar="FILE|-", help="Its public keys: a JWK set, a JWK, or a public key in PEM."
         ),
         click.option("--jwks-uri", metavar="URL", help="Where it publishes its public keys: a JWK set, by https."),
-        click.option("--assertion-audience", type=click.Choice(AUDIENCES), help="Audience its assertions must name."),
+        click.option(
+            "--assertion-audience",
+            type=click.Choice(AUDIENCES),
+            help="What its assertions may name: the issuer alone (new clients), or the token endpoint too.",
+        ),
     ):
         command = option(command)
     return command
@@ -77,13 +82,21 @@ def given_auth_fields(jwks_file: str | None, jwks_uri: str | None, assertion_aud
     return fields
 
 
-def check_auth_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``fields``, checked by the authentication method ``method``.
+def check_new_auth_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``fields`` of a new client with the defaults, checked by its authentication method.
 
     :raises ManagementError: the method refuses them.
     """
+    return _check(method, {**_new_client_fields(method), **fields})
+
+
+def _check(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     by_name = {one.name: one for one in METHODS}
     return by_name.get(method, METHODS[0]).check_fields(fields)
+
+
+def _new_client_fields(method: str) -> Mapping[str, Any]:
+    return NEW_CLIENT_FIELDS if method in METHODS_WITH_ASSERTIONS else {}
 
 
 def changed_auth_fields(before: ClientFields, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,10 +104,14 @@ def changed_auth_fields(before: ClientFields, method: str, given: Mapping[str, A
 
     :raises ManagementError: the method refuses them.
     """
-    kept = dict(before.auth_fields) if method == before.token_endpoint_auth_method else {}
+    kept = dict(before.auth_fields)
+    if method != before.token_endpoint_auth_method:
+        kept = dict(_new_client_fields(method))
+        if kept and before.token_endpoint_auth_method in METHODS_WITH_ASSERTIONS:
+            kept["assertion_audience"] = audience_rule(before.auth_fields)
     if given.keys() & {"jwks", "jwks_uri"}:
         kept = {name: value for name, value in kept.items() if name not in {"jwks", "jwks_uri"}}
-    return {"auth_fields": check_auth_fields(method, {**kept, **given})}
+    return {"auth_fields": _check(method, {**kept, **given})}
 
 
 def published_keys(auth_fields: Mapping[str, Any]) -> FetchedJwks | None:

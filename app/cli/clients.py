@@ -9,9 +9,10 @@ import click
 
 from app.cli.client_fields import METHOD_NAMES, field_options, given_fields, parse_labels
 from app.cli.client_keys import (
+    METHODS_WITH_ASSERTIONS,
     add_keys,
     changed_auth_fields,
-    check_auth_fields,
+    check_new_auth_fields,
     key_file_for,
     published_keys,
     remove_key,
@@ -34,11 +35,12 @@ from app.cli.output import (
 )
 from app.cli.secret_output import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
 from app.clients.fields import ClientFields
-from app.clients.repository import ListedClient
+from app.clients.repository import LEGACY_FOR, ListedClient
 from app.clients.secrets import NewSecret
 from app.config.values import format_duration
 from app.database.models import ClientRow
 from app.errors import ManagementError
+from app.oauth.client_auth.assertions import audience_rule
 from app.oauth.client_auth.client_secret import ClientSecretPost
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
 from app.services import services
@@ -76,7 +78,7 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
     imported = read_secret(options["secret_file"]) if options["secret_file"] else None
     with key_file_for(generate_key) as pair, secret_file_for(options["secret_out"]) as file:
         auth_fields = given.pop("auth_fields", {}) | ({"jwks": pair.public} if pair else {})
-        fields = ClientFields(client_name=name, auth_fields=check_auth_fields(method, auth_fields), **given)
+        fields = ClientFields(client_name=name, auth_fields=check_new_auth_fields(method, auth_fields), **given)
         published = published_keys(fields.auth_fields)
         registering = services().clients.repository.registering(
             fields,
@@ -107,6 +109,11 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Only clients with this label.")
 @click.option("--state", type=click.Choice(["enabled", "disabled"]))
 @click.option("--auth-method", type=click.Choice(METHOD_NAMES))
+@click.option(
+    "--assertion-style",
+    type=click.Choice(["legacy"]),
+    help="Only clients whose assertions named the token endpoint in the last 30 days.",
+)
 @click.option("--wasteful", is_flag=True, help="Only clients that get far more tokens than their lifetime requires.")
 @click.option("--unused-for", type=Duration(), help="Only clients that were unused for this long.")
 @click.option("--secrets-older-than", type=Duration(), help="Only clients with a valid secret of this age.")
@@ -155,13 +162,16 @@ def show_client(client_id: str, *, as_json: bool) -> None:
 @click.argument("client_id", metavar="ID")
 @click.option("--name", "client_name")
 @field_options
+@click.option("--yes", is_flag=True, help="Do it even if assertions that the client sends would be refused.")
 @json_option
-def update_client(client_id: str, client_name: str | None, *, as_json: bool, **options: Any) -> None:
+def update_client(client_id: str, client_name: str | None, *, yes: bool, as_json: bool, **options: Any) -> None:
     """Update a client. Each option replaces the whole field; an empty value clears it."""
     changes = given_fields(options) | ({} if client_name is None else {"client_name": client_name})
     if not changes:
         raise ManagementError("nothing to change: `flask clients update --help` shows what can be")
     given = changes.pop("auth_fields", {})
+    if given.get("assertion_audience") == "issuer" and not yes:
+        _require_no_legacy_assertion(client_id)
 
     def decide_changes(before: ClientFields) -> dict[str, Any]:
         method = changes.get("token_endpoint_auth_method", before.token_endpoint_auth_method)
@@ -178,6 +188,18 @@ def update_client(client_id: str, client_name: str | None, *, as_json: bool, **o
         )
     if "access_token_lifetime" in changes:
         _warn_of_short_lifetime(row)
+
+
+def _require_no_legacy_assertion(client_id: str) -> None:
+    """Require that the client sent no assertion lately that would be refused from now on."""
+    row = services().clients.repository.find(client_id)
+    sent_at = row.legacy_assertion_at
+    services().clients.repository.end_reading()
+    if sent_at is not None and sent_at >= services().clock() - LEGACY_FOR:
+        raise ManagementError(
+            f"at {timestamp(sent_at)} {client_id} sent an assertion whose aud is the token endpoint, which would be "
+            f"refused: let it name {services().settings.issuer} alone, or say --yes"
+        )
 
 
 @clients.command("disable")
@@ -283,6 +305,7 @@ def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, 
 
 
 def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
+    signs = row.token_endpoint_auth_method in METHODS_WITH_ASSERTIONS
     return {
         "client_id": row.client_id,
         "client_name": row.client_name,
@@ -295,7 +318,9 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
         "introspects": row.introspects or [],
         "keys": [key["kid"] for key in (row.auth_fields or {}).get("jwks", {}).get("keys", [])],
         "jwks_uri": (row.auth_fields or {}).get("jwks_uri"),
-        "assertion_audience": (row.auth_fields or {}).get("assertion_audience"),
+        "assertion_audience": audience_rule(row.auth_fields or {}) if signs else None,
+        "assertion_style": {"aud": row.assertion_aud, "typ": row.assertion_typ} if row.assertion_aud else None,
+        "legacy_assertion_at": timestamp(row.legacy_assertion_at),
         "access_token_lifetime": row.access_token_lifetime,
         "rate_limit": row.rate_limit,
         "contacts": row.contacts,

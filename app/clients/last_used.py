@@ -1,4 +1,6 @@
-"""Tracks when and from where secrets were used, and which clients were limited; writes it every few seconds.
+"""Tracks how clients authenticate, and which were limited; writes it every few seconds.
+
+That is when and from where secrets were used, and the style of assertions.
 
 Times are whole minutes, so a client with a thousand requests a minute causes one write per worker. A worker that is
 killed loses at most :data:`FLUSH_SECONDS`; one that shuts down loses nothing. While the database is away records
@@ -7,10 +9,11 @@ wait.
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, String, Update, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.engine import Connection, Engine
@@ -38,6 +41,26 @@ _Use = tuple[str, str | None, str]
 """Client id, secret id if the method has secrets, source address."""
 
 
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class AssertionStyle(NamedTuple):
+    """What an assertion looked like.
+
+    :ivar aud: ``issuer``, ``token_endpoint``, or ``both``.
+    :ivar typ: the media type, or ``none``.
+    """
+
+    aud: str
+    typ: str
+
+    @property
+    def is_legacy(self) -> bool:
+        """Whether RFC 10070 does not allow it."""
+        return self.aud != "issuer"
+
+
 @dataclass(frozen=True, slots=True)
 class _Renewal:
     """A stored digest or ciphertext, and its replacement by the first pepper or encryption key."""
@@ -60,19 +83,19 @@ class LastUsedTracker:
         self._clock = clock
         self._lock = threading.Lock()
         self._minute: datetime | None = None
-        self._noted: set[_Use] = set()
+        self._noted: set[tuple[str | None, ...]] = set()
         self._waiting: dict[_Use, tuple[datetime, datetime]] = {}
         self._renewals: dict[str, _Renewal] = {}
         self._limited: dict[str, datetime] = {}
+        self._assertions: dict[str, AssertionStyle] = {}
+        self._legacy: dict[str, datetime] = {}
         self._dropped = 0
 
     def record(self, client_id: str, secret_id: str | None, source_address: str | None) -> None:
         """Record that a client has authenticated, with which secret if its method has secrets."""
-        minute = self._clock().replace(second=0, microsecond=0)
         use = (client_id, secret_id, source_address or _UNKNOWN_ADDRESS)
         with self._lock:
-            if self._minute != minute:
-                self._minute, self._noted = minute, set()
+            minute = self._begin_minute()
             if use in self._noted:
                 return
             if len(self._waiting) >= MOST_RECORDS and use not in self._waiting:
@@ -80,6 +103,18 @@ class LastUsedTracker:
                 return
             self._noted.add(use)
             self._wait(use, minute, minute)
+
+    def record_assertion(self, client_id: str, style: AssertionStyle) -> None:
+        """Record what the assertion of a client looked like."""
+        with self._lock:
+            minute = self._begin_minute()
+            noted = ("assertion", client_id, *style)
+            if noted in self._noted or len(self._assertions) >= MOST_RECORDS:
+                return
+            self._noted.add(noted)
+            self._assertions[client_id] = style
+            if style.is_legacy:
+                self._legacy[client_id] = minute
 
     def record_limited(self, client_id: str) -> None:
         """Record that a request of a client was refused for a rate limit."""
@@ -120,50 +155,76 @@ class LastUsedTracker:
             waiting, self._waiting = self._waiting, {}
             renewals, self._renewals = self._renewals, {}
             limited, self._limited = self._limited, {}
+            assertions, self._assertions = self._assertions, {}
+            legacy, self._legacy = self._legacy, {}
             dropped, self._dropped = self._dropped, 0
         if dropped:
             log.warning("%d records of last use were dropped: more than %d were waiting", dropped, MOST_RECORDS)
         try:
-            # Sorted, so that no two workers deadlock.
-            for uses in batches(sorted(waiting, key=_order)):
-                with self._writing.begin() as connection:
-                    self._write(connection, [(use, *waiting[use]) for use in uses])
-                for use in uses:
-                    del waiting[use]
-            for client_ids in batches(sorted(limited)):
-                with self._writing.begin() as connection:
-                    times = [{"key": client_id, "moment": limited[client_id]} for client_id in client_ids]
-                    connection.execute(_move_forward(ClientRow, "limited_at"), times)
-                for client_id in client_ids:
-                    del limited[client_id]
-            for secret_ids in batches(sorted(renewals)):
-                with self._writing.begin() as connection:
-                    _replace(connection, [renewals[secret_id] for secret_id in secret_ids])
-                for secret_id in secret_ids:
-                    del renewals[secret_id]
+            self._write(waiting, _write_uses, order=_order)
+            self._write(limited, partial(_write_times, name="limited_at"))
+            self._write(assertions, _write_styles)
+            self._write(legacy, partial(_write_times, name="legacy_assertion_at"))
+            self._write(renewals, _replace)
         except BaseException:
             with self._lock:
                 for use, (first, last) in waiting.items():
                     self._wait(use, first, last)
                 self._renewals = renewals | self._renewals
                 self._limited = limited | self._limited
+                self._assertions = assertions | self._assertions
+                self._legacy = legacy | self._legacy
             raise
+
+    def _begin_minute(self) -> datetime:
+        """Return the current minute; forget what was noted in an earlier one."""
+        minute = self._clock().replace(second=0, microsecond=0)
+        if self._minute != minute:
+            self._minute, self._noted = minute, set()
+        return minute
+
+    def _write(
+        self,
+        records: dict[_Key, _Value],
+        write: Callable[[Connection, Mapping[_Key, _Value]], None],
+        order: Callable[[_Key], Any] | None = None,
+    ) -> None:
+        """Write records in batches, and remove those that were written from ``records``."""
+        # Sorted, so that no two workers deadlock.
+        for keys in batches(sorted(records, key=order)):  # type: ignore[type-var, arg-type]
+            with self._writing.begin() as connection:
+                write(connection, {key: records[key] for key in keys})
+            for key in keys:
+                del records[key]
 
     def _wait(self, use: _Use, first: datetime, last: datetime) -> None:
         known_first, known_last = self._waiting.get(use, (first, last))
         self._waiting[use] = min(first, known_first), max(last, known_last)
 
-    def _write(self, connection: Connection, last_used: Sequence[tuple[_Use, datetime, datetime]]) -> None:
-        clients = [{"key": use[0], "moment": last} for use, _, last in last_used]
-        connection.execute(_move_forward(ClientRow), clients)
-        with_secret = [(use[1], use[2], first, last) for use, first, last in last_used if use[1] is not None]
-        if with_secret:
-            secrets = [{"key": secret_id, "moment": last} for secret_id, _, _, last in with_secret]
-            connection.execute(_move_forward(ClientSecretRow), secrets)
-            names = ("secret_id", "address", "first", "last")
-            uses = [{f"told_{name}": value for name, value in zip(names, use, strict=True)} for use in with_secret]
-            connection.execute(_record_address(connection.engine), uses)
-            _forget_addresses(connection, sorted({secret_id for secret_id, *_ in with_secret}))
+
+def _write_uses(connection: Connection, uses: Mapping[_Use, tuple[datetime, datetime]]) -> None:
+    _write_times(connection, {use[0]: last for use, (_, last) in uses.items()})
+    with_secret = [(use[1], use[2], first, last) for use, (first, last) in uses.items() if use[1] is not None]
+    if with_secret:
+        secrets = [{"key": secret_id, "moment": last} for secret_id, _, _, last in with_secret]
+        connection.execute(_move_forward(ClientSecretRow), secrets)
+        names = ("secret_id", "address", "first", "last")
+        told = [{f"told_{name}": value for name, value in zip(names, use, strict=True)} for use in with_secret]
+        connection.execute(_record_address(connection.engine), told)
+        _forget_addresses(connection, sorted({secret_id for secret_id, *_ in with_secret}))
+
+
+def _write_times(connection: Connection, times: Mapping[str, datetime], name: str = "last_used_at") -> None:
+    moments = [{"key": client_id, "moment": moment} for client_id, moment in times.items()]
+    connection.execute(_move_forward(ClientRow, name), moments)
+
+
+def _write_styles(connection: Connection, styles: Mapping[str, AssertionStyle]) -> None:
+    aud, typ = bindparam("aud", type_=String), bindparam("typ", type_=String)
+    is_other = or_(ClientRow.assertion_aud.is_distinct_from(aud), ClientRow.assertion_typ.is_distinct_from(typ))
+    is_client = ClientRow.client_id == bindparam("key")
+    changed = update(ClientRow).where(is_client, is_other).values(assertion_aud=aud, assertion_typ=typ)
+    connection.execute(changed, [{"key": client_id, **style._asdict()} for client_id, style in styles.items()])
 
 
 def _order(use: _Use) -> tuple[str, str, str]:
@@ -209,8 +270,8 @@ def _forget_addresses(connection: Connection, secret_ids: Sequence[str]) -> None
         connection.execute(delete(use).where(use.secret_id == secret_id, use.source_address.not_in(kept)))
 
 
-def _replace(connection: Connection, renewals: Sequence[_Renewal]) -> None:
-    for renewal in renewals:
+def _replace(connection: Connection, renewals: Mapping[str, _Renewal]) -> None:
+    for renewal in renewals.values():
         connection.execute(
             update(ClientSecretRow)
             .where(ClientSecretRow.secret_id == renewal.secret_id, renewal.is_old)

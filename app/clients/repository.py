@@ -36,6 +36,9 @@ _GENERATED_ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _GENERATED_ID_LENGTH = 20
 
 
+LEGACY_FOR = timedelta(days=30)
+"""How long an assertion of the legacy style counts: a monthly job may be behind it."""
+
 ListedClient = SimpleNamespace
 """A client with the columns of :class:`ClientRow`, and ``secrets`` with those of :class:`ClientSecretRow`."""
 
@@ -86,6 +89,11 @@ class ClientRepository:
         rows = self._session.connection().execute(found, execution_options={"yield_per": _ROWS_AT_ONCE})
         for _, group in groupby(rows, key=lambda row: row.client_id):
             yield _listed(list(group))
+
+    def count(self, **filters: Any) -> int:
+        """Return how many clients :meth:`list_all` would return."""
+        counted = select(func.count()).select_from(ClientRow).where(*conditions(self._clock(), **filters))
+        return int(self._session.scalar(counted) or 0)
 
     def end_reading(self) -> None:
         """End the transaction of the rows that were read, before a person is asked.
@@ -250,6 +258,7 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
     secrets_older_than: timedelta | None = None,
     expiring_in: timedelta | None = None,
     wasteful: int | None = None,
+    assertion_style: str | None = None,
 ) -> list[ColumnElement[bool]]:
     """Return the conditions for clients that were not deleted and pass all filters.
 
@@ -257,6 +266,7 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
     :param unused_for: not used for so long; a client that was never used counts from its creation.
     :param secrets_older_than: has a usable secret that was created so long ago.
     :param expiring_in: has a usable secret that expires within this time.
+    :param assertion_style: ``legacy``: sent an assertion in the last 30 days that RFC 10070 does not allow.
     :param wasteful: got far more tokens than it needs; the lifetime of tokens of clients without their own, in seconds.
     """
     is_usable = usable_at(now) & (ClientSecretRow.client_id == ClientRow.client_id)
@@ -276,6 +286,8 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
         found.append(exists().where(is_usable, ClientSecretRow.expires_at <= now + expiring_in))
     if wasteful is not None:
         found.append(is_wasteful(now.date(), wasteful))
+    if assertion_style is not None:
+        found.append(ClientRow.legacy_assertion_at >= now - LEGACY_FOR)
     return found
 
 

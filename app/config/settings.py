@@ -87,7 +87,7 @@ class Settings(BaseModel):
     """How long verifiers may cache the JWKS. Most refetch on an unknown ``kid`` only after that."""
 
     assertion_audience: Literal["any", "issuer"] = "any"
-    """What a client's assertion may name as its audience: the issuer or the token endpoint, or the issuer alone."""
+    """Which audience an assertion may name: as each client is marked, or the issuer alone from all."""
 
     assertion_lifetime: Annotated[int, between(1, DAY)] = HOUR
     """How far in the future an assertion may expire."""

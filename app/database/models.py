@@ -78,6 +78,9 @@ class ClientRow(Base):
     ``rate_limit`` is its own limit of token requests, such as ``100/minute``. ``limited_at`` is when a request of it
     was last refused for a limit, to the minute. Tokens issued at ``tokens_not_before``, a whole second, or
     earlier are revoked.
+
+    ``assertion_aud`` and ``assertion_typ`` are the style of its last assertion; ``legacy_assertion_at`` is when it
+    last sent one that RFC 10070 does not allow, to the minute.
     """
 
     __tablename__ = "clients"
@@ -102,6 +105,9 @@ class ClientRow(Base):
     last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     rate_limit: Mapped[str | None] = mapped_column(String(32))
     limited_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
+    assertion_aud: Mapped[str | None] = mapped_column(String(16))
+    assertion_typ: Mapped[str | None] = mapped_column(String(32))
+    legacy_assertion_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     disabled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 

@@ -135,6 +135,28 @@ def _find_demo(services: Services) -> Found:
         )
 
 
+def _find_legacy_assertions(services: Services) -> Found:
+    clients = services.clients.repository
+    try:
+        found = clients.count(assertion_style="legacy")
+    except SQLAlchemyError:
+        # The check of the database reports it.
+        return
+    finally:
+        clients.end_reading()
+    if found:
+        yield Finding(
+            "assertions",
+            Severity.WARNING,
+            f"clients whose assertions named the token endpoint in the last 30 days: {found}",
+            "RFC 10070 allows the issuer alone: an assertion for a URL can be lured out of a client by another server",
+            "`flask clients list --assertion-style legacy` names them; docs/client-keys.md shows how each library is "
+            "told the issuer",
+        )
+    else:
+        yield Finding("assertions", Severity.OK, "none named the token endpoint in the last 30 days")
+
+
 def _find_forgetful_redis(services: Services) -> Found:
     url = services.settings.redis_url
     if url is None:
@@ -337,6 +359,7 @@ _LATER: tuple[_Check, ...] = (
     find_lost_secrets,
     _find_failing_key_sets,
     _find_unfit_keys,
+    _find_legacy_assertions,
     _find_unusable_snapshot,
     find_drift,
     find_unencrypted_connections,

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 TOKEN_URL = os.environ["TOKEN_URL"]
+ISSUER = os.environ.get("ISSUER", TOKEN_URL.removesuffix("/oauth/token"))
 API_URL = os.environ["API_URL"]
 CLIENT_ID = os.environ["CLIENT_ID"]
 SCOPE = os.environ.get("SCOPE")

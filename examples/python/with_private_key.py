@@ -14,7 +14,7 @@ from requests import HTTPError, Response
 from requests.adapters import HTTPAdapter
 from with_requests import Session, main
 
-from common import ATTEMPTS, CALLS, TOKEN_URL, WORTH_A_RETRY
+from common import ATTEMPTS, CALLS, ISSUER, TOKEN_URL, WORTH_A_RETRY
 
 KEY_FILE = Path(os.environ["CLIENT_KEY_FILE"])
 
@@ -24,7 +24,8 @@ class KeySession(Session):
 
     def __init__(self) -> None:
         super().__init__()
-        self.token_endpoint_auth_method = PrivateKeyJWT(TOKEN_URL)
+        # What it names as the audience of its assertions: the issuer alone (RFC 10070).
+        self.token_endpoint_auth_method = PrivateKeyJWT(ISSUER)
         self.register_compliance_hook("access_token_response", _refuse_what_is_worth_a_retry)
         # The API may be asked again in the same words, the token endpoint may not.
         self.mount(TOKEN_URL, HTTPAdapter(pool_maxsize=CALLS, max_retries=0))

@@ -168,9 +168,10 @@ class Harness:
         defaults = {"scope": ("read", "write"), "audiences": (AUDIENCE,)}
         return self.server.create_client(client_id=client_id, **taken_over, **defaults | fields)
 
-    def register_keyed(self, *signers: Signer) -> str:
+    def register_keyed(self, *signers: Signer, assertion_audience: str = "issuer") -> str:
         """Make a client for :data:`AUDIENCE` that signs assertions; its id."""
-        auth_fields = {"jwks": {"keys": [one.jwk | {"kid": one.kid} for one in signers]}}
+        keys = {"keys": [one.jwk | {"kid": one.kid} for one in signers]}
+        auth_fields = {"jwks": keys, "assertion_audience": assertion_audience}
         fields = ClientFields(
             client_name="Keyed",
             audiences=(AUDIENCE,),

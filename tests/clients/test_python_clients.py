@@ -219,11 +219,13 @@ def test_authlib_introspects_and_revokes(harness: Harness) -> None:
         assert asking.introspect_token(introspection, token=token).json() == {"active": False}
 
 
+@pytest.mark.parametrize("style", ["issuer", "any"])
 @pytest.mark.parametrize("alg", ["RS256", "ES256", "PS256"])
-def test_authlib_signs_assertions(harness: Harness, alg: str) -> None:
+def test_authlib_signs_assertions(harness: Harness, alg: str, style: str) -> None:
     one = signer(alg)
-    client_id = harness.register_keyed(one)
-    method = PrivateKeyJWT(harness.token_url, alg=alg)
+    client_id = harness.register_keyed(one, assertion_audience=style)
+    # Unless it is told, it names the URL that it asks.
+    method = PrivateKeyJWT(harness.url if style == "issuer" else None, alg=alg)
     with AuthlibSession(client_id, one.key, token_endpoint_auth_method=method) as session:
         for _ in range(2):
             token = session.fetch_token(harness.token_url, grant_type="client_credentials")
@@ -232,12 +234,27 @@ def test_authlib_signs_assertions(harness: Harness, alg: str) -> None:
         AuthlibSession(
             client_id,
             signer(alg).key,
-            token_endpoint_auth_method=PrivateKeyJWT(harness.token_url, alg=alg),
+            token_endpoint_auth_method=method,
         ) as stranger,
         pytest.raises(OAuthError) as caught,
     ):
         stranger.fetch_token(harness.token_url, grant_type="client_credentials")
     assert caught.value.error == "invalid_client"
+
+
+def test_a_client_that_is_not_told_the_issuer_is_refused_unless_it_is_marked(harness: Harness) -> None:
+    one = signer("RS256")
+    client_id = harness.register_keyed(one)
+    for method in (PrivateKeyJWT(), PrivateKeyJWT(harness.token_url)):
+        with (
+            AuthlibSession(client_id, one.key, token_endpoint_auth_method=method) as session,
+            pytest.raises(OAuthError) as caught,
+        ):
+            session.fetch_token(harness.token_url, grant_type="client_credentials")
+        assert caught.value.error == "invalid_client"
+    own = {**one.key.as_dict(private=True), "kid": one.kid, "alg": "RS256"}
+    with pytest.raises(R2cInvalidClient):
+        R2cClient(harness.token_url, auth=R2cPrivateKeyJwt(client_id, own), testing=True).client_credentials()
 
 
 def test_authlib_signs_assertions_with_its_secret(harness: Harness) -> None:
@@ -255,17 +272,19 @@ def test_authlib_signs_assertions_with_its_secret(harness: Harness) -> None:
     assert caught.value.error == "invalid_client"
 
 
+@pytest.mark.parametrize("style", ["issuer", "any"])
 @pytest.mark.parametrize("alg", ["RS256", "PS256", "ES256", "EdDSA"])
-def test_requests_oauth2client_signs_assertions(harness: Harness, alg: str) -> None:
+def test_requests_oauth2client_signs_assertions(harness: Harness, alg: str, style: str) -> None:
     one, other = signer(alg), signer(alg)
-    client_id = harness.register_keyed(one)
+    client_id = harness.register_keyed(one, assertion_audience=style)
     own, foreign = ({**key.key.as_dict(private=True), "kid": one.kid, "alg": alg} for key in (one, other))
-    client = R2cClient(harness.token_url, auth=R2cPrivateKeyJwt(client_id, own, alg=alg), testing=True)
+    told = {"aud": harness.url} if style == "issuer" else {}
+    client = R2cClient(harness.token_url, auth=R2cPrivateKeyJwt(client_id, own, alg=alg, **told), testing=True)
     for _ in range(2):
         assert harness.verified(client.client_credentials().access_token)["sub"] == client_id
     with pytest.raises(R2cInvalidClient):
         R2cClient(
-            harness.token_url, auth=R2cPrivateKeyJwt(client_id, foreign, alg=alg), testing=True
+            harness.token_url, auth=R2cPrivateKeyJwt(client_id, foreign, alg=alg, **told), testing=True
         ).client_credentials()
 
 

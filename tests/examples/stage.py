@@ -235,7 +235,7 @@ class Stage:
 
 
 def _registered(one: Signer) -> dict[str, Any]:
-    return {"jwks": {"keys": [one.jwk | {"kid": one.kid}]}}
+    return {"jwks": {"keys": [one.jwk | {"kid": one.kid}]}, "assertion_audience": "issuer"}
 
 
 def _pem(one: Signer) -> str:

@@ -11,7 +11,7 @@ import pytest
 import requests
 from cryptography.hazmat.primitives import serialization
 from sqlalchemy import update
-from support.assertions import Signer, claims_of, form, signer
+from support.assertions import ISSUER, Signer, claims_of, form, signer
 from support.publisher import publishing, send
 from support.server import RunningServer, running_server, wait_until
 
@@ -261,6 +261,88 @@ def test_of_all_workers_one_fetches_and_a_failure_is_named(tmp_path: Path) -> No
 def _make_due(server: RunningServer) -> None:
     with server.context(), db.engine.begin() as connection:
         connection.execute(update(ClientKeySetRow).values(refresh_at=datetime(2026, 1, 1, tzinfo=UTC)))
+
+
+TOKEN_ENDPOINT = f"{ISSUER}/oauth/token"
+
+
+def _audience_of(server: RunningServer, client_id: str) -> str | None:
+    found: str | None = server.flask_json("clients", "show", client_id)["assertion_audience"]
+    return found
+
+
+def _key_file(folder: Path, one: Signer) -> str:
+    file = folder / "key.json"
+    file.write_text(json.dumps(one.jwk | {"kid": one.kid}))
+    return str(file)
+
+
+def test_a_new_client_names_the_issuer_alone_unless_it_is_marked(server: RunningServer, tmp_path: Path) -> None:
+    one = signer("ES256")
+    create = ("clients", "create", "Signs", *METHOD, "--jwks-file", _key_file(tmp_path, one))
+    strict = server.flask_json(*create)["client_id"]
+    marked = server.flask_json(*create, "--assertion-audience", "any")["client_id"]
+    plain = server.flask_json("clients", "create", "Plain")["client_id"]
+    assert [_audience_of(server, each) for each in (strict, marked, plain)] == ["issuer", "any", None]
+    sent = {each: server.post_token(form(one.sign(claims_of(each, TOKEN_ENDPOINT)))) for each in (strict, marked)}
+    assert [answer.status_code for answer in sent.values()] == [401, 200]
+    event = server.event_of(sent[strict])
+    assert (event["reason"], event["detail"]) == ("assertion_audience", "aud is the token endpoint, not the issuer")
+
+
+def test_a_change_keeps_what_a_client_may_name(server: RunningServer, tmp_path: Path) -> None:
+    file = _key_file(tmp_path, signer("ES256"))
+    mac = ("clients", "create", "Signs", "--auth-method", "client_secret_jwt")
+    old, strict = (
+        server.create_client(token_endpoint_auth_method="client_secret_jwt").client_id,
+        server.flask_json(*mac),
+    )
+    assert [_audience_of(server, each) for each in (old, strict["client_id"])] == ["any", "issuer"]
+    assert server.flask("clients", "update", old, "--description", "x").returncode == 0
+    assert _audience_of(server, old) == "any"
+    # From one kind of assertion to another: its library stays the same.
+    assert server.flask("clients", "update", old, *METHOD, "--jwks-file", file).returncode == 0
+    assert _audience_of(server, old) == "any"
+    assert server.flask("clients", "keys-add", old, _key_file(tmp_path, signer("ES256"))).returncode == 0
+    assert _audience_of(server, old) == "any"
+    # From a secret to its first assertion.
+    plain = server.flask_json("clients", "create", "Plain")["client_id"]
+    assert server.flask("clients", "update", plain, *METHOD, "--jwks-file", file).returncode == 0
+    assert _audience_of(server, plain) == "issuer"
+
+
+def test_a_client_that_still_names_the_token_endpoint_is_not_shut_out_by_mistake(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    one = signer("ES256")
+    words = (*METHOD, "--jwks-file", _key_file(tmp_path, one), "--assertion-audience", "any")
+    client_id = "names-the-endpoint"
+    server.flask_json("clients", "create", "Legacy", "--client-id", client_id, *words)
+
+    def show() -> dict[str, Any]:
+        found: dict[str, Any] = server.flask_json("clients", "show", client_id)
+        return found
+
+    assert (show()["assertion_style"], show()["legacy_assertion_at"]) == (None, None)
+    legacy = claims_of(client_id, [ISSUER, TOKEN_ENDPOINT])
+    assert server.post_token(form(one.sign(legacy, typ="client-authentication+jwt"))).status_code == 200
+    wait_until(lambda: show()["legacy_assertion_at"] is not None)
+    assert show()["assertion_style"] == {"aud": "both", "typ": "client-authentication+jwt"}
+    listed = server.flask_json("clients", "list", "--assertion-style", "legacy")
+    assert client_id in [each["client_id"] for each in listed]
+    assert all(each["legacy_assertion_at"] for each in listed)
+    update = ("clients", "update", client_id, "--assertion-audience", "issuer")
+    done = server.flask(*update)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"Error: at {show()['legacy_assertion_at']} {client_id} sent an assertion whose aud is the token endpoint, "
+        f"which would be refused: let it name {ISSUER} alone, or say --yes\n"
+    )
+    assert _audience_of(server, client_id) == "any"
+    assert server.flask(*update, "--yes").returncode == 0
+    assert _audience_of(server, client_id) == "issuer"
+    assert server.post_token(form(one.sign(claims_of(client_id, ISSUER)))).status_code == 200
+    wait_until(lambda: show()["assertion_style"] == {"aud": "issuer", "typ": "jwt"})
 
 
 def test_a_kid_that_begins_like_an_option_can_be_removed(server: RunningServer, tmp_path: Path) -> None:

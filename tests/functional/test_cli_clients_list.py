@@ -80,6 +80,8 @@ def test_show_prints_everything_but_secrets(harness: Harness) -> None:
         "keys": [],
         "jwks_uri": None,
         "assertion_audience": None,
+        "assertion_style": None,
+        "legacy_assertion_at": None,
         "access_token_lifetime": None,
         "rate_limit": None,
         "contacts": [],

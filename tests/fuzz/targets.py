@@ -141,7 +141,7 @@ def _to_sign(jti: str, header: str = "", **changes: Any) -> bytes:
 
 
 JWS_SEEDS = (
-    # The first two are accepted, once.
+    # Some are accepted, once.
     _to_sign("1", f',"typ":"JWT","kid":"{_SIGNER.kid}"'),
     _to_sign("2", ',"typ":"client-authentication+jwt"', aud=[ISSUER, f"{ISSUER}/oauth/token"], nbf=_NOW),
     _to_sign("3", ',"crit":["b64"],"b64":false'),
@@ -151,6 +151,7 @@ JWS_SEEDS = (
     _to_sign("7", exp=_NOW - SKEW_SECONDS),
     _to_sign("8", exp=_NOW + 10**9),
     _to_sign("9", iat=_NOW + 61),
+    _to_sign("10", ',"typ":"application/JWT"', iat=None, exp=_NOW + 59.5, nbf=_NOW - 0.25),
     _to_sign("", sub="other"),
     b'{"alg":"ES256"}\n{"exp":1e400,"iat":-1,"nbf":[],"jti":[],"sub":null,"aud":{}}',
     by_hand({"alg": "none"}, _CLAIMS, b"").encode(),
@@ -219,14 +220,14 @@ def _require_right(header: Mapping[str, Any], claims: Mapping[str, Any]) -> None
     assert header["alg"] == "ES256"
     assert header.get("kid", _SIGNER.kid) == _SIGNER.kid
     typ = header.get("typ")
-    assert (typ if typ is None else typ.lower()) in _TYPES
+    assert (typ if typ is None else typ.lower().removeprefix("application/")) in _TYPES
     assert "crit" not in header
     assert claims["iss"] == claims["sub"] == CLIENT_ID
     audiences = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
     assert audiences
     assert set(audiences) <= {ISSUER, f"{ISSUER}/oauth/token"}
     assert _NOW - SKEW_SECONDS < claims["exp"] <= _NOW + 3600 + SKEW_SECONDS
-    assert max(claims["iat"], claims.get("nbf") or 0) <= _NOW + SKEW_SECONDS
+    assert max(claims.get("iat") or 0, claims.get("nbf") or 0) <= _NOW + SKEW_SECONDS
     assert claims["jti"]
     assert isinstance(claims["jti"], str)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from app.clients.authentication import Lookup, refusal_reason, to_client, usable
+from app.clients.last_used import AssertionStyle
 from app.clients.secret_digests import is_vschar
 from app.crypto.jws import has_type, is_numeric_date, parse_unverified, parse_unverified_header
 from app.errors import InvalidClient, ManagementError
@@ -28,6 +29,8 @@ REMEMBERED_LONGER_SECONDS = 60
 """A used assertion is remembered a little longer than it is valid: our machines' clocks may differ too."""
 JTI_MAX_CHARACTERS = 255
 AUDIENCES = ("any", "issuer")
+NEW_CLIENT_FIELDS = {"assertion_audience": "issuer"}
+"""What a new client registers unless it is told otherwise: RFC 10070."""
 
 _TYPES = ("jwt", "client-authentication+jwt")
 """Other types are for other purposes: an access token is not an assertion (RFC 8725 section 3.11)."""
@@ -133,6 +136,7 @@ class AssertionMethod(ABC):
         self._dependencies.limits.count_assertion(to_client(row))
         if not self._use(assertion):
             raise InvalidClient(RefusalReason.ASSERTION_REPLAYED, client_id=row.client_id)
+        self._dependencies.clients.last_used.record_assertion(row.client_id, self._style(assertion))
         secret = next(iter(working), None)
         return self._dependencies.clients.accept(examined.lookup, row, self.name, request.source_address, secret)
 
@@ -145,13 +149,22 @@ class AssertionMethod(ABC):
         issued_at = math.floor(claims["exp"] - self._dependencies.rules.longest_seconds if iat is None else iat)
         return self._dependencies.replay_store.use(assertion.client_id, claims["jti"], issued_at, until)
 
+    def _style(self, assertion: UnverifiedAssertion) -> AssertionStyle:
+        """Return the style of an assertion that passed all checks."""
+        aud, issuer = assertion.claims["aud"], self._dependencies.rules.issuer
+        named = aud if isinstance(aud, list) else [aud]
+        to_issuer, to_others = issuer in named, any(one != issuer for one in named)
+        audience = ("both" if to_issuer else "token_endpoint") if to_others else "issuer"
+        typ = next((each for each in _TYPES if has_type(assertion.header, each)), "none")
+        return AssertionStyle(audience, typ)
+
     def _wrong_claims(self, assertion: UnverifiedAssertion, fields: Mapping[str, Any]) -> Iterator[Fault]:
         """Check the claims: RFC 7523 section 3, and what it leaves open."""
         claims = assertion.claims
         if not assertion.client_id or claims.get("iss") != assertion.client_id:
             wrong = "iss is missing" if "iss" not in claims else "iss is not sub"
             yield Fault(RefusalReason.ASSERTION_OF_ANOTHER, wrong)
-        is_issuer_only = fields.get("assertion_audience") == "issuer" or self._dependencies.rules.is_issuer_only
+        is_issuer_only = audience_rule(fields) == "issuer" or self._dependencies.rules.is_issuer_only
         if wrong_audience := self._wrong_audience(claims, is_issuer_only=is_issuer_only):
             yield Fault(RefusalReason.ASSERTION_AUDIENCE, wrong_audience)
         now = int(self._dependencies.clock().timestamp())
@@ -169,11 +182,19 @@ class AssertionMethod(ABC):
         issuer, token_endpoint = self._dependencies.rules.issuer, self._dependencies.rules.token_endpoint
         if not named or any(one not in (issuer, token_endpoint) for one in named):
             return "aud is not the issuer" if len(named) <= 1 else "aud has others than the issuer"
-        if is_issuer_only and named != [issuer]:
+        if is_issuer_only and set(named) != {issuer}:
             return (
                 "aud is the token endpoint, not the issuer" if issuer not in named else "aud has the token endpoint too"
             )
         return None
+
+
+def audience_rule(fields: Mapping[str, Any]) -> str:
+    """Return which audiences a client may name, one of :data:`AUDIENCES`.
+
+    Clients that registered before RFC 10070 have no such field: they may name the token endpoint.
+    """
+    return str(fields.get("assertion_audience", "any"))
 
 
 def check_assertion_fields(method: str, fields: Mapping[str, Any], *others: str) -> None:
@@ -184,7 +205,7 @@ def check_assertion_fields(method: str, fields: Mapping[str, Any], *others: str)
     """
     if unknown := fields.keys() - {"assertion_audience", *others}:
         raise ManagementError(f"{method} knows no {', '.join(sorted(unknown))}")
-    if fields.get("assertion_audience", AUDIENCES[0]) not in AUDIENCES:
+    if audience_rule(fields) not in AUDIENCES:
         raise ManagementError(f"assertion audience must be {' or '.join(AUDIENCES)}")
 
 

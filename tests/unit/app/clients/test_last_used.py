@@ -19,7 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from support.server import NewClient
 from unit.harness import Harness, open_harness
 
-from app.clients.last_used import MOST_ADDRESSES, LastUsedTracker
+from app.clients import last_used
+from app.clients.last_used import MOST_ADDRESSES, AssertionStyle, LastUsedTracker
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient
 from app.types import Credentials
@@ -367,6 +368,56 @@ def test_a_renewal_shows_no_digest(harness: Harness) -> None:
     last_used.rehash("s-1", b"old sum", "p1", b"new sum")
     assert "_Renewal(s-1)" in repr(vars(last_used))
     assert " sum" not in repr(vars(last_used))
+
+
+def test_the_style_of_assertions_is_written_when_it_changes(any_harness: Harness) -> None:
+    harness = any_harness
+    for client_id in ("old", "new", "silent"):
+        harness.register(client_id)
+
+    def recorded(client_id: str) -> tuple[str | None, str | None, datetime | None]:
+        with harness.app.app_context():
+            row = harness.store.find(client_id)
+            return row.assertion_aud, row.assertion_typ, row.legacy_assertion_at
+
+    legacy, both, strict = (AssertionStyle(aud, "jwt") for aud in ("token_endpoint", "both", "issuer"))
+    one = worker(harness)
+    for _ in range(3):
+        one.record_assertion("old", legacy)
+    one.record_assertion("new", both)
+    one.record_assertion("nobody", legacy)
+    assert recorded("old") == (None, None, None)
+    one.flush()
+    assert recorded("old") == ("token_endpoint", "jwt", NOON)
+    assert recorded("new") == ("both", "jwt", NOON)
+    assert recorded("silent") == (None, None, None)
+    one.record_assertion("old", legacy)
+    with writes(harness) as seen:
+        one.flush()
+    assert seen == []
+    harness.clock.advance(minutes=5)
+    one.record_assertion("new", strict)
+    one.flush()
+    # When it last sent the old style stays known.
+    assert recorded("new") == ("issuer", "jwt", NOON)
+
+
+def test_styles_wait_while_the_database_is_away(any_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    any_harness.register("a")
+    one = worker(any_harness)
+    one.record_assertion("a", AssertionStyle("both", "none"))
+    with monkeypatch.context() as broken:
+        broken.setattr(last_used, "_write_styles", _fail)
+        with pytest.raises(SQLAlchemyError):
+            one.flush()
+    one.flush()
+    with any_harness.app.app_context():
+        row = any_harness.store.find("a")
+        assert (row.assertion_aud, row.assertion_typ, row.legacy_assertion_at) == ("both", "none", NOON)
+
+
+def _fail(*_: Any) -> None:
+    raise SQLAlchemyError
 
 
 def test_who_is_limited_is_written_to_the_minute(any_harness: Harness) -> None:

@@ -16,6 +16,7 @@ from support.redis import running_redis
 from unit.harness import Harness, open_harness
 
 from app.clients.fields import ClientFields
+from app.clients.last_used import AssertionStyle
 from app.database.models import ClientKeySetRow, ClientSecretRow, db
 from app.operations.doctor import examine, examine_start
 from app.operations.findings import Finding, Severity
@@ -293,6 +294,22 @@ def test_traces_that_cannot_be_sent_are_found(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
     (tmp_path / "asked").mkdir()
     assert ("warning", message[1]) in found_in(tmp_path / "asked", clock, secret_peppers=STRONG)
+
+
+def test_clients_whose_assertions_name_the_token_endpoint_are_counted(any_harness: Harness) -> None:
+    def said() -> list[str]:
+        with any_harness.app.app_context():
+            return [f"{one.severity}: {one.what}" for one in examine(any_harness.services) if one.check == "assertions"]
+
+    assert said() == ["ok: none named the token endpoint in the last 30 days"]
+    for client_id in ("a", "b", "c"):
+        any_harness.register(client_id)
+        style = AssertionStyle("issuer" if client_id == "c" else "token_endpoint", "jwt")
+        any_harness.services.clients.last_used.record_assertion(client_id, style)
+    any_harness.services.clients.last_used.flush()
+    assert said() == ["warning: clients whose assertions named the token endpoint in the last 30 days: 2"]
+    any_harness.clock.advance(days=30, seconds=1)
+    assert said() == ["ok: none named the token endpoint in the last 30 days"]
 
 
 def test_stored_keys_that_are_not_fit_are_named(any_harness: Harness) -> None:
