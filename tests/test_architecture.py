@@ -51,6 +51,7 @@ PURE_MODULES = (
     "crypto/jws",
     "crypto/algorithms",
     "crypto/jwk",
+    "crypto/key_set",
     "crypto/fitness",
     "clients/secret_digests",
     "clients/fields",

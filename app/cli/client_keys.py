@@ -1,17 +1,13 @@
 """``flask clients keys``, ``keys-add``, ``keys-remove``, ``--generate-key``: keys of clients that sign assertions."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import click
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from flask.cli import with_appcontext
-from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from app.cli.output import (
     KID_FIRST,
@@ -20,7 +16,7 @@ from app.cli.output import (
     print_fields,
     print_json,
     print_table,
-    read_secret,
+    read_bytes,
     report,
     secret_file_for,
     timestamp,
@@ -28,7 +24,7 @@ from app.cli.output import (
 from app.clients.fields import ClientFields
 from app.clients.jwks_cache import FetchedJwks
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
-from app.crypto.jwk import check_jwks
+from app.crypto.key_set import check_jwks, read_key_set
 from app.database.models import ClientKeySetRow
 from app.errors import ManagementError
 from app.oauth.client_auth import METHODS
@@ -41,19 +37,10 @@ GENERATED_ALG = "RS256"
 """The default of every library that signs."""
 
 
-_JWK_BY_KIND: tuple[tuple[type, Any], ...] = (
-    (rsa.RSAPublicKey, RSAKey),
-    (ec.EllipticCurvePublicKey, ECKey),
-    (ed25519.Ed25519PublicKey, OKPKey),
-)
-
-
 def key_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for what a client of ``private_key_jwt`` registers."""
     for option in (
-        click.option(
-            "--jwks-file", metavar="FILE|-", help="Its public keys: a JWK set, a JWK, or a public key in PEM."
-        ),
+        click.option("--jwks-file", metavar="FILE|-", help="Its public keys: a JWK set, a JWK, or PEM."),
         click.option("--jwks-uri", metavar="URL", help="Where it publishes its public keys: a JWK set, by https."),
         click.option(
             "--assertion-audience",
@@ -74,7 +61,7 @@ def given_auth_fields(jwks_file: str | None, jwks_uri: str | None, assertion_aud
     if jwks_file and jwks_uri:
         raise ManagementError("--jwks-file and --jwks-uri are two places for keys: give one of them")
     if jwks_file:
-        fields["jwks"] = read_key_set(jwks_file)
+        fields["jwks"] = read_key_file(jwks_file)
     if jwks_uri:
         fields["jwks_uri"] = jwks_uri
     if assertion_audience:
@@ -115,11 +102,15 @@ def changed_auth_fields(before: ClientFields, method: str, given: Mapping[str, A
 
 
 def published_keys(auth_fields: Mapping[str, Any]) -> FetchedJwks | None:
-    """Fetch the keys of a client that publishes them.
+    """Fetch the keys of a client that publishes them; report those that are skipped.
 
     :raises ManagementError: why the fetch failed.
     """
-    return services().clients.jwks_cache.fetch(auth_fields["jwks_uri"]) if "jwks_uri" in auth_fields else None
+    if "jwks_uri" not in auth_fields:
+        return None
+    found = services().clients.jwks_cache.fetch(auth_fields["jwks_uri"])
+    _report_skipped(found.skipped)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,32 +147,23 @@ def key_file_for(path: str | None) -> Iterator[KeyPair | None]:
         yield KeyPair(public, file, pem.decode().strip())
 
 
-def read_key_set(source: str) -> dict[str, Any]:
-    """Read public keys: a JWK set, a single JWK, or a public key in PEM.
+def read_key_file(source: str) -> dict[str, Any]:
+    """Read public keys from a file, or from standard input (``-``); report those that are skipped.
 
-    :raises ManagementError: the file contains none, or a private key.
+    :raises ManagementError: no key can be used, or one is private.
     """
-    text = read_secret(source, "key file").strip()
-    if "PRIVATE KEY" in text:
-        raise ManagementError(f"{source} holds a private key: register its public half only")
-    if text.startswith("-----BEGIN"):
-        return check_jwks({"keys": [_jwk_of(text, source)]})
+    raw = read_bytes(source, "key file")
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ManagementError(f"{source} holds no JWK set, no JWK and no public key in PEM") from None
-    return check_jwks({"keys": [found]} if isinstance(found, dict) and "kty" in found else found)
+        found = read_key_set(raw)
+    except ManagementError as error:
+        raise ManagementError(f"{source}: {error}") from None
+    _report_skipped(found.skipped)
+    return found.jwks
 
 
-def _jwk_of(pem: str, source: str) -> dict[str, Any]:
-    try:
-        key = serialization.load_pem_public_key(pem.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
-    for kind, jwk in _JWK_BY_KIND:
-        if isinstance(key, kind):
-            return dict(jwk(key, key, {}).as_dict(private=False))
-    raise ManagementError(f"{source} holds no public key of a kind that is known here")
+def _report_skipped(skipped: Sequence[str]) -> None:
+    for reason in skipped:
+        report(f"Skipped: {reason}")
 
 
 @click.command("keys")
@@ -207,7 +189,8 @@ def show_keys(client_id: str, *, fetch: bool, as_json: bool) -> None:
     print_table(("kid", "kty", "alg"), [(key["kid"], key["kty"], key.get("alg", "any of its kind")) for key in keys])
     if state:
         report("")
-        print_fields({name: value for name, value in state.items() if value is not None})
+        print_fields({name: value for name, value in state.items() if value is not None and name != "skipped"})
+        _report_skipped(state["skipped"])
 
 
 def _state_of(published: ClientKeySetRow) -> dict[str, Any]:
@@ -216,6 +199,7 @@ def _state_of(published: ClientKeySetRow) -> dict[str, Any]:
         "fetched_at": timestamp(published.fetched_at),
         "next_fetch_at": timestamp(published.refresh_at),
         "fault": published.fault,
+        "skipped": published.skipped or [],
     }
 
 
@@ -225,8 +209,14 @@ def _state_of(published: ClientKeySetRow) -> dict[str, Any]:
 @click.argument("file")
 def add_keys(client_id: str, file: str) -> None:
     """Add the public keys in FILE (- for standard input). The client's other keys stay valid."""
-    new = read_key_set(file)["keys"]
-    row = services().clients.repository.update(client_id, lambda before: _with_keys(before, lambda old: old + new))
+    new = read_key_file(file)["keys"]
+
+    def together(old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if known := [key["kid"] for key in new if key in old]:
+            raise ManagementError(f"{client_id} has {', '.join(known)} already")
+        return [*old, *new]
+
+    row = services().clients.repository.update(client_id, lambda before: _with_keys(before, together))
     message = ", ".join(key["kid"] for key in new)
     report(f"{row.client_id} may sign with {message} too. `flask clients keys-remove` ends an old one.")
 

@@ -140,11 +140,20 @@ def read_secret(source: str, what: str = "secret file") -> str:
     :raises ManagementError: it cannot be read. Never quotes it.
     """
     try:
-        raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        return raw.decode().removesuffix("\n").removesuffix("\r")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ManagementError(f"the {what} {source} cannot be read: {cause}") from None
+        return read_bytes(source, what).decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ManagementError(f"the {what} {source} cannot be read: it is not UTF-8 text") from None
+
+
+def read_bytes(source: str, what: str) -> bytes:
+    """Read a file, or standard input (``-``).
+
+    :raises ManagementError: it cannot be read.
+    """
+    try:
+        return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise ManagementError(f"the {what} {source} cannot be read: {error.strerror}") from None
 
 
 class SecretFile:

@@ -6,7 +6,6 @@ for a fetch or causes one: an assertion with an unknown key only brings the next
 machines one fetches a set.
 """
 
-import json
 import logging
 import random
 import threading
@@ -24,7 +23,7 @@ from sqlalchemy.orm import scoped_session
 from app.audit.events import ClientChanged
 from app.audit.outbox import Outbox
 from app.crypto.fitness import find_weakness
-from app.crypto.jwk import check_fetched_jwks
+from app.crypto.key_set import read_key_set
 from app.database.engine import reading_engine, writing_engine
 from app.database.models import SERVED, SERVED_IDS, ClientKeySetRow, ClientRow
 from app.errors import ManagementError
@@ -55,11 +54,13 @@ _FETCHER = "the fetch of keys"
 class FetchedJwks:
     """A key set, fetched and checked.
 
+    :param skipped: keys that cannot be used here, each with the reason.
     :param lifetime: how long it is cached.
     """
 
     uri: str
     jwks: dict[str, Any]
+    skipped: Sequence[str]
     lifetime: timedelta
 
 
@@ -97,6 +98,7 @@ def store_jwks(session: scoped_session[Any], row: ClientRow, found: FetchedJwks 
         kept = ClientKeySetRow(client_id=row.client_id)
         session.add(kept)
     kept.uri, kept.jwks, kept.fault, kept.failures = uri, found.jwks, None, 0
+    kept.skipped = list(found.skipped) or None
     kept.fetched_at = kept.tried_at = now
     kept.refresh_at = now + _EARLY * found.lifetime
 
@@ -151,15 +153,11 @@ class JwksCache:
     def _fetched(self, uri: str) -> FetchedJwks:
         fetched = self._fetcher.fetch(uri, _ACCEPT)
         try:
-            document = json.loads(fetched.body)
-        except (ValueError, RecursionError):
-            raise FetchError("the answer is no JSON") from None
-        try:
-            jwks = check_fetched_jwks(document)
+            jwks, skipped = read_key_set(fetched.body)
         except ManagementError as error:
             raise FetchError(str(error)) from None
         said = USUAL if fetched.max_age is None else timedelta(seconds=fetched.max_age)
-        return FetchedJwks(uri, jwks, min(max(said, SHORTEST), LONGEST))
+        return FetchedJwks(uri, jwks, skipped, min(max(said, SHORTEST), LONGEST))
 
     def _due(self, now: datetime) -> Sequence[Any]:
         due = (
@@ -184,6 +182,21 @@ class JwksCache:
         )
         with reading_engine(self._engine).connect() as connection:
             return connection.scalars(failing).all()
+
+    def find_skipped(self) -> Sequence[tuple[str, str]]:
+        """Return published keys that cannot be used: client id and reason, at most :data:`MOST_FAILING`.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        skipping = (
+            select(ClientKeySetRow.client_id, ClientKeySetRow.skipped)
+            .where(ClientKeySetRow.skipped.is_not(None), ClientKeySetRow.client_id.in_(SERVED_IDS))
+            .order_by(ClientKeySetRow.client_id)
+            .limit(MOST_FAILING)
+        )
+        with reading_engine(self._engine).connect() as connection:
+            rows = connection.execute(skipping).all()
+        return [(row.client_id, reason) for row in rows for reason in row.skipped or ()][:MOST_FAILING]
 
     def find_unfit(self) -> list[tuple[str, str, str]]:
         """Return keys that would not be accepted today: client id, kid and weakness, at most :data:`MOST_FAILING`.
@@ -245,19 +258,25 @@ class JwksCache:
         now = self._clock()
         # Spread the fetches of sets that were created together.
         rest = found.lifetime * (_EARLY - random.uniform(0, 0.1))  # noqa: S311 - No secret.
-        values = {"jwks": found.jwks, "fetched_at": now, "refresh_at": now + rest, "fault": None, "failures": 0}
-        before = select(ClientKeySetRow.jwks, ClientKeySetRow.fault).where(_is(client_id, found.uri))
+        skipped = list(found.skipped) or None
+        values = {"jwks": found.jwks, "skipped": skipped, "fetched_at": now, "refresh_at": now + rest, "fault": None}
+        row = ClientKeySetRow
+        before = select(row.jwks, row.fault, row.skipped).where(_is(client_id, found.uri))
         with writing_engine(self._engine).begin() as connection:
             kept = connection.execute(before.with_for_update()).first()
             if kept is None:
                 # The client was changed or deleted meanwhile.
                 return
-            connection.execute(update(ClientKeySetRow).where(_is(client_id, found.uri)).values(**values))
+            connection.execute(update(row).where(_is(client_id, found.uri)).values(**values, failures=0))
             if kept.jwks != found.jwks:
                 changed = ClientChanged(by=_FETCHER, client_id=client_id, change="keys_fetched", fields=("jwks",))
                 self._outbox.put(connection, changed)
         if kept.fault:
             log.warning("the keys of %r can be fetched again from %s", client_id, without_query(found.uri))
+        if skipped and kept.skipped != skipped:
+            log.warning(
+                "not all keys of %r at %s can be used: %s", client_id, without_query(found.uri), "; ".join(skipped)
+            )
 
     def _record_failure(self, client_id: str, uri: str, fault: str) -> None:
         before = select(ClientKeySetRow.failures, ClientKeySetRow.fault).where(_is(client_id, uri))

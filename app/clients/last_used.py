@@ -203,7 +203,9 @@ class LastUsedTracker:
 
 
 def _write_uses(connection: Connection, uses: Mapping[_Use, tuple[datetime, datetime]]) -> None:
-    _write_times(connection, {use[0]: last for use, (_, last) in uses.items()})
+    # A client may have several uses.
+    moments = [{"key": use[0], "moment": last} for use, (_, last) in uses.items()]
+    connection.execute(_move_forward(ClientRow), moments)
     with_secret = [(use[1], use[2], first, last) for use, (first, last) in uses.items() if use[1] is not None]
     if with_secret:
         secrets = [{"key": secret_id, "moment": last} for secret_id, _, _, last in with_secret]
@@ -214,7 +216,7 @@ def _write_uses(connection: Connection, uses: Mapping[_Use, tuple[datetime, date
         _forget_addresses(connection, sorted({secret_id for secret_id, *_ in with_secret}))
 
 
-def _write_times(connection: Connection, times: Mapping[str, datetime], name: str = "last_used_at") -> None:
+def _write_times(connection: Connection, times: Mapping[str, datetime], name: str) -> None:
     moments = [{"key": client_id, "moment": moment} for client_id, moment in times.items()]
     connection.execute(_move_forward(ClientRow, name), moments)
 

@@ -14,9 +14,6 @@ from app.crypto.fitness import find_weakness, is_slow_exponent
 from app.crypto.jws import decode
 from app.errors import ManagementError
 
-MOST_KEYS = 16
-MOST_PUBLISHED = 100
-"""Keys in a published set; some may be for others."""
 RSA_MOST_BITS = 4096
 """A longer key would make each request slower than necessary."""
 KID_MAX_CHARACTERS = 255
@@ -53,7 +50,10 @@ def signature_octets(key: Jwk) -> int | None:
 
 
 def matching(keys: Iterable[Jwk], alg: str, kid: object) -> list[Jwk]:
-    """Return the keys that may have made a signature of ``alg``: the one with its ``kid``, or all if it names none."""
+    """Return the keys that may have made a signature of ``alg``: those with its ``kid``, or all if it names none.
+
+    Several keys may have one ``kid``: RFC 7517 section 4.5.
+    """
     return [
         key
         for key in keys
@@ -61,63 +61,23 @@ def matching(keys: Iterable[Jwk], alg: str, kid: object) -> list[Jwk]:
     ]
 
 
-def check_jwks(document: object) -> dict[str, Any]:
-    """Check a set that is to be registered: public keys only, of known kinds, each with its own id.
+def refuse_private(key: Mapping[str, Any], which: str) -> None:
+    """Refuse a key with private members.
 
-    :returns: the set with the members that matter; a key without ``kid`` gets its thumbprint (RFC 7638).
-    :raises ManagementError: what is wrong, and what is allowed. Quotes no key.
+    :raises ManagementError: it has some. Quotes none.
     """
-    keys = _listed(document)
-    if not 1 <= len(keys) <= MOST_KEYS:
-        raise ManagementError(f"the key set must hold 1 to {MOST_KEYS} keys")
-    return _with_own_kids([_check(key, f"key {number}") for number, key in enumerate(keys, 1)])
-
-
-def check_fetched_jwks(document: object) -> dict[str, Any]:
-    """Check a set that a client publishes. Keys that are not for us are left out (RFC 7517 section 5).
-
-    :returns: as :func:`check_jwks`.
-    :raises ManagementError: what is wrong, and what is allowed. Quotes no key.
-    """
-    keys = _listed(document)
-    if not 1 <= len(keys) <= MOST_PUBLISHED:
-        raise ManagementError(f"the key set must hold 1 to {MOST_PUBLISHED} keys")
-    for number, key in enumerate(keys, 1):
-        _refuse_private(key, f"key {number}")
-    usable, reason = [], ""
-    for number, key in enumerate(keys, 1):
-        try:
-            usable.append(_check(key, f"key {number}"))
-        except ManagementError as error:
-            reason = reason or str(error)
-    if not usable:
-        raise ManagementError(f"the key set holds no key that is known here: {reason}")
-    if len(usable) > MOST_KEYS:
-        raise ManagementError(f"the key set holds {len(usable)} keys that are known here, and {MOST_KEYS} is the most")
-    return _with_own_kids(usable)
-
-
-def _listed(document: object) -> list[dict[str, Any]]:
-    keys = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
-        raise ManagementError('the key set must be a JSON object with "keys", a list of objects')
-    return keys
-
-
-def _with_own_kids(keys: list[dict[str, Any]]) -> dict[str, Any]:
-    kids = [key["kid"] for key in keys]
-    if twice := next((kid for kid in kids if kids.count(kid) > 1), None):
-        raise ManagementError(f"the key set has kid {twice!r} twice: each key needs a kid of its own")
-    return {"keys": keys}
-
-
-def _refuse_private(key: Mapping[str, Any], which: str) -> None:
     if private := [name for name in _PRIVATE if name in key]:
         raise ManagementError(f"{which} is private ({', '.join(private)}): register its public half only")
 
 
-def _check(key: Mapping[str, Any], which: str) -> dict[str, Any]:
-    _refuse_private(key, which)
+def check_key(key: Mapping[str, Any], which: str) -> dict[str, Any]:
+    """Check a key that is to be registered: a public one of a known kind.
+
+    :param which: its name in messages.
+    :returns: the members that matter; a key without ``kid`` gets its thumbprint (RFC 7638).
+    :raises ManagementError: what is wrong, and what is allowed. Quotes no key.
+    """
+    refuse_private(key, which)
     kty = key.get("kty")
     if not isinstance(kty, str) or kty not in _KINDS:
         raise ManagementError(f"{which}: kty must be {', '.join(_KINDS)}")

@@ -173,8 +173,9 @@ class ClientUsageRow(Base):
 class ClientKeySetRow(Base):
     """The keys that a client publishes at ``uri``, as of the last successful fetch.
 
-    ``refresh_at`` is when to fetch again, ``tried_at`` when the last attempt was made. ``fault`` is why it failed,
-    ``failures`` how many attempts failed in a row.
+    ``skipped`` are the published keys that cannot be used, each with the reason. ``refresh_at`` is when to fetch
+    again, ``tried_at`` when the last attempt was made. ``fault`` is why it failed, ``failures`` how many failed in a
+    row.
     """
 
     __tablename__ = "client_key_sets"
@@ -182,6 +183,7 @@ class ClientKeySetRow(Base):
     client_id: Mapped[str] = mapped_column(ForeignKey(ClientRow.client_id, ondelete="CASCADE"), primary_key=True)
     uri: Mapped[str] = mapped_column(Text)
     jwks: Mapped[dict[str, Any]] = mapped_column(JSON)
+    skipped: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     fetched_at: Mapped[datetime] = mapped_column(UTCDateTime)
     tried_at: Mapped[datetime] = mapped_column(UTCDateTime)
     refresh_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)

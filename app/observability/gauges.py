@@ -59,6 +59,15 @@ class Gauges:
                 self._services.clients.secrets.count_expiring(),
             )
         with suppress(SQLAlchemyError):
+            skipped = GaugeMetricFamily(
+                "tokenhouse_client_key_skipped",
+                "Published keys of clients that cannot be used, at most 20.",
+                labels=["client_id", "reason"],
+            )
+            for client_id, reason in self._services.clients.jwks_cache.find_skipped():
+                skipped.add_metric([client_id, reason], 1)
+            yield skipped
+        with suppress(SQLAlchemyError):
             yield self._limited()
             yield self._excess()
             yield GaugeMetricFamily(

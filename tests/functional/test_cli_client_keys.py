@@ -82,13 +82,13 @@ def test_public_keys_are_registered_in_what_people_have(
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (b"", "holds no JWK set, no JWK and no public key in PEM"),
-        (b"x", "holds no JWK set, no JWK and no public key in PEM"),
-        (b"\xff", "cannot be read: it is not UTF-8 text"),
+        (b"", "this is no JWK set, no JWK and no public key in PEM"),
+        (b"x", "this is no JWK set, no JWK and no public key in PEM"),
+        (b"\xff", "the key set is not UTF-8 text"),
         (b"[]", 'the key set must be a JSON object with "keys"'),
         (
             b"-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----",
-            "holds no public key of a kind that is known here",
+            "key 1 is no valid public key in PEM",
         ),
         (pem(signer("ES256"), private=True), "holds a private key: register its public half only"),
         (json.dumps(signer("ES256").key.as_dict(private=True)).encode(), "key 1 is private (d)"),
@@ -137,7 +137,7 @@ def test_keys_come_and_go_and_the_last_one_stays(server: RunningServer, tmp_path
         f"{client_id} may sign with {new.kid} too. `flask clients keys-remove` ends an old one.\n"
     )
     again = server.flask("clients", "keys-add", client_id, str(tmp_path / "new"))
-    assert again.stderr == f"Error: the key set has kid {new.kid!r} twice: each key needs a kid of its own\n"
+    assert again.stderr == f"Error: {client_id} has {new.kid} already\n"
     shown = server.flask_json("clients", "keys", client_id)["keys"]
     assert [key["kid"] for key in shown] == [old.kid, new.kid]
     assert server.flask("clients", "keys", client_id).stdout.splitlines()[1].split("\t")[:2] == [old.kid, "RSA"]
@@ -149,6 +149,38 @@ def test_keys_come_and_go_and_the_last_one_stays(server: RunningServer, tmp_path
         f"Error: {new.kid!r} is the last key: `flask clients disable {client_id}` shuts the client out\n"
     )
     assert server.post_token(form(new.sign(claims_of(client_id)))).status_code == 200
+
+
+def test_keys_of_a_file_that_cannot_be_used_are_skipped_and_named(server: RunningServer, tmp_path: Path) -> None:
+    one, other = signer("ES256"), signer("EdDSA")
+    keys = [None, one.jwk | {"kid": "2026"}, other.jwk | {"kid": "2026"}, one.jwk | {"kid": "enc", "use": "enc"}]
+    (tmp_path / "keys").write_text(json.dumps({"keys": keys}))
+    words = ("clients", "create", "Keyed", *METHOD, "--jwks-file", str(tmp_path / "keys"), "--json")
+    done = server.flask(*words)
+    said = ["Skipped: key 1 is no JSON object", "Skipped: key 4 (enc) is not for signatures (use, key_ops)"]
+    assert (done.returncode, done.stderr.splitlines()) == (0, said)
+    client_id = json.loads(done.stdout)["client_id"]
+    for each in (one, other):
+        assert server.post_token(form(each.sign(claims_of(client_id), kid="2026"))).status_code == 200
+    # Several keys in PEM, with whatever stands around them.
+    (tmp_path / "more").write_bytes(b"\xef\xbb\xbfBag Attributes\n" + pem(signer("ES256")) + pem(signer("RS256")))
+    assert server.flask("clients", "keys-add", client_id, str(tmp_path / "more")).returncode == 0
+    assert len(server.flask_json("clients", "keys", client_id)["keys"]) == 4
+    assert server.flask("clients", "keys-remove", client_id, "2026").returncode == 0
+    assert len(server.flask_json("clients", "keys", client_id)["keys"]) == 2
+
+
+def test_published_keys_that_cannot_be_used_are_named(server: RunningServer) -> None:
+    one = signer("ES256")
+    with publishing() as publisher:
+        publisher.publish(one.jwk | {"kid": "enc", "use": "enc"}, one.jwk | {"kid": one.kid})
+        words = ("clients", "create", "Publishes", *METHOD, "--jwks-uri", publisher.url, "--json")
+        done = server.flask(*words)
+        said = "Skipped: key 1 (enc) is not for signatures (use, key_ops)\n"
+        assert (done.returncode, done.stderr) == (0, said)
+        client_id = json.loads(done.stdout)["client_id"]
+        assert server.flask_json("clients", "keys", client_id)["skipped"] == [said[9:-1]]
+        assert said in server.flask("clients", "keys", client_id).stderr
 
 
 def test_a_client_goes_over_from_a_secret_to_a_key_and_back(server: RunningServer, tmp_path: Path) -> None:

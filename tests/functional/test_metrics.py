@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
+from support.assertions import signer
+from support.publisher import publishing
 from support.server import NewClient, RunningServer, basic, free_port, running_server, wait_until
 
 from app.config.values import PROJECT_FOLDER
@@ -376,6 +378,12 @@ def test_the_documents_and_the_dashboard_name_what_there_is(watched: Watched, cl
     assert server.flask("keys", "generate").returncode == 0
     server.services.clients.last_used.record_limited(client.client_id)
     server.services.clients.last_used.flush()
+    with publishing() as publisher:
+        key = signer("ES256").jwk
+        publisher.publish(key, key | {"kid": "enc", "use": "enc"})
+        words = ("Publishes", "--auth-method", "private_key_jwt", "--jwks-uri", publisher.url)
+        server.flask_json("clients", "create", *words)
+    wait_until(lambda: "tokenhouse_client_key_skipped{" in watched.text())
     wait_until(lambda: "tokenhouse_signing_keys_next_change_seconds" in watched.text())
     wait_until(lambda: "tokenhouse_client_limited{" in watched.text())
     told = dict(_families(watched.text()))

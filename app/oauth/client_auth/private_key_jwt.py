@@ -10,15 +10,16 @@ from joserfc.util import int_to_base64
 
 from app.clients.jwks_cache import check_jwks_uri
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
-from app.crypto.jwk import RSA_MOST_BITS, SIGNING_ALGS, Jwk, check_jwks, matching, signature_octets, verifies
+from app.crypto.jwk import RSA_MOST_BITS, SIGNING_ALGS, Jwk, matching, signature_octets, verifies
+from app.crypto.key_set import check_jwks
 from app.errors import ManagementError
 from app.oauth.client_auth.assertions import AssertionMethod, Examination, UnverifiedAssertion, check_assertion_fields
 from app.reasons import RefusalReason
 
 _RSA_OCTETS = range(RSA_MIN_BITS // 8, RSA_MOST_BITS // 8 + 1)
 
-KEYS_WITHOUT_KID = 2
-"""If an assertion names no key, this many of the client's keys are tried, the latest: an old one and a new one."""
+MOST_TRIED = 2
+"""How many of the client's keys are tried, the latest, if an assertion names none, or if several have the name."""
 
 
 class PrivateKeyJwt(AssertionMethod):
@@ -70,10 +71,12 @@ def _wrong_signature(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> Ref
         return RefusalReason.ASSERTION_ALGORITHM
     # Always the same number, so that the time reveals neither an unknown client nor one with many keys. A key that is
     # not as long as the signature cannot have made it: a dummy of that length is used in its place, so that the time
-    # does not reveal the length of a client's key.
-    count = KEYS_WITHOUT_KID if kid is None else 1
+    # does not reveal the length of a client's key. Only a client with several keys of one kid costs more, and only
+    # whoever knows that kid can tell.
+    found = matching(keys, alg, kid)
+    count = MOST_TRIED if kid is None or len(found) > 1 else 1
     octets = len(assertion.signature) if len(assertion.signature) in _RSA_OCTETS else RSA_MIN_BITS // 8
-    candidates = [_dummy_key(alg, octets)] * count + matching(keys, alg, kid)
+    candidates = [_dummy_key(alg, octets)] * count + found
     chosen = [key if signature_octets(key) in {None, octets} else candidates[0] for key in candidates[-count:]]
     verified = [verifies(key, alg, assertion.signature, assertion.signed) for key in chosen]
     return None if any(verified) else RefusalReason.ASSERTION_SIGNATURE

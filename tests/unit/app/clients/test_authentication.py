@@ -498,7 +498,7 @@ def test_a_use_is_recorded_with_its_secret_and_its_address(harness: Harness) -> 
     client = harness.register("a")
     with harness.app.app_context():
         found = harness.verifier.verify_secret([Credentials("a", client.secret)], BASIC, "192.0.2.7")
-    assert list(harness.services.clients.last_used._noted) == [("a", found.secret_id, "192.0.2.7")]  # noqa: SLF001
+    assert list(harness.services.clients.last_used._waiting) == [("a", found.secret_id, "192.0.2.7")]  # noqa: SLF001
 
 
 def test_a_digest_of_an_old_pepper_is_replaced_and_one_of_the_newest_is_not(

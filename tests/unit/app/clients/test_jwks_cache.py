@@ -18,6 +18,7 @@ from unit.harness import Harness, open_harness
 
 from app.clients.fields import ClientFields
 from app.clients.jwks_cache import COOL_DOWN, FETCHED_AT_ONCE, JwksCache
+from app.crypto.key_set import read_key_set
 from app.database.models import ClientKeySetRow, db
 from app.errors import ManagementError
 from app.http.safe_fetch import Fetched, Fetcher, FetchError
@@ -198,17 +199,19 @@ def test_the_last_good_set_is_kept_and_told_of(
 
 
 WRONG = {
-    b"": "the answer is no JSON",
-    b"\xff\xfe": "the answer is no JSON",
-    b"[" * 30_000: "the answer is no JSON",
+    b"": "this is no JWK set, no JWK and no public key in PEM",
+    b"\xff\xfe": "the key set is not UTF-8 text",
+    b"[" * 30_000: "this is no JWK set, no JWK and no public key in PEM",
     b"[]": 'the key set must be a JSON object with "keys", a list of objects',
-    b'{"keys": [1]}': 'the key set must be a JSON object with "keys", a list of objects',
+    b'{"keys": [1]}': "key 1 is no JSON object",
     b'{"keys": []}': "the key set must hold 1 to 100 keys",
     json.dumps({"keys": [{}] * 101}).encode(): "the key set must hold 1 to 100 keys",
     b'{"keys": [{"kty": "oct", "k": "AA"}]}': "key 1 is private (k): register its public half only",
     json.dumps({"keys": [jwk(OLD), OLD.key.as_dict(private=True)]}).encode(): "key 2 is private (d)",
-    b'{"keys": [{"kty": "AKP"}]}': "the key set holds no key that is known here: key 1: kty must be RSA, EC, OKP",
-    json.dumps({"keys": [jwk(OLD), jwk(NEW) | {"kid": OLD.kid}]}).encode(): "twice: each key needs a kid of its own",
+    b'{"keys": [{"kty": "AKP"}]}': "key 1: kty must be RSA, EC, OKP",
+    b'{"keys": [null, {"kty": "AKP"}]}': (
+        "the key set holds no key that can be used: key 1 is no JSON object; key 2: kty must be RSA, EC, OKP"
+    ),
 }
 
 
@@ -239,6 +242,48 @@ def test_what_is_not_for_us_in_a_set_is_left_out(harness: Harness, publisher: Pu
     publisher.publish(*others, jwk(OLD))
     make(harness, publisher.url)
     assert [ask(harness, OLD), ask(harness, NEW)] == [200, 401]
+
+
+def test_a_key_that_is_skipped_is_named_once_in_the_log_and_as_long_as_it_is_there(
+    harness: Harness, publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = harness.services.clients.jwks_cache
+    make(harness, publisher.url)
+    assert cache.find_skipped() == []
+    publisher.publish(jwk(NEW) | {"use": "enc", "kid": "enc"}, jwk(OLD))
+    caplog.set_level(logging.WARNING)
+    for _ in range(2):
+        harness.clock.advance(days=1)
+        poll(harness)
+    said = "key 1 (enc) is not for signatures (use, key_ops)"
+    assert cache.find_skipped() == [("c", said)]
+    assert caplog.messages == [f"not all keys of 'c' at {publisher.url} can be used: {said}"]
+    assert ask(harness, OLD) == 200
+    # The set has no key for us any more: the last good one stays, and every reason is told.
+    publisher.publish(jwk(NEW) | {"use": "enc", "kid": "enc"})
+    harness.clock.advance(days=1)
+    poll(harness)
+    assert kept(harness).fault == said
+    assert said in caplog.messages[-1]
+    assert ask(harness, OLD) == 200
+    publisher.publish(jwk(OLD))
+    harness.clock.advance(days=1)
+    poll(harness)
+    assert cache.find_skipped() == []
+
+
+def test_the_same_bytes_are_read_alike_from_a_url_and_from_a_file(
+    harness: Harness, publisher: Publisher, tmp_path: Path
+) -> None:
+    for body in (
+        json.dumps(jwk(OLD)).encode(),
+        b"\xef\xbb\xbf" + json.dumps({"keys": [None, jwk(OLD), jwk(THIRD) | {"kid": OLD.kid}]}).encode(),
+        OLD.key.as_pem(private=False) + THIRD.key.as_pem(private=False),
+    ):
+        publisher.answer = lambda handler, body=body: send(handler, body)
+        (tmp_path / "keys").write_bytes(body)
+        fetched = harness.services.clients.jwks_cache.fetch(publisher.url)
+        assert (fetched.jwks, tuple(fetched.skipped)) == read_key_set((tmp_path / "keys").read_bytes())
 
 
 def test_of_many_workers_one_fetches(harness: Harness, publisher: Publisher) -> None:

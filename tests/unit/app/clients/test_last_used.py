@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import SettableClock
 from flask_migrate import downgrade, upgrade
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
@@ -145,6 +145,7 @@ def test_a_worker_that_tells_late_does_not_set_the_time_back(any_harness: Harnes
     assert addresses(any_harness, "a") == [("192.0.2.1", NOON, NOON + timedelta(minutes=10))]
 
 
+@example(steps=[("note", 0, "b"), ("wait", 60, None), ("note", 0, "a")])
 @given(
     steps=st.lists(
         st.one_of(

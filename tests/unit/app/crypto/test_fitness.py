@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from app.crypto.fitness import _small_order, find_weakness
-from app.crypto.jwk import check_jwks, verifies
+from app.crypto.jwk import verifies
+from app.crypto.key_set import check_jwks
 from app.errors import ManagementError
 
 RSA = RSAKey.generate_key(2048).as_dict(private=False)

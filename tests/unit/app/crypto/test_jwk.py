@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OctKey, OKPKey
 from support.assertions import signer
 
-from app.crypto.jwk import MOST_KEYS, check_jwks, matching, verifies
+from app.crypto.jwk import matching, verifies
+from app.crypto.key_set import MOST_KEYS, check_jwks
 from app.errors import ManagementError
 
 SHORT = base64.urlsafe_b64encode((2**1023 + 1).to_bytes(128)).rstrip(b"=").decode()
@@ -63,11 +64,14 @@ REFUSED = [
     ([], 'the key set must be a JSON object with "keys", a list of objects'),
     ({}, 'the key set must be a JSON object with "keys", a list of objects'),
     ({"keys": {}}, 'the key set must be a JSON object with "keys", a list of objects'),
-    ({"keys": ["x"]}, 'the key set must be a JSON object with "keys", a list of objects'),
-    ({"keys": []}, f"the key set must hold 1 to {MOST_KEYS} keys"),
-    ({"keys": [RSA.jwk] * 17}, f"the key set must hold 1 to {MOST_KEYS} keys"),
-    ({"keys": [RSA.jwk | {"kid": "a"}, EC.jwk | {"kid": "a"}]}, "the key set has kid 'a' twice"),
-    ({"keys": [RSA.jwk, RSA.jwk]}, f"the key set has kid '{RSA.kid}' twice"),
+    ({"keys": ["x"]}, "key 1 is no JSON object"),
+    ({"keys": [RSA.jwk, None]}, "key 2 is no JSON object"),
+    ({"keys": []}, "the key set must hold 1 to 100 keys"),
+    ({"keys": [RSA.jwk] * 101}, "the key set must hold 1 to 100 keys"),
+    (
+        {"keys": [ED.jwk | {"kid": str(number)} for number in range(MOST_KEYS + 1)]},
+        "the key set holds 17 keys that can be used, and 16 is the most",
+    ),
     ({"keys": [RSA.key.as_dict(private=True)]}, "key 1 is private (d, p, q, dp, dq, qi): register"),
     ({"keys": [EC.key.as_dict(private=True)]}, "key 1 is private (d): register its public half only"),
     ({"keys": [OctKey.generate_key(256).as_dict(private=True)]}, "key 1 is private (k): register"),
@@ -83,6 +87,7 @@ REFUSED = [
     (one(n=None), "key 1 is no valid RSA key"),
     (one(n="***"), "key 1 is no valid RSA key"),
     (one(n=1), "key 1 is no valid RSA key"),
+    ({"keys": [RSA.jwk | {"kid": "a", "use": "enc"}]}, "key 1 (a) is not for signatures (use, key_ops)"),
     (one(kid=1), "key 1: kid must be 1 to 255 printable characters"),
     (one(kid=""), "key 1: kid must be 1 to 255 printable characters"),
     (one(kid="a\n"), "key 1: kid must be 1 to 255 printable characters"),

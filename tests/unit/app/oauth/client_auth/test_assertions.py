@@ -17,7 +17,8 @@ from unit.harness import Harness, open_harness
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.fields import ClientFields
 from app.clients.queries import MOST_SECRETS
-from app.crypto.jwk import check_jwks, signature_octets
+from app.crypto.jwk import signature_octets
+from app.crypto.key_set import check_jwks
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient, InvalidRequest, ManagementError
 from app.oauth.client_auth import private_key_jwt
@@ -104,7 +105,7 @@ def test_a_good_assertion_authenticates_its_client(harness: Harness) -> None:
     found = PrivateKeyJwt(harness.services.oauth.client_auth).authenticate(request)
     assert (found.client.client_id, found.method, found.secret_id) == ("signs", "private_key_jwt", None)
     assert request.presented_secrets == [assertion]
-    assert list(harness.services.clients.last_used._noted) == [("signs", None, "192.0.2.1")]  # noqa: SLF001
+    assert list(harness.services.clients.last_used._waiting) == [("signs", None, "192.0.2.1")]  # noqa: SLF001
 
 
 @pytest.mark.parametrize(
@@ -388,7 +389,7 @@ def test_a_secret_that_signs_is_recorded_and_encrypted_anew(shared: Harness) -> 
         (row,) = db.session.scalars(select(ClientSecretRow))
         assert (found.secret_id, found.secret_expires_at) == (row.secret_id, row.expires_at)
         assert (found.client.client_id, row.encryption_key_id) == ("macs", "k1")
-        assert list(shared.services.clients.last_used._noted) == [("macs", row.secret_id, "192.0.2.1")]  # noqa: SLF001
+        assert list(shared.services.clients.last_used._waiting) == [("macs", row.secret_id, "192.0.2.1")]  # noqa: SLF001
         shared.services.clients.last_used.flush()
         db.session.rollback()
         assert row.encryption_key_id == "k2"
@@ -414,6 +415,22 @@ def test_as_many_macs_are_computed_for_every_client(shared: Harness, monkeypatch
             method.authenticate(Request({"client_assertion": signed, "client_assertion_type": ASSERTION_TYPE}))
         assert len(tried) == MOST_SECRETS
         tried.clear()
+
+
+def test_of_keys_with_one_kid_the_right_one_is_found(harness: Harness) -> None:
+    """RFC 7517 section 4.5: of other kinds for one kid each, and by mistake even of the same kind."""
+    signers = [Signer(alg, signer(alg).key) for alg in ("RS256", "ES256", "EdDSA", "ES256")]
+    keys = check_jwks({"keys": [one.jwk | {"kid": "2026"} for one in signers]})
+    with harness.app.app_context():
+        harness.store.register(_fields(auth_fields={"jwks": keys}), client_id="several", with_secret=False)
+    for one in signers:
+        assert authenticate(harness, one.sign(claims(harness, "several"), kid="2026")).client.client_id == "several"
+    stranger = Signer("ES256", signer("ES256").key)
+    assert refusal(harness, stranger.sign(claims(harness, "several"), kid="2026")) == ("assertion_signature", "several")
+    assert refusal(harness, signers[1].sign(claims(harness, "several"), kid="2025")) == (
+        "assertion_signature",
+        "several",
+    )
 
 
 @pytest.mark.parametrize("bits", [2048, 3072, 4096])
