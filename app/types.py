@@ -144,6 +144,22 @@ class AccessTokenGrant:
     lifetime_seconds: int
 
 
+@dataclass(frozen=True, slots=True)
+class UnverifiedJws:
+    """The parts of a JWS (RFC 7515), parsed and not verified.
+
+    :param header: ``None`` if it is not a JSON object.
+    :param claims: ``None`` if they are not a JSON object.
+    :param signed: what the signature covers.
+    :param signature: empty if it is not base64url.
+    """
+
+    header: Mapping[str, Any] | None
+    claims: Mapping[str, Any] | None
+    signed: bytes
+    signature: bytes
+
+
 class TokenRequest(Protocol):
     """A request at an OAuth endpoint, parsed strictly: each parameter once, none empty, all decoded."""
 
@@ -167,6 +183,10 @@ class TokenRequest(Protocol):
 
     presented_secrets: list[str]
     """Secrets and assertions that the request contains, in each reading: no response and no log may contain them."""
+
+    @property
+    def unverified_assertion(self) -> UnverifiedJws | None:
+        """The client assertion, parsed; ``None`` if there is none, or it is no JWS."""
 
 
 class Authenticator(Protocol):

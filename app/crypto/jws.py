@@ -8,26 +8,11 @@ import math
 import re
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from app.types import UnverifiedJws
+
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
-
-
-@dataclass(frozen=True, slots=True)
-class UnverifiedJws:
-    """The parts of a JWS.
-
-    :param header: ``None`` if it is not a JSON object.
-    :param claims: ``None`` if they are not a JSON object.
-    :param signed: what the signature covers.
-    :param signature: empty if it is not base64url.
-    """
-
-    header: Mapping[str, Any] | None
-    claims: Mapping[str, Any] | None
-    signed: bytes
-    signature: bytes
 
 
 def parse_unverified(unverified: str, most_characters: int) -> UnverifiedJws | None:
@@ -37,12 +22,6 @@ def parse_unverified(unverified: str, most_characters: int) -> UnverifiedJws | N
         return None
     signed = unverified[: found.end(2)].encode()
     return UnverifiedJws(_parsed(found[1]), _parsed(found[2]), signed, decode(found[3]) or b"")
-
-
-def parse_unverified_header(unverified: str, most_characters: int) -> Mapping[str, Any] | None:
-    """Parse the header of ``unverified`` alone; return ``None`` if there is none."""
-    part, dot, _ = unverified.partition(".")
-    return _parsed(part) if dot and part.isascii() and len(unverified) <= most_characters else None
 
 
 def decode(part: str) -> bytes | None:

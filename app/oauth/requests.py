@@ -2,17 +2,22 @@
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from authlib.oauth2.rfc6749 import OAuth2Request
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 
 from app.audit.events import RequestFacts
+from app.crypto.jws import parse_unverified
 from app.errors import InvalidRequest
 from app.http.application import Request
 from app.http.forms import REPEATABLE, read_authorization, read_form
 from app.reasons import RefusalReason
-from app.types import Authentication
+from app.types import Authentication, UnverifiedJws
+
+ASSERTION_MAX_CHARACTERS = 8 * 1024
+"""No assertion is nearly as long."""
 
 
 class StrictRequest(OAuth2Request):
@@ -41,6 +46,12 @@ class StrictRequest(OAuth2Request):
         self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]
         self.parameters = {name: value for name, value in pairs if name != REPEATABLE}
         self.payload = BasicOAuth2Payload(self.parameters)
+
+    @cached_property
+    def unverified_assertion(self) -> UnverifiedJws | None:
+        """The client assertion, parsed once for all methods; ``None`` if there is none, or it is no JWS."""
+        unverified = self.parameters.get("client_assertion")
+        return parse_unverified(unverified, ASSERTION_MAX_CHARACTERS) if unverified else None
 
     @property
     def form(self) -> dict[str, str]:

@@ -14,17 +14,15 @@ from typing import Any, NamedTuple
 from app.clients.authentication import Lookup, refusal_reason, to_client, usable
 from app.clients.last_used import AssertionStyle
 from app.clients.secret_digests import is_vschar
-from app.crypto.jws import has_type, is_numeric_date, parse_unverified, parse_unverified_header
+from app.crypto.jws import has_type, is_numeric_date
 from app.errors import InvalidClient, ManagementError
 from app.http.forms import require_parameter
 from app.oauth.client_auth.dependencies import ClientAuthDependencies
 from app.oauth.replay_store import SKEW_SECONDS
 from app.reasons import RefusalReason
-from app.types import Authentication, TokenRequest
+from app.types import Authentication, TokenRequest, UnverifiedJws
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-MAX_CHARACTERS = 8 * 1024
-"""No assertion is nearly as long."""
 REMEMBERED_LONGER_SECONDS = 60
 """A used assertion is remembered a little longer than it is valid: our machines' clocks may differ too."""
 JTI_MAX_CHARACTERS = 255
@@ -105,8 +103,8 @@ class AssertionMethod(ABC):
         parameters = request.parameters
         if "client_assertion" not in parameters and "client_assertion_type" not in parameters:
             return False
-        header = parse_unverified_header(parameters.get("client_assertion", ""), MAX_CHARACTERS)
-        return self.is_signed_so(header.get("alg") if header else None)
+        found = request.unverified_assertion
+        return self.is_signed_so(found.header.get("alg") if found and found.header else None)
 
     def authenticate(self, request: TokenRequest) -> Authentication:
         """Authenticate the client that sent ``request``.
@@ -120,7 +118,7 @@ class AssertionMethod(ABC):
         request.presented_secrets.append(unverified)
         if require_parameter(request.parameters, "client_assertion_type") != ASSERTION_TYPE:
             raise InvalidClient(RefusalReason.ASSERTION_TYPE_UNKNOWN)
-        assertion = _taken_apart(unverified)
+        assertion = _whole(request.unverified_assertion)
         request.sent_client_id = assertion.client_id
         examined = self.examine(assertion, allows_memory=request.allows_memory)
         # All checks, whatever has failed already: the time must reveal nothing.
@@ -209,8 +207,7 @@ def check_assertion_fields(method: str, fields: Mapping[str, Any], *others: str)
         raise ManagementError(f"assertion audience must be {' or '.join(AUDIENCES)}")
 
 
-def _taken_apart(unverified: str) -> UnverifiedAssertion:
-    found = parse_unverified(unverified, MAX_CHARACTERS)
+def _whole(found: UnverifiedJws | None) -> UnverifiedAssertion:
     if found is None or found.header is None or found.claims is None or not found.signature:
         raise InvalidClient(RefusalReason.ASSERTION_MALFORMED)
     return UnverifiedAssertion(found.header, found.claims, found.signed, found.signature)

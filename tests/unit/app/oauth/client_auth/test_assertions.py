@@ -18,20 +18,21 @@ from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.fields import ClientFields
 from app.clients.queries import MOST_SECRETS
 from app.crypto.jwk import signature_octets
+from app.crypto.jws import parse_unverified
 from app.crypto.key_set import check_jwks
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient, InvalidRequest, ManagementError
 from app.oauth.client_auth import private_key_jwt
 from app.oauth.client_auth.assertions import (
     JTI_MAX_CHARACTERS,
-    MAX_CHARACTERS,
     REMEMBERED_LONGER_SECONDS,
     check_assertion_fields,
 )
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
 from app.oauth.client_auth.private_key_jwt import PrivateKeyJwt
 from app.oauth.replay_store import SKEW_SECONDS
-from app.types import Authentication
+from app.oauth.requests import ASSERTION_MAX_CHARACTERS
+from app.types import Authentication, UnverifiedJws
 
 TOKEN_ENDPOINT = f"{ISSUER}/oauth/token"
 LONGEST_SECONDS = 3600
@@ -49,6 +50,10 @@ class Request:
     allows_memory: bool = False
     sent_client_id: str = ""
     presented_secrets: list[str] = field(default_factory=list)
+
+    @property
+    def unverified_assertion(self) -> UnverifiedJws | None:
+        return parse_unverified(self.parameters.get("client_assertion", ""), ASSERTION_MAX_CHARACTERS)
 
 
 def keyed(harness: Harness, client_id: str, **fields: str) -> None:
@@ -233,10 +238,10 @@ def test_what_is_no_assertion_is_refused(harness: Harness, assertion: str) -> No
 
 
 def test_an_assertion_may_be_so_long_and_no_longer(harness: Harness) -> None:
-    fill = MAX_CHARACTERS - len(SIGNER.sign(claims(harness, x="")))
+    fill = ASSERTION_MAX_CHARACTERS - len(SIGNER.sign(claims(harness, x="")))
     made = (SIGNER.sign(claims(harness, x="y" * length)) for length in range(fill, 0, -1))
-    longest = next(assertion for assertion in made if len(assertion) <= MAX_CHARACTERS)
-    assert len(longest) > MAX_CHARACTERS - 4
+    longest = next(assertion for assertion in made if len(assertion) <= ASSERTION_MAX_CHARACTERS)
+    assert len(longest) > ASSERTION_MAX_CHARACTERS - 4
     assert authenticate(harness, longest).client.client_id == "signs"
     assert refusal(harness, SIGNER.sign(claims(harness, x="y" * (fill + 8)))) == ("assertion_malformed", None)
 
@@ -332,7 +337,7 @@ def test_another_key_and_a_disabled_client_are_refused(harness: Harness) -> None
         ({"client_assertion": by_hand({}, {})}, True, False),
         ({"client_assertion": by_hand({"alg": "HS256"}, {})}, False, True),
         ({"client_assertion": by_hand({"alg": "HS512"}, {})}, False, True),
-        ({"client_assertion": by_hand({"alg": "HS256", "x": "y" * MAX_CHARACTERS}, {})}, True, False),
+        ({"client_assertion": by_hand({"alg": "HS256", "x": "y" * ASSERTION_MAX_CHARACTERS}, {})}, True, False),
     ],
     ids=lambda value: str(value)[:60],
 )
