@@ -55,6 +55,7 @@ PURE_MODULES = (
     "crypto/fitness",
     "clients/secret_digests",
     "clients/fields",
+    "clients/trust_rules",
     "clients/scopes",
     "audit/events",
 )
