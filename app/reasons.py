@@ -168,6 +168,21 @@ class RefusalReason(_Reason):
         "The assertion was not signed with a key that client {client} has registered.",
         "`flask clients keys {client}` shows what is registered; `keys-add {client} FILE` adds another.",
     )
+    NO_TRUST = (
+        "no_trust",
+        "Client {client} trusts no platform that has the iss of this token.",
+        "`flask clients trusts {client}` shows which it trusts; `trust-test {client} FILE` compares a token with them.",
+    )
+    TRUST_MISMATCH = (
+        "trust_mismatch",
+        "The platform's token does not fit a trust of client {client}: `detail` names the trust and the claims.",
+        "`flask clients trust-test {client} FILE` shows what each trust expects and what the token has.",
+    )
+    ISSUER_SIGNATURE = (
+        "issuer_signature",
+        "The token was not signed with a key of the platform that client {client} trusts.",
+        "`flask clients trusts {client}` shows whether the platform's keys can be fetched.",
+    )
     ASSERTION_OF_ANOTHER = "assertion_of_another", "The assertion has no iss, or one that is not its sub.", _ASSERTION
     ASSERTION_AUDIENCE = (
         "assertion_audience",

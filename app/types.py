@@ -184,6 +184,9 @@ class TokenRequest(Protocol):
     presented_secrets: list[str]
     """Secrets and assertions that the request contains, in each reading: no response and no log may contain them."""
 
+    assertion_facts: dict[str, str]
+    """What the log has of a verified assertion of somebody else: its issuer, its subject and the trust that it fits."""
+
     @property
     def unverified_assertion(self) -> UnverifiedJws | None:
         """The client assertion, parsed; ``None`` if there is none, or it is no JWS."""

@@ -35,6 +35,9 @@ class TokenIssued:
     """An access token was signed and is about to be sent.
 
     :param from_memory: true if the database was away, and the client is known from before.
+    :param trust_id: the trust by which a platform's token authenticated the client.
+    :param assertion_issuer: that platform.
+    :param assertion_subject: the workload, as the platform names it.
     """
 
     request: RequestFacts
@@ -48,6 +51,9 @@ class TokenIssued:
     kid: str
     expires_in: int
     from_memory: bool | None = None
+    trust_id: str | None = None
+    assertion_issuer: str | None = None
+    assertion_subject: str | None = None
     outcome: str = field(default="issued", init=False)
 
 
@@ -61,6 +67,9 @@ class TokenRefused:
     :param detail: more about the cause, from values that have passed their grammar.
     :param auth_method: how the request tried to authenticate, if it did.
     :param grant_type: the requested grant, if it is registered.
+    :param trust_id: the trust that a platform's token came closest to, if its signature is valid.
+    :param assertion_issuer: that platform.
+    :param assertion_subject: the workload, as the platform names it.
     """
 
     request: RequestFacts
@@ -71,6 +80,9 @@ class TokenRefused:
     detail: str | None = None
     auth_method: str | None = None
     grant_type: str | None = None
+    trust_id: str | None = None
+    assertion_issuer: str | None = None
+    assertion_subject: str | None = None
     outcome: str = field(default="refused", init=False)
 
 
@@ -88,6 +100,9 @@ class RequestRefused:
     status: int
     reason: str
     detail: str | None = None
+    trust_id: str | None = None
+    assertion_issuer: str | None = None
+    assertion_subject: str | None = None
     outcome: str = field(default="refused", init=False)
 
 
@@ -243,6 +258,19 @@ class ClientChanged:
     change: str
     fields: tuple[str, ...] = ()
     secret_ids: tuple[str, ...] = ()
+    outcome: str = field(default="changed", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuerChanged:
+    """The keys of a platform whose tokens authenticate clients changed.
+
+    :param by: the system user, or the fetch of keys.
+    """
+
+    by: str
+    issuer: str
+    change: str
     outcome: str = field(default="changed", init=False)
 
 

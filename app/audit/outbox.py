@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.engine import Engine
 
-from app.audit.events import ClientChanged, KeyRingChanged, TokenChanged
+from app.audit.events import ClientChanged, IssuerChanged, KeyRingChanged, TokenChanged
 from app.database.engine import reading_engine, writing_engine
 from app.database.models import OutboxRow
 from app.types import Clock
@@ -45,7 +45,7 @@ class Outbox:
         self._writing = writing_engine(engine)
         self._clock = clock
 
-    def put(self, connection: Connection, event: ClientChanged | KeyRingChanged | TokenChanged) -> None:
+    def put(self, connection: Connection, event: ClientChanged | IssuerChanged | KeyRingChanged | TokenChanged) -> None:
         """Add ``event`` in the transaction of its change."""
         facts = {name: value for name, value in asdict(event).items() if value not in (None, ())}
         row = {"happened_at": self._clock(), "event": type(event).__name__, "facts": json.dumps(facts)}

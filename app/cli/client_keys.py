@@ -109,7 +109,7 @@ def published_keys(auth_fields: Mapping[str, Any]) -> FetchedJwks | None:
     if "jwks_uri" not in auth_fields:
         return None
     found = services().clients.jwks_cache.fetch(auth_fields["jwks_uri"])
-    _report_skipped(found.skipped)
+    report_skipped(found.skipped)
     return found
 
 
@@ -157,11 +157,12 @@ def read_key_file(source: str) -> dict[str, Any]:
         found = read_key_set(raw)
     except ManagementError as error:
         raise ManagementError(f"{source}: {error}") from None
-    _report_skipped(found.skipped)
+    report_skipped(found.skipped)
     return found.jwks
 
 
-def _report_skipped(skipped: Sequence[str]) -> None:
+def report_skipped(skipped: Sequence[str]) -> None:
+    """Name keys that were skipped."""
     for reason in skipped:
         report(f"Skipped: {reason}")
 
@@ -190,7 +191,7 @@ def show_keys(client_id: str, *, fetch: bool, as_json: bool) -> None:
     if state:
         report("")
         print_fields({name: value for name, value in state.items() if value is not None and name != "skipped"})
-        _report_skipped(state["skipped"])
+        report_skipped(state["skipped"])
 
 
 def _state_of(published: ClientKeySetRow) -> dict[str, Any]:

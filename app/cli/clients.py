@@ -19,6 +19,7 @@ from app.cli.client_keys import (
     show_keys,
 )
 from app.cli.client_secrets import revoke_secret, rotate_secret, show_secrets
+from app.cli.client_trusts import add_trust, remove_trust, show_trusts, test_trust
 from app.cli.output import (
     CommandGroup,
     Duration,
@@ -237,7 +238,18 @@ def delete_client(client_id: str, *, yes: bool) -> None:
     report(f"{client_id} was deleted.")
 
 
-for command in (show_secrets, rotate_secret, revoke_secret, show_keys, add_keys, remove_key):
+for command in (
+    show_secrets,
+    rotate_secret,
+    revoke_secret,
+    show_keys,
+    add_keys,
+    remove_key,
+    add_trust,
+    show_trusts,
+    remove_trust,
+    test_trust,
+):
     clients.add_command(command)
 
 

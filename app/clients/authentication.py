@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from app.clients.last_used import LastUsedTracker
 from app.clients.outage_memory import OutageMemory
-from app.clients.queries import BY_KEYS, BY_SECRETS_AS_KEYS, by_digests, digest_names
+from app.clients.queries import BY_KEYS, BY_SECRETS_AS_KEYS, BY_TRUSTS, by_digests, digest_names
 from app.clients.secret_digests import SecretDigester
 from app.config.values import parse_rate
 from app.database.circuit_breaker import DatabaseCircuitBreaker
@@ -85,6 +85,7 @@ class ClientAuthenticator:
         }
         self._by_keys = PreparedQuery(connections, BY_KEYS)
         self._by_secrets_as_keys = PreparedQuery(connections, BY_SECRETS_AS_KEYS)
+        self._by_trusts = PreparedQuery(connections, BY_TRUSTS)
         self._digester = digester
         self._clock = clock
         self.last_used = last_used
@@ -159,6 +160,15 @@ class ClientAuthenticator:
         :raises ServiceUnavailable: as :meth:`verify_secret`.
         """
         return self._look_up(self._by_secrets_as_keys, {"one_id": client_id}, allows_memory=allows_memory)
+
+    def find_with_trusts(self, client_id: str) -> Lookup:
+        """Find a client as :meth:`find`, with one row for each of its trusts.
+
+        ``trust_claims`` and ``issuer_jwks`` are JSON text. Not from the memory: an outage ends such authentication.
+
+        :raises ServiceUnavailable: as :meth:`verify_secret`.
+        """
+        return self._look_up(self._by_trusts, {"one_id": client_id}, allows_memory=False)
 
     def accept(
         self, found: Lookup, row: Any, method: str, source_address: str | None, secret: Any = None

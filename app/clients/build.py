@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from app.audit.build import AuditServices
 from app.clients.authentication import ClientAuthenticator
 from app.clients.encrypted_secrets import EncryptedSecrets
-from app.clients.jwks_cache import JwksCache
+from app.clients.jwks_cache import ISSUERS, JwksCache
 from app.clients.last_used import LastUsedTracker
 from app.clients.outage_memory import OutageMemory
 from app.clients.registered_scopes import RegisteredScopes
 from app.clients.repository import ClientRepository
 from app.clients.secret_digests import SecretDigester
 from app.clients.secrets import ClientSecrets
+from app.clients.trusts import ClientTrusts
 from app.clients.usage import ClientUsage
 from app.config.settings import Settings
 from app.database.build import Database
@@ -27,6 +28,7 @@ class ClientServices:
     :param repository: management of clients; needs an application context.
     :param secrets: management of their secrets; needs an application context.
     :param authenticator: authenticates clients, on the request path.
+    :param trusts: management of the platforms that clients trust; needs an application context.
     :param usage: counts the tokens of each client.
     :param outage_memory: known clients, for an outage of the database.
     """
@@ -36,6 +38,8 @@ class ClientServices:
     authenticator: ClientAuthenticator
     encrypted_secrets: EncryptedSecrets
     jwks_cache: JwksCache
+    issuer_keys: JwksCache
+    trusts: ClientTrusts
     last_used: LastUsedTracker
     usage: ClientUsage
     outage_memory: OutageMemory
@@ -64,12 +68,16 @@ def build(
     memory = OutageMemory(database.engine, circuit_breaker, settings.outage_grace)
     outbox = audit.outbox
     secrets = ClientSecrets(database.engine, database.session, digester, clock, outbox, encrypted, methods_with_mac)
+    fetcher = Fetcher(settings.jwks_uri_networks)
+    issuer_keys = JwksCache(database.engine, fetcher, clock, outbox, ISSUERS)
     return ClientServices(
         repository=ClientRepository(database.session, secrets, clock),
         secrets=secrets,
         authenticator=ClientAuthenticator(connections, digester, clock, last_used, circuit_breaker, memory),
         encrypted_secrets=encrypted,
-        jwks_cache=JwksCache(database.engine, Fetcher(settings.jwks_uri_networks), clock, outbox),
+        jwks_cache=JwksCache(database.engine, fetcher, clock, outbox),
+        issuer_keys=issuer_keys,
+        trusts=ClientTrusts(database.session, secrets, issuer_keys, clock, settings.issuer),
         last_used=last_used,
         usage=usage,
         outage_memory=memory,

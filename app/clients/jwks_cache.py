@@ -1,31 +1,39 @@
-"""Caches the keys that clients publish (``jwks_uri``, RFC 7591 section 2), fetched ahead of need.
+"""Caches the keys that clients (``jwks_uri``, RFC 7591 section 2) and platforms publish, fetched ahead of need.
 
-A key set is fetched when its client is created, and again in the background before it is old. No token request waits
-for a fetch or causes one: an assertion with an unknown key only brings the next fetch forward, to at least
-:data:`COOL_DOWN` after the last. The last good set is used until another can be fetched. Of all workers on all
+A key set is fetched when its client or trust is created, and again in the background before it is old. No token
+request waits for a fetch or causes one: an assertion with an unknown key only brings the next fetch forward, to at
+least :data:`COOL_DOWN` after the last. The last good set is used until another can be fetched. Of all workers on all
 machines one fetches a set.
 """
 
+import json
 import logging
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session
 
-from app.audit.events import ClientChanged
+from app.audit.events import ClientChanged, IssuerChanged
 from app.audit.outbox import Outbox
 from app.crypto.fitness import find_weakness
 from app.crypto.key_set import read_key_set
 from app.database.engine import reading_engine, writing_engine
-from app.database.models import SERVED, SERVED_IDS, ClientKeySetRow, ClientRow
+from app.database.models import (
+    SERVED,
+    SERVED_IDS,
+    TRUSTED_ISSUERS,
+    ClientKeySetRow,
+    ClientRow,
+    IssuerKeySetRow,
+)
 from app.errors import ManagementError
 from app.http.safe_fetch import Fetcher, FetchError, check_url, without_query
 from app.types import Clock
@@ -44,10 +52,45 @@ MOST_WANTED = 1000
 MOST_FAILING = 20
 """How many clients whose keys cannot be fetched are named."""
 
+DISCOVERY_PATH = "/.well-known/openid-configuration"
+
 _ACCEPT = "application/jwk-set+json, application/json"
 _EARLY = 0.8
 """The part of a set's life after which the next is fetched: a failure can be fixed before anybody notices."""
 _FETCHER = "the fetch of keys"
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Whose keys a cache holds.
+
+    :param row: the table.
+    :param key: its column that names the owner.
+    :param served: condition: the owner's keys are needed.
+    :param changed: the event of other keys than before.
+    :param discovers: whether a URL may be that of a discovery document.
+    """
+
+    row: Any
+    key: Any
+    served: ColumnElement[bool]
+    changed: Callable[[str], ClientChanged | IssuerChanged]
+    discovers: bool = False
+
+
+CLIENTS = Owners(
+    ClientKeySetRow,
+    ClientKeySetRow.client_id,
+    ClientKeySetRow.client_id.in_(SERVED_IDS),
+    lambda client_id: ClientChanged(by=_FETCHER, client_id=client_id, change="keys_fetched", fields=("jwks",)),
+)
+ISSUERS = Owners(
+    IssuerKeySetRow,
+    IssuerKeySetRow.issuer,
+    IssuerKeySetRow.issuer.in_(TRUSTED_ISSUERS),
+    lambda issuer: IssuerChanged(by=_FETCHER, issuer=issuer, change="keys_fetched"),
+    discovers=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +140,15 @@ def store_jwks(session: scoped_session[Any], row: ClientRow, found: FetchedJwks 
     if kept is None:
         kept = ClientKeySetRow(client_id=row.client_id)
         session.add(kept)
-    kept.uri, kept.jwks, kept.fault, kept.failures = uri, found.jwks, None, 0
-    kept.skipped = list(found.skipped) or None
-    kept.fetched_at = kept.tried_at = now
-    kept.refresh_at = now + _EARLY * found.lifetime
+    apply_fetched(kept, found, now)
+
+
+def apply_fetched(row: ClientKeySetRow | IssuerKeySetRow, found: FetchedJwks, now: datetime) -> None:
+    """Write a fetched key set into its row."""
+    row.uri, row.jwks, row.fault, row.failures = found.uri, found.jwks, None, 0
+    row.skipped = list(found.skipped) or None
+    row.fetched_at = row.tried_at = now
+    row.refresh_at = now + _EARLY * found.lifetime
 
 
 class JwksCache:
@@ -109,18 +157,21 @@ class JwksCache:
     :param outbox: records changes of keys.
     """
 
-    def __init__(self, engine: Engine, fetcher: Fetcher, clock: Clock, outbox: Outbox) -> None:
+    def __init__(
+        self, engine: Engine, fetcher: Fetcher, clock: Clock, outbox: Outbox, owners: Owners = CLIENTS
+    ) -> None:
         self._engine = engine
+        self._owners = owners
         self._fetcher = fetcher
         self._clock = clock
         self._outbox = outbox
         self._lock = threading.Lock()
         self._wanted: set[str] = set()
         self.failing: Sequence[str] = ()
-        """Ids of clients whose last fetch failed, as of the last poll."""
+        """Owners whose last fetch failed, as of the last poll."""
 
     def fetch(self, uri: str) -> FetchedJwks:
-        """Fetch the key set at ``uri``.
+        """Fetch the key set at ``uri``, or the one that a discovery document at ``uri`` names.
 
         :raises ManagementError: the fetch failed, or the set is not valid; why.
         """
@@ -129,11 +180,11 @@ class JwksCache:
         except FetchError as error:
             raise ManagementError(f"the keys at {without_query(uri)} cannot be fetched: {error}") from None
 
-    def request_refresh(self, client_id: str) -> None:
-        """Record in memory that a client used a key that its set does not have."""
+    def request_refresh(self, owner: str) -> None:
+        """Record in memory that a key was used that the owner's set does not have."""
         with self._lock:
             if len(self._wanted) < MOST_WANTED:
-                self._wanted.add(client_id)
+                self._wanted.add(owner)
 
     def poll(self) -> None:
         """Fetch the sets that are due, unless another worker does.
@@ -144,14 +195,15 @@ class JwksCache:
             wanted, self._wanted = self._wanted, set()
         now = self._clock()
         self._move_nearer(sorted(wanted), now)
-        claimed = [(client_id, uri) for client_id, uri in self._due(now) if self._claim(client_id, uri, now)]
+        claimed = [(owner, uri) for owner, uri in self._due(now) if self._claim(owner, uri, now)]
         if claimed:
             with ThreadPoolExecutor(len(claimed), "fetch") as pool:
                 list(pool.map(lambda one: self._refresh(*one), claimed))
         self.failing = self.find_failing()
 
     def _fetched(self, uri: str) -> FetchedJwks:
-        fetched = self._fetcher.fetch(uri, _ACCEPT)
+        is_discovery = self._owners.discovers and uri.endswith(DISCOVERY_PATH)
+        fetched = self._fetcher.fetch(self._discovered(uri) if is_discovery else uri, _ACCEPT)
         try:
             jwks, skipped = read_key_set(fetched.body)
         except ManagementError as error:
@@ -159,44 +211,50 @@ class JwksCache:
         said = USUAL if fetched.max_age is None else timedelta(seconds=fetched.max_age)
         return FetchedJwks(uri, jwks, skipped, min(max(said, SHORTEST), LONGEST))
 
+    def _discovered(self, uri: str) -> str:
+        """Return the ``jwks_uri`` of a discovery document."""
+        try:
+            document = json.loads(self._fetcher.fetch(uri, "application/json").body)
+            jwks_uri = check_jwks_uri(document["jwks_uri"])
+            issuer = document["issuer"]
+        except (ValueError, RecursionError, KeyError, TypeError, ManagementError):
+            raise FetchError("the discovery document names no issuer, or no jwks_uri that is allowed") from None
+        if issuer != uri.removesuffix(DISCOVERY_PATH):
+            raise FetchError("the discovery document is of another issuer")
+        return jwks_uri
+
     def _due(self, now: datetime) -> Sequence[Any]:
+        row = self._owners.row
         due = (
-            select(ClientKeySetRow.client_id, ClientKeySetRow.uri)
-            .where(ClientKeySetRow.refresh_at <= now, ClientKeySetRow.client_id.in_(SERVED_IDS))
-            .order_by(ClientKeySetRow.refresh_at)
+            select(self._owners.key, row.uri)
+            .where(row.refresh_at <= now, self._owners.served)
+            .order_by(row.refresh_at)
             .limit(FETCHED_AT_ONCE)
         )
         with reading_engine(self._engine).connect() as connection:
             return connection.execute(due).all()
 
     def find_failing(self) -> Sequence[str]:
-        """Return ids of clients whose last fetch failed, at most :data:`MOST_FAILING`.
+        """Return owners whose last fetch failed, at most :data:`MOST_FAILING`.
 
         :raises SQLAlchemyError: the database does not answer.
         """
-        failing = (
-            select(ClientKeySetRow.client_id)
-            .where(ClientKeySetRow.fault.is_not(None), ClientKeySetRow.client_id.in_(SERVED_IDS))
-            .order_by(ClientKeySetRow.client_id)
-            .limit(MOST_FAILING)
-        )
+        key = self._owners.key
+        failing = select(key).where(self._owners.row.fault.is_not(None), self._owners.served)
+        failing = failing.order_by(key).limit(MOST_FAILING)
         with reading_engine(self._engine).connect() as connection:
             return connection.scalars(failing).all()
 
     def find_skipped(self) -> Sequence[tuple[str, str]]:
-        """Return published keys that cannot be used: client id and reason, at most :data:`MOST_FAILING`.
+        """Return published keys that cannot be used: owner and reason, at most :data:`MOST_FAILING`.
 
         :raises SQLAlchemyError: the database does not answer.
         """
-        skipping = (
-            select(ClientKeySetRow.client_id, ClientKeySetRow.skipped)
-            .where(ClientKeySetRow.skipped.is_not(None), ClientKeySetRow.client_id.in_(SERVED_IDS))
-            .order_by(ClientKeySetRow.client_id)
-            .limit(MOST_FAILING)
-        )
+        key, skipped = self._owners.key, self._owners.row.skipped
+        skipping = select(key, skipped).where(skipped.is_not(None), self._owners.served)
         with reading_engine(self._engine).connect() as connection:
-            rows = connection.execute(skipping).all()
-        return [(row.client_id, reason) for row in rows for reason in row.skipped or ()][:MOST_FAILING]
+            rows = connection.execute(skipping.order_by(key).limit(MOST_FAILING)).all()
+        return [(owner, reason) for owner, reasons in rows for reason in reasons or ()][:MOST_FAILING]
 
     def find_unfit(self) -> list[tuple[str, str, str]]:
         """Return keys that would not be accepted today: client id, kid and weakness, at most :data:`MOST_FAILING`.
@@ -221,80 +279,76 @@ class JwksCache:
             unfit = ((client_id, kid, weakness) for client_id, kid, weakness in found if weakness)
             return list(islice(unfit, MOST_FAILING))
 
-    def _claim(self, client_id: str, uri: str, now: datetime) -> bool:
+    def _claim(self, owner: str, uri: str, now: datetime) -> bool:
         """Return whether this worker may fetch. If it dies meanwhile, another tries after the cool-down."""
         claim = (
-            update(ClientKeySetRow)
-            .where(_is(client_id, uri), ClientKeySetRow.refresh_at <= now)
+            update(self._owners.row)
+            .where(self._is(owner, uri), self._owners.row.refresh_at <= now)
             .values(tried_at=now, refresh_at=now + COOL_DOWN)
         )
         with writing_engine(self._engine).begin() as connection:
             return connection.execute(claim).rowcount == 1
 
-    def _move_nearer(self, client_ids: Sequence[str], now: datetime) -> None:
-        wanted = select(ClientKeySetRow).where(ClientKeySetRow.client_id.in_(client_ids))
-        if not client_ids:
+    def _move_nearer(self, owners: Sequence[str], now: datetime) -> None:
+        wanted = select(self._owners.row).where(self._owners.key.in_(owners))
+        if not owners:
             return
         with reading_engine(self._engine).connect() as connection:
-            found = connection.execute(wanted.with_only_columns(ClientKeySetRow.client_id, ClientKeySetRow.tried_at))
-            nearer = [(row.client_id, max(now, row.tried_at + COOL_DOWN)) for row in found]
+            found = connection.execute(wanted.with_only_columns(self._owners.key, self._owners.row.tried_at))
+            nearer = [(owner, max(now, tried_at + COOL_DOWN)) for owner, tried_at in found]
         with writing_engine(self._engine).begin() as connection:
-            for client_id, moment in nearer:
-                later = (ClientKeySetRow.client_id == client_id) & (ClientKeySetRow.refresh_at > moment)
-                connection.execute(update(ClientKeySetRow).where(later).values(refresh_at=moment))
+            for owner, moment in nearer:
+                later = (self._owners.key == owner) & (self._owners.row.refresh_at > moment)
+                connection.execute(update(self._owners.row).where(later).values(refresh_at=moment))
 
-    def _refresh(self, client_id: str, uri: str) -> None:
+    def _refresh(self, owner: str, uri: str) -> None:
         try:
             found = self._fetched(uri)
         except FetchError as error:
-            self._record_failure(client_id, uri, str(error))
+            self._record_failure(owner, uri, str(error))
         except Exception as error:
-            log.exception("fetching the keys of %r failed", client_id)
-            self._record_failure(client_id, uri, type(error).__name__)
+            log.exception("fetching the keys of %r failed", owner)
+            self._record_failure(owner, uri, type(error).__name__)
         else:
-            self._record_success(client_id, found)
+            self._record_success(owner, found)
 
-    def _record_success(self, client_id: str, found: FetchedJwks) -> None:
+    def _record_success(self, owner: str, found: FetchedJwks) -> None:
         now = self._clock()
         # Spread the fetches of sets that were created together.
         rest = found.lifetime * (_EARLY - random.uniform(0, 0.1))  # noqa: S311 - No secret.
         skipped = list(found.skipped) or None
         values = {"jwks": found.jwks, "skipped": skipped, "fetched_at": now, "refresh_at": now + rest, "fault": None}
-        row = ClientKeySetRow
-        before = select(row.jwks, row.fault, row.skipped).where(_is(client_id, found.uri))
+        row = self._owners.row
+        before = select(row.jwks, row.fault, row.skipped).where(self._is(owner, found.uri))
         with writing_engine(self._engine).begin() as connection:
             kept = connection.execute(before.with_for_update()).first()
             if kept is None:
                 # The client was changed or deleted meanwhile.
                 return
-            connection.execute(update(row).where(_is(client_id, found.uri)).values(**values, failures=0))
+            connection.execute(update(row).where(self._is(owner, found.uri)).values(**values, failures=0))
             if kept.jwks != found.jwks:
-                changed = ClientChanged(by=_FETCHER, client_id=client_id, change="keys_fetched", fields=("jwks",))
-                self._outbox.put(connection, changed)
+                self._outbox.put(connection, self._owners.changed(owner))
         if kept.fault:
-            log.warning("the keys of %r can be fetched again from %s", client_id, without_query(found.uri))
+            log.warning("the keys of %r can be fetched again from %s", owner, without_query(found.uri))
         if skipped and kept.skipped != skipped:
-            log.warning(
-                "not all keys of %r at %s can be used: %s", client_id, without_query(found.uri), "; ".join(skipped)
-            )
+            log.warning("not all keys of %r at %s can be used: %s", owner, without_query(found.uri), "; ".join(skipped))
 
-    def _record_failure(self, client_id: str, uri: str, fault: str) -> None:
-        before = select(ClientKeySetRow.failures, ClientKeySetRow.fault).where(_is(client_id, uri))
+    def _record_failure(self, owner: str, uri: str, fault: str) -> None:
+        before = select(self._owners.row.failures, self._owners.row.fault).where(self._is(owner, uri))
         with writing_engine(self._engine).begin() as connection:
             kept = connection.execute(before.with_for_update()).first()
             if kept is None:
                 return
             wait = min(COOL_DOWN * 2 ** min(kept.failures, 10), LONGEST_WAIT)
             values = {"fault": fault, "failures": kept.failures + 1, "refresh_at": self._clock() + wait}
-            connection.execute(update(ClientKeySetRow).where(_is(client_id, uri)).values(**values))
+            connection.execute(update(self._owners.row).where(self._is(owner, uri)).values(**values))
         if kept.fault != fault:
             log.error(
                 "the keys of %r cannot be fetched from %s; the last good ones stay in use: %s",
-                client_id,
+                owner,
                 without_query(uri),
                 fault,
             )
 
-
-def _is(client_id: str, uri: str) -> Any:
-    return (ClientKeySetRow.client_id == client_id) & (ClientKeySetRow.uri == uri)
+    def _is(self, owner: str, uri: str) -> Any:
+        return (self._owners.key == owner) & (self._owners.row.uri == uri)

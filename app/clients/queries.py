@@ -21,7 +21,15 @@ from sqlalchemy import (
     union,
 )
 
-from app.database.models import SERVED, ClientKeySetRow, ClientRow, ClientSecretRow
+from app.clients.trust_rules import MOST_TRUSTS
+from app.database.models import (
+    SERVED,
+    ClientKeySetRow,
+    ClientRow,
+    ClientSecretRow,
+    ClientTrustRow,
+    IssuerKeySetRow,
+)
 
 _CLIENT_COLUMNS = (
     ClientRow.client_id,
@@ -85,6 +93,25 @@ _USABLE_FIRST = (
     ClientSecretRow.expires_at.desc(),
 )
 """Usable secrets first, whatever the time is."""
+
+
+_TRUST_COLUMNS = (
+    ClientTrustRow.trust_id,
+    ClientTrustRow.issuer,
+    ClientTrustRow.subject,
+    cast(ClientTrustRow.claims, Text).label("trust_claims"),
+    ClientTrustRow.audience,
+    ClientTrustRow.once,
+    cast(IssuerKeySetRow.jwks, Text).label("issuer_jwks"),
+)
+BY_TRUSTS = (
+    _find_clients(_ONE, *_TRUST_COLUMNS)
+    .outerjoin(ClientTrustRow, ClientTrustRow.client_id == ClientRow.client_id)
+    .outerjoin(IssuerKeySetRow, IssuerKeySetRow.issuer == ClientTrustRow.issuer)
+    .order_by(ClientTrustRow.created_at, ClientTrustRow.trust_id)
+    .limit(literal_column(str(MOST_TRUSTS)))
+    .offset(literal_column("0"))
+)
 
 
 def _with_key_set(found: Select[Any]) -> Select[Any]:

@@ -14,7 +14,7 @@ from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, select, text
+from sqlalchemy import ColumnElement, delete, exists, func, select, text
 from sqlalchemy.orm import scoped_session, selectinload
 
 from app.clients.fields import ClientFields, check_client_id, check_imported_secret, form_decode
@@ -24,7 +24,7 @@ from app.clients.secrets import ClientSecrets, NewSecret, usable_at
 from app.clients.transactions import find_client, writing
 from app.clients.usage import is_wasteful
 from app.config.values import format_rate, parse_rate
-from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow
+from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow, ClientTrustRow
 from app.errors import ManagementError
 from app.types import DEFAULT_AUDIENCE, Clock
 
@@ -209,6 +209,7 @@ class ClientRepository:
             _add_to_audiences_ever(row)
             _apply(row, ClientFields(client_name="deleted", grant_types=()))
             row.secrets.clear()
+            session.execute(delete(ClientTrustRow).where(ClientTrustRow.client_id == client_id))
             row.deleted_at = row.updated_at = self._clock()
             store_jwks(session, row, None, row.deleted_at)
             self._end_tokens(row)

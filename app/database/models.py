@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 CLIENT_ID_MAX_CHARACTERS = 255
+ISSUER_MAX_CHARACTERS = 500
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -170,25 +171,62 @@ class ClientUsageRow(Base):
     tokens: Mapped[int] = mapped_column(BigInteger)
 
 
-class ClientKeySetRow(Base):
-    """The keys that a client publishes at ``uri``, as of the last successful fetch.
+class _PublishedKeys:
+    """Columns of keys that somebody publishes at ``uri``, as of the last successful fetch.
 
     ``skipped`` are the published keys that cannot be used, each with the reason. ``refresh_at`` is when to fetch
     again, ``tried_at`` when the last attempt was made. ``fault`` is why it failed, ``failures`` how many failed in a
     row.
     """
 
-    __tablename__ = "client_key_sets"
-
-    client_id: Mapped[str] = mapped_column(ForeignKey(ClientRow.client_id, ondelete="CASCADE"), primary_key=True)
-    uri: Mapped[str] = mapped_column(Text)
     jwks: Mapped[dict[str, Any]] = mapped_column(JSON)
     skipped: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     fetched_at: Mapped[datetime] = mapped_column(UTCDateTime)
     tried_at: Mapped[datetime] = mapped_column(UTCDateTime)
-    refresh_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     fault: Mapped[str | None] = mapped_column(Text)
     failures: Mapped[int]
+
+
+class ClientKeySetRow(_PublishedKeys, Base):
+    """The keys that a client publishes."""
+
+    __tablename__ = "client_key_sets"
+
+    client_id: Mapped[str] = mapped_column(ForeignKey(ClientRow.client_id, ondelete="CASCADE"), primary_key=True)
+    uri: Mapped[str] = mapped_column(Text)
+    refresh_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+
+
+class IssuerKeySetRow(_PublishedKeys, Base):
+    """The keys of a platform whose tokens authenticate clients.
+
+    ``uri`` is its discovery document, or its key set; empty for keys from a file, which are never fetched
+    (``refresh_at`` is NULL).
+    """
+
+    __tablename__ = "issuer_key_sets"
+
+    issuer: Mapped[str] = mapped_column(String(ISSUER_MAX_CHARACTERS), primary_key=True)
+    uri: Mapped[str] = mapped_column(Text)
+    refresh_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
+
+
+class ClientTrustRow(Base):
+    """A platform's workload as which a client authenticates: see ``clients.trust_rules``."""
+
+    __tablename__ = "client_trusts"
+
+    trust_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    client_id: Mapped[str] = mapped_column(ForeignKey(ClientRow.client_id, ondelete="CASCADE"), index=True)
+    issuer: Mapped[str] = mapped_column(String(ISSUER_MAX_CHARACTERS), index=True)
+    subject: Mapped[str] = mapped_column(Text)
+    claims: Mapped[dict[str, str]] = mapped_column(JSON)
+    audience: Mapped[str] = mapped_column(Text)
+    once: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+TRUSTED_ISSUERS = select(ClientTrustRow.issuer).where(ClientTrustRow.client_id.in_(SERVED_IDS))
 
 
 class RevokedTokenRow(Base):

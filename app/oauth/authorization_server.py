@@ -298,6 +298,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
                 kid=token.kid,
                 expires_in=token["expires_in"],
                 from_memory=authentication.is_from_memory or None,
+                **request.assertion_facts,
             )
         )
 
@@ -332,6 +333,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
             "status": int(error.status_code),
             "reason": error.reason,
             "detail": error.detail,
+            **(parsed.assertion_facts if parsed else {}),
         }
         refusal: TokenRefused | RequestRefused
         if endpoint == TOKEN:

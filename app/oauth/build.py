@@ -34,6 +34,7 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
         replay_store=replay_store,
         encrypted_secrets=clients.encrypted_secrets,
         jwks_cache=clients.jwks_cache,
+        issuer_keys=clients.issuer_keys,
         clock=clock,
         limits=server.limits,
         rules=assertion_rules(settings, metadata["token_endpoint"]),

@@ -6,6 +6,9 @@ from app.oauth.endpoints import ENDPOINTS
 from app.oauth.grants import GRANTS
 from app.types import Metadata
 
+REGISTERED_METHODS = {"client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt"}
+"""The names that a client library may know (RFC 8414 section 2). To a caller ``federated_jwt`` is RFC 7523."""
+
 
 def describe_server(settings: Settings) -> Metadata:
     """Return the metadata document.
@@ -18,7 +21,7 @@ def describe_server(settings: Settings) -> Metadata:
     for endpoint in ENDPOINTS:
         metadata |= endpoint.metadata(settings)
     usable = [method for method in METHODS if settings.encryption_keys or not method.uses_secret_as_key]
-    methods = [method.name for method in usable]
+    methods = [method.name for method in usable if method.name in REGISTERED_METHODS]
     algs = list(dict.fromkeys(alg for method in usable for alg in method.signing_algs))
     authenticated = [endpoint.authenticates for endpoint in ENDPOINTS if endpoint.authenticates]
     return metadata | {

@@ -42,6 +42,7 @@ class StrictRequest(OAuth2Request):
         self.source_address: str | None = http_request.source_address
         self.sent_client_id: str = ""
         self.presented_secrets: list[str] = []
+        self.assertion_facts: dict[str, str] = {}
         self.authorization = authorization
         self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]
         self.parameters = {name: value for name, value in pairs if name != REPEATABLE}

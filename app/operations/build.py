@@ -78,6 +78,7 @@ def build(services: Services, engine: Engine) -> Scheduler:
         ),
         PeriodicTask("Checking the replay store", REPLAY_POLL_SECONDS, oauth.replay_store.poll, at_start=True),
         PeriodicTask("Fetching clients' keys", JWKS_POLL_SECONDS, clients.jwks_cache.poll),
+        PeriodicTask("Fetching platforms' keys", JWKS_POLL_SECONDS, clients.issuer_keys.poll),
         PeriodicTask("Recording this server", SERVERS_POLL_SECONDS, registry.poll, at_start=True),
         PeriodicTask("Deleting expired assertions", DELETE_SECONDS, oauth.replay_store.delete_expired),
         PeriodicTask("Deleting expired revocations", DELETE_SECONDS, tokens.revocations.delete_expired),

@@ -13,8 +13,10 @@ TABLES = [
     "client_key_sets",
     "client_secret_uses",
     "client_secrets",
+    "client_trusts",
     "client_usage",
     "clients",
+    "issuer_key_sets",
     "key_fingerprints",
     "key_ring",
     "revoked_tokens",
@@ -24,7 +26,7 @@ TABLES = [
     "used_assertions",
 ]
 
-SERVERS = ("key_fingerprints", "servers", "client_usage")
+SERVERS = ("key_fingerprints", "servers", "client_usage", "client_trusts", "issuer_key_sets")
 
 
 def without(*names: str) -> list[str]:

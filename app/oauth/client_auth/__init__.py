@@ -2,6 +2,7 @@
 
 from app.oauth.client_auth.client_secret import ClientSecretBasic, ClientSecretPost
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
+from app.oauth.client_auth.federated_jwt import FederatedJwt
 from app.oauth.client_auth.private_key_jwt import PrivateKeyJwt
 
-METHODS = (ClientSecretBasic, ClientSecretPost, ClientSecretJwt, PrivateKeyJwt)
+METHODS = (ClientSecretBasic, ClientSecretPost, ClientSecretJwt, PrivateKeyJwt, FederatedJwt)

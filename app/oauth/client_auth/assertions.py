@@ -23,6 +23,8 @@ from app.reasons import RefusalReason
 from app.types import Authentication, TokenRequest, UnverifiedJws
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+SPIFFE_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
+"""draft-ietf-oauth-spiffe-client-auth: a token of a SPIFFE workload."""
 REMEMBERED_LONGER_SECONDS = 60
 """A used assertion is remembered a little longer than it is valid: our machines' clocks may differ too."""
 JTI_MAX_CHARACTERS = 255
@@ -76,7 +78,20 @@ class Examination:
     secrets: Sequence[Any] = ()
 
 
-class AssertionMethod(ABC):
+class PresentsAssertion(ABC):
+    """A method that is presented by a ``client_assertion``."""
+
+    @abstractmethod
+    def is_meant(self, request: TokenRequest) -> bool:
+        """Return whether the assertion of ``request`` is for this method."""
+
+    def is_presented(self, request: TokenRequest) -> bool:
+        """Return whether the request has an assertion, or its type, for this method."""
+        parameters = request.parameters
+        return ("client_assertion" in parameters or "client_assertion_type" in parameters) and self.is_meant(request)
+
+
+class AssertionMethod(PresentsAssertion):
     """A method whose clients sign assertions."""
 
     name: str
@@ -98,13 +113,11 @@ class AssertionMethod(ABC):
         :raises ServiceUnavailable: the database did not answer.
         """
 
-    def is_presented(self, request: TokenRequest) -> bool:
-        """Return whether the request has an assertion, or its type, that this method verifies."""
-        parameters = request.parameters
-        if "client_assertion" not in parameters and "client_assertion_type" not in parameters:
-            return False
+    def is_meant(self, request: TokenRequest) -> bool:
+        """Return whether the client signed the assertion, with an algorithm of this method."""
         found = request.unverified_assertion
-        return self.is_signed_so(found.header.get("alg") if found and found.header else None)
+        alg = found.header.get("alg") if found and found.header else None
+        return self.is_signed_so(alg) and not is_platform_token(request)
 
     def authenticate(self, request: TokenRequest) -> Authentication:
         """Authenticate the client that sent ``request``.
@@ -118,11 +131,11 @@ class AssertionMethod(ABC):
         request.presented_secrets.append(unverified)
         if require_parameter(request.parameters, "client_assertion_type") != ASSERTION_TYPE:
             raise InvalidClient(RefusalReason.ASSERTION_TYPE_UNKNOWN)
-        assertion = _whole(request.unverified_assertion)
+        assertion = require_whole(request.unverified_assertion)
         request.sent_client_id = assertion.client_id
         examined = self.examine(assertion, allows_memory=request.allows_memory)
         # All checks, whatever has failed already: the time must reveal nothing.
-        faults = [*_wrong_header(assertion), *self._wrong_claims(assertion, examined.fields)]
+        faults = [*find_header_faults(assertion.header, _TYPES), *self._wrong_claims(assertion, examined.fields)]
         body_id = request.parameters.get("client_id", assertion.client_id)
         if body_id != assertion.client_id:
             faults.append(Fault(RefusalReason.OTHER_CLIENT_ID, "client_id is not sub"))
@@ -132,20 +145,11 @@ class AssertionMethod(ABC):
         if fault := Fault(reason) if reason else next(iter(faults), None):
             raise examined.lookup.refusal(fault.reason, row.client_id, fault.detail)
         self._dependencies.limits.count_assertion(to_client(row))
-        if not self._use(assertion):
+        if not remember(self._dependencies, assertion.client_id, assertion.claims):
             raise InvalidClient(RefusalReason.ASSERTION_REPLAYED, client_id=row.client_id)
         self._dependencies.clients.last_used.record_assertion(row.client_id, self._style(assertion))
         secret = next(iter(working), None)
         return self._dependencies.clients.accept(examined.lookup, row, self.name, request.source_address, secret)
-
-    def _use(self, assertion: UnverifiedAssertion) -> bool:
-        """Use the id of a verified assertion; return whether it was unused."""
-        claims = assertion.claims
-        until = math.ceil(claims["exp"]) + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
-        # Without iat (RFC 7523 section 3 requires none) it may be as old as any that expires then.
-        iat = claims.get("iat")
-        issued_at = math.floor(claims["exp"] - self._dependencies.rules.longest_seconds if iat is None else iat)
-        return self._dependencies.replay_store.use(assertion.client_id, claims["jti"], issued_at, until)
 
     def _style(self, assertion: UnverifiedAssertion) -> AssertionStyle:
         """Return the style of an assertion that passed all checks."""
@@ -166,9 +170,8 @@ class AssertionMethod(ABC):
         if wrong_audience := self._wrong_audience(claims, is_issuer_only=is_issuer_only):
             yield Fault(RefusalReason.ASSERTION_AUDIENCE, wrong_audience)
         now = int(self._dependencies.clock().timestamp())
-        yield from _wrong_times(claims, now, self._dependencies.rules.longest_seconds)
-        jti = claims.get("jti")
-        if not isinstance(jti, str) or not 1 <= len(jti) <= JTI_MAX_CHARACTERS:
+        yield from find_time_faults(claims, now, self._dependencies.rules.longest_seconds)
+        if not has_jti(claims):
             wrong = "is missing" if "jti" not in claims else f"is no text of 1 to {JTI_MAX_CHARACTERS} characters"
             yield Fault(RefusalReason.ASSERTION_WITHOUT_ID, f"jti {wrong}")
 
@@ -207,21 +210,61 @@ def check_assertion_fields(method: str, fields: Mapping[str, Any], *others: str)
         raise ManagementError(f"assertion audience must be {' or '.join(AUDIENCES)}")
 
 
-def _whole(found: UnverifiedJws | None) -> UnverifiedAssertion:
+def is_platform_token(request: TokenRequest) -> bool:
+    """Return whether a request has a token that a platform signed, and names its client by ``client_id``.
+
+    A client's own assertion has its id as ``iss`` and ``sub``.
+    """
+    if request.parameters.get("client_assertion_type") == SPIFFE_ASSERTION_TYPE:
+        return True
+    found = request.unverified_assertion if "client_id" in request.parameters else None
+    if found is None or not found.claims or str((found.header or {}).get("alg")).startswith("HS"):
+        return False
+    issuer, subject = found.claims.get("iss"), found.claims.get("sub")
+    return issuer != subject and any("://" in one for one in (issuer, subject) if isinstance(one, str))
+
+
+def require_whole(found: UnverifiedJws | None) -> UnverifiedAssertion:
+    """Return an assertion with all its parts.
+
+    :raises InvalidClient: it is no JWS of a JSON object.
+    """
     if found is None or found.header is None or found.claims is None or not found.signature:
         raise InvalidClient(RefusalReason.ASSERTION_MALFORMED)
     return UnverifiedAssertion(found.header, found.claims, found.signed, found.signature)
 
 
-def _wrong_header(assertion: UnverifiedAssertion) -> Iterator[Fault]:
-    header = assertion.header
-    if header.get("typ") is not None and not has_type(header, *_TYPES):
-        yield Fault(RefusalReason.ASSERTION_OTHER_TYPE, f"typ is none of {', '.join(_TYPES)}")
+def has_jti(claims: Mapping[str, Any]) -> bool:
+    """Return whether an assertion has an id of allowed length."""
+    jti = claims.get("jti")
+    return isinstance(jti, str) and 1 <= len(jti) <= JTI_MAX_CHARACTERS
+
+
+def remember(dependencies: ClientAuthDependencies, issuer: str, claims: Mapping[str, Any]) -> bool:
+    """Remember the id of a verified assertion; return whether it was unused.
+
+    :raises ServiceUnavailable: that cannot be known now.
+    """
+    until = math.ceil(claims["exp"]) + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
+    # Without iat (RFC 7523 section 3 requires none) it may be as old as any that expires then.
+    iat = claims.get("iat")
+    issued_at = math.floor(claims["exp"] - dependencies.rules.longest_seconds if iat is None else iat)
+    return dependencies.replay_store.use(issuer, claims["jti"], issued_at, until)
+
+
+def find_header_faults(header: Mapping[str, Any], types: Sequence[str]) -> Iterator[Fault]:
+    """Check a header: its type, which may be absent, and that no extension is critical."""
+    if header.get("typ") is not None and not has_type(header, *types):
+        yield Fault(RefusalReason.ASSERTION_OTHER_TYPE, f"typ is none of {', '.join(types)}")
     if "crit" in header:
         yield Fault(RefusalReason.ASSERTION_OTHER_TYPE, "crit names extensions")
 
 
-def _wrong_times(claims: Mapping[str, Any], now: int, longest_seconds: int) -> Iterator[Fault]:
+def find_time_faults(claims: Mapping[str, Any], now: int, longest_seconds: int) -> Iterator[Fault]:
+    """Check ``exp``, ``iat`` and ``nbf``.
+
+    :param longest_seconds: how far in the future it may expire.
+    """
     given = {name: claims[name] for name in ("exp", "iat", "nbf") if claims.get(name) is not None}
     if "exp" not in given:
         yield Fault(RefusalReason.ASSERTION_TIMES, "exp is missing")

@@ -35,6 +35,7 @@ class ClientAuthDependencies:
     replay_store: ReplayStore
     encrypted_secrets: EncryptedSecrets
     jwks_cache: JwksCache
+    issuer_keys: JwksCache
     clock: Clock
     limits: RateLimits
     rules: AssertionRules

@@ -39,10 +39,10 @@ class PrivateKeyJwt(AssertionMethod):
         lookup = self._dependencies.clients.find(assertion.client_id, allows_memory=allows_memory)
         row = lookup.rows[0]
         # Parse on every request, using a dummy key set if needed: a cache would reveal by timing which clients exist.
-        fields = json.loads(row.auth_fields or _dummy_fields())
+        fields = json.loads(row.auth_fields or f'{{"jwks": {dummy_key_set()}}}')
         published = json.loads(row.published_jwks) if row.published_jwks else fields.get("jwks")
         keys = published["keys"] if published and row.auth_fields else ()
-        fault = _wrong_signature(assertion, keys)
+        fault = find_signature_fault(assertion, keys)
         if fault == RefusalReason.ASSERTION_SIGNATURE and row.published_jwks:
             # The key may be newer than the cached set. This request does not wait for a fetch.
             self._dependencies.jwks_cache.request_refresh(row.client_id)
@@ -65,7 +65,11 @@ class PrivateKeyJwt(AssertionMethod):
         return {**fields, "jwks": check_jwks(fields["jwks"])}
 
 
-def _wrong_signature(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> RefusalReason | None:
+def find_signature_fault(assertion: UnverifiedAssertion, keys: Sequence[Jwk]) -> RefusalReason | None:
+    """Verify the signature; return what is wrong. The cost is the same whatever keys there are.
+
+    :param keys: those that may have signed; empty for an unknown client.
+    """
     alg, kid = assertion.header.get("alg"), assertion.header.get("kid")
     if not isinstance(alg, str) or alg not in SIGNING_ALGS:
         return RefusalReason.ASSERTION_ALGORITHM
@@ -96,5 +100,6 @@ def _dummy_key(alg: str, octets: int = RSA_MIN_BITS // 8) -> Jwk:
 
 
 @lru_cache(maxsize=1)
-def _dummy_fields() -> str:
-    return json.dumps({"jwks": {"keys": [{**_dummy_key("RS256"), "kid": "x" * 43}]}})
+def dummy_key_set() -> str:
+    """Return a key set that takes as long to parse as a client's."""
+    return json.dumps({"keys": [{**_dummy_key("RS256"), "kid": "x" * 43}]})

@@ -88,4 +88,7 @@ def test_no_event_has_a_field_for_what_may_not_be_logged() -> None:
         "status",
         "reason",
         "detail",
+        "trust_id",
+        "assertion_issuer",
+        "assertion_subject",
     }

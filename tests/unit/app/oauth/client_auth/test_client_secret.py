@@ -84,6 +84,7 @@ def test_the_registry_lists_the_methods_in_order() -> None:
         ("client_secret_post", True, {"client_id", "client_secret"}),
         ("client_secret_jwt", True, {"client_id", "client_assertion", "client_assertion_type"}),
         ("private_key_jwt", False, {"client_id", "client_assertion", "client_assertion_type"}),
+        ("federated_jwt", False, {"client_id", "client_assertion", "client_assertion_type"}),
     ]
 
 
