@@ -30,6 +30,9 @@ from support.server import RunningServer, basic, running_server
 
 from app.clients.fields import ClientFields
 from app.clients.queries import MOST_SECRETS
+from app.clients.trust_rules import Trust
+from app.clients.trusts import METHOD
+from app.crypto.key_set import KeySet
 from app.database.models import ClientSecretRow, db
 
 BODY = "grant_type=client_credentials"
@@ -126,6 +129,41 @@ def assertions(server: RunningServer, alg: str) -> dict[str, Callable[[], str]]:
     }
 
 
+def platform_tokens(server: RunningServer) -> dict[str, Callable[[], str]]:
+    """A maker of request bodies for each kind of refusal of a platform's token."""
+    platform, stranger, issuer = signer("RS256"), signer("RS256"), "https://platform.example.com"
+    keys = KeySet({"keys": [platform.jwk | {"kid": platform.kid}]})
+    trusts, repository = server.services.clients.trusts, server.services.clients.repository
+    fields = ClientFields("A", token_endpoint_auth_method=METHOD)
+    with server.context():
+        for kind in ("wrong", "subject", "several", "untrusting", "disabled", "deleted"):
+            client_id = f"fed-{kind:_<12}"
+            repository.register(fields, client_id=client_id, with_secret=False)
+            for number in range({"several": 16, "untrusting": 0}.get(kind, 1)):
+                trusts.add(client_id, Trust(issuer, f"workload:{number}", {}, ISSUER), keys)
+        repository.disable("fed-disabled____")
+        repository.delete("fed-deleted_____")
+
+    def maker(kind: str, subject: str = "workload:0", *, is_right: bool = True) -> Callable[[], str]:
+        def make() -> str:
+            claims = claims_of("x", iss=issuer, sub=subject)
+            token = (platform if is_right else stranger).sign(claims, kid=platform.kid)
+            return urlencode(form(token, client_id=f"fed-{kind:_<12}"))
+
+        return make
+
+    return {
+        "unknown client": maker("unknown"),
+        "wrong signature": maker("wrong", is_right=False),
+        "wrong subject": maker("subject", "workload:x"),
+        "16 trusts": maker("several", is_right=False),
+        "16, right key": maker("several", "workload:x"),
+        "no trust": maker("untrusting"),
+        "disabled client": maker("disabled"),
+        "deleted client": maker("deleted"),
+    }
+
+
 def ask(connection: http.client.HTTPConnection, body: str, **headers: str) -> float:
     """Send one request that must be refused; seconds until its answer was read."""
     headers = {"Content-Type": "application/x-www-form-urlencoded", **headers}
@@ -170,6 +208,8 @@ def main() -> None:
                 for kind, make in assertions(server, alg).items()
             }
             measure(f"assertions, {alg}", of_each, asking)
+        asking = {kind: (lambda make=make: ask(connection, make())) for kind, make in platform_tokens(server).items()}
+        measure("platforms' tokens, RS256", of_each, asking)
 
 
 if __name__ == "__main__":

@@ -161,14 +161,16 @@ class ClientAuthenticator:
         """
         return self._look_up(self._by_secrets_as_keys, {"one_id": client_id}, allows_memory=allows_memory)
 
-    def find_with_trusts(self, client_id: str) -> Lookup:
-        """Find a client as :meth:`find`, with one row for each of its trusts.
+    def find_with_trusts(self, client_id: str, issuer: str) -> Lookup:
+        """Find a client as :meth:`find`, with one row for each of its trusts in ``issuer``.
 
-        ``trust_claims`` and ``issuer_jwks`` are JSON text. Not from the memory: an outage ends such authentication.
+        ``trust_claims`` are JSON text, and so is ``issuer_jwks``, which the first row alone has. Not from the memory:
+        an outage ends such authentication.
 
+        :param issuer: empty for a token that names none.
         :raises ServiceUnavailable: as :meth:`verify_secret`.
         """
-        return self._look_up(self._by_trusts, {"one_id": client_id}, allows_memory=False)
+        return self._look_up(self._by_trusts, {"one_id": client_id}, {"issuer": issuer}, allows_memory=False)
 
     def accept(
         self, found: Lookup, row: Any, method: str, source_address: str | None, secret: Any = None
@@ -215,12 +217,12 @@ class ClientAuthenticator:
         self,
         query: PreparedQuery,
         ids: Mapping[str, str],
-        digests: Mapping[str, bytes] = MappingProxyType({}),
+        others: Mapping[str, bytes | str] = MappingProxyType({}),
         *,
         allows_memory: bool,
     ) -> Lookup:
         try:
-            return Lookup(query.execute_through(self._circuit_breaker, {**ids, **digests}))
+            return Lookup(query.execute_through(self._circuit_breaker, {**ids, **others}))
         except ServiceUnavailable as outage:
             if not allows_memory:
                 raise

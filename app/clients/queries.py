@@ -15,13 +15,16 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     cast,
+    func,
     literal_column,
+    or_,
     select,
     union,
 )
 
-from app.clients.trust_rules import MOST_TRUSTS
+from app.clients.trust_rules import MOST_TRUSTS, SPIFFE
 from app.database.models import (
     SERVED,
     ClientKeySetRow,
@@ -95,6 +98,8 @@ _USABLE_FIRST = (
 """Usable secrets first, whatever the time is."""
 
 
+_TRUST_ORDER = (ClientTrustRow.created_at, ClientTrustRow.trust_id)
+_IS_FIRST = func.row_number().over(order_by=_TRUST_ORDER) == literal_column("1")
 _TRUST_COLUMNS = (
     ClientTrustRow.trust_id,
     ClientTrustRow.issuer,
@@ -102,13 +107,22 @@ _TRUST_COLUMNS = (
     cast(ClientTrustRow.claims, Text).label("trust_claims"),
     ClientTrustRow.audience,
     ClientTrustRow.once,
-    cast(IssuerKeySetRow.jwks, Text).label("issuer_jwks"),
+    # Once, however many trusts there are: the time would reveal which ids exist.
+    case((_IS_FIRST, cast(IssuerKeySetRow.jwks, Text))).label("issuer_jwks"),
 )
+_ASKED = _ONE.add_columns(bindparam("issuer", type_=String).label("asked_issuer")).subquery("asked")
+# A SPIFFE token may lack iss: its subject names the trust domain.
+_BEGINNING = func.substr(ClientTrustRow.subject, literal_column("1"), literal_column(str(len(SPIFFE))))
+_IS_SPIFFE = literal_column(f"'{SPIFFE}'") == _BEGINNING
+_HAS_NO_ISSUER = _ASKED.c.asked_issuer == literal_column("''")
+_IS_TRUSTED = or_(ClientTrustRow.issuer == _ASKED.c.asked_issuer, and_(_HAS_NO_ISSUER, _IS_SPIFFE))
 BY_TRUSTS = (
-    _find_clients(_ONE, *_TRUST_COLUMNS)
-    .outerjoin(ClientTrustRow, ClientTrustRow.client_id == ClientRow.client_id)
+    select(_ASKED.c.asked_id, *_CLIENT_COLUMNS, *_TRUST_COLUMNS)
+    .select_from(_ASKED)
+    .outerjoin(ClientRow, ClientRow.client_id == _ASKED.c.asked_id)
+    .outerjoin(ClientTrustRow, and_(ClientTrustRow.client_id == ClientRow.client_id, _IS_TRUSTED))
     .outerjoin(IssuerKeySetRow, IssuerKeySetRow.issuer == ClientTrustRow.issuer)
-    .order_by(ClientTrustRow.created_at, ClientTrustRow.trust_id)
+    .order_by(*_TRUST_ORDER)
     .limit(literal_column(str(MOST_TRUSTS)))
     .offset(literal_column("0"))
 )

@@ -52,6 +52,11 @@ class Gauges:
             "Clients whose published keys cannot be fetched, at most 20.",
             len(self._services.clients.jwks_cache.failing),
         )
+        yield GaugeMetricFamily(
+            "tokenhouse_issuer_key_sets_failing",
+            "Platforms that clients trust whose keys cannot be fetched, at most 20.",
+            len(self._services.clients.issuer_keys.failing),
+        )
         with suppress(SQLAlchemyError):
             yield GaugeMetricFamily(
                 "tokenhouse_client_secrets_expiring",

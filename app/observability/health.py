@@ -13,7 +13,7 @@ def check_health(services: Services) -> dict[str, str]:
     checks["audit_log"] = "degraded" if services.audit.log.is_stalled else "ok"
     if services.settings.redis_url:
         checks["redis"] = "degraded" if services.oauth.replay_store.is_unavailable else "ok"
-    if services.clients.jwks_cache.failing:
+    if services.clients.jwks_cache.failing or services.clients.issuer_keys.failing:
         # Which clients is for the log, the doctor and the metrics listener: anyone may read this.
         checks["client_keys"] = "degraded"
     return checks

@@ -323,17 +323,19 @@ def find_lost_secrets(services: Services) -> Found:
 
 
 def _find_failing_key_sets(services: Services) -> Found:
+    clients = services.clients
     try:
-        failing = services.clients.jwks_cache.find_failing()
+        failing = [(client_id, f"keys {client_id}") for client_id in clients.jwks_cache.find_failing()]
+        failing += [(issuer, "trusts ID") for issuer in clients.issuer_keys.find_failing()]
     except SQLAlchemyError:
         return
-    for client_id in failing:
+    for owner, command in failing:
         yield Finding(
             "client keys",
             Severity.WARNING,
-            f"the published keys of {client_id!r} cannot be fetched",
+            f"the published keys of {owner!r} cannot be fetched",
             "the last good ones stay in use, and a new key would be refused",
-            f"`flask clients keys {client_id}` says why",
+            f"`flask clients {command}` says why",
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from app.clients.authentication import refusal_reason, to_client
 from app.clients.secret_digests import is_vschar
-from app.clients.trust_rules import SPIFFE, ClaimCheck, Trust, check_claims
+from app.clients.trust_rules import ClaimCheck, Trust, check_claims
 from app.crypto.jwk import SIGNING_ALGS, Jwk
 from app.errors import InvalidClient, ManagementError
 from app.http.forms import require_parameter
@@ -38,6 +38,9 @@ from app.types import Authentication, TokenRequest, UnverifiedJws
 LONGEST_SECONDS = 24 * 3600
 """How far in the future a platform's token may expire."""
 SUBJECT_LOGGED_CHARACTERS = 255
+
+NO_ISSUER = "-"
+"""No issuer that can be trusted has this name."""
 
 _TYPES = ("jwt", "jose", "wit+jwt")
 
@@ -81,17 +84,19 @@ class FederatedJwt(PresentsAssertion):
         assertion = require_whole(request.unverified_assertion)
         client_id = require_parameter(request.parameters, "client_id")
         request.sent_client_id = client_id
-        lookup = self._dependencies.clients.find_with_trusts(client_id if is_vschar(client_id) else "")
+        issuer = assertion.claims.get("iss", "")
+        known_id = client_id if is_vschar(client_id) else ""
+        lookup = self._dependencies.clients.find_with_trusts(known_id, issuer if _is_text(issuer) else NO_ISSUER)
         row = lookup.rows[0]
-        candidates = list(_find_candidates(lookup.rows, assertion.claims))
-        # All checks, whatever has failed already: the time must reveal nothing.
-        fault = self._find_fault(assertion, lookup.rows, candidates)
-        closest = min(candidates, key=_distance, default=None)
+        # A dummy is verified where there is no trust: the time must reveal nothing. The claims are compared only if the
+        # platform has signed them.
+        fault = self._find_fault(assertion, row)
+        closest = min(_find_candidates(lookup.rows, assertion.claims), key=_distance) if fault is None else None
         faults = list(_find_faults(assertion, closest, int(self._dependencies.clock().timestamp())))
         reason = refusal_reason(row, self.name, (), (), fault)
-        if fault is None and closest:
+        if closest:
             request.assertion_facts.update(_facts(assertion.claims, closest))
-        if refused := Fault(reason, _detail(reason, closest)) if reason else next(iter(faults), None):
+        if refused := Fault(reason) if reason else next(iter(faults), None):
             raise lookup.refusal(refused.reason, row.client_id, refused.detail)
         self._dependencies.limits.count_assertion(to_client(row))
         if closest and closest.trust.once and not remember(self._dependencies, closest.trust.issuer, assertion.claims):
@@ -110,19 +115,18 @@ class FederatedJwt(PresentsAssertion):
             )
         return {}
 
-    def _find_fault(
-        self, assertion: UnverifiedAssertion, rows: Sequence[Any], candidates: Sequence[_Candidate]
-    ) -> RefusalReason | None:
-        """Verify the signature; with a dummy if the client does not trust the issuer."""
-        issuer = candidates[0].trust.issuer if candidates else None
-        jwks = next((row.issuer_jwks for row in rows if issuer is not None and row.issuer == issuer), None)
-        keys = json.loads(jwks or dummy_key_set())["keys"]
-        fault = find_signature_fault(assertion, keys if jwks else ())
-        if issuer is None:
+    def _find_fault(self, assertion: UnverifiedAssertion, row: Any) -> RefusalReason | None:
+        """Verify the signature with the issuer's keys; with a dummy if the client does not trust it.
+
+        :param row: the first, which has the keys.
+        """
+        keys = json.loads(row.issuer_jwks or dummy_key_set())["keys"]
+        fault = find_signature_fault(assertion, keys if row.issuer_jwks else ())
+        if row.trust_id is None:
             return RefusalReason.NO_TRUST
         if fault == RefusalReason.ASSERTION_SIGNATURE:
             # The key may be newer than the cached set. This request does not wait for a fetch.
-            self._dependencies.issuer_keys.request_refresh(issuer)
+            self._dependencies.issuer_keys.request_refresh(row.issuer)
             return RefusalReason.ISSUER_SIGNATURE
         return fault
 
@@ -148,15 +152,15 @@ def examine_token(token: UnverifiedJws, trust: Trust, keys: Sequence[Jwk], now: 
 
 
 def _find_candidates(rows: Sequence[Any], claims: Mapping[str, Any]) -> Iterator[_Candidate]:
-    issuer = claims.get("iss")
     for row in rows:
-        if row.trust_id is None:
-            continue
         trust = _to_trust(row.issuer, row.subject, row.trust_claims, row.audience, once=bool(row.once))
-        # A SPIFFE token may lack iss.
-        if row.issuer == issuer or (issuer is None and trust.subject.startswith(SPIFFE)):
-            faults = [check.fault for check in check_claims(trust, claims) if not check.fits]
-            yield _Candidate(row.trust_id, trust, faults)
+        faults = [check.fault for check in check_claims(trust, claims) if not check.fits]
+        yield _Candidate(row.trust_id, trust, faults)
+
+
+def _is_text(issuer: object) -> bool:
+    """Return whether a database can look for it: PostgreSQL takes no NUL."""
+    return isinstance(issuer, str) and issuer.isprintable() and issuer.isascii()
 
 
 @lru_cache(maxsize=1024)
@@ -176,10 +180,6 @@ def _find_faults(assertion: UnverifiedAssertion, closest: _Candidate | None, now
         yield Fault(RefusalReason.TRUST_MISMATCH, f"{closest.trust_id}: {', '.join(closest.faults)}")
     if closest and closest.trust.once and not has_jti(assertion.claims):
         yield Fault(RefusalReason.ASSERTION_WITHOUT_ID, "jti is missing")
-
-
-def _detail(reason: RefusalReason, closest: _Candidate | None) -> str | None:
-    return closest.trust.issuer if closest and reason == RefusalReason.ISSUER_SIGNATURE else None
 
 
 def _facts(claims: Mapping[str, Any], closest: _Candidate) -> Iterator[tuple[str, str]]:

@@ -11,13 +11,15 @@ from conftest import SettableClock
 from sqlalchemy import text, update
 from support.assertions import signer
 from support.keys import add_key
+from support.platforms import open_platform
 from support.publisher import publishing
 from support.redis import running_redis
 from unit.harness import Harness, open_harness
 
 from app.clients.fields import ClientFields
 from app.clients.last_used import AssertionStyle
-from app.database.models import ClientKeySetRow, ClientSecretRow, db
+from app.clients.trust_rules import Trust
+from app.database.models import ClientKeySetRow, ClientSecretRow, IssuerKeySetRow, db
 from app.operations.doctor import examine, examine_start
 from app.operations.findings import Finding, Severity
 
@@ -238,6 +240,23 @@ def test_a_client_whose_keys_cannot_be_fetched(harness: Harness) -> None:
             connection.execute(update(ClientKeySetRow).values(fault="gone"))
     (message,) = [one for one in found(harness) if one.check == "client keys"]
     assert message.what == "the published keys of 'c' cannot be fetched"
+
+
+def test_a_platform_whose_keys_cannot_be_fetched(harness: Harness) -> None:
+    with open_platform() as platform, harness.app.app_context():
+        fields = ClientFields(client_name="A", token_endpoint_auth_method="federated_jwt")
+        harness.store.register(fields, client_id="c", with_secret=False)
+        trusts = harness.services.clients.trusts
+        trust = Trust(platform.issuer, "a:b", {}, harness.settings.issuer)
+        row, _ = trusts.add("c", trust, trusts.fetch_keys(platform.issuer, None))
+        trust_id = row.trust_id
+        with db.engine.begin() as connection:
+            connection.execute(update(IssuerKeySetRow).values(fault="gone"))
+        (message,) = [one for one in examine(harness.services) if one.check == "client keys"]
+        assert message.what == f"the published keys of {platform.issuer!r} cannot be fetched"
+        # An issuer that nobody trusts is no concern.
+        trusts.remove("c", trust_id)
+        assert not [one for one in examine(harness.services) if one.check == "client keys"]
 
 
 def test_the_command_shows_the_worst_last_and_fails_for_errors(harness: Harness) -> None:
