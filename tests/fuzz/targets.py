@@ -22,8 +22,10 @@ from unit.harness import Harness, open_harness
 from werkzeug.test import EnvironBuilder
 
 from app.clients.fields import ClientFields
+from app.clients.trust_rules import Trust
 from app.config.values import parse_trusted_proxies
 from app.crypto.jws import decode, parse_unverified
+from app.crypto.key_set import KeySet
 from app.errors import InvalidRequest
 from app.http.forms import FORM, read_form
 from app.http.forwarded_headers import find_source
@@ -133,6 +135,7 @@ _CLOCK = SettableClock()
 _NOW = int(_CLOCK().timestamp())
 _CLAIMS = {"iss": CLIENT_ID, "sub": CLIENT_ID, "aud": ISSUER, "iat": _NOW, "exp": _NOW + 60, "jti": "a"}
 _TYPES = {None, "jwt", "client-authentication+jwt"}
+_FEDERATED_ID, _PLATFORM = "federated", "https://platform.example"
 
 
 def _to_sign(jti: str, header: str = "", **changes: Any) -> bytes:
@@ -154,6 +157,12 @@ JWS_SEEDS = (
     _to_sign("10", ',"typ":"application/JWT"', iat=None, exp=_NOW + 59.5, nbf=_NOW - 0.25),
     _to_sign("", sub="other"),
     b'{"alg":"ES256"}\n{"exp":1e400,"iat":-1,"nbf":[],"jti":[],"sub":null,"aud":{}}',
+    # With a second line break the platform has signed, and the client of a trust sends it.
+    _to_sign("p", iss=_PLATFORM, sub="workload:a") + b"\n",
+    _to_sign("p", iss=_PLATFORM, sub="workload:b") + b"\n",
+    _to_sign("p", iss=_PLATFORM, sub="workload:a", aud=[ISSUER, "https://b.example"]) + b"\n",
+    _to_sign("p", iss=_PLATFORM, sub="workload:a", exp=_NOW + 2 * 86400) + b"\n",
+    b'{"alg":"ES256","crit":[]}\n{"iss":"https://platform.example","sub":["workload:a"],"aud":null,"exp":1e3}\n',
     by_hand({"alg": "none"}, _CLAIMS, b"").encode(),
     by_hand({"alg": "HS256", "typ": "at+jwt"}, _CLAIMS).encode(),
     by_hand({"alg": ["RS256"], "kid": {}, "jwk": _SIGNER.jwk}, b"[]").encode(),
@@ -175,10 +184,18 @@ def _open_jws() -> Iterator[Check]:
         fields = ClientFields("Fuzzed", token_endpoint_auth_method="private_key_jwt", auth_fields={"jwks": keys})
         with harness.app.app_context():
             harness.store.register(fields, client_id=CLIENT_ID, with_secret=False)
+            federated = ClientFields("Federated", token_endpoint_auth_method="federated_jwt")
+            harness.store.register(federated, client_id=_FEDERATED_ID, with_secret=False)
+            trust = Trust(_PLATFORM, "workload:a", {}, ISSUER)
+            harness.services.clients.trusts.add(_FEDERATED_ID, trust, KeySet(keys))
         ring = harness.services.keys.active()
 
         def check(data: bytes) -> None:
             header, line_break, claims = data.partition(b"\n")
+            claims, second, _ = claims.partition(b"\n")
+            if second:
+                _check_platforms(harness, header, claims)
+                return
             if line_break:
                 _check_signed(harness, header, claims)
                 return
@@ -204,12 +221,29 @@ def _check_parts(text: str) -> None:
 
 def _check_signed(harness: Harness, header: bytes, claims: bytes) -> None:
     """A signature that is valid does not make wrong claims right."""
-    signed = ".".join(map(_encode, (header, claims)))
-    signature = jwt.get_algorithm_by_name("ES256").sign(signed.encode(), _SIGNER.key.private_key)
-    status = _authenticate(harness, f"{signed}.{_encode(signature)}")
+    status = _authenticate(harness, _sign(header, claims))
     assert status in {200, 400, 401}
     if status == 200:
         _require_right(json.loads(header), json.loads(claims))
+
+
+def _check_platforms(harness: Harness, header: bytes, claims: bytes) -> None:
+    """A platform's signature does not make another workload the client."""
+    status = _authenticate(harness, _sign(header, claims), client_id=_FEDERATED_ID)
+    assert status in {200, 400, 401}
+    if status == 200:
+        said = json.loads(claims)
+        assert "crit" not in json.loads(header)
+        assert (said["iss"], said["sub"]) == (_PLATFORM, "workload:a")
+        assert said["aud"] in (ISSUER, [ISSUER])
+        assert _NOW - SKEW_SECONDS < said["exp"] <= _NOW + 86400 + SKEW_SECONDS
+        assert max(said.get("iat") or 0, said.get("nbf") or 0) <= _NOW + SKEW_SECONDS
+
+
+def _sign(header: bytes, claims: bytes) -> str:
+    signed = ".".join(map(_encode, (header, claims)))
+    signature = jwt.get_algorithm_by_name("ES256").sign(signed.encode(), _SIGNER.key.private_key)
+    return f"{signed}.{_encode(signature)}"
 
 
 def _encode(part: bytes) -> str:
@@ -232,11 +266,12 @@ def _require_right(header: Mapping[str, Any], claims: Mapping[str, Any]) -> None
     assert isinstance(claims["jti"], str)
 
 
-def _authenticate(harness: Harness, assertion: str) -> int:
+def _authenticate(harness: Harness, assertion: str, **more: str) -> int:
     form = {
         "grant_type": "client_credentials",
         "client_assertion_type": ASSERTION_TYPE,
         "client_assertion": assertion,
+        **more,
     }
     environ = EnvironBuilder("/oauth/token", method="POST", data=form).get_environ()
     statuses: list[int] = []
