@@ -167,7 +167,7 @@ class ClientAuthenticator:
         ``trust_claims`` are JSON text, and so is ``issuer_jwks``, which the first row alone has. Not from the memory:
         an outage ends such authentication.
 
-        :param issuer: empty for a token that names none.
+        :param issuer: for a SPIFFE token without one ``spiffe://``, the trust domain, and a slash.
         :raises ServiceUnavailable: as :meth:`verify_secret`.
         """
         return self._look_up(self._by_trusts, {"one_id": client_id}, {"issuer": issuer}, allows_memory=False)

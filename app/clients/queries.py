@@ -111,11 +111,13 @@ _TRUST_COLUMNS = (
     case((_IS_FIRST, cast(IssuerKeySetRow.jwks, Text))).label("issuer_jwks"),
 )
 _ASKED = _ONE.add_columns(bindparam("issuer", type_=String).label("asked_issuer")).subquery("asked")
-# A SPIFFE token may lack iss: its subject names the trust domain.
-_BEGINNING = func.substr(ClientTrustRow.subject, literal_column("1"), literal_column(str(len(SPIFFE))))
-_IS_SPIFFE = literal_column(f"'{SPIFFE}'") == _BEGINNING
-_HAS_NO_ISSUER = _ASKED.c.asked_issuer == literal_column("''")
-_IS_TRUSTED = or_(ClientTrustRow.issuer == _ASKED.c.asked_issuer, and_(_HAS_NO_ISSUER, _IS_SPIFFE))
+_ISSUER = _ASKED.c.asked_issuer
+# A SPIFFE token may lack iss: the trust domain of its subject stands for it.
+_FIRST: ColumnElement[int] = literal_column("1")
+_LENGTH: ColumnElement[int] = literal_column(str(len(SPIFFE)))
+_IS_DOMAIN = func.substr(_ISSUER, _FIRST, _LENGTH) == literal_column(f"'{SPIFFE}'")
+_IN_DOMAIN = func.substr(ClientTrustRow.subject, _FIRST, func.length(_ISSUER)) == _ISSUER
+_IS_TRUSTED = or_(ClientTrustRow.issuer == _ISSUER, and_(_IS_DOMAIN, _IN_DOMAIN))
 BY_TRUSTS = (
     select(_ASKED.c.asked_id, *_CLIENT_COLUMNS, *_TRUST_COLUMNS)
     .select_from(_ASKED)

@@ -87,6 +87,33 @@ def test_each_platform_works_as_it_is(server: RunningServer, platform: Platform,
         assert send(server, svid, platform.sign(platform.spiffe(iss=platform.issuer)), **kind).status_code == 200
 
 
+def test_spiffe_domains_without_iss_are_kept_apart(server: RunningServer, platform: Platform) -> None:
+    with open_platform() as other:
+        domains = (
+            ("--issuer", platform.issuer, "--spiffe", "spiffe://example.org/billing"),
+            ("--issuer", other.issuer, "--subject", "spiffe://example.com/ns/*"),
+        )
+        client_id = make(server, *domains)
+        own, foreign = platform.spiffe(), other.spiffe("spiffe://example.com/ns/billing")
+        assert [send(server, client_id, each).status_code for each in (platform.sign(own), other.sign(foreign))] == [
+            200
+        ] * 2
+        # Neither domain signs for the other.
+        assert [send(server, client_id, each).status_code for each in (platform.sign(foreign), other.sign(own))] == [
+            401
+        ] * 2
+
+
+def test_who_forgets_client_id_is_told_by_the_log(server: RunningServer, platform: Platform) -> None:
+    answer = server.post_token(form(platform.sign(platform.kubernetes())))
+    assert_refused(answer, INVALID_CLIENT)
+    event = server.event_of(answer)
+    assert (event["reason"], event["detail"]) == (
+        "unknown_client",
+        "iss is not sub: a platform's token needs client_id",
+    )
+
+
 def test_several_trusts_of_a_client_and_several_clients_of_an_issuer(
     server: RunningServer, platform: Platform, pod: str
 ) -> None:

@@ -18,7 +18,7 @@ from app.crypto.jws import has_type, is_numeric_date
 from app.errors import InvalidClient, ManagementError
 from app.http.forms import require_parameter
 from app.oauth.client_auth.dependencies import ClientAuthDependencies
-from app.oauth.replay_store import SKEW_SECONDS
+from app.oauth.replay_store import SKEW_SECONDS, ReplayStore
 from app.reasons import RefusalReason
 from app.types import Authentication, TokenRequest, UnverifiedJws
 
@@ -142,10 +142,11 @@ class AssertionMethod(PresentsAssertion):
         row = examined.lookup.rows[0]
         working = usable(examined.secrets, self._dependencies.clock())
         reason = refusal_reason(row, self.name, examined.secrets, working, examined.fault)
-        if fault := Fault(reason) if reason else next(iter(faults), None):
+        if fault := Fault(reason, _hint(assertion)) if reason else next(iter(faults), None):
             raise examined.lookup.refusal(fault.reason, row.client_id, fault.detail)
         self._dependencies.limits.count_assertion(to_client(row))
-        if not remember(self._dependencies, assertion.client_id, assertion.claims):
+        longest = self._dependencies.rules.longest_seconds
+        if not remember(self._dependencies.replay_store, assertion.client_id, assertion.claims, longest):
             raise InvalidClient(RefusalReason.ASSERTION_REPLAYED, client_id=row.client_id)
         self._dependencies.clients.last_used.record_assertion(row.client_id, self._style(assertion))
         secret = next(iter(working), None)
@@ -234,22 +235,30 @@ def require_whole(found: UnverifiedJws | None) -> UnverifiedAssertion:
     return UnverifiedAssertion(found.header, found.claims, found.signed, found.signature)
 
 
+def _hint(assertion: UnverifiedAssertion) -> str | None:
+    """Return what the sender of a platform's token has probably forgotten."""
+    issuer = assertion.claims.get("iss")
+    is_platforms = isinstance(issuer, str) and "://" in issuer and issuer != assertion.claims.get("sub")
+    return "iss is not sub: a platform's token needs client_id" if is_platforms else None
+
+
 def has_jti(claims: Mapping[str, Any]) -> bool:
     """Return whether an assertion has an id of allowed length."""
     jti = claims.get("jti")
     return isinstance(jti, str) and 1 <= len(jti) <= JTI_MAX_CHARACTERS
 
 
-def remember(dependencies: ClientAuthDependencies, issuer: str, claims: Mapping[str, Any]) -> bool:
+def remember(store: ReplayStore, issuer: str, claims: Mapping[str, Any], longest_seconds: int) -> bool:
     """Remember the id of a verified assertion; return whether it was unused.
 
+    :param longest_seconds: the longest lifetime that an assertion may have.
     :raises ServiceUnavailable: that cannot be known now.
     """
     until = math.ceil(claims["exp"]) + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
     # Without iat (RFC 7523 section 3 requires none) it may be as old as any that expires then.
     iat = claims.get("iat")
-    issued_at = math.floor(claims["exp"] - dependencies.rules.longest_seconds if iat is None else iat)
-    return dependencies.replay_store.use(issuer, claims["jti"], issued_at, until)
+    issued_at = math.floor(claims["exp"] - longest_seconds if iat is None else iat)
+    return store.use(issuer, claims["jti"], issued_at, until)
 
 
 def find_header_faults(header: Mapping[str, Any], types: Sequence[str]) -> Iterator[Fault]:

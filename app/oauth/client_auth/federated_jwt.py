@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from app.clients.authentication import refusal_reason, to_client
 from app.clients.secret_digests import is_vschar
-from app.clients.trust_rules import ClaimCheck, Trust, check_claims
+from app.clients.trust_rules import SPIFFE, ClaimCheck, Trust, check_claims
 from app.crypto.jwk import SIGNING_ALGS, Jwk
 from app.errors import InvalidClient, ManagementError
 from app.http.forms import require_parameter
@@ -84,9 +84,8 @@ class FederatedJwt(PresentsAssertion):
         assertion = require_whole(request.unverified_assertion)
         client_id = require_parameter(request.parameters, "client_id")
         request.sent_client_id = client_id
-        issuer = assertion.claims.get("iss", "")
         known_id = client_id if is_vschar(client_id) else ""
-        lookup = self._dependencies.clients.find_with_trusts(known_id, issuer if _is_text(issuer) else NO_ISSUER)
+        lookup = self._dependencies.clients.find_with_trusts(known_id, _issuer_of(assertion.claims))
         row = lookup.rows[0]
         # A dummy is verified where there is no trust: the time must reveal nothing. The claims are compared only if the
         # platform has signed them.
@@ -99,7 +98,7 @@ class FederatedJwt(PresentsAssertion):
         if refused := Fault(reason) if reason else next(iter(faults), None):
             raise lookup.refusal(refused.reason, row.client_id, refused.detail)
         self._dependencies.limits.count_assertion(to_client(row))
-        if closest and closest.trust.once and not remember(self._dependencies, closest.trust.issuer, assertion.claims):
+        if closest and closest.trust.once and not self._use(closest.trust.issuer, assertion.claims):
             raise InvalidClient(RefusalReason.ASSERTION_REPLAYED, client_id=row.client_id)
         return self._dependencies.clients.accept(lookup, row, self.name, request.source_address)
 
@@ -114,6 +113,9 @@ class FederatedJwt(PresentsAssertion):
                 "a client of federated_jwt has no keys of its own: `flask clients trust` names its platform"
             )
         return {}
+
+    def _use(self, issuer: str, claims: Mapping[str, Any]) -> bool:
+        return remember(self._dependencies.replay_store, issuer, claims, LONGEST_SECONDS)
 
     def _find_fault(self, assertion: UnverifiedAssertion, row: Any) -> RefusalReason | None:
         """Verify the signature with the issuer's keys; with a dummy if the client does not trust it.
@@ -158,9 +160,17 @@ def _find_candidates(rows: Sequence[Any], claims: Mapping[str, Any]) -> Iterator
         yield _Candidate(row.trust_id, trust, faults)
 
 
-def _is_text(issuer: object) -> bool:
-    """Return whether a database can look for it: PostgreSQL takes no NUL."""
-    return isinstance(issuer, str) and issuer.isprintable() and issuer.isascii()
+def _issuer_of(claims: Mapping[str, Any]) -> str:
+    """Return the issuer to look for: of a SPIFFE token without one its trust domain."""
+    issuer, subject = claims.get("iss"), claims.get("sub")
+    if issuer is None and isinstance(subject, str) and subject.startswith(SPIFFE):
+        issuer = f"{SPIFFE}{subject.removeprefix(SPIFFE).partition('/')[0]}/"
+    elif isinstance(issuer, str) and issuer.startswith(SPIFFE):
+        # It would stand for a trust domain.
+        return NO_ISSUER
+    # PostgreSQL takes no NUL.
+    is_text = isinstance(issuer, str) and issuer.isascii() and issuer.isprintable()
+    return str(issuer) if is_text else NO_ISSUER
 
 
 @lru_cache(maxsize=1024)
