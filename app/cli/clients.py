@@ -38,6 +38,7 @@ from app.cli.secret_output import METHODS_WITH_SECRETS, describe_secret, warn_of
 from app.clients.fields import ClientFields
 from app.clients.repository import LEGACY_FOR, ListedClient
 from app.clients.secrets import NewSecret
+from app.clients.trusts import METHOD as FEDERATED_METHOD
 from app.config.values import format_duration
 from app.database.models import ClientRow
 from app.errors import ManagementError
@@ -308,6 +309,8 @@ def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, 
         return
     print_fields(described)
     method = row.token_endpoint_auth_method
+    if method == FEDERATED_METHOD:
+        report(f"\nNow name its platform: `flask clients trust {row.client_id}`; docs/platforms.md shows how.")
     if secret and shown and method == ClientSecretJwt.name:
         report("\nThe secret is shown this once: docs/client-keys.md shows how to sign with it.")
     elif secret and shown:

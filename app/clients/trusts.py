@@ -64,7 +64,10 @@ class ClientTrusts:
         :param jwks_uri: where they are; by default its discovery document says it.
         :raises ManagementError: why they cannot be fetched.
         """
-        return self._issuer_keys.fetch(jwks_uri or f"{issuer}{DISCOVERY_PATH}")
+        try:
+            return self._issuer_keys.fetch(jwks_uri or f"{issuer}{DISCOVERY_PATH}")
+        except ManagementError as error:
+            raise ManagementError(f"{error}; --jwks-file takes keys that cannot be fetched from here") from None
 
     def add(self, client_id: str, trust: Trust, keys: FetchedJwks | KeySet | None) -> tuple[ClientTrustRow, list[str]]:
         """Let a client authenticate with the tokens that fit ``trust``.

@@ -353,6 +353,14 @@ def test_a_platforms_token_works_at_every_endpoint(server: RunningServer, platfo
     assert answer.status_code == 200
 
 
+def test_people_are_told_what_comes_next(server: RunningServer) -> None:
+    done = server.flask("clients", "create", "Next", "--client-id", "comes-next", *METHOD)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        0,
+        "Now name its platform: `flask clients trust comes-next`; docs/platforms.md shows how.",
+    )
+
+
 def test_what_the_command_refuses(server: RunningServer, platform: Platform) -> None:
     client_id = make(server)
     issuer = ("--issuer", platform.issuer)
@@ -366,7 +374,10 @@ def test_what_the_command_refuses(server: RunningServer, platform: Platform) -> 
         ((*issuer, "--subject", "a", "--claim", "x=1", "--claim", "x=2"), "--claim x is given twice"),
         ((*issuer, "--subject", "a", "--jwks-file", "-", "--jwks-uri", "https://a.example"), "are two places for keys"),
         (("--issuer", f"{platform.issuer}/other", "--subject", "a"), "the discovery document is of another issuer"),
-        (("--issuer", "http://127.0.0.1:1", "--subject", "a"), "the connection failed: Connection refused"),
+        (
+            ("--issuer", "http://127.0.0.1:1", "--subject", "a"),
+            "the connection failed: Connection refused; --jwks-file takes keys that cannot be fetched from here",
+        ),
     ):
         done = server.flask("clients", "trust", client_id, *words)
         assert (done.returncode, done.stdout) == (1, "")
