@@ -131,7 +131,8 @@ def github(given: str, issuer: str) -> tuple[str, str]:
     found = _GITHUB_REPOSITORY.fullmatch(given)
     if not found:
         raise ManagementError(
-            "--github must be OWNER/REPO, OWNER/REPO@REF or OWNER/REPO:environment:NAME, such as octo/app@main"
+            "--github must be OWNER/REPO, OWNER/REPO@REF or OWNER/REPO:environment:NAME, such as octo/app@main, or "
+            "octo@12/app@34@main with ids"
         )
     repository, ref, environment = found.groups()
     if environment:
@@ -216,9 +217,11 @@ def _check_pattern(name: str, pattern: str) -> None:
 
 _DNS_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
+_OWNER, _REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9-]{0,38}", r"[A-Za-z0-9._-]{1,100}"
 _GITHUB_REPOSITORY = re.compile(
-    r"([A-Za-z0-9](?:[A-Za-z0-9-]{0,38})(?:@\d+)?/[A-Za-z0-9._-]{1,100})(?:@([^\s:*@]+)|:environment:([^\s*]+))?"
+    rf"({_OWNER}@\d+/{_REPOSITORY}@\d+|{_OWNER}/{_REPOSITORY})(?:@([^\s:*@]+)|:environment:([^\s*]+))?"
 )
+"""With ids: the default of repositories that were made or renamed since July 2026."""
 _GITLAB_PROJECT = re.compile(r"([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)+)(?:@([^\s:*@]+))?")
 _SPIFFE_ID = re.compile(r"spiffe://([a-z0-9._-]+)((?:/[A-Za-z0-9._-]+)*)(/\*)?")
 _SERVICE_ACCOUNT = "system:serviceaccount:"
@@ -267,11 +270,13 @@ class _Platform:
     :param owned: what its subjects begin with: the part that names whose they are is a group.
     :param owner: what that part is called.
     :param ids: claims that name the owner for good; a name can be given up and registered by somebody else.
+    :param hint: another way to name it for good.
     """
 
     owned: re.Pattern[str]
     owner: str
     ids: Sequence[str] = ()
+    hint: str = ""
 
     def check(self, trust: Trust) -> list[str]:
         """Refuse a subject that does not say whose it is; return warnings."""
@@ -284,7 +289,7 @@ class _Platform:
         if self.ids and not trust.claims.keys() & set(self.ids) and not _HAS_ID.search(trust.subject):
             warnings.append(
                 "a name can be given up, and registered by somebody else, who becomes this client: add "
-                f"--claim {self.ids[0]}=ID"
+                f"--claim {self.ids[0]}=ID{self.hint}"
             )
         if trust.subject.endswith(f":{WILDCARD}"):
             warnings.append("it fits every branch, tag and pull request: name one, or an environment")
@@ -297,6 +302,7 @@ _PLATFORMS = {
         re.compile(r"repo:[A-Za-z0-9][A-Za-z0-9@-]*/[A-Za-z0-9._@-]+:.|repository_owner_id:\d+|repository_id:\d+"),
         "repo:OWNER/REPO: (--github)",
         ("repository_owner_id", "repository_id"),
+        ", or give the ids that newer repositories have in their sub: OWNER@ID/REPO@ID",
     ),
     GITLAB: _Platform(
         re.compile(r"project_path:[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)+:."),

@@ -267,12 +267,15 @@ def test_oauth4webapi_introspects_with_a_signed_answer_and_revokes(harness: Harn
     }
 
 
+@pytest.mark.parametrize("style", ["issuer", "any"])
 @pytest.mark.parametrize("alg", ["RS256", "ES256"])
-def test_openid_client_and_oauth4webapi_sign_assertions(harness: Harness, alg: str) -> None:
+def test_openid_client_and_oauth4webapi_sign_assertions(harness: Harness, alg: str, style: str) -> None:
     one, other = signer(alg), signer(alg)
-    client_id = harness.register_keyed(one)
+    client_id = harness.register_keyed(one, assertion_audience=style)
     keys = [json.dumps(key.key.as_dict(private=True) | {"kid": one.kid}) for key in (one, other)]
-    told = node("private_key_jwt.mjs", issuer=harness.url, id=client_id, jwk=keys[0], otherJwk=keys[1], alg=alg)
+    audience = harness.token_url if style == "any" else ""
+    given = {"jwk": keys[0], "otherJwk": keys[1], "alg": alg, "audience": audience}
+    told = node("private_key_jwt.mjs", issuer=harness.url, id=client_id, **given)
     for way in ("granted", "again", "byOauth4webapi"):
         claims = harness.verified(told[way]["access_token"])
         assert claims["sub"] == client_id

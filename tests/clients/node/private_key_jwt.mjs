@@ -5,13 +5,21 @@ import * as client from 'openid-client'
 
 import { failure, task, tell } from './task.mjs'
 
-const { issuer, id, jwk, otherJwk, alg } = task
+const { issuer, id, jwk, otherJwk, alg, audience } = task
 const algorithm = { RS256: { name: 'RSASSA-PKCS1-v1_5', hash: 'SHA-256' }, ES256: { name: 'ECDSA', namedCurve: 'P-256' } }[alg]
 const load = (key) => crypto.subtle.importKey('jwk', JSON.parse(key), algorithm, false, ['sign'])
 const [key, other] = [await load(jwk), await load(otherJwk)]
 const kid = JSON.parse(jwk).kid
 const execute = [client.allowInsecureRequests]
-const discover = (key) => client.discovery(new URL(issuer), id, undefined, client.PrivateKeyJwt(key), { execute })
+// Both name the issuer unless they are told otherwise.
+const told = (library) =>
+  audience && {
+    [library.modifyAssertion]: (_header, payload) => {
+      payload.aud = audience
+    },
+  }
+const discover = (key) =>
+  client.discovery(new URL(issuer), id, undefined, client.PrivateKeyJwt(key, told(client)), { execute })
 
 const config = await discover({ key, kid })
 const granted = await client.clientCredentialsGrant(config)
@@ -22,7 +30,7 @@ const server = config.serverMetadata()
 const response = await oauth.clientCredentialsGrantRequest(
   server,
   { client_id: id },
-  oauth.PrivateKeyJwt(key),
+  oauth.PrivateKeyJwt(key, told(oauth)),
   {},
   insecure,
 )
