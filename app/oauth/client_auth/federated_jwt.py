@@ -154,7 +154,8 @@ def examine_token(token: UnverifiedJws, trust: Trust, keys: Sequence[Jwk], now: 
 
 
 def _find_candidates(rows: Sequence[Any], claims: Mapping[str, Any]) -> Iterator[_Candidate]:
-    for row in rows:
+    # The first one's issuer has signed: of a token without iss the rows may be of several.
+    for row in (row for row in rows if row.issuer == rows[0].issuer):
         trust = _to_trust(row.issuer, row.subject, row.trust_claims, row.audience, once=bool(row.once))
         faults = [check.fault for check in check_claims(trust, claims) if not check.fits]
         yield _Candidate(row.trust_id, trust, faults)

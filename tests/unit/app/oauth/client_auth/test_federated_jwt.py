@@ -101,6 +101,19 @@ def test_each_issuer_has_its_own_keys_and_a_domain_stands_for_one(any_harness: H
         assert refusal(any_harness, one, **claims)[0] == reason, claims
 
 
+def test_no_issuer_signs_for_another_one_of_the_same_domain(any_harness: Harness) -> None:
+    make(any_harness, Trust(CLUSTER, "spiffe://a.example/first", {}, ISSUER))
+    any_harness.clock.advance(seconds=1)
+    with any_harness.app.app_context():
+        second = Trust(DOMAIN, "spiffe://a.example/second", {}, ISSUER)
+        any_harness.services.clients.trusts.add("c", second, keys_of(OTHER))
+    assert send(any_harness, sub="spiffe://a.example/first")[0].client.client_id == "c"
+    assert refusal(any_harness, sub="spiffe://a.example/second")[0] == "trust_mismatch"
+    # Which issuer it is must be said where two have one domain.
+    assert refusal(any_harness, OTHER, sub="spiffe://a.example/second")[0] == "issuer_signature"
+    assert send(any_harness, OTHER, iss=DOMAIN, sub="spiffe://a.example/second")[0].client.client_id == "c"
+
+
 def test_a_client_that_is_deleted_leaves_no_trust(any_harness: Harness) -> None:
     make(any_harness, Trust(CLUSTER, "workload:a", {}, ISSUER))
     with any_harness.app.app_context():
