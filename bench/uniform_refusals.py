@@ -140,7 +140,7 @@ def platform_tokens(server: RunningServer) -> dict[str, Callable[[], str]]:
             client_id = f"fed-{kind:_<12}"
             repository.register(fields, client_id=client_id, with_secret=False)
             for number in range({"several": 16, "untrusting": 0}.get(kind, 1)):
-                trusts.add(client_id, Trust(issuer, f"workload:{number}", {}, ISSUER), keys)
+                trusts.add(client_id, Trust(issuer, f"workload:{number}", {}, ISSUER), keys=keys)
         repository.disable("fed-disabled____")
         repository.delete("fed-deleted_____")
 

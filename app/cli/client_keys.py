@@ -24,7 +24,7 @@ from app.cli.output import (
 from app.clients.fields import ClientFields
 from app.clients.jwks_cache import FetchedJwks
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
-from app.crypto.key_set import check_jwks, read_key_set
+from app.crypto.key_set import KeySet, check_jwks, read_key_set
 from app.database.models import ClientKeySetRow
 from app.errors import ManagementError
 from app.oauth.client_auth import METHODS
@@ -61,7 +61,7 @@ def given_auth_fields(jwks_file: str | None, jwks_uri: str | None, assertion_aud
     if jwks_file and jwks_uri:
         raise ManagementError("--jwks-file and --jwks-uri are two places for keys: give one of them")
     if jwks_file:
-        fields["jwks"] = read_key_file(jwks_file)
+        fields["jwks"] = _read_keys(jwks_file)
     if jwks_uri:
         fields["jwks_uri"] = jwks_uri
     if assertion_audience:
@@ -147,18 +147,23 @@ def key_file_for(path: str | None) -> Iterator[KeyPair | None]:
         yield KeyPair(public, file, pem.decode().strip())
 
 
-def read_key_file(source: str) -> dict[str, Any]:
-    """Read public keys from a file, or from standard input (``-``); report those that are skipped.
+def _read_keys(source: str) -> dict[str, Any]:
+    """Read public keys as a JWK set, and report those that are skipped."""
+    found = read_key_file(source)
+    report_skipped(found.skipped)
+    return found.jwks
+
+
+def read_key_file(source: str) -> KeySet:
+    """Read public keys from a file, or from standard input (``-``).
 
     :raises ManagementError: no key can be used, or one is private.
     """
     raw = read_bytes(source, "key file")
     try:
-        found = read_key_set(raw)
+        return read_key_set(raw)
     except ManagementError as error:
         raise ManagementError(f"{source}: {error}") from None
-    report_skipped(found.skipped)
-    return found.jwks
 
 
 def report_skipped(skipped: Sequence[str]) -> None:
@@ -210,7 +215,7 @@ def _state_of(published: ClientKeySetRow) -> dict[str, Any]:
 @click.argument("file")
 def add_keys(client_id: str, file: str) -> None:
     """Add the public keys in FILE (- for standard input). The client's other keys stay valid."""
-    new = read_key_file(file)["keys"]
+    new = _read_keys(file)["keys"]
 
     def together(old: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if known := [key["kid"] for key in new if key in old]:

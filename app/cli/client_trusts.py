@@ -7,14 +7,12 @@ from typing import Any
 import click
 from flask.cli import with_appcontext
 
-from app.cli.client_keys import report_skipped
-from app.cli.output import json_option, print_json, print_table, read_bytes, read_secret, report, timestamp
+from app.cli.client_keys import read_key_file, report_skipped
+from app.cli.output import json_option, print_json, print_table, read_secret, report, timestamp
 from app.clients import trust_rules
-from app.clients.jwks_cache import FetchedJwks
 from app.clients.trust_rules import Trust
 from app.clients.trusts import to_trust
 from app.crypto.jws import parse_unverified
-from app.crypto.key_set import KeySet, read_key_set
 from app.database.models import ClientTrustRow
 from app.errors import ManagementError
 from app.oauth.client_auth.federated_jwt import examine_token
@@ -71,37 +69,17 @@ def add_trust(  # noqa: PLR0913 - One for each option.
     if not issuer:
         raise ManagementError("--issuer is missing: the platform, exactly as its tokens have it in iss")
     trust = Trust(issuer, subject, _parse_claims(claims), audience or services().settings.issuer, once)
-    trusts = services().clients.trusts
-    # Before anything is fetched from there.
-    trust_rules.check_trust(trust, services().settings.issuer)
-    row, warnings = trusts.add(client_id, trust, _keys(issuer, jwks_uri, jwks_file))
+    if jwks_uri and jwks_file:
+        raise ManagementError("--jwks-file and --jwks-uri are two places for keys: give one of them")
+    keys = read_key_file(jwks_file) if jwks_file else None
+    row, warnings, skipped = services().clients.trusts.add(client_id, trust, keys=keys, jwks_uri=jwks_uri)
+    report_skipped(skipped)
     if as_json:
         print_json(_describe(row))
     else:
         report(f"{client_id} authenticates with tokens of {row.issuer} whose sub is {row.subject} ({row.trust_id}).")
     for warning in warnings:
         report(f"Warning: {warning}.")
-
-
-def _keys(issuer: str, jwks_uri: str | None, jwks_file: str | None) -> FetchedJwks | KeySet | None:
-    """Return the keys of a platform; ``None`` if they are known, and no other place is given."""
-    trusts = services().clients.trusts
-    if jwks_uri and jwks_file:
-        raise ManagementError("--jwks-file and --jwks-uri are two places for keys: give one of them")
-    if jwks_file:
-        try:
-            found = read_key_set(read_bytes(jwks_file, "key file"))
-        except ManagementError as error:
-            raise ManagementError(f"{jwks_file}: {error}") from None
-        report_skipped(found.skipped)
-        return found
-    is_known = trusts.find_keys(issuer) is not None
-    services().clients.repository.end_reading()
-    if is_known and not jwks_uri:
-        return None
-    fetched = trusts.fetch_keys(issuer, jwks_uri)
-    report_skipped(fetched.skipped)
-    return fetched
 
 
 @click.command("trusts")

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.config.values import is_absolute_uri
+from app.database.models import ISSUER_MAX_CHARACTERS
 from app.errors import ManagementError
 from app.http.safe_fetch import check_url
 
 MOST_TRUSTS = 16
 """Of one client."""
 MOST_CLAIMS = 10
-ISSUER_MAX_CHARACTERS = 500
 VALUE_MAX_CHARACTERS = 500
 WILDCARD = "*"
 SEPARATORS = ":/"

@@ -71,13 +71,12 @@ def refuse_private(key: Mapping[str, Any], which: str) -> None:
 
 
 def check_key(key: Mapping[str, Any], which: str) -> dict[str, Any]:
-    """Check a key that is to be registered: a public one of a known kind.
+    """Check a public key that is to be registered; :func:`refuse_private` comes first.
 
     :param which: its name in messages.
     :returns: the members that matter; a key without ``kid`` gets its thumbprint (RFC 7638).
     :raises ManagementError: what is wrong, and what is allowed. Quotes no key.
     """
-    refuse_private(key, which)
     kty = key.get("kty")
     if not isinstance(kty, str) or kty not in _KINDS:
         raise ManagementError(f"{which}: kty must be {', '.join(_KINDS)}")

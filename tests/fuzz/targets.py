@@ -187,7 +187,7 @@ def _open_jws() -> Iterator[Check]:
             federated = ClientFields("Federated", token_endpoint_auth_method="federated_jwt")
             harness.store.register(federated, client_id=_FEDERATED_ID, with_secret=False)
             trust = Trust(_PLATFORM, "workload:a", {}, ISSUER)
-            harness.services.clients.trusts.add(_FEDERATED_ID, trust, KeySet(keys))
+            harness.services.clients.trusts.add(_FEDERATED_ID, trust, keys=KeySet(keys))
         ring = harness.services.keys.active()
 
         def check(data: bytes) -> None:

@@ -248,8 +248,7 @@ def test_a_platform_whose_keys_cannot_be_fetched(harness: Harness) -> None:
         harness.store.register(fields, client_id="c", with_secret=False)
         trusts = harness.services.clients.trusts
         trust = Trust(platform.issuer, "a:b", {}, harness.settings.issuer)
-        row, _ = trusts.add("c", trust, trusts.fetch_keys(platform.issuer, None))
-        trust_id = row.trust_id
+        trust_id = trusts.add("c", trust).row.trust_id
         with db.engine.begin() as connection:
             connection.execute(update(IssuerKeySetRow).values(fault="gone"))
         (message,) = [one for one in examine(harness.services) if one.check == "client keys"]

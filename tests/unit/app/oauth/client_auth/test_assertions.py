@@ -1,7 +1,6 @@
 """What every assertion must contain, to the second and to the character, and how long a used one is remembered."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from conftest import SettableClock
 from joserfc.jwk import RSAKey
 from sqlalchemy import select
 from support.assertions import ASSERTION_TYPE, ISSUER, Signer, by_hand, claims_of, signer
+from support.token_request import Request
 from unit.harness import Harness, open_harness
 
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.fields import ClientFields
 from app.clients.queries import MOST_SECRETS
 from app.crypto.jwk import signature_octets
-from app.crypto.jws import parse_unverified
 from app.crypto.key_set import check_jwks
 from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient, InvalidRequest, ManagementError
@@ -32,28 +31,11 @@ from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
 from app.oauth.client_auth.private_key_jwt import PrivateKeyJwt
 from app.oauth.replay_store import SKEW_SECONDS
 from app.oauth.requests import ASSERTION_MAX_CHARACTERS
-from app.types import Authentication, UnverifiedJws
+from app.types import Authentication
 
 TOKEN_ENDPOINT = f"{ISSUER}/oauth/token"
 LONGEST_SECONDS = 3600
 SIGNER = signer("ES256")
-
-
-@dataclass
-class Request:
-    """A parsed token request."""
-
-    parameters: dict[str, str]
-    authorization: str | None = None
-    resources: tuple[str, ...] = ()
-    source_address: str | None = "192.0.2.1"
-    allows_memory: bool = False
-    sent_client_id: str = ""
-    presented_secrets: list[str] = field(default_factory=list)
-
-    @property
-    def unverified_assertion(self) -> UnverifiedJws | None:
-        return parse_unverified(self.parameters.get("client_assertion", ""), ASSERTION_MAX_CHARACTERS)
 
 
 def keyed(harness: Harness, client_id: str, **fields: str) -> None:

@@ -1,40 +1,21 @@
 """A platform's token on SQLite and PostgreSQL: which trusts are read, and what of them decides."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from support.assertions import ASSERTION_TYPE, ISSUER, signer
+from support.token_request import Request
 from unit.harness import Harness
 
 from app.clients.fields import ClientFields
 from app.clients.trust_rules import MOST_TRUSTS, Trust
-from app.crypto.jws import parse_unverified
 from app.crypto.key_set import KeySet
 from app.errors import InvalidClient, ManagementError
 from app.oauth.client_auth.federated_jwt import FederatedJwt
-from app.types import Authentication, UnverifiedJws
+from app.types import Authentication
 
 PLATFORM, OTHER = signer("ES256"), signer("ES256")
 CLUSTER, DOMAIN = "https://cluster.example", "https://spire.example"
-
-
-@dataclass
-class Request:
-    """A parsed token request."""
-
-    parameters: dict[str, str]
-    authorization: str | None = None
-    resources: tuple[str, ...] = ()
-    source_address: str | None = "192.0.2.1"
-    allows_memory: bool = True
-    sent_client_id: str = ""
-    presented_secrets: list[str] = field(default_factory=list)
-    assertion_facts: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def unverified_assertion(self) -> UnverifiedJws | None:
-        return parse_unverified(self.parameters["client_assertion"], 8192)
 
 
 def keys_of(one: Any) -> KeySet:
@@ -46,7 +27,7 @@ def make(harness: Harness, *trusts: Trust, client_id: str = "c", keys: KeySet | 
     with harness.app.app_context():
         harness.store.register(fields, client_id=client_id, with_secret=False)
         for trust in trusts:
-            harness.services.clients.trusts.add(client_id, trust, keys or keys_of(PLATFORM))
+            harness.services.clients.trusts.add(client_id, trust, keys=keys or keys_of(PLATFORM))
 
 
 def send(harness: Harness, one: Any = PLATFORM, client_id: str = "c", **claims: Any) -> tuple[Authentication, Request]:
@@ -72,14 +53,14 @@ def test_the_trust_that_fits_is_found_among_many(any_harness: Harness) -> None:
     assert refusal(any_harness, OTHER, iss=CLUSTER, sub="workload:15") == ("issuer_signature", None)
     assert refusal(any_harness, PLATFORM, "nobody", iss=CLUSTER, sub="workload:15") == ("unknown_client", None)
     with pytest.raises(ManagementError, match=r"^c has 16 trusts, which is the most$"), any_harness.app.app_context():
-        any_harness.services.clients.trusts.add("c", Trust(CLUSTER, "one:more", {}, ISSUER), None)
+        any_harness.services.clients.trusts.add("c", Trust(CLUSTER, "one:more", {}, ISSUER))
 
 
 def test_each_issuer_has_its_own_keys_and_a_domain_stands_for_one(any_harness: Harness) -> None:
     make(any_harness, Trust(CLUSTER, "workload:a", {}, ISSUER), Trust(CLUSTER, "spiffe://a.example/b", {}, ISSUER))
     with any_harness.app.app_context():
         spire = Trust(DOMAIN, "spiffe://b.example/c/*", {}, ISSUER)
-        any_harness.services.clients.trusts.add("c", spire, keys_of(OTHER))
+        any_harness.services.clients.trusts.add("c", spire, keys=keys_of(OTHER))
     for one, claims in (
         (PLATFORM, {"iss": CLUSTER, "sub": "workload:a"}),
         (PLATFORM, {"sub": "spiffe://a.example/b"}),
@@ -106,7 +87,7 @@ def test_no_issuer_signs_for_another_one_of_the_same_domain(any_harness: Harness
     any_harness.clock.advance(seconds=1)
     with any_harness.app.app_context():
         second = Trust(DOMAIN, "spiffe://a.example/second", {}, ISSUER)
-        any_harness.services.clients.trusts.add("c", second, keys_of(OTHER))
+        any_harness.services.clients.trusts.add("c", second, keys=keys_of(OTHER))
     assert send(any_harness, sub="spiffe://a.example/first")[0].client.client_id == "c"
     assert refusal(any_harness, sub="spiffe://a.example/second")[0] == "trust_mismatch"
     # Which issuer it is must be said where two have one domain.
