@@ -16,7 +16,8 @@ BIN := $(VENV)/bin
 # Nothing is installed but what a lock names, with the digest that it names. $(1) is a virtual environment, $(2) a lock.
 install = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(2) && \
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-strip-extras setup.py
+LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --no-strip-extras setup.py
 NODE_CLIENTS := tests/clients/node
 PEERS := bench/peers
 

@@ -191,7 +191,7 @@ class RefusalReason(_Reason):
     )
     ASSERTION_TIMES = (
         "assertion_times",
-        "The assertion lacks exp, or one of exp, iat and nbf is no number: `detail` names it.",
+        "The assertion lacks exp, or one of exp, iat and nbf is not a number: `detail` names it.",
         _ASSERTION,
     )
     ASSERTION_WITHOUT_ID = "assertion_without_id", "The assertion lacks a jti, or its jti is too long.", _ASSERTION

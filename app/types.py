@@ -185,7 +185,7 @@ class TokenRequest(Protocol):
     """Secrets and assertions that the request contains, in each reading: no response and no log may contain them."""
 
     assertion_facts: dict[str, str]
-    """What the log has of a verified assertion of somebody else: its issuer, its subject and the trust that it fits."""
+    """For the audit log: issuer, subject and trust of a platform's token whose signature is valid."""
 
     @property
     def unverified_assertion(self) -> UnverifiedJws | None:

@@ -1,4 +1,4 @@
-"""What a rate limit and a quota cost a token, and the memory of what they count, in one process without Redis.
+"""Time of a rate limit and a quota per token, and memory of their counts, in one process without Redis.
 
 Run it on a quiet machine: `.venv/bin/python bench/limits.py 2>/dev/null`; migrations log to standard error.
 """

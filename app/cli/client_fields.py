@@ -85,7 +85,7 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
                 "--contact",
                 "contacts",
                 multiple=True,
-                help="Who is responsible, for example a team's address.",
+                help="The team or person responsible, such as payments@example.com.",
             ),
             click.option("--description", help="What it is for."),
             click.option("--label", "labels", multiple=True, metavar="K=V"),

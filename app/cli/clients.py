@@ -310,7 +310,7 @@ def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, 
     print_fields(described)
     method = row.token_endpoint_auth_method
     if method == FEDERATED_METHOD:
-        report(f"\nNow name its platform: `flask clients trust {row.client_id}`; docs/platforms.md shows how.")
+        report(f"\nNext, name its platform: `flask clients trust {row.client_id}`. See docs/platforms.md.")
     if secret and shown and method == ClientSecretJwt.name:
         report("\nThe secret is shown this once: docs/client-keys.md shows how to sign with it.")
     elif secret and shown:

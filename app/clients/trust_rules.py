@@ -1,9 +1,9 @@
 """What a trust in a platform's tokens says, whether it is safe, and whether a token fits. Pure.
 
 A client of ``federated_jwt`` authenticates with the token that its platform gave it (RFC 7521, RFC 7523). A trust
-names the platform (``iss``), and which of its workloads the client is: its ``sub``, and further claims. Whoever can
-make the platform issue a token with these claims is the client, so a trust that fits strangers is refused when it is
-made. Signatures and times are left to ``oauth.client_auth.federated_jwt``.
+names the platform (``iss``) and the workload (``sub`` and further claims). Anybody for whom the platform issues a token
+with these claims can act as the client, so a trust that could match other people's workloads is refused. Signatures
+and times are left to ``oauth.client_auth.federated_jwt``.
 """
 
 import re
@@ -180,7 +180,7 @@ def _find(claims: Mapping[str, Any], name: str) -> object:
 
 def _check_issuer(issuer: str, own_issuer: str) -> None:
     if issuer == own_issuer:
-        raise ManagementError("--issuer is this server: its tokens authenticate nobody here")
+        raise ManagementError("--issuer must be a platform, not this server")
     try:
         check_url(issuer)
     except ValueError as error:
@@ -197,7 +197,7 @@ def _check_audience(trust: Trust) -> None:
         raise ManagementError("--audience must be an absolute URI")
     if trust.audience.rstrip("/") in _AUDIENCES_OF_OTHERS or trust.audience == trust.issuer:
         raise ManagementError(
-            f"--audience {trust.audience} is what the platform's tokens for others name: request tokens for this server"
+            f"--audience {trust.audience} is the audience of another service: request tokens for this server"
         )
 
 
@@ -206,12 +206,12 @@ def _check_pattern(name: str, pattern: str) -> None:
     if not 1 <= len(pattern) <= VALUE_MAX_CHARACTERS or not pattern.isprintable() or pattern != pattern.strip():
         raise ManagementError(f"{what} must have 1 to {VALUE_MAX_CHARACTERS} printable characters")
     if pattern == WILDCARD:
-        raise ManagementError(f"{what} fits everybody: a bare {WILDCARD} is not allowed")
+        raise ManagementError(f"{what} matches every token: a bare {WILDCARD} is not allowed")
     if WILDCARD in pattern[:-1]:
         raise ManagementError(f"{what} may have {WILDCARD} at its end only")
     if pattern.endswith(WILDCARD) and (pattern[-2] not in SEPARATORS or not pattern[:-2].strip(SEPARATORS)):
         raise ManagementError(
-            f"{what} {pattern} would fit other names that begin so: {WILDCARD} goes after one of {' '.join(SEPARATORS)}"
+            f"{what} {pattern} would match longer names too: {WILDCARD} must follow one of {' '.join(SEPARATORS)}"
         )
 
 
@@ -247,30 +247,30 @@ def _check_spiffe(subject: str) -> None:
     if not found:
         raise ManagementError("a SPIFFE ID must be spiffe://TRUST-DOMAIN/PATH, such as spiffe://example.org/billing")
     if not found[2]:
-        raise ManagementError(f"{subject} fits every workload of the trust domain: name a path")
+        raise ManagementError(f"{subject} matches every workload of the trust domain: name a path")
 
 
 def _check_service_account(subject: str) -> list[str]:
     namespace, _, account = subject.removeprefix(_SERVICE_ACCOUNT).partition(":")
     if not _DNS_LABEL.fullmatch(namespace) or not account:
         raise ManagementError(
-            f"--subject {subject} fits every service account of the cluster: name a namespace and an account"
+            f"--subject {subject} matches every service account of the cluster: name a namespace and an account"
         )
     if account == WILDCARD:
-        return [f"whoever may create a service account in the namespace {namespace} becomes this client"]
+        return [f"anybody who may create a service account in the namespace {namespace} can act as this client"]
     if account == "default":
-        return [f"every pod of the namespace {namespace} that names no service account becomes this client"]
+        return [f"every pod of the namespace {namespace} without a service account can act as this client"]
     return []
 
 
 @dataclass(frozen=True, slots=True)
 class _Platform:
-    """A platform whose issuer signs for everybody's workloads.
+    """A platform with one issuer for all its customers.
 
-    :param owned: what its subjects begin with: the part that names whose they are is a group.
-    :param owner: what that part is called.
-    :param ids: claims that name the owner for good; a name can be given up and registered by somebody else.
-    :param hint: another way to name it for good.
+    :param owned: matches subjects that name a customer.
+    :param owner: the beginning of such a subject, for messages.
+    :param ids: claims with the permanent id of the customer; a deleted name can be registered again.
+    :param hint: another way to state the id, for messages.
     """
 
     owned: re.Pattern[str]
@@ -279,20 +279,20 @@ class _Platform:
     hint: str = ""
 
     def check(self, trust: Trust) -> list[str]:
-        """Refuse a subject that does not say whose it is; return warnings."""
+        """Require a subject that names a customer; return warnings."""
         if not self.owned.match(trust.subject):
             raise ManagementError(
-                f"{trust.issuer} signs for everybody's workloads, and --subject {trust.subject} does not say whose: it "
-                f"must begin with {self.owner}"
+                f"{trust.issuer} issues tokens for all its customers, and --subject {trust.subject} names none: "
+                f"it must begin with {self.owner}"
             )
         warnings = []
         if self.ids and not trust.claims.keys() & set(self.ids) and not _HAS_ID.search(trust.subject):
             warnings.append(
-                "a name can be given up, and registered by somebody else, who becomes this client: add "
+                "if the owner's name is deleted, anybody can register it and act as this client: add "
                 f"--claim {self.ids[0]}=ID{self.hint}"
             )
         if trust.subject.endswith(f":{WILDCARD}"):
-            warnings.append("it fits every branch, tag and pull request: name one, or an environment")
+            warnings.append("it matches every branch, tag and pull request: name a branch, a tag or an environment")
         return warnings
 
 
@@ -322,4 +322,4 @@ _PLATFORMS = {
     ),
     "https://accounts.google.com": _Platform(re.compile(r"\d+$"), "the number of a service account"),
 }
-"""Issuers that are shared by tenants, and what keeps the tenants apart."""
+"""Issuers that many customers share, and how to tell their workloads apart."""

@@ -128,7 +128,7 @@ class Settings(BaseModel):
     """Failed authentications for each client id and source address; ten times that for a source address."""
 
     ratelimit_tokens: Annotated[Rate, BeforeValidator(parse_rate)] = Rate(6000, MINUTE)
-    """Token requests, and assertions, of an authenticated client that has no limit of its own."""
+    """Default limit of token requests, and of assertions, per authenticated client."""
 
     ratelimit_revocations: Annotated[Rate, BeforeValidator(parse_rate)] = Rate(600, MINUTE)
     """Revocation requests of an authenticated client."""

@@ -179,16 +179,16 @@ BAD_POD: list[tuple[dict[str, Any], str, str | None]] = [
     ({"aud": {ISSUER: 1}}, "trust_mismatch", "aud does not match"),
     ({"aud": 1}, "trust_mismatch", "aud does not match"),
     ({"exp": None}, "assertion_times", "exp is missing"),
-    ({"exp": "soon"}, "assertion_times", "exp is no number"),
-    ({"exp": True}, "assertion_times", "exp is no number"),
+    ({"exp": "soon"}, "assertion_times", "exp is not a number"),
+    ({"exp": True}, "assertion_times", "exp is not a number"),
     ({"exp": 0}, "assertion_expired", "exp has passed"),
     ({"exp": NOW - 61}, "assertion_expired", "exp has passed"),
     ({"exp": NOW + DAY + 3600}, "assertion_too_long", "exp is more than 86400 s ahead"),
     ({"exp": 10**12}, "assertion_too_long", "exp is more than 86400 s ahead"),
-    ({"iat": "now"}, "assertion_times", "iat is no number"),
+    ({"iat": "now"}, "assertion_times", "iat is not a number"),
     ({"iat": NOW + 3600}, "assertion_in_the_future", "iat is in the future"),
     ({"nbf": NOW + 3600}, "assertion_in_the_future", "nbf is in the future"),
-    ({"nbf": [NOW]}, "assertion_times", "nbf is no number"),
+    ({"nbf": [NOW]}, "assertion_times", "nbf is not a number"),
     ({"iat": NOW + 3600, "nbf": NOW + 3600}, "assertion_in_the_future", "iat, nbf is in the future"),
 ]
 BAD_WORKFLOW: list[tuple[dict[str, Any], str]] = [
@@ -357,7 +357,7 @@ def test_people_are_told_what_comes_next(server: RunningServer) -> None:
     done = server.flask("clients", "create", "Next", "--client-id", "comes-next", *METHOD)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         0,
-        "Now name its platform: `flask clients trust comes-next`; docs/platforms.md shows how.",
+        "Next, name its platform: `flask clients trust comes-next`. See docs/platforms.md.",
     )
 
 
@@ -369,7 +369,7 @@ def test_what_the_command_refuses(server: RunningServer, platform: Platform) -> 
         ((*issuer, "--subject", "a", "--github", "octo/app"), "give one of --subject"),
         (("--subject", "a"), "--issuer is missing"),
         (("--kubernetes", "billing/worker"), "--issuer is missing"),
-        ((*issuer, "--subject", "*"), "--subject fits everybody: a bare * is not allowed"),
+        ((*issuer, "--subject", "*"), "--subject matches every token: a bare * is not allowed"),
         ((*issuer, "--subject", "a", "--claim", "x"), "--claim must be K=V"),
         ((*issuer, "--subject", "a", "--claim", "x=1", "--claim", "x=2"), "--claim x is given twice"),
         ((*issuer, "--subject", "a", "--jwks-file", "-", "--jwks-uri", "https://a.example"), "are two places for keys"),

@@ -1,7 +1,7 @@
 """Let Atheris, a coverage-guided fuzzer, call the targets: ``python tests/fuzz/run.py [--seconds N] [TARGET [FILE…]]``.
 
-Each target runs in a process of its own for its share of the time. What it found is kept in ``build/fuzz``, where the
-next run goes on. Input that breaks a rule is kept there, too; with its name a target runs it once.
+Each target runs in a separate process for its share of the time. The inputs that reached new code are kept in
+``build/fuzz`` for the next run, and so is an input that breaks a rule: give its file name to run it again.
 """
 
 import argparse

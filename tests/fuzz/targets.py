@@ -1,4 +1,4 @@
-"""What a fuzzer calls with bytes of its own. A target raises where the bytes break a rule that holds for all bytes."""
+"""Functions that a fuzzer calls with arbitrary bytes. A target raises if the bytes break a rule."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ Check = Callable[[bytes], None]
 
 @dataclass(frozen=True)
 class Target:
-    """A function for a fuzzer, and what it begins with."""
+    """A function for a fuzzer, and its first inputs."""
 
     open: Callable[[], AbstractContextManager[Check]]
     seeds: tuple[bytes, ...]

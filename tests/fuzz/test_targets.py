@@ -1,4 +1,4 @@
-"""The targets of the fuzzer with what it begins with, and with a little of what it would try: `make fuzz` goes on."""
+"""The fuzzer's targets, with their seeds and with small changes of them; `make fuzz` tries more."""
 
 from collections.abc import Iterator
 

@@ -30,7 +30,7 @@ REMEMBERED_LONGER_SECONDS = 60
 JTI_MAX_CHARACTERS = 255
 AUDIENCES = ("any", "issuer")
 NEW_CLIENT_FIELDS = {"assertion_audience": "issuer"}
-"""What a new client registers unless it is told otherwise: RFC 10070."""
+"""Default fields of a new client: RFC 10070."""
 
 _TYPES = ("jwt", "client-authentication+jwt")
 """Other types are for other purposes: an access token is not an assertion (RFC 8725 section 3.11)."""
@@ -173,7 +173,7 @@ class AssertionMethod(PresentsAssertion):
         now = int(self._dependencies.clock().timestamp())
         yield from find_time_faults(claims, now, self._dependencies.rules.longest_seconds)
         if not has_jti(claims):
-            wrong = "is missing" if "jti" not in claims else f"is no text of 1 to {JTI_MAX_CHARACTERS} characters"
+            wrong = "is missing" if "jti" not in claims else f"is not a string of 1 to {JTI_MAX_CHARACTERS} characters"
             yield Fault(RefusalReason.ASSERTION_WITHOUT_ID, f"jti {wrong}")
 
     def _wrong_audience(self, claims: Mapping[str, Any], *, is_issuer_only: bool) -> str | None:
@@ -236,7 +236,7 @@ def require_whole(found: UnverifiedJws | None) -> UnverifiedAssertion:
 
 
 def _hint(assertion: UnverifiedAssertion) -> str | None:
-    """Return what the sender of a platform's token has probably forgotten."""
+    """Return a hint for a platform's token that was sent without ``client_id``."""
     issuer = assertion.claims.get("iss")
     is_platforms = isinstance(issuer, str) and "://" in issuer and issuer != assertion.claims.get("sub")
     return "iss is not sub: a platform's token needs client_id" if is_platforms else None
@@ -278,7 +278,7 @@ def find_time_faults(claims: Mapping[str, Any], now: int, longest_seconds: int) 
     if "exp" not in given:
         yield Fault(RefusalReason.ASSERTION_TIMES, "exp is missing")
     elif wrong := [name for name, value in given.items() if not is_numeric_date(value)]:
-        yield Fault(RefusalReason.ASSERTION_TIMES, f"{', '.join(wrong)} is no number")
+        yield Fault(RefusalReason.ASSERTION_TIMES, f"{', '.join(wrong)} is not a number")
     elif given["exp"] <= now - SKEW_SECONDS:
         yield Fault(RefusalReason.ASSERTION_EXPIRED, "exp has passed")
     elif given.pop("exp") > now + longest_seconds + SKEW_SECONDS:

@@ -110,7 +110,7 @@ class FederatedJwt(PresentsAssertion):
         """
         if fields:
             raise ManagementError(
-                "a client of federated_jwt has no keys of its own: `flask clients trust` names its platform"
+                "federated_jwt takes neither keys nor --assertion-audience: `flask clients trust` names the platform"
             )
         return {}
 
@@ -180,7 +180,7 @@ def _to_trust(issuer: str, subject: str, claims: str, audience: str, *, once: bo
 
 
 def _distance(candidate: _Candidate) -> tuple[bool, int]:
-    """Return how far a token is from a trust: the trust of its subject is the one that was meant."""
+    """Return a sort key: trusts whose subject matches come first, then those with fewer faults."""
     return any(fault.startswith("sub ") for fault in candidate.faults), len(candidate.faults)
 
 

@@ -157,8 +157,8 @@ def test_what_is_just_wrong_is_refused_with_its_reason(harness: Harness, changes
     ("changes", "said"),
     [
         ({"exp": None}, "exp is missing"),
-        ({"exp": "7"}, "exp is no number"),
-        ({"iat": "7", "nbf": True}, "iat, nbf is no number"),
+        ({"exp": "7"}, "exp is not a number"),
+        ({"iat": "7", "nbf": True}, "iat, nbf is not a number"),
         ({"exp": -SKEW_SECONDS}, "exp has passed"),
         ({"exp": 10**9}, "exp is more than 3600 s ahead"),
         ({"nbf": SKEW_SECONDS + 1}, "nbf is in the future"),
@@ -170,7 +170,7 @@ def test_what_is_just_wrong_is_refused_with_its_reason(harness: Harness, changes
         ({"client_id": "strict", "audience": TOKEN_ENDPOINT}, "aud is the token endpoint, not the issuer"),
         ({"client_id": "strict", "audience": [ISSUER, TOKEN_ENDPOINT]}, "aud has the token endpoint too"),
         ({"jti": None}, "jti is missing"),
-        ({"jti": ""}, "jti is no text of 1 to 255 characters"),
+        ({"jti": ""}, "jti is not a string of 1 to 255 characters"),
     ],
     ids=str,
 )
