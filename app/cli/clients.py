@@ -210,7 +210,7 @@ def disable_client(client_id: str) -> None:
     """Refuse a client from now on, and revoke its tokens."""
     row = services().clients.repository.disable(client_id)
     report(
-        f"{row.client_id} gets no more tokens, and those that it has are dead: introspection says so at once. "
+        f"{row.client_id} gets no more tokens, and its tokens are revoked: introspection says so at once. "
         "Verifiers that work offline accept them until they expire, or until they read the revocation feed."
     )
 
@@ -219,9 +219,7 @@ def disable_client(client_id: str) -> None:
 @click.argument("client_id", metavar="ID")
 def enable_client(client_id: str) -> None:
     """Enable a disabled client."""
-    report(
-        f"{services().clients.repository.enable(client_id).client_id} gets tokens again. Those that it had stay dead."
-    )
+    report(f"{services().clients.repository.enable(client_id).client_id} gets tokens again. Its old ones stay revoked.")
 
 
 @clients.command("delete")

@@ -111,7 +111,7 @@ def revoke(file: str | None, client_id: str | None) -> None:
         raise ManagementError("name a file (- for standard input) or --client ID, and not both")
     if client_id is not None:
         until = here.clients.repository.revoke_tokens(client_id).tokens_not_before
-        report(f"All tokens that {client_id} got until {timestamp(until)} are dead; {_WHO_KNOWS}")
+        report(f"All tokens that {client_id} got until {timestamp(until)} are revoked; {_WHO_KNOWS}")
         return
     status = here.tokens.statuses.of_token(_token_in(read_secret(str(file), "token in")))
     if status.claims is None:

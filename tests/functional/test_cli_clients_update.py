@@ -110,7 +110,7 @@ def test_disable_and_enable_work_at_once_and_twice(harness: Harness) -> None:
         done = harness.run("clients", "disable", "a")
         assert (done.exit_code, done.stdout) == (0, "")
         assert done.stderr == (
-            "a gets no more tokens, and those that it has are dead: introspection says so at once. Verifiers that work "
+            "a gets no more tokens, and its tokens are revoked: introspection says so at once. Verifiers that work "
             "offline accept them until they expire, or until they read the revocation feed.\n"
         )
         assert not works(harness, "a", made.secret)
@@ -119,7 +119,7 @@ def test_disable_and_enable_work_at_once_and_twice(harness: Harness) -> None:
     # Tokens that are issued within the second of a revocation are revoked too.
     harness.clock.advance(seconds=1)
     for _ in range(2):
-        assert harness.run("clients", "enable", "a").stderr == "a gets tokens again. Those that it had stay dead.\n"
+        assert harness.run("clients", "enable", "a").stderr == "a gets tokens again. Its old ones stay revoked.\n"
         assert works(harness, "a", made.secret)
 
 
