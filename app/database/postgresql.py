@@ -143,19 +143,29 @@ class BoundedConnection(psycopg.Connection[Any]):
         try:
             state = next(gen)
             while True:
-                ready = self._ready(state, patience)
-                if not ready:
-                    with blocking:
-                        ready = self._ready(state, began + self.answer_seconds - time.monotonic())
-                if not ready:
-                    self.pgconn.finish()
-                    silence = DatabaseSilent(f"no answer within {self.answer_seconds:g} s")
-                    _end(gen, silence)
-                    raise silence
-                state = gen.send(ready)
+                state = gen.send(self._wait_for(state, patience, began + self.answer_seconds))
         except StopIteration as ended:
             self._usual_seconds += _OF_THE_LATEST * (time.monotonic() - began - self._usual_seconds)
             return ended.value
+        except BaseException as error:
+            _end(gen, error)
+            raise
+
+    def _wait_for(self, state: Wait, patience: float, until: float) -> Ready | int:
+        """Wait until the connection can be read or written.
+
+        :param patience: for how many seconds no other thread goes on meanwhile.
+        :param until: by the monotonic clock.
+        :raises DatabaseSilent: it still could not; it is closed now.
+        """
+        if ready := self._ready(state, patience):
+            return ready
+        with blocking:
+            ready = self._ready(state, until - time.monotonic())
+        if not ready:
+            self.pgconn.finish()
+            raise DatabaseSilent(f"no answer within {self.answer_seconds:g} s")
+        return ready
 
     def _ready(self, state: Wait, seconds: float) -> Ready | int:
         """Wait until the connection can be read or written; return zero after ``seconds``."""
@@ -168,7 +178,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         return ready
 
 
-def _end(gen: Any, error: Exception) -> None:
+def _end(gen: Any, error: BaseException) -> None:
     """Raise ``error`` in ``gen`` until it has ended: the end of a pipeline waits once more, and would be reported."""
     for _ in range(3):
         try:

@@ -78,6 +78,15 @@ def test_silence_ends_and_closes_the_connection(connection: BoundedConnection) -
     assert connection.closed
 
 
+def test_silence_amid_many_statements_leaves_nothing_to_report(connection: BoundedConnection) -> None:
+    """The end of the pipeline waits for a connection that the first wait has closed."""
+    connection.answer_seconds = 0.2
+    with pytest.raises(DatabaseSilent):
+        connection.cursor().executemany("SELECT pg_sleep(%s)", [(30,)] * 200)
+    assert connection.closed
+    gc.collect()
+
+
 def test_silence_at_the_end_of_a_pipeline_leaves_nothing_to_report(connection: BoundedConnection) -> None:
     """As psycopg's end of a pipeline: it waits once more, whatever ended the first wait."""
 
