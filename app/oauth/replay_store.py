@@ -6,7 +6,8 @@ store.
 
 import hashlib
 import json
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from sqlalchemy import select
 from sqlalchemy.engine import Engine
@@ -87,8 +88,19 @@ class DatabaseReplayStore:
 SKEW_SECONDS = 60
 """How far a client's clock may differ from ours."""
 
+REMEMBERED_LONGER_SECONDS = 60
+"""A used id is remembered a little longer than it is valid: our machines' clocks may differ too."""
+
+JTI_MAX_CHARACTERS = 255
+
 LAST_SECOND = 253402300799
 """The end of the year 9999. An id that expires later is not an assertion's."""
+
+
+def has_jti(claims: Mapping[str, Any]) -> bool:
+    """Return whether ``claims`` have an id of allowed length."""
+    jti = claims.get("jti")
+    return isinstance(jti, str) and 1 <= len(jti) <= JTI_MAX_CHARACTERS
 
 
 def key_of(issuer: str, jti: str) -> str:

@@ -18,16 +18,19 @@ from app.crypto.jws import has_type, is_numeric_date
 from app.errors import InvalidClient, ManagementError
 from app.http.forms import require_parameter
 from app.oauth.client_auth.dependencies import ClientAuthDependencies
-from app.oauth.replay_store import SKEW_SECONDS, ReplayStore
+from app.oauth.replay_store import (
+    JTI_MAX_CHARACTERS,
+    REMEMBERED_LONGER_SECONDS,
+    SKEW_SECONDS,
+    ReplayStore,
+    has_jti,
+)
 from app.reasons import RefusalReason
 from app.types import Authentication, TokenRequest, UnverifiedJws
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 SPIFFE_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
 """draft-ietf-oauth-spiffe-client-auth: a token of a SPIFFE workload."""
-REMEMBERED_LONGER_SECONDS = 60
-"""A used assertion is remembered a little longer than it is valid: our machines' clocks may differ too."""
-JTI_MAX_CHARACTERS = 255
 AUDIENCES = ("any", "issuer")
 NEW_CLIENT_FIELDS = {"assertion_audience": "issuer"}
 """Default fields of a new client: RFC 10070."""
@@ -240,12 +243,6 @@ def _hint(assertion: UnverifiedAssertion) -> str | None:
     issuer = assertion.claims.get("iss")
     is_platforms = isinstance(issuer, str) and "://" in issuer and issuer != assertion.claims.get("sub")
     return "iss is not sub: a platform's token needs client_id" if is_platforms else None
-
-
-def has_jti(claims: Mapping[str, Any]) -> bool:
-    """Return whether an assertion has an id of allowed length."""
-    jti = claims.get("jti")
-    return isinstance(jti, str) and 1 <= len(jti) <= JTI_MAX_CHARACTERS
 
 
 def remember(store: ReplayStore, issuer: str, claims: Mapping[str, Any], longest_seconds: int) -> bool:

@@ -25,13 +25,13 @@ from app.oauth.client_auth.assertions import (
     UnverifiedAssertion,
     find_header_faults,
     find_time_faults,
-    has_jti,
     is_platform_token,
     remember,
     require_whole,
 )
 from app.oauth.client_auth.dependencies import ClientAuthDependencies
 from app.oauth.client_auth.private_key_jwt import dummy_key_set, find_signature_fault
+from app.oauth.replay_store import has_jti
 from app.reasons import RefusalReason
 from app.types import Authentication, TokenRequest, UnverifiedJws
 

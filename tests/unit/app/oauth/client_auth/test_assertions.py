@@ -23,13 +23,11 @@ from app.database.models import ClientSecretRow, db
 from app.errors import InvalidClient, InvalidRequest, ManagementError
 from app.oauth.client_auth import private_key_jwt
 from app.oauth.client_auth.assertions import (
-    JTI_MAX_CHARACTERS,
-    REMEMBERED_LONGER_SECONDS,
     check_assertion_fields,
 )
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
 from app.oauth.client_auth.private_key_jwt import PrivateKeyJwt
-from app.oauth.replay_store import SKEW_SECONDS
+from app.oauth.replay_store import JTI_MAX_CHARACTERS, REMEMBERED_LONGER_SECONDS, SKEW_SECONDS
 from app.oauth.requests import ASSERTION_MAX_CHARACTERS
 from app.types import Authentication
 
