@@ -41,7 +41,9 @@ REGISTRIES = {
 }
 PURE_MODULES = (
     "blocking",
-    "reasons",
+    "reasons/reason",
+    "reasons/refusals",
+    "reasons/tokens",
     "oauth/policy",
     "keyring/model",
     "keyring/rotation_plan",

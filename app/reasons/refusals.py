@@ -1,14 +1,6 @@
-"""Every reason that the audit log can give, once: its code, what it means, and how to fix it.
+"""Why a request was refused."""
 
-Code that refuses raises or returns a member of these enums. ``flask explain`` and ``flask tokens inspect`` print its
-sentences, and ``docs/audit-log.md`` and ``docs/tokens.md`` list them; ``make tables`` writes the lists.
-"""
-
-from enum import StrEnum
-from typing import NewType, Self
-
-CausedReason = NewType("CausedReason", str)
-"""A reason that ends in the class of an exception: :meth:`RefusalReason.caused_by`."""
+from app.reasons.reason import CausedReason, Reason
 
 _PARAMETERS = "Check what the caller sends: `detail` names the parameter, docs/http.md describes all of them."
 _LIMITS = (
@@ -24,31 +16,7 @@ _REDIS = "Check that Redis runs and that TOKENHOUSE_REDIS_URL is right; `/readyz
 _DATABASE = "Check that the database runs and responds; `/readyz` shows its state, standard error has its message."
 
 
-class _Reason(StrEnum):
-    """A reason: its code in snake_case, which is its value.
-
-    :ivar meaning: a sentence for an operator; ``{client}`` stands for the client's id.
-    :ivar fix: what to do; empty if there is nothing to do.
-    """
-
-    meaning: str
-    fix: str
-
-    def __new__(cls, code: str, meaning: str, fix: str = "") -> Self:
-        """Return the member of ``code``."""
-        member = str.__new__(cls, code)
-        member._value_, member.meaning, member.fix = code, meaning, fix
-        return member
-
-    @classmethod
-    def of_code(cls, code: str) -> Self | None:
-        """Return the reason that a line of the log gives, with or without the class of an exception."""
-        exact = (reason for reason in cls if reason == code)
-        prefixes = (reason for reason in cls if reason.endswith("_") and code.startswith(reason))
-        return next(exact, None) or next(prefixes, None)
-
-
-class RefusalReason(_Reason):
+class RefusalReason(Reason):
     """Why a request was refused. A code that ends in ``_`` is followed by the class of an exception."""
 
     UNKNOWN_CLIENT = (
@@ -316,72 +284,3 @@ class RefusalReason(_Reason):
     def caused_by(self, class_name: str) -> CausedReason:
         """Return this reason with the class of the exception that caused it."""
         return CausedReason(f"{self}{class_name}")
-
-
-class TokenReason(_Reason):
-    """Why a token is not active, or was not revoked."""
-
-    NOT_FOR_THIS_CALLER = (
-        "not_for_this_caller",
-        "The token is valid, but for no resource that client {client} may introspect.",
-        "`flask clients update {client} --introspect URI` names all of its resources.",
-    )
-    UNKNOWN_CLIENT = "unknown_client", "No client has the token's client_id."
-    DELETED_CLIENT = "deleted_client", "The token's client was deleted."
-    DISABLED_CLIENT = (
-        "disabled_client",
-        "The token's client is disabled.",
-        "`flask clients enable ID`, then the client must fetch a new token.",
-    )
-    TOKENS_REVOKED = (
-        "tokens_revoked",
-        "All tokens that the client had were revoked.",
-        "The client must fetch a new one.",
-    )
-    REVOKED_TOKEN = "revoked_token", "The token was revoked.", "The client must fetch a new one."
-    EXPIRED = (
-        "expired",
-        "The token has expired.",
-        "The client must fetch a new one before its `expires_in` is over.",
-    )
-    NOT_YET = (
-        "not_yet",
-        "The token was issued more than a minute in the future.",
-        "Check that the machines' clocks agree.",
-    )
-    OTHER_ISSUER = (
-        "other_issuer",
-        "Another server issued the token.",
-        "Look for a trailing slash, or http for https, in an `iss`.",
-    )
-    MALFORMED_TOKEN = (
-        "malformed_token",
-        "This is not a JWS: three parts of base64url with dots between them, the first two JSON objects.",
-        "Check whether it was truncated.",
-    )
-    OTHER_TYPE = "other_type", "The token is not an access token: its typ is neither at+jwt nor application/at+jwt."
-    CRITICAL_HEADER = "critical_header", "The token requires extensions (crit) that are not supported."
-    UNKNOWN_KEY = (
-        "unknown_key",
-        "Our key ring has no key with the kid of the token: it was signed elsewhere, or the key was removed.",
-        "Check whether another installation issued it.",
-    )
-    OTHER_ALGORITHM = (
-        "other_algorithm",
-        "The alg of the token is not that of the key that it names: it may be an attack.",
-    )
-    WRONG_SIGNATURE = (
-        "wrong_signature",
-        "The signature of the token does not match the key that it names: it was modified or forged.",
-    )
-    REVOKED_KEY = (
-        "revoked_key",
-        "The key that signed it was revoked, and is no longer in the JWKS.",
-        "The client must fetch a new one.",
-    )
-    KEY_GONE = (
-        "key_gone",
-        "The key that signed it has retired, and is no longer in the JWKS.",
-        "The client must fetch a new one.",
-    )
-    MISSING_CLAIM = "missing_claim", "A claim is missing or has the wrong type."
