@@ -22,6 +22,7 @@ from app.oauth.client_auth import METHODS
 from app.oauth.endpoints import ENDPOINTS
 from app.oauth.grants import GRANTS
 from app.oauth.policy import Policy
+from app.oauth.sender_constraints import SENDER_CONSTRAINTS
 from app.observability import health_endpoint
 from app.observability.instrumentation import Instrumentation
 from app.operations.build import build as build_scheduler
@@ -65,6 +66,8 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     server.register_token_generator("default", tokens.issuer)
     for method in METHODS:
         server.register_client_auth_method(method.name, method(oauth.client_auth))
+    for constraint in SENDER_CONSTRAINTS:
+        server.register_sender_constraint(constraint(oauth))
     for grant in GRANTS:  # ClientCredentialsGrant.
         server.register_grant(grant)
     for endpoint in ENDPOINTS:

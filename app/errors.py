@@ -144,6 +144,21 @@ class InvalidTarget(OAuthError):
     description = "A resource must be an absolute URI without a fragment."
 
 
+class InvalidDpopProof(OAuthError):
+    """The DPoP proof is not good: RFC 9449 section 5."""
+
+    error = "invalid_dpop_proof"
+    description = "The DPoP proof is missing, is invalid, or was used before."
+
+
+class UseDpopNonce(OAuthError):
+    """The DPoP proof must contain the nonce of the ``DPoP-Nonce`` header: RFC 9449 section 8."""
+
+    error = "use_dpop_nonce"
+    description = "The DPoP proof must contain the nonce of the DPoP-Nonce header."
+    cause = RefusalReason.PROOF_NONCE
+
+
 class RateLimited(OAuthError):
     """The request exceeds a rate limit.
 

@@ -54,6 +54,7 @@ class Client(ClientMixin):
     :param introspects: the resources whose tokens it may introspect; ``*`` stands for all.
     :param rate_limit: its own limit of token requests, or ``None`` for the server's default.
     :param tokens_not_before: its tokens issued then or earlier are revoked.
+    :param sender_constraints: what its tokens must be bound to, by the names in ``oauth.sender_constraints``.
     """
 
     client_id: str
@@ -66,6 +67,7 @@ class Client(ClientMixin):
     introspects: tuple[str, ...] = ()
     tokens_not_before: datetime | None = None
     rate_limit: Rate | None = None
+    sender_constraints: tuple[str, ...] = ()
 
     def get_client_id(self) -> str:
         """Return the client id."""
@@ -187,6 +189,15 @@ class TokenRequest(Protocol):
     assertion_facts: dict[str, str]
     """For the audit log: issuer, subject and trust of a platform's token whose signature is valid."""
 
+    method: str
+    """The HTTP method."""
+
+    environ: Mapping[str, Any]
+    """The WSGI environment, for headers that few requests have."""
+
+    response_headers: list[tuple[str, str]]
+    """Headers for the response, whether the request is refused or not."""
+
     @property
     def unverified_assertion(self) -> UnverifiedJws | None:
         """The client assertion, parsed; ``None`` if there is none, or it is no JWS."""
@@ -209,6 +220,38 @@ class Authenticator(Protocol):
         """Authenticate the client that sent ``request``.
 
         :raises InvalidClient: authentication failed, with the reason for the log.
+        """
+        ...
+
+
+class SenderConstraint(Protocol):
+    """What binds tokens to their caller. CONTRIBUTING.md shows how to add one."""
+
+    name: str
+    """Its name in :attr:`Client.sender_constraints`."""
+
+    client_metadata: str
+    """The member of a client's metadata (RFC 7591) that says whether its tokens must be bound so."""
+
+    option: str
+    """The option of ``flask clients create`` and ``update`` that sets it, without dashes."""
+
+    option_help: str
+
+    header: str
+    """The WSGI variable of the header that a caller sends who wants a bound token."""
+
+    @staticmethod
+    def metadata(settings: Any) -> Metadata:
+        """Return the members of the server's metadata."""
+        ...
+
+    def confirm(self, request: TokenRequest) -> dict[str, str]:
+        """Return members of the token's ``cnf`` claim (RFC 7800), empty if this token needs none.
+
+        Called if the request has :attr:`header`, or its client's tokens must be bound.
+
+        :raises OAuthError: the caller has not proven what the token is to be bound to.
         """
         ...
 

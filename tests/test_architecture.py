@@ -36,6 +36,7 @@ REGISTRIES = {
     "oauth/client_auth": "METHODS",
     "oauth/grants": "GRANTS",
     "oauth/endpoints": "ENDPOINTS",
+    "oauth/sender_constraints": "SENDER_CONSTRAINTS",
     "keyring/backends": "BACKENDS",
     "cli": "COMMANDS",
 }

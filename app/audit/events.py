@@ -35,6 +35,7 @@ class TokenIssued:
     """An access token was signed and is about to be sent.
 
     :param from_memory: true if the database was away, and the client is known from before.
+    :param cnf: what the token is bound to, if it is.
     :param trust_id: the trust by which a platform's token authenticated the client.
     :param assertion_issuer: that platform.
     :param assertion_subject: the workload, as the platform names it.
@@ -51,6 +52,7 @@ class TokenIssued:
     kid: str
     expires_in: int
     from_memory: bool | None = None
+    cnf: Mapping[str, str] | None = None
     trust_id: str | None = None
     assertion_issuer: str | None = None
     assertion_subject: str | None = None

@@ -1,6 +1,6 @@
 """The options for a client's fields, the same for ``flask clients create`` and ``update``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -12,6 +12,7 @@ from app.config.values import parse_rate
 from app.errors import ManagementError
 from app.oauth.client_auth import METHODS
 from app.oauth.grants import GRANTS
+from app.oauth.sender_constraints import SENDER_CONSTRAINTS
 from app.types import ANY_SECRET_METHOD, Rate
 
 NO_GRANT = "none"
@@ -92,11 +93,17 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
         )
     ):
         command = option(command)
+    for constraint in SENDER_CONSTRAINTS:
+        switch = f"--{constraint.option}/--no-{constraint.option}"
+        command = click.option(switch, constraint.name, default=None, help=constraint.option_help)(command)
     return key_options(command)
 
 
 def given_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of :class:`ClientFields` whose options were given."""
+    """Return the fields of :class:`ClientFields` whose options were given.
+
+    ``sender_constraints`` are for :func:`changed_constraints`.
+    """
     fields: dict[str, Any] = {}
     if options["scopes"]:
         fields["scope"] = split_scopes(options["scopes"])
@@ -110,9 +117,16 @@ def given_fields(options: dict[str, Any]) -> dict[str, Any]:
         fields["grant_types"] = _grant_types(options["grant_types"])
     if auth_fields := given_auth_fields(options["jwks_file"], options["jwks_uri"], options["assertion_audience"]):
         fields["auth_fields"] = auth_fields
+    if constraints := {one.name: options[one.name] for one in SENDER_CONSTRAINTS if options[one.name] is not None}:
+        fields["sender_constraints"] = constraints
     if options["labels"]:
         fields["labels"] = parse_labels(options["labels"])
     return fields
+
+
+def changed_constraints(before: Sequence[str], given: Mapping[str, bool]) -> tuple[str, ...]:
+    """Return what a client's tokens must be bound to after the options that were ``given``."""
+    return tuple(one.name for one in SENDER_CONSTRAINTS if given.get(one.name, one.name in before))
 
 
 def _grant_types(given: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from app.cli.client_fields import METHOD_NAMES, field_options, given_fields, parse_labels
+from app.cli.client_fields import METHOD_NAMES, changed_constraints, field_options, given_fields, parse_labels
 from app.cli.client_keys import (
     METHODS_WITH_ASSERTIONS,
     add_keys,
@@ -45,6 +45,7 @@ from app.errors import ManagementError
 from app.oauth.client_auth.assertions import audience_rule
 from app.oauth.client_auth.client_secret import ClientSecretPost
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
+from app.oauth.sender_constraints import SENDER_CONSTRAINTS
 from app.services import services
 from app.types import ANY_SECRET_METHOD
 
@@ -80,6 +81,7 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
     imported = read_secret(options["secret_file"]) if options["secret_file"] else None
     with key_file_for(generate_key) as pair, secret_file_for(options["secret_out"]) as file:
         auth_fields = given.pop("auth_fields", {}) | ({"jwks": pair.public} if pair else {})
+        given["sender_constraints"] = changed_constraints((), given.get("sender_constraints", {}))
         fields = ClientFields(client_name=name, auth_fields=check_new_auth_fields(method, auth_fields), **given)
         published = published_keys(fields.auth_fields)
         registering = services().clients.repository.registering(
@@ -172,12 +174,14 @@ def update_client(client_id: str, client_name: str | None, *, yes: bool, as_json
     if not changes:
         raise ManagementError("nothing to change: `flask clients update --help` shows what can be")
     given = changes.pop("auth_fields", {})
+    constraints = changes.pop("sender_constraints", {})
     if given.get("assertion_audience") == "issuer" and not yes:
         _require_no_legacy_assertion(client_id)
 
     def decide_changes(before: ClientFields) -> dict[str, Any]:
         method = changes.get("token_endpoint_auth_method", before.token_endpoint_auth_method)
-        return changed_auth_fields(before, method, given)
+        bound = changed_constraints(before.sender_constraints, constraints)
+        return {**changed_auth_fields(before, method, given), "sender_constraints": bound}
 
     row = services().clients.repository.update(client_id, decide_changes, published_keys(given), **changes)
     if as_json:
@@ -335,6 +339,7 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
         "assertion_style": {"aud": row.assertion_aud, "typ": row.assertion_typ} if row.assertion_aud else None,
         "legacy_assertion_at": timestamp(row.legacy_assertion_at),
         "access_token_lifetime": row.access_token_lifetime,
+        **{one.client_metadata: one.name in (row.sender_constraints or ()) for one in SENDER_CONSTRAINTS},
         "rate_limit": row.rate_limit,
         "contacts": row.contacts,
         "labels": row.labels,

@@ -119,11 +119,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, pag
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
-    """Print the fields of one thing, a line each, without empty ones. Names and values are escaped as by :func:`shown`.
+    """Print the fields of one thing, a line each, without empty and false ones.
+
+    Names and values are escaped as by :func:`shown`.
 
     All in one write: a reader that leaves after a few lines has received everything, a new secret included.
     """
-    named = {shown(name): value for name, value in fields.items() if value not in (None, "", [], {})}
+    named = {
+        shown(name): value for name, value in fields.items() if value not in (None, "", [], {}) and value is not False
+    }
     width = max(map(len, named), default=0)
     if named:
         print_line("\n".join(f"{name:<{width}}  {shown(_plain(value))}" for name, value in named.items()))

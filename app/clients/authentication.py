@@ -291,10 +291,10 @@ def _matching_secrets(rows: Sequence[Any], digest_by_pepper: Mapping[str, bytes]
 
 def to_client(row: Any) -> Client:
     """Return the client of a row, whose JSON columns are text on the request path and lists elsewhere."""
-    lists: tuple[Any, ...] = row.grant_types, row.scope, row.audiences, row.introspects or "[]"
+    lists: tuple[Any, ...] = row.grant_types, row.scope, row.audiences, row.introspects, row.sender_constraints
     if not isinstance(row.scope, str):
-        lists = tuple(json.dumps(column) for column in (*lists[:3], row.introspects or ()))
-    grant_types, scope, audiences, introspects = lists
+        lists = tuple(json.dumps(column or ()) for column in lists)
+    grant_types, scope, audiences, introspects, sender_constraints = (column or "[]" for column in lists)
     is_short = len(row.client_name) + len(scope) + len(audiences) + len(introspects) <= _KEPT_CHARACTERS
     parse = _kept_client if is_short else _parsed
     return parse(
@@ -308,6 +308,7 @@ def to_client(row: Any) -> Client:
         introspects,
         row.tokens_not_before,
         row.rate_limit,
+        sender_constraints,
     )
 
 
@@ -322,6 +323,7 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
     introspects: str,
     tokens_not_before: datetime | None,
     rate_limit: str | None,
+    sender_constraints: str,
 ) -> Client:
     return Client(
         client_id=client_id,
@@ -334,6 +336,7 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
         introspects=tuple(json.loads(introspects)),
         tokens_not_before=tokens_not_before,
         rate_limit=parse_rate(rate_limit) if rate_limit else None,
+        sender_constraints=tuple(json.loads(sender_constraints)),
     )
 
 

@@ -31,6 +31,7 @@ class ClientFields:
     :param rate_limit: its own limit of token requests, or ``None`` for the server's default.
     :param auth_fields: what the client's authentication method stores; checked by the method.
     :param introspects: the resources whose tokens it may introspect, or :data:`ALL_RESOURCES` alone.
+    :param sender_constraints: what its tokens must be bound to, by the names in ``oauth.sender_constraints``.
     :raises ManagementError: a field is wrong; what is allowed.
     """
 
@@ -46,6 +47,7 @@ class ClientFields:
     introspects: tuple[str, ...] = ()
     auth_fields: Mapping[str, Any] = field(default_factory=dict)
     rate_limit: Rate | None = None
+    sender_constraints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check all fields."""

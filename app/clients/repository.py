@@ -318,6 +318,7 @@ def describe(row: ClientRow) -> ClientFields:
         introspects=tuple(row.introspects or ()),
         auth_fields=dict(row.auth_fields or {}),
         rate_limit=parse_rate(row.rate_limit) if row.rate_limit else None,
+        sender_constraints=tuple(row.sender_constraints or ()),
     )
 
 
@@ -334,6 +335,7 @@ def _apply(row: ClientRow, fields: ClientFields) -> None:
     row.auth_fields = dict(fields.auth_fields) or None
     row.access_token_lifetime = fields.access_token_lifetime
     row.rate_limit = format_rate(fields.rate_limit) if fields.rate_limit else None
+    row.sender_constraints = list(fields.sender_constraints) or None
 
 
 def _add_to_audiences_ever(row: ClientRow) -> None:

@@ -139,6 +139,9 @@ class Settings(BaseModel):
     token_quota_mode: Literal["off", "report", "enforce"] = "report"  # noqa: S105 - A mode.
     """What happens beyond the quota: nothing, an event, or a refusal."""
 
+    dpop_nonce_lifetime: Annotated[int, between(0, HOUR)] = 0
+    """How long a nonce for DPoP proofs is valid; 0: proofs need none."""
+
     trusted_proxies: Annotated[TrustedProxies, BeforeValidator(parse_trusted_proxies)] = ()
     """The proxies whose forwarded addresses and request ids are used; matched against the TCP peer."""
 

@@ -15,7 +15,7 @@ from app.config.values import IdentifiedKey
 
 NONCE_BYTES = 12
 KEY_BYTES = 32
-_INFO = b"tokenhouse encryption 1"
+_INFO = "tokenhouse encryption 1"
 
 
 class DecryptionError(Exception):
@@ -29,7 +29,7 @@ class Encrypter:
     """
 
     def __init__(self, keys: Sequence[IdentifiedKey]) -> None:
-        self._ciphers = {key.id: AESGCM(_derive(key.value.get_secret_value().encode())) for key in keys}
+        self._ciphers = {key.id: AESGCM(derive_key(key.value.get_secret_value(), _INFO)) for key in keys}
         self.newest_key_id = keys[0].id if keys else None
 
     def encrypt(self, clear: bytes, *, bound_to: str) -> tuple[str, bytes]:
@@ -59,5 +59,6 @@ class Encrypter:
             raise DecryptionError(f"the key {key_id!r} of TOKENHOUSE_ENCRYPTION_KEYS does not decrypt it") from None
 
 
-def _derive(value: bytes) -> bytes:
-    return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=_INFO).derive(value)
+def derive_key(secret: str, purpose: str) -> bytes:
+    """Return a key of 32 bytes for one purpose: HKDF-SHA-256 (RFC 5869)."""
+    return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=purpose.encode()).derive(secret.encode())

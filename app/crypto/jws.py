@@ -21,7 +21,7 @@ def parse_unverified(unverified: str, most_characters: int) -> UnverifiedJws | N
     if found is None:
         return None
     signed = unverified[: found.end(2)].encode()
-    return UnverifiedJws(_parsed(found[1]), _parsed(found[2]), signed, decode(found[3]) or b"")
+    return UnverifiedJws(parse_object(found[1]), parse_object(found[2]), signed, decode(found[3]) or b"")
 
 
 def decode(part: str) -> bytes | None:
@@ -46,7 +46,8 @@ def is_numeric_date(value: object) -> TypeGuard[float]:
     return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
-def _parsed(part: str) -> Mapping[str, Any] | None:
+def parse_object(part: str) -> Mapping[str, Any] | None:
+    """Decode base64url and parse a JSON object; return ``None`` for anything else."""
     raw = decode(part)
     try:
         value = json.loads(raw.decode()) if raw is not None else None

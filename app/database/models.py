@@ -80,6 +80,8 @@ class ClientRow(Base):
     was last refused for a limit, to the minute. Tokens issued at ``tokens_not_before``, a whole second, or
     earlier are revoked.
 
+    ``sender_constraints`` are what its tokens must be bound to, such as ``dpop``; NULL for nothing.
+
     ``assertion_aud`` and ``assertion_typ`` are the style of its last assertion; ``legacy_assertion_at`` is when it
     last sent one that RFC 10070 does not allow, to the minute.
     """
@@ -105,6 +107,7 @@ class ClientRow(Base):
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     rate_limit: Mapped[str | None] = mapped_column(String(32))
+    sender_constraints: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     limited_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     assertion_aud: Mapped[str | None] = mapped_column(String(16))
     assertion_typ: Mapped[str | None] = mapped_column(String(32))

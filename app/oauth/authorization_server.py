@@ -39,7 +39,7 @@ from app.oauth.rate_limits import RateLimits
 from app.oauth.requests import StrictRequest, parse_request, request_facts
 from app.reasons import RefusalReason
 from app.tokens.issuer import AccessToken
-from app.types import Authentication, Authenticator, Client, Clock
+from app.types import Authentication, Authenticator, Client, Clock, SenderConstraint
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         self._pause = pause
         self._delay_slots = threading.BoundedSemaphore(MOST_DELAYED)
         self._methods: dict[str, Authenticator] = {}
+        self._sender_constraints: list[SenderConstraint] = []
         self._parameters: dict[str, set[str]] = {TOKEN: set()}
         self._known: dict[str, set[str]] = {}
         self._timed = timed
@@ -125,6 +126,10 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         self._methods[method] = func
         self._authenticate[method] = self._timed("authenticate", func.authenticate)
         self._learn_parameters()
+
+    def register_sender_constraint(self, constraint: SenderConstraint) -> None:
+        """Register what tokens can be bound to. Authlib has no such hook."""
+        self._sender_constraints.append(constraint)
 
     def register_token_generator(self, grant_type: str, func: Callable[..., AccessToken]) -> None:  # type: ignore[override]
         """Register the token generator of ``grant_type``; ``default`` is for all other grants."""
@@ -161,7 +166,8 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         try:
             parsed = self.create_oauth2_request(request, endpoint)
             status, body, headers = act(parsed)
-            return self.handle_response(status, body, [*headers, *self._announce_expiry(parsed.authentication)])
+            more = [*parsed.response_headers, *self._announce_expiry(parsed.authentication)]
+            return self.handle_response(status, body, [*headers, *more])
         except OAuthError as error:
             return self.handle_error_response(parsed or request, error, endpoint)
         except Exception as error:
@@ -245,6 +251,18 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         request.auth_method = presented[0].name
         return self._authenticate[request.auth_method](request)
 
+    def confirm_sender(self, request: Any) -> dict[str, str]:
+        """Return what the token of ``request`` is bound to: its ``cnf`` (RFC 7800), empty for a bearer token.
+
+        :raises OAuthError: the client has not proven what its token must be bound to.
+        """
+        confirmation: dict[str, str] = {}
+        required: Sequence[str] = request.client.sender_constraints
+        for constraint in self._sender_constraints:
+            if constraint.header in request.environ or constraint.name in required:
+                confirmation |= constraint.confirm(request)
+        return confirmation
+
     def validate_requested_scope(self, scope: str | None) -> None:
         """Check the grammar of ``scope``. Which scopes a client was granted is left to the policy.
 
@@ -263,10 +281,12 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         include_refresh_token: bool = False,  # noqa: FBT001, FBT002
         *,
         audiences: Sequence[str] = (),
+        confirmation: Mapping[str, str] | None = None,
     ) -> AccessToken:
         """Sign a token with the generator that is registered for ``grant_type``, or for ``default``.
 
-        :param audiences: what Authlib's signature lacks: the resources of RFC 8707.
+        :param audiences: the resources of RFC 8707, which Authlib's signature lacks.
+        :param confirmation: what the token is bound to; it lacks that too.
         :raises ServiceUnavailable: no key may sign now.
         """
         generators: Mapping[str, Any] = self._token_generators  # type: ignore[attr-defined]
@@ -279,6 +299,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
             expires_in=expires_in,
             include_refresh_token=include_refresh_token,
             audiences=audiences,
+            confirmation=confirmation,
         )
         return token
 
@@ -298,6 +319,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
                 kid=token.kid,
                 expires_in=token["expires_in"],
                 from_memory=authentication.is_from_memory or None,
+                cnf=token.confirmation or None,
                 **request.assertion_facts,
             )
         )
@@ -350,7 +372,8 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
             self._events.emit(RefusalCounted(refusal=refusal, sent_id_hash=sent_id_hash, cause=cause))
         else:
             self._events.emit(refusal)
-        return self.handle_response(*render(error, self._announce_expiry(authentication)))
+        more = parsed.response_headers if parsed else []
+        return self.handle_response(*render(error, [*more, *self._announce_expiry(authentication)]))
 
     def _requested(self, request: StrictRequest) -> dict[str, str | None]:
         """Return what a refused token request asked for: a grant type only if it is registered."""

@@ -4,6 +4,7 @@ from app.config.settings import Settings
 from app.oauth.client_auth import METHODS
 from app.oauth.endpoints import ENDPOINTS
 from app.oauth.grants import GRANTS
+from app.oauth.sender_constraints import SENDER_CONSTRAINTS
 from app.types import Metadata
 
 REGISTERED_METHODS = {"client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt"}
@@ -20,6 +21,8 @@ def describe_server(settings: Settings) -> Metadata:
     metadata: Metadata = {"issuer": settings.issuer}
     for endpoint in ENDPOINTS:
         metadata |= endpoint.metadata(settings)
+    for constraint in SENDER_CONSTRAINTS:
+        metadata |= constraint.metadata(settings)
     usable = [method for method in METHODS if settings.encryption_keys or not method.uses_secret_as_key]
     methods = [method.name for method in usable if method.name in REGISTERED_METHODS]
     algs = list(dict.fromkeys(alg for method in usable for alg in method.signing_algs))

@@ -183,6 +183,36 @@ class RefusalReason(Reason):
         "The assertion was used before: a request was repeated, or an assertion was stolen.",
         "Sign a new one for each request, for a retry too.",
     )
+    PROOF_MISSING = (
+        "proof_missing",
+        "Client {client} must send a DPoP proof with each token request, and sent none.",
+        "docs/sender-constraints.md shows how; `flask clients update {client} --no-require-dpop` allows bearer tokens.",
+    )
+    PROOF_INVALID = (
+        "proof_invalid",
+        "The DPoP proof is not what it must be: `detail` says what is wrong.",
+        "docs/sender-constraints.md says what a DPoP proof must contain.",
+    )
+    PROOF_OTHER_REQUEST = (
+        "proof_other_request",
+        "The DPoP proof is for another method or URL: `detail` says which of the two.",
+        "Have the caller use the token endpoint of the metadata, whose origin is TOKENHOUSE_ISSUER.",
+    )
+    PROOF_STALE = (
+        "proof_stale",
+        "The DPoP proof is too old, or was made in the future: `detail` says which.",
+        "Check the caller's clock. With TOKENHOUSE_DPOP_NONCE_LIFETIME clocks do not matter.",
+    )
+    PROOF_NONCE = (
+        "proof_nonce",
+        "The DPoP proof had no nonce that is valid now. Callers then send the request again, with the one they got.",
+        "Nothing, unless it happens with each request: then the caller ignores the DPoP-Nonce header.",
+    )
+    PROOF_REPLAYED = (
+        "proof_replayed",
+        "The DPoP proof was used before: a request was repeated, or a proof was stolen.",
+        "Sign a new one for each request, for a retry too.",
+    )
     MISSING_PARAMETER = "missing_parameter", "A required parameter is missing.", _PARAMETERS
     REPEATED_PARAMETER = "repeated_parameter", "A parameter was repeated.", _PARAMETERS
     QUERY_PARAMETER = (

@@ -30,13 +30,15 @@ class AccessToken(dict[str, Any]):
     """The response of RFC 6749 section 5.1, with what the audit log says of the token. ``access_token`` is a secret.
 
     :ivar kid: the key that signed it.
+    :ivar confirmation: its ``cnf``.
     """
 
-    __slots__ = ("audiences", "jti", "kid")
+    __slots__ = ("audiences", "confirmation", "jti", "kid")
 
     jti: str
     kid: str
     audiences: tuple[str, ...]
+    confirmation: Mapping[str, str] | None
 
     def __repr__(self) -> str:
         """Keep the token out of tracebacks and logs."""
@@ -62,6 +64,7 @@ class AccessTokenIssuer:
         scope: str | None,
         expires_in: int,
         audiences: Sequence[str],
+        confirmation: Mapping[str, str] | None = None,
         grant_type: str = "",  # noqa: ARG002
         user: object = None,  # noqa: ARG002
         include_refresh_token: bool = False,  # noqa: ARG002
@@ -71,6 +74,7 @@ class AccessTokenIssuer:
         :param scope: space-separated scope tokens, or ``None``.
         :param expires_in: whole seconds.
         :param audiences: one or more resources.
+        :param confirmation: what the token is bound to (RFC 7800); empty for a bearer token.
         :returns: a token whose ``aud`` is a string if there is one audience. ``iat`` is never in the future. There
             is no ``nbf``: verifiers whose clock is a second slow would reject a fresh token.
         :raises ServiceUnavailable: no key may sign now.
@@ -80,7 +84,7 @@ class AccessTokenIssuer:
         key = self._signing_key()
         iat = int(now.timestamp())
         jti = secrets.token_urlsafe(JTI_RANDOM_BYTES)
-        claims = {
+        claims: dict[str, Any] = {
             "iss": self._issuer,
             "sub": client.client_id,
             "client_id": client.client_id,
@@ -91,10 +95,14 @@ class AccessTokenIssuer:
         }
         if scope:
             claims["scope"] = scope
-        token = AccessToken(access_token=_encoded(claims, TOKEN_TYPE, key), token_type="Bearer", expires_in=expires_in)  # noqa: S106 - RFC 6750.
+        if confirmation:
+            claims["cnf"] = confirmation
+        token = AccessToken(
+            access_token=_encoded(claims, TOKEN_TYPE, key), token_type=token_type(confirmation), expires_in=expires_in
+        )
         if scope:
             token["scope"] = scope
-        token.jti, token.kid, token.audiences = jti, key.kid, tuple(audiences)
+        token.jti, token.kid, token.audiences, token.confirmation = jti, key.kid, tuple(audiences), confirmation
         return token
 
     def sign(self, claims: Mapping[str, Any], typ: str) -> str:
@@ -109,6 +117,14 @@ class AccessTokenIssuer:
             return self._find_key()
         except StartError as error:
             raise ServiceUnavailable(RefusalReason.NO_SIGNING_KEY) from error
+
+
+def token_type(confirmation: object) -> str:
+    """Return how a token is presented (RFC 6750, RFC 9449 section 5).
+
+    :param confirmation: its ``cnf``, if it has one.
+    """
+    return "DPoP" if isinstance(confirmation, Mapping) and "jkt" in confirmation else "Bearer"
 
 
 def _encoded(claims: Mapping[str, Any], typ: str, key: SigningKey) -> str:

@@ -83,6 +83,7 @@ def test_show_prints_everything_but_secrets(harness: Harness) -> None:
         "assertion_style": None,
         "legacy_assertion_at": None,
         "access_token_lifetime": None,
+        "dpop_bound_access_tokens": False,
         "rate_limit": None,
         "contacts": [],
         "labels": {},

@@ -1,11 +1,13 @@
 """``flask clients update``, ``disable``, ``enable`` and ``delete``."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 from functional.commands import data, ids, refusal, works
+from support.assertions import signer
 from support.server import Installation
 from unit.harness import Harness
 
@@ -27,6 +29,23 @@ def test_update_replaces_whole_fields_and_keeps_the_rest(harness: Harness) -> No
     assert (changed["audiences"], changed["contacts"], changed["grant_types"]) == (["urn:a"], ["c"], [])
     assert (changed["created_at"], changed["updated_at"]) == (NOON, "2026-01-31T13:00:00Z")
     assert data(harness.run("clients", "show", "a", "--json")) == {**changed, "tokens": {}}
+
+
+def test_what_tokens_must_be_bound_to_is_set_and_taken_back(harness: Harness) -> None:
+    made = data(harness.run("clients", "create", "A", "--client-id", "a", "--require-dpop", "--json"))
+    assert made["client_id"] == "a"
+    for arguments, expected in (
+        (["--name", "B"], True),
+        (["--no-require-dpop"], False),
+        (["--description", "d"], False),
+        (["--require-dpop"], True),
+        (["--auth-method", "private_key_jwt", "--jwks-file", "-"], True),
+    ):
+        keys = json.dumps(signer("ES256").jwk)
+        changed = data(harness.run("clients", "update", "a", *arguments, "--json", stdin=keys))
+        assert changed["dpop_bound_access_tokens"] is expected
+        assert data(harness.run("clients", "show", "a", "--json"))["dpop_bound_access_tokens"] is expected
+    assert "dpop_bound_access_tokens  " in harness.run("clients", "show", "a").stdout
 
 
 def test_update_with_an_empty_value_clears(harness: Harness) -> None:

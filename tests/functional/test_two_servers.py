@@ -9,6 +9,7 @@ import jwt
 import pytest
 import requests
 from support.assertions import ISSUER, claims_of, form, signer
+from support.dpop import sign_proof
 from support.keys import add_key
 from support.machines import SKEWED, Machines, frozen, kill, two_machines
 from support.server import NewClient, RunningServer, wait_until
@@ -67,6 +68,13 @@ def test_an_assertion_counts_once_on_both(machines: Machines) -> None:
     for first, second in (machines.both, machines.both[::-1]):
         assertion = form(keys.sign(claims_of("signs", ISSUER)))
         assert [first.post_token(assertion).status_code, second.post_token(assertion).status_code] == [200, 401]
+
+
+def test_a_proof_counts_once_on_both(machines: Machines) -> None:
+    keys, client = signer("ES256"), machines.one.create_client()
+    for first, second in (machines.both, machines.both[::-1]):
+        headers = {"Authorization": client.basic, "DPoP": sign_proof(keys)}
+        assert [server.post_token(headers=headers).status_code for server in (first, second)] == [200, 400]
 
 
 def test_a_token_that_is_revoked_at_one_machine_is_revoked_at_both(machines: Machines) -> None:

@@ -19,6 +19,9 @@ class Request:
     sent_client_id: str = ""
     presented_secrets: list[str] = field(default_factory=list)
     assertion_facts: dict[str, str] = field(default_factory=dict)
+    method: str = "POST"
+    environ: dict[str, str] = field(default_factory=dict)
+    response_headers: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def unverified_assertion(self) -> UnverifiedJws | None:

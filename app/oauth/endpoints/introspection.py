@@ -19,6 +19,7 @@ from app.oauth.authorization_server import Document
 from app.oauth.requests import request_facts
 from app.oauth.services import Endpoint, OAuthServices
 from app.reasons import TokenReason
+from app.tokens.issuer import token_type
 from app.tokens.status import TokenStatus, may_introspect
 from app.types import Client, Metadata
 
@@ -53,10 +54,8 @@ class IntrospectionEndpoint(rfc7662.IntrospectionEndpoint):
     def introspect_token(self, token: TokenStatus) -> dict[str, Any]:
         """Return the description of an active token: RFC 7662 section 2.2."""
         claims = token.claims or {}
-        confirmation = claims.get("cnf")
-        is_dpop = isinstance(confirmation, dict) and "jkt" in confirmation
         shown = {name: claims[name] for name in _SHOWN_CLAIMS if name in claims}
-        return {"active": True, "token_type": "DPoP" if is_dpop else "Bearer", **shown}
+        return {"active": True, "token_type": token_type(claims.get("cnf")), **shown}
 
     def create_endpoint_response(self, request: Any) -> Any:
         """Respond to ``request``: status, body, headers.

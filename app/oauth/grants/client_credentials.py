@@ -27,11 +27,14 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
         :raises UnauthorizedClient: the client may not use this grant.
         :raises InvalidScope: a scope that the client was not granted.
         :raises InvalidTarget: a resource that the client was not granted.
+        :raises OAuthError: the client has not proven what its token must be bound to.
         """
         client: Any = self.authenticate_token_endpoint_client()
         if not client.check_grant_type(self.GRANT_TYPE):
             raise UnauthorizedClient(client_id=client.client_id)
         self.validate_requested_scope()
+        # Last, since a proof can be used once.
+        self.confirmation = self.server.confirm_sender(self.request)
 
     def validate_requested_scope(self) -> None:
         """Decide what the token contains: scope, audiences, lifetime."""
@@ -56,6 +59,7 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
             scope=" ".join(granted.scope) or None,
             expires_in=granted.lifetime_seconds,
             audiences=granted.audiences,
+            confirmation=self.confirmation,
         )
         self.server.save_token(token, self.request)
         return HTTPStatus.OK, token, []

@@ -9,6 +9,7 @@ from app import errors
 from app.errors import (
     BodyTooLarge,
     InvalidClient,
+    InvalidDpopProof,
     InvalidGrant,
     InvalidRequest,
     InvalidScope,
@@ -19,6 +20,7 @@ from app.errors import (
     ServiceUnavailable,
     UnauthorizedClient,
     UnsupportedGrantType,
+    UseDpopNonce,
     http_error_body,
     render,
 )
@@ -29,6 +31,9 @@ CHALLENGE = (
     "WWW-Authenticate",
     'Basic realm="tokenhouse", error="invalid_client", error_description="Client authentication failed."',
 )
+
+DPOP_PROOF = "invalid_dpop_proof", "The DPoP proof is missing, is invalid, or was used before."
+DPOP_NONCE = "use_dpop_nonce", "The DPoP proof must contain the nonce of the DPoP-Nonce header."
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,8 @@ CHALLENGE = (
         (InvalidGrant, 400, "invalid_grant", "The token was not issued to this client.", []),
         (InvalidScope, 400, "invalid_scope", "The scope must be scope tokens separated by single spaces.", []),
         (InvalidTarget, 400, "invalid_target", "A resource must be an absolute URI without a fragment.", []),
+        (InvalidDpopProof, 400, *DPOP_PROOF, []),
+        (UseDpopNonce, 400, *DPOP_NONCE, []),
         (ServerError, 500, "server_error", "The server failed to handle the request.", []),
         (
             ServiceUnavailable,
@@ -64,7 +71,7 @@ def test_a_refusal_is_rendered(
 
 def test_every_refusal_of_this_table_is_tested() -> None:
     classes = {thing for thing in vars(errors).values() if isinstance(thing, type) and issubclass(thing, OAuthError)}
-    assert len(classes - {OAuthError, RateLimited}) == 10
+    assert len(classes - {OAuthError, RateLimited}) == 12
 
 
 def test_a_limit_says_when_to_come_again() -> None:

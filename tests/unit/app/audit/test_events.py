@@ -83,6 +83,7 @@ def test_no_event_has_a_field_for_what_may_not_be_logged() -> None:
         "kid",
         "expires_in",
         "from_memory",
+        "cnf",
         "outcome",
         "error",
         "status",

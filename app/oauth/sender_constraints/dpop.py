@@ -1,0 +1,224 @@
+"""DPoP (RFC 9449): a token that works only together with a key of its caller.
+
+The caller makes a key pair and signs a proof for each request. The token holds the thumbprint of the key, so whoever
+steals the token alone cannot use it. Verifiers check the proofs that come with tokens; here only the proofs of token
+requests are checked (section 4.3). A proof can be used once, on all workers and machines.
+
+Nonces (section 8) are signed times, so nothing is stored for them.
+"""
+
+import hashlib
+import hmac
+import math
+import re
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NoReturn
+from urllib.parse import urljoin, urlsplit
+
+from app.config.settings import Settings
+from app.config.values import IdentifiedKey
+from app.crypto.encryption import derive_key
+from app.crypto.jwk import SIGNING_ALGS, Jwk, check_key, matching, refuse_private, verifies
+from app.crypto.jws import decode, has_type, is_numeric_date, parse_object, parse_unverified
+from app.errors import InvalidDpopProof, ManagementError, UseDpopNonce
+from app.oauth.replay_store import JTI_MAX_CHARACTERS, REMEMBERED_LONGER_SECONDS, SKEW_SECONDS, has_jti
+from app.oauth.services import OAuthServices
+from app.reasons import RefusalReason
+from app.types import Metadata, TokenRequest
+
+PROOF_TYPE = "dpop+jwt"
+PROOF_MAX_CHARACTERS = 8 * 1024
+"""No proof is nearly as long."""
+PROOF_SECONDS = 60
+"""How long after its ``iat`` a proof is valid, besides what clocks may differ."""
+
+_HEADERS_KEPT = 512
+"""Headers of proofs that are cached."""
+
+NONCE_HEADER = "DPoP-Nonce"
+_TIME_BYTES = 6
+_MAC_BYTES = 16
+
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_ESCAPED = re.compile("%([0-9A-Fa-f]{2})")
+_UNRESERVED = re.compile("[A-Za-z0-9._~-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A proof whose signature is valid.
+
+    :param jkt: the thumbprint of its key (RFC 7638).
+    """
+
+    jkt: str
+    claims: Mapping[str, Any]
+
+
+class Dpop:
+    """Binds tokens to the key of a DPoP proof, if the request has one, or if its client must send one."""
+
+    name = "dpop"
+    client_metadata = "dpop_bound_access_tokens"
+    option = "require-dpop"
+    option_help = "Refuse its token requests without a DPoP proof."
+    header = "HTTP_DPOP"
+
+    def __init__(self, services: OAuthServices) -> None:
+        settings = services.settings
+        self._clock = services.clock
+        self._replay_store = services.replay_store
+        self._target: str = services.metadata["token_endpoint"]
+        self._nonces = Nonces(settings.secret_peppers, settings.dpop_nonce_lifetime)
+
+    @staticmethod
+    def metadata(settings: Settings) -> Metadata:  # noqa: ARG004 - Other constraints depend on them.
+        """Return the members of the server's metadata (section 5.1)."""
+        return {"dpop_signing_alg_values_supported": list(SIGNING_ALGS)}
+
+    def confirm(self, request: TokenRequest) -> dict[str, str]:
+        """Check the proof of ``request``; return the ``cnf`` of its token (section 6.1).
+
+        :raises InvalidDpopProof: it is missing, wrong, or was used before.
+        :raises UseDpopNonce: it has no nonce that is valid now.
+        :raises ServiceUnavailable: whether it was used before cannot be known.
+        """
+        now = int(self._clock().timestamp())
+        if self._nonces.lifetime_seconds:
+            request.response_headers.append((NONCE_HEADER, self._nonces.create(now)))
+        sent = request.environ.get(self.header)
+        if sent is None:
+            _refuse(RefusalReason.PROOF_MISSING)
+        proof = read_proof(sent)
+        check_target(proof.claims, request.method, self._target)
+        issued_at, ends_at = self._check_time(proof.claims, now)
+        until = ends_at + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
+        if not self._replay_store.use(f"dpop {proof.jkt}", proof.claims["jti"], issued_at, until):
+            _refuse(RefusalReason.PROOF_REPLAYED)
+        return {"jkt": proof.jkt}
+
+    def _check_time(self, claims: Mapping[str, Any], now: int) -> tuple[int, int]:
+        """Return when the proof was made, and when it ends; of one with a nonce of ours the nonce says so."""
+        lifetime = self._nonces.lifetime_seconds
+        if lifetime:
+            nonce = claims.get("nonce")
+            issued_at = self._nonces.issued_at(nonce) if isinstance(nonce, str) else None
+            if issued_at is None or not now - lifetime <= issued_at <= now + SKEW_SECONDS:
+                raise UseDpopNonce(detail="nonce is missing" if nonce is None else "nonce is not valid now")
+            return issued_at, issued_at + lifetime
+        if not now - PROOF_SECONDS - SKEW_SECONDS <= claims["iat"] <= now + SKEW_SECONDS:
+            _refuse(RefusalReason.PROOF_STALE, f"iat is in the {'past' if claims['iat'] < now else 'future'}")
+        return math.floor(claims["iat"]), math.ceil(claims["iat"]) + PROOF_SECONDS
+
+
+def read_proof(unverified_proof: str) -> Proof:
+    """Parse a proof, and verify its signature with the key that it holds.
+
+    :param unverified_proof: the value of the ``DPoP`` header. Of several headers it is a list, which is no JWS.
+    :raises InvalidDpopProof: it is no proof, or its key is not fit to sign.
+    """
+    unverified_proof = unverified_proof.strip(" \t")
+    found = parse_unverified(unverified_proof, PROOF_MAX_CHARACTERS)
+    if found is None or found.header is None or found.claims is None or not found.signature:
+        _refuse(RefusalReason.PROOF_INVALID, "the header is no JWT, or there are several")
+    alg, key = _read_header(unverified_proof.partition(".")[0])
+    if not verifies(key, alg, found.signature, found.signed):
+        _refuse(RefusalReason.PROOF_INVALID, "the signature is not that of jwk")
+    if not has_jti(found.claims):
+        _refuse(RefusalReason.PROOF_INVALID, f"jti is not a string of 1 to {JTI_MAX_CHARACTERS} characters")
+    if not is_numeric_date(found.claims.get("iat")):
+        _refuse(RefusalReason.PROOF_INVALID, "iat is not a number")
+    return Proof(key["kid"], found.claims)
+
+
+@lru_cache(maxsize=_HEADERS_KEPT)
+def _read_header(encoded: str) -> tuple[str, Jwk]:
+    """Return algorithm and key of a proof's header; ``kid`` of the key is its thumbprint.
+
+    Cached, since checking a key takes as long as verifying a signature: the proofs of one key have the same header.
+
+    :raises InvalidDpopProof: it is no header of a proof, or the key is not fit to sign.
+    """
+    header = parse_object(encoded) or {}
+    if not has_type(header, PROOF_TYPE):
+        _refuse(RefusalReason.PROOF_INVALID, f"typ is not {PROOF_TYPE}")
+    if "crit" in header:
+        _refuse(RefusalReason.PROOF_INVALID, "crit names extensions")
+    alg, jwk = header.get("alg"), header.get("jwk")
+    if not isinstance(alg, str) or alg not in SIGNING_ALGS:
+        _refuse(RefusalReason.PROOF_INVALID, f"alg is none of {', '.join(SIGNING_ALGS)}")
+    if not isinstance(jwk, dict):
+        _refuse(RefusalReason.PROOF_INVALID, "jwk is no JSON object")
+    try:
+        refuse_private(jwk, "jwk")
+        key = check_key({name: value for name, value in jwk.items() if name != "kid"}, "jwk")
+    except ManagementError as error:
+        _refuse(RefusalReason.PROOF_INVALID, str(error))
+    if not matching([key], alg, None):
+        _refuse(RefusalReason.PROOF_INVALID, "jwk is not for this alg")
+    return alg, key
+
+
+def check_target(claims: Mapping[str, Any], method: str, target: str) -> None:
+    """Check that a proof is for a request of ``method`` to the URL ``target``.
+
+    :raises InvalidDpopProof: it is for another one.
+    """
+    if claims.get("htm") != method:
+        _refuse(RefusalReason.PROOF_OTHER_REQUEST, "htm is not the method of the request")
+    htu = claims.get("htu")
+    if htu != target and not (isinstance(htu, str) and _normalized(htu) == _normalized(target)):
+        _refuse(RefusalReason.PROOF_OTHER_REQUEST, "htu is not the URL of the token endpoint in the metadata")
+
+
+def _normalized(url: str) -> tuple[object, ...] | None:
+    """Return ``url`` without query and fragment, normalized as RFC 3986 sections 6.2.2 and 6.2.3 say."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
+    except ValueError:
+        return None
+    path = _ESCAPED.sub(_unescape, parts.path) or "/"
+    return parts.scheme, parts.username, parts.password, parts.hostname, port, urljoin("/", path)
+
+
+def _unescape(escaped: re.Match[str]) -> str:
+    character = chr(int(escaped[1], 16))
+    return character if _UNRESERVED.fullmatch(character) else escaped[0].upper()
+
+
+class Nonces:
+    """Makes and recognizes nonces: times with a MAC.
+
+    :param peppers: what all workers and machines share; the first makes nonces, all recognize them.
+    :param lifetime_seconds: how long a nonce is valid; zero: no proof needs one.
+    """
+
+    def __init__(self, peppers: Sequence[IdentifiedKey], lifetime_seconds: int) -> None:
+        self._keys = [derive_key(pepper.value.get_secret_value(), "tokenhouse dpop nonce 1") for pepper in peppers]
+        self.lifetime_seconds = lifetime_seconds
+
+    def create(self, now: int) -> str:
+        """Return a nonce of this second."""
+        time = now.to_bytes(_TIME_BYTES)
+        return urlsafe_b64encode(time + _mac(self._keys[0], time)).rstrip(b"=").decode()
+
+    def issued_at(self, unverified_nonce: str) -> int | None:
+        """Return when a nonce was made, in seconds since 1970; ``None`` if it was not made here."""
+        raw = decode(unverified_nonce) if unverified_nonce.isascii() else None
+        if raw is None or len(raw) != _TIME_BYTES + _MAC_BYTES:
+            return None
+        time, sent = raw[:_TIME_BYTES], raw[_TIME_BYTES:]
+        is_ours = any(hmac.compare_digest(_mac(key, time), sent) for key in self._keys)
+        return int.from_bytes(time) if is_ours else None
+
+
+def _mac(key: bytes, text: bytes) -> bytes:
+    return hmac.digest(key, text, hashlib.sha256)[:_MAC_BYTES]
+
+
+def _refuse(reason: RefusalReason, detail: str | None = None) -> NoReturn:
+    raise InvalidDpopProof(reason, detail=detail)
