@@ -7,6 +7,8 @@ PORT ?= 8080
 # One more than processors: many tests wait for what other processes do.
 TEST_PROCESSES ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 TESTS ?= tests
+# Databases and logs of tests are in memory if it has 4 GiB to spare: they wait for no disk.
+TEST_FOLDER ?= $(shell df --output=avail --block-size=1G /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 >= 4 {print "/dev/shm"}')
 # Python 3.11 runs all tests; newer ones that are installed, by pyenv too, run the main job.
 PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-4].*/bin/python) $(shell command -v python3.12 python3.13 python3.14)
 PYTHON_TESTS ?= tests/functional/test_token.py tests/functional/test_cli_clients_create.py tests/buffered_worker/test_http_framing.py
@@ -38,7 +40,8 @@ install: $(VENV)/.installed ## Install into .venv what a server needs, for produ
 
 .PHONY: test
 test: $(VENV)/.installed-for-tests node-clients ## Install and run every test, on a real PostgreSQL. TESTS= narrows it.
-	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(TESTS)
+	@TMPDIR=$(or $(TEST_FOLDER),$${TMPDIR:-/tmp}) \
+		$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(TESTS)
 
 .PHONY: test-pythons
 test-pythons: ## The main tests with every newer Python that is installed. PYTHONS= and PYTHON_TESTS= choose.
