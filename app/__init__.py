@@ -19,6 +19,7 @@ from app.oauth.authorization_server import AuthorizationServer
 from app.oauth.build import build as build_oauth
 from app.oauth.build import build_limits
 from app.oauth.client_auth import METHODS
+from app.oauth.client_certificates import ClientCertificates
 from app.oauth.endpoints import ENDPOINTS
 from app.oauth.grants import GRANTS
 from app.oauth.policy import Policy
@@ -60,6 +61,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         events=audit.events,
         clock=clock,
         limits=build_limits(settings, database, clients, clock),
+        certificates=ClientCertificates(settings),
         timed=instrumentation.timed,
     )
     oauth = build_oauth(settings, server, database, keys, clients, tokens, clock)

@@ -192,8 +192,11 @@ class TokenRequest(Protocol):
     method: str
     """The HTTP method."""
 
-    environ: Mapping[str, Any]
+    environ: dict[str, Any]
     """The WSGI environment, for headers that few requests have."""
+
+    authentication: Authentication | None
+    """The authenticated client; ``None`` until it is."""
 
     response_headers: list[tuple[str, str]]
     """Headers for the response, whether the request is refused or not."""
@@ -242,8 +245,11 @@ class SenderConstraint(Protocol):
     """The WSGI variable of the header that a caller sends who wants a bound token."""
 
     @staticmethod
-    def metadata(settings: Any) -> Metadata:
-        """Return the members of the server's metadata."""
+    def metadata(settings: Any, endpoints: Metadata) -> Metadata:
+        """Return the members of the server's metadata.
+
+        :param endpoints: those of the endpoints.
+        """
         ...
 
     def confirm(self, request: TokenRequest) -> dict[str, str]:

@@ -24,7 +24,9 @@ from app.config.values import (
     default_server_name,
     parse_address,
     parse_audience,
+    parse_base_url,
     parse_database_url,
+    parse_header_name,
     parse_issuer,
     parse_keyring,
     parse_keys,
@@ -141,6 +143,15 @@ class Settings(BaseModel):
 
     dpop_nonce_lifetime: Annotated[int, between(0, HOUR)] = 0
     """How long a nonce for DPoP proofs is valid; 0: proofs need none."""
+
+    mtls_header: Annotated[str, BeforeValidator(parse_header_name)] = "Client-Cert"
+    """The header in which a trusted proxy hands on the certificate of the caller."""
+
+    mtls_format: Literal["rfc9440", "xfcc", "nginx"] = "rfc9440"
+    """The format of that header: RFC 9440, Envoy's ``x-forwarded-client-cert``, or nginx's escaped PEM."""
+
+    mtls_url: Annotated[str | None, BeforeValidator(parse_base_url)] = None
+    """The base URL of the endpoints where the proxy asks for a certificate; unset: that of the issuer."""
 
     trusted_proxies: Annotated[TrustedProxies, BeforeValidator(parse_trusted_proxies)] = ()
     """The proxies whose forwarded addresses and request ids are used; matched against the TCP peer."""

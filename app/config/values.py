@@ -45,6 +45,7 @@ _KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,16}")
 _KEY_MIN_CHARACTERS = 32
 _REDIS_NUMBER = re.compile(r"(?:/[0-9]{0,6})?")
 _SERVER_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ISSUER = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])"
@@ -145,6 +146,24 @@ def parse_issuer(value: object) -> str:
     if not (secure and plain) or {".", ".."} & set(found["path"].split("/")):
         raise ValueError(_ISSUER_RULE)
     return found[0]
+
+
+def parse_base_url(value: object) -> str | None:
+    """Parse the base URL of endpoints, by the rules of an issuer.
+
+    :raises ValueError: the rule that ``value`` breaks.
+    """
+    return None if value is None else parse_issuer(value)
+
+
+def parse_header_name(value: object) -> str:
+    """Parse the name of an HTTP header.
+
+    :raises ValueError: it is not 1 to 64 letters, digits and hyphens.
+    """
+    if not _HEADER_NAME.fullmatch(str(value)):
+        raise ValueError("must be the name of a header: 1 to 64 letters, digits and hyphens")
+    return str(value)
 
 
 def is_host(host: str) -> bool:

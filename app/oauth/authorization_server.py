@@ -34,6 +34,7 @@ from app.errors import (
 )
 from app.http.application import Request, Response
 from app.http.forms import require_parameter
+from app.oauth.client_certificates import ClientCertificates
 from app.oauth.policy import Policy
 from app.oauth.rate_limits import RateLimits
 from app.oauth.requests import StrictRequest, parse_request, request_facts
@@ -87,6 +88,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
     :param origin: scheme, host and port of the issuer.
     :param policy: what a token may contain.
     :param limits: refuses requests beyond the rate limits.
+    :param certificates: reads the certificates of callers.
     :param timed: records how long authentication and the signature take.
     """
 
@@ -99,6 +101,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         events: Events,
         clock: Clock,
         limits: RateLimits,
+        certificates: ClientCertificates,
         timed: Timed = _untimed,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -109,6 +112,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         self._events = events
         self._clock = clock
         self.limits = limits
+        self.certificates = certificates
         self._pause = pause
         self._delay_slots = threading.BoundedSemaphore(MOST_DELAYED)
         self._methods: dict[str, Authenticator] = {}
@@ -203,8 +207,11 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
     def create_oauth2_request(self, request: Request, endpoint: str = TOKEN) -> StrictRequest:
         """Parse ``request`` strictly.
 
-        :raises InvalidRequest: it is not one complete form with each parameter once.
+        :raises InvalidRequest: it is not one complete form with each parameter once, or somebody who is no trusted
+            proxy sent the header with a client certificate.
         """
+        if self.certificates.header in request.environ:
+            self.certificates.require_trusted(request.environ)
         parsed = parse_request(request, f"{self._origin}{request.path}", self._known[endpoint])
         parsed.allows_memory = endpoint == TOKEN
         return parsed

@@ -22,7 +22,7 @@ def describe_server(settings: Settings) -> Metadata:
     for endpoint in ENDPOINTS:
         metadata |= endpoint.metadata(settings)
     for constraint in SENDER_CONSTRAINTS:
-        metadata |= constraint.metadata(settings)
+        metadata |= constraint.metadata(settings, metadata)
     usable = [method for method in METHODS if settings.encryption_keys or not method.uses_secret_as_key]
     methods = [method.name for method in usable if method.name in REGISTERED_METHODS]
     algs = list(dict.fromkeys(alg for method in usable for alg in method.signing_algs))

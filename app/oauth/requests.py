@@ -1,7 +1,7 @@
 """A strict OAuth2Request: one complete form, each parameter once; and what an event says of a request."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -43,7 +43,7 @@ class StrictRequest(OAuth2Request):
         self.sent_client_id: str = ""
         self.presented_secrets: list[str] = []
         self.assertion_facts: dict[str, str] = {}
-        self.environ: Mapping[str, Any] = http_request.environ
+        self.environ: dict[str, Any] = http_request.environ
         self.response_headers: list[tuple[str, str]] = []
         self.authorization = authorization
         self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]

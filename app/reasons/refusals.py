@@ -213,6 +213,21 @@ class RefusalReason(Reason):
         "The DPoP proof was used before: a request was repeated, or a proof was stolen.",
         "Sign a new one for each request, for a retry too.",
     )
+    CERTIFICATE_FROM_STRANGER = (
+        "certificate_from_stranger",
+        "The request had the header for client certificates, and did not come from a trusted proxy.",
+        "If it came through your proxy, name it in TOKENHOUSE_TRUSTED_PROXIES. Else it may be an attack.",
+    )
+    CERTIFICATE_MALFORMED = (
+        "certificate_malformed",
+        "The header with the client certificate is not in the format that TOKENHOUSE_MTLS_FORMAT names.",
+        "Compare the proxy's settings with docs/sender-constraints.md.",
+    )
+    CERTIFICATE_MISSING = (
+        "certificate_missing",
+        "Tokens of client {client} are bound to its certificate, and the request had none.",
+        "docs/sender-constraints.md shows how; `flask clients update {client} --no-bind-certificate` ends that.",
+    )
     MISSING_PARAMETER = "missing_parameter", "A required parameter is missing.", _PARAMETERS
     REPEATED_PARAMETER = "repeated_parameter", "A parameter was repeated.", _PARAMETERS
     QUERY_PARAMETER = (

@@ -84,6 +84,7 @@ def test_show_prints_everything_but_secrets(harness: Harness) -> None:
         "legacy_assertion_at": None,
         "access_token_lifetime": None,
         "dpop_bound_access_tokens": False,
+        "tls_client_certificate_bound_access_tokens": False,
         "rate_limit": None,
         "contacts": [],
         "labels": {},

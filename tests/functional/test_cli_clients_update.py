@@ -40,11 +40,13 @@ def test_what_tokens_must_be_bound_to_is_set_and_taken_back(harness: Harness) ->
         (["--description", "d"], False),
         (["--require-dpop"], True),
         (["--auth-method", "private_key_jwt", "--jwks-file", "-"], True),
+        (["--bind-certificate"], True),
     ):
         keys = json.dumps(signer("ES256").jwk)
         changed = data(harness.run("clients", "update", "a", *arguments, "--json", stdin=keys))
         assert changed["dpop_bound_access_tokens"] is expected
         assert data(harness.run("clients", "show", "a", "--json"))["dpop_bound_access_tokens"] is expected
+    assert changed["tls_client_certificate_bound_access_tokens"] is True
     assert "dpop_bound_access_tokens  " in harness.run("clients", "show", "a").stdout
 
 

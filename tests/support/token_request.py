@@ -1,10 +1,11 @@
 """A token request as client authentication methods get it: the fields of ``app.types.TokenRequest``."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from app.crypto.jws import parse_unverified
 from app.oauth.requests import ASSERTION_MAX_CHARACTERS
-from app.types import UnverifiedJws
+from app.types import Authentication, UnverifiedJws
 
 
 @dataclass
@@ -20,7 +21,8 @@ class Request:
     presented_secrets: list[str] = field(default_factory=list)
     assertion_facts: dict[str, str] = field(default_factory=dict)
     method: str = "POST"
-    environ: dict[str, str] = field(default_factory=dict)
+    environ: dict[str, Any] = field(default_factory=dict)
+    authentication: Authentication | None = None
     response_headers: list[tuple[str, str]] = field(default_factory=list)
 
     @property

@@ -71,11 +71,14 @@ class Dpop:
         settings = services.settings
         self._clock = services.clock
         self._replay_store = services.replay_store
-        self._target: str = services.metadata["token_endpoint"]
+        metadata = services.metadata
+        self._targets: list[str] = [
+            members["token_endpoint"] for members in (metadata, metadata.get("mtls_endpoint_aliases")) if members
+        ]
         self._nonces = Nonces(settings.secret_peppers, settings.dpop_nonce_lifetime)
 
     @staticmethod
-    def metadata(settings: Settings) -> Metadata:  # noqa: ARG004 - Other constraints depend on them.
+    def metadata(settings: Settings, endpoints: Metadata) -> Metadata:  # noqa: ARG004 - For other constraints.
         """Return the members of the server's metadata (section 5.1)."""
         return {"dpop_signing_alg_values_supported": list(SIGNING_ALGS)}
 
@@ -93,7 +96,7 @@ class Dpop:
         if sent is None:
             _refuse(RefusalReason.PROOF_MISSING)
         proof = read_proof(sent)
-        check_target(proof.claims, request.method, self._target)
+        check_target(proof.claims, request.method, *self._targets)
         issued_at, ends_at = self._check_time(proof.claims, now)
         until = ends_at + SKEW_SECONDS + REMEMBERED_LONGER_SECONDS
         if not self._replay_store.use(f"dpop {proof.jkt}", proof.claims["jti"], issued_at, until):
@@ -162,15 +165,16 @@ def _read_header(encoded: str) -> tuple[str, Jwk]:
     return alg, key
 
 
-def check_target(claims: Mapping[str, Any], method: str, target: str) -> None:
-    """Check that a proof is for a request of ``method`` to the URL ``target``.
+def check_target(claims: Mapping[str, Any], method: str, *targets: str) -> None:
+    """Check that a proof is for a request of ``method`` to one of the URLs ``targets``.
 
     :raises InvalidDpopProof: it is for another one.
     """
     if claims.get("htm") != method:
         _refuse(RefusalReason.PROOF_OTHER_REQUEST, "htm is not the method of the request")
     htu = claims.get("htu")
-    if htu != target and not (isinstance(htu, str) and _normalized(htu) == _normalized(target)):
+    is_known = isinstance(htu, str) and (htu in targets or _normalized(htu) in map(_normalized, targets))
+    if not is_known:
         _refuse(RefusalReason.PROOF_OTHER_REQUEST, "htu is not the URL of the token endpoint in the metadata")
 
 

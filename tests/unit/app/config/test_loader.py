@@ -220,6 +220,7 @@ def test_default_toml_shows_the_real_default_of_every_setting() -> None:
         "keyring_propagation",
         "default_audience",
         "traces",
+        "mtls_url",
         "trusted_proxies",
         "snapshot",
         "server_name",

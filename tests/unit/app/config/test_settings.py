@@ -57,6 +57,10 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
         "token_quota_mode": "report",
         "ratelimit_tokens": (6000, 60),
         "ratelimit_revocations": (600, 60),
+        "dpop_nonce_lifetime": 0,
+        "mtls_header": "Client-Cert",
+        "mtls_format": "rfc9440",
+        "mtls_url": None,
         "trusted_proxies": (),
         "issuer": ISSUER,
         "redis_url": None,
@@ -96,6 +100,10 @@ def test_every_setting_is_a_variable_with_the_prefix() -> None:
         "TOKENHOUSE_TOKEN_QUOTA",
         "TOKENHOUSE_TOKEN_QUOTA_MODE",
         "TOKENHOUSE_RATELIMIT_REVOCATIONS",
+        "TOKENHOUSE_DPOP_NONCE_LIFETIME",
+        "TOKENHOUSE_MTLS_HEADER",
+        "TOKENHOUSE_MTLS_FORMAT",
+        "TOKENHOUSE_MTLS_URL",
         "TOKENHOUSE_TRUSTED_PROXIES",
         "TOKENHOUSE_ISSUER",
         "TOKENHOUSE_DATABASE_URL",
@@ -516,6 +524,23 @@ def test_an_absolute_uri_has_a_scheme_and_only_the_characters_of_a_uri(text: str
 )
 def test_a_choice_says_what_is_allowed(checkout: Path, name: str, told: str) -> None:
     assert refusal(checkout, **{name: "loud"}) == told
+
+
+def test_the_header_of_a_certificate_and_its_format_are_checked(checkout: Path) -> None:
+    assert load(checkout, MTLS_HEADER="X-Forwarded-Client-Cert", MTLS_FORMAT="xfcc").mtls_format == "xfcc"
+    rule = "TOKENHOUSE_MTLS_HEADER must be the name of a header: 1 to 64 letters, digits and hyphens"
+    for wrong in ("Client_Cert", "Client Cert", "Client-Cert:", "x" * 65, "Clïent"):
+        assert refusal(checkout, MTLS_HEADER=wrong) == rule
+    assert refusal(checkout, MTLS_FORMAT="pem") == "TOKENHOUSE_MTLS_FORMAT must be 'rfc9440', 'xfcc' or 'nginx'"
+    assert load(checkout, MTLS_URL="https://mtls.example.com").mtls_url == "https://mtls.example.com"
+    told = refusal(checkout, MTLS_URL="https://mtls.example.com/")
+    assert told == ISSUER_RULE.replace("TOKENHOUSE_ISSUER", "TOKENHOUSE_MTLS_URL")
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("0", 0), ("90s", 90), ("1h", 3600)])
+def test_nonces_live_for_at_most_an_hour(checkout: Path, value: str, seconds: int) -> None:
+    assert load(checkout, DPOP_NONCE_LIFETIME=value).dpop_nonce_lifetime == seconds
+    assert refusal(checkout, DPOP_NONCE_LIFETIME="61m").startswith("TOKENHOUSE_DPOP_NONCE_LIFETIME must be ")
 
 
 @pytest.mark.parametrize("value", ["1", "true", '""'])
