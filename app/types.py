@@ -215,6 +215,9 @@ class Authenticator(Protocol):
     parameters: frozenset[str]
     """The form parameters that the method reads."""
 
+    needs_certificate: bool
+    """Whether only a request with the caller's certificate can use the method."""
+
     def is_presented(self, request: TokenRequest) -> bool:
         """Return whether ``request`` uses this method, correctly or not."""
         ...
@@ -270,6 +273,9 @@ class ClientAuthMethod(Authenticator, Protocol):
 
     uses_secret_as_key: bool
     """Whether the method uses a secret as the key of a MAC: such secrets are stored encrypted, not as digests."""
+
+    requires: tuple[str, ...]
+    """The settings without which no client can use the method, which the metadata then leaves out."""
 
     @property
     def signing_algs(self) -> tuple[str, ...]:

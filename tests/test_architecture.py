@@ -55,6 +55,7 @@ PURE_MODULES = (
     "crypto/algorithms",
     "crypto/jwk",
     "crypto/key_set",
+    "crypto/certificates",
     "crypto/fitness",
     "clients/secret_digests",
     "clients/fields",

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from app.cli.client_certificates import given_tls_fields, tls_options
 from app.cli.client_keys import given_auth_fields, key_options
 from app.cli.output import Duration
 from app.clients.fields import split_scopes
@@ -96,7 +97,7 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
     for constraint in SENDER_CONSTRAINTS:
         switch = f"--{constraint.option}/--no-{constraint.option}"
         command = click.option(switch, constraint.name, default=None, help=constraint.option_help)(command)
-    return key_options(command)
+    return key_options(tls_options(command))
 
 
 def given_fields(options: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +116,8 @@ def given_fields(options: dict[str, Any]) -> dict[str, Any]:
             fields[name] = None if options[option] == _DEFAULTS.get(name) else options[option]
     if options["grant_types"]:
         fields["grant_types"] = _grant_types(options["grant_types"])
-    if auth_fields := given_auth_fields(options["jwks_file"], options["jwks_uri"], options["assertion_audience"]):
+    keys = given_auth_fields(options["jwks_file"], options["jwks_uri"], options["assertion_audience"])
+    if auth_fields := keys | given_tls_fields(options):
         fields["auth_fields"] = auth_fields
     if constraints := {one.name: options[one.name] for one in SENDER_CONSTRAINTS if options[one.name] is not None}:
         fields["sender_constraints"] = constraints

@@ -30,9 +30,11 @@ from app.errors import ManagementError
 from app.oauth.client_auth import METHODS
 from app.oauth.client_auth.assertions import AUDIENCES, NEW_CLIENT_FIELDS, AssertionMethod, audience_rule
 from app.oauth.client_auth.private_key_jwt import PrivateKeyJwt
+from app.oauth.client_auth.tls import CERTIFICATES, NAMES
 from app.services import services
 
 METHODS_WITH_ASSERTIONS = {method.name for method in METHODS if issubclass(method, AssertionMethod)}
+_REPLACE_EACH_OTHER = {"jwks", "jwks_uri", CERTIFICATES, *NAMES}
 GENERATED_ALG = "RS256"
 """The default of every library that signs."""
 
@@ -96,8 +98,8 @@ def changed_auth_fields(before: ClientFields, method: str, given: Mapping[str, A
         kept = dict(_new_client_fields(method))
         if kept and before.token_endpoint_auth_method in METHODS_WITH_ASSERTIONS:
             kept["assertion_audience"] = audience_rule(before.auth_fields)
-    if given.keys() & {"jwks", "jwks_uri"}:
-        kept = {name: value for name, value in kept.items() if name not in {"jwks", "jwks_uri"}}
+    if given.keys() & _REPLACE_EACH_OTHER:
+        kept = {name: value for name, value in kept.items() if name not in _REPLACE_EACH_OTHER}
     return {"auth_fields": _check(method, {**kept, **given})}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from app.cli.client_certificates import add_certificates, fingerprints, remove_certificate, show_certificates
 from app.cli.client_fields import METHOD_NAMES, changed_constraints, field_options, given_fields, parse_labels
 from app.cli.client_keys import (
     METHODS_WITH_ASSERTIONS,
@@ -45,6 +46,8 @@ from app.errors import ManagementError
 from app.oauth.client_auth.assertions import audience_rule
 from app.oauth.client_auth.client_secret import ClientSecretPost
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
+from app.oauth.client_auth.tls import NAMES as TLS_NAMES
+from app.oauth.client_auth.tls import SelfSignedTlsClientAuth, TlsClientAuth
 from app.oauth.sender_constraints import SENDER_CONSTRAINTS
 from app.services import services
 from app.types import ANY_SECRET_METHOD
@@ -252,6 +255,9 @@ for command in (
     show_trusts,
     remove_trust,
     test_trust,
+    show_certificates,
+    add_certificates,
+    remove_certificate,
 ):
     clients.add_command(command)
 
@@ -313,12 +319,23 @@ def _print_new_client(row: ClientRow, secret: NewSecret | None, *, shown: bool, 
     method = row.token_endpoint_auth_method
     if method == FEDERATED_METHOD:
         report(f"\nNext, name its platform: `flask clients trust {row.client_id}`. See docs/platforms.md.")
+    if method in {TlsClientAuth.name, SelfSignedTlsClientAuth.name}:
+        words = ["curl", "--cert", "client.pem", "--key", "client.key", "-d", f"client_id={row.client_id}"]
+        report("\nTry it with its certificate:\n")
+        report(f"  {shlex.join([*words, '-d', 'grant_type=client_credentials', _endpoint_for_certificates()])}")
     if secret and shown and method == ClientSecretJwt.name:
         report("\nThe secret is shown this once: docs/client-keys.md shows how to sign with it.")
     elif secret and shown:
         report("\nThe secret is shown this once. Try it:\n")
         endpoint = services().oauth.metadata["token_endpoint"]
         report(f"  {curl_line(endpoint, row.client_id, secret.secret, method)}")
+
+
+def _endpoint_for_certificates() -> str:
+    """Return the token endpoint where the proxy asks for a certificate."""
+    metadata = services().oauth.metadata
+    endpoint: str = metadata.get("mtls_endpoint_aliases", metadata)["token_endpoint"]
+    return endpoint
 
 
 def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
@@ -335,6 +352,8 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
         "introspects": row.introspects or [],
         "keys": [key["kid"] for key in (row.auth_fields or {}).get("jwks", {}).get("keys", [])],
         "jwks_uri": (row.auth_fields or {}).get("jwks_uri"),
+        "certificates": fingerprints(row.auth_fields),
+        **{name: value for name, value in (row.auth_fields or {}).items() if name in TLS_NAMES},
         "assertion_audience": audience_rule(row.auth_fields or {}) if signs else None,
         "assertion_style": {"aud": row.assertion_aud, "typ": row.assertion_typ} if row.assertion_aud else None,
         "legacy_assertion_at": timestamp(row.legacy_assertion_at),

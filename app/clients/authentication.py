@@ -294,7 +294,8 @@ def to_client(row: Any) -> Client:
     lists: tuple[Any, ...] = row.grant_types, row.scope, row.audiences, row.introspects, row.sender_constraints
     if not isinstance(row.scope, str):
         lists = tuple(json.dumps(column or ()) for column in lists)
-    grant_types, scope, audiences, introspects, sender_constraints = (column or "[]" for column in lists)
+    grant_types, scope, audiences, introspects, sender_constraints = lists
+    introspects, sender_constraints = introspects or "[]", sender_constraints or "[]"
     is_short = len(row.client_name) + len(scope) + len(audiences) + len(introspects) <= _KEPT_CHARACTERS
     parse = _kept_client if is_short else _parsed
     return parse(

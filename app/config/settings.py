@@ -32,6 +32,7 @@ from app.config.values import (
     parse_keys,
     parse_networks,
     parse_path,
+    parse_paths,
     parse_rate,
     parse_redis_url,
     parse_server_name,
@@ -149,6 +150,12 @@ class Settings(BaseModel):
 
     mtls_format: Literal["rfc9440", "xfcc", "nginx"] = "rfc9440"
     """The format of that header: RFC 9440, Envoy's ``x-forwarded-client-cert``, or nginx's escaped PEM."""
+
+    mtls_trust_anchors: Annotated[Path | None, BeforeValidator(parse_path)] = None
+    """Certificates in PEM of the authorities that ``tls_client_auth`` trusts."""
+
+    mtls_crls: Annotated[tuple[Path, ...], BeforeValidator(parse_paths)] = ()
+    """Their revocation lists (CRL); if some are set, each issuer needs one that has not expired."""
 
     mtls_url: Annotated[str | None, BeforeValidator(parse_base_url)] = None
     """The base URL of the endpoints where the proxy asks for a certificate; unset: that of the issuer."""

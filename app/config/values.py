@@ -333,6 +333,19 @@ def parse_path(value: object) -> Path | None:
     return PROJECT_FOLDER / value
 
 
+def parse_paths(value: object) -> tuple[Path, ...]:
+    """Parse comma-separated paths of files, which become absolute.
+
+    :raises ValueError: anything else.
+    """
+    if isinstance(value, tuple):
+        return value
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else []
+    if not all(names) or not names:
+        raise ValueError("must be comma-separated paths of files")
+    return tuple(PROJECT_FOLDER / name for name in names)
+
+
 def parse_keyring(value: object) -> Path | str:
     """Parse the location of a key ring: a path, ``database``, or ``env:NAME``. A path becomes absolute.
 

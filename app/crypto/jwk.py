@@ -10,6 +10,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry
 
 from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS
+from app.crypto.certificates import thumbprint_of_x5c
 from app.crypto.fitness import find_weakness, is_slow_exponent
 from app.crypto.jws import decode
 from app.errors import ManagementError
@@ -107,7 +108,9 @@ def check_key(key: Mapping[str, Any], which: str) -> dict[str, Any]:
     kid = key.get("kid", thumbprint)
     if not isinstance(kid, str) or not 1 <= len(kid) <= KID_MAX_CHARACTERS or not kid.isprintable():
         raise ManagementError(f"{which}: kid must be 1 to {KID_MAX_CHARACTERS} printable characters")
-    return {**public, "kid": kid, **({"alg": key["alg"]} if "alg" in key else {})}
+    certified = thumbprint_of_x5c(key["x5c"], number) if "x5c" in key else key.get("x5t#S256")
+    more = {"alg": key.get("alg"), "x5t#S256": certified if isinstance(certified, str) else None}
+    return {**public, "kid": kid, **{name: value for name, value in more.items() if value is not None}}
 
 
 def _can_be_read(key: Jwk) -> bool:

@@ -207,8 +207,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
     def create_oauth2_request(self, request: Request, endpoint: str = TOKEN) -> StrictRequest:
         """Parse ``request`` strictly.
 
-        :raises InvalidRequest: it is not one complete form with each parameter once, or somebody who is no trusted
-            proxy sent the header with a client certificate.
+        :raises InvalidRequest: it is not one complete form with each parameter once, or has a stranger's certificate.
         """
         if self.certificates.header in request.environ:
             self.certificates.require_trusted(request.environ)
@@ -248,7 +247,8 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         return client
 
     def _authenticated(self, request: Any) -> Authentication:
-        presented = [method for method in self._methods.values() if method.is_presented(request)]
+        certified, methods = self.certificates.header in request.environ, self._methods.values()
+        presented = [one for one in methods if (certified or not one.needs_certificate) and one.is_presented(request)]
         if len(presented) > 1:
             raise InvalidRequest(
                 RefusalReason.SEVERAL_AUTHENTICATIONS, "The request must authenticate the client exactly once."

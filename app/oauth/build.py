@@ -6,6 +6,7 @@ from app.database.build import Database
 from app.keyring.build import KeyServices
 from app.oauth.authorization_server import AuthorizationServer
 from app.oauth.client_auth.dependencies import ClientAuthDependencies, assertion_rules
+from app.oauth.client_auth.trust_anchors import TrustAnchors
 from app.oauth.metadata import describe_server
 from app.oauth.rate_limiter_redis import RedisCounts
 from app.oauth.rate_limits import RateLimits
@@ -37,6 +38,8 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
         issuer_keys=clients.issuer_keys,
         clock=clock,
         limits=server.limits,
+        certificates=server.certificates,
+        trust_anchors=TrustAnchors(settings.mtls_trust_anchors, settings.mtls_crls),
         rules=assertion_rules(settings, metadata["token_endpoint"]),
     )
     return OAuthServices(settings, clock, server, keys, clients, tokens, client_auth, replay_store, metadata)

@@ -6,16 +6,15 @@ could be anybody. Whether a certificate is good is left to ``client_auth.tls`` a
 """
 
 import re
-from base64 import b64decode, urlsafe_b64encode
+from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from app.config.settings import Settings
+from app.crypto.certificates import thumbprint_of
 from app.errors import InvalidRequest
 from app.http.application import peer_of
 from app.http.forwarded_headers import is_trusted
@@ -43,12 +42,6 @@ class ClientCertificate(NamedTuple):
     def thumbprint(self) -> str:
         """Its ``x5t#S256``: RFC 8705 section 3.1."""
         return thumbprint_of(self.certificate)
-
-
-def thumbprint_of(certificate: x509.Certificate) -> str:
-    """Return the ``x5t#S256`` of ``certificate``: RFC 7515 section 4.1.8."""
-    digest = sha256(certificate.public_bytes(Encoding.DER)).digest()
-    return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 class ClientCertificates:

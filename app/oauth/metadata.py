@@ -7,7 +7,14 @@ from app.oauth.grants import GRANTS
 from app.oauth.sender_constraints import SENDER_CONSTRAINTS
 from app.types import Metadata
 
-REGISTERED_METHODS = {"client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt"}
+REGISTERED_METHODS = {
+    "client_secret_basic",
+    "client_secret_post",
+    "client_secret_jwt",
+    "private_key_jwt",
+    "tls_client_auth",
+    "self_signed_tls_client_auth",
+}
 """The names that a client library may know (RFC 8414 section 2). To a caller ``federated_jwt`` is RFC 7523."""
 
 
@@ -23,7 +30,7 @@ def describe_server(settings: Settings) -> Metadata:
         metadata |= endpoint.metadata(settings)
     for constraint in SENDER_CONSTRAINTS:
         metadata |= constraint.metadata(settings, metadata)
-    usable = [method for method in METHODS if settings.encryption_keys or not method.uses_secret_as_key]
+    usable = [method for method in METHODS if all(getattr(settings, name) for name in method.requires)]
     methods = [method.name for method in usable if method.name in REGISTERED_METHODS]
     algs = list(dict.fromkeys(alg for method in usable for alg in method.signing_algs))
     authenticated = [endpoint.authenticates for endpoint in ENDPOINTS if endpoint.authenticates]

@@ -148,7 +148,9 @@ def create_served_app(create_app: CreateApp) -> Flask:
 
 
 def check_start(app: Flask) -> None:
-    """Refuse to serve without a key that may sign; log what else is wrong with the ring.
+    """Refuse to serve without a key that may sign, or with trust anchors that cannot be read.
+
+    What else is wrong with the key ring is logged.
 
     :raises StartError: one line that says what is wrong.
     """
@@ -156,6 +158,7 @@ def check_start(app: Flask) -> None:
     active = services.keys.active
     active.refresh()
     active.signing_key()
+    services.oauth.client_auth.trust_anchors.load()
     if active.fault is None:
         active.record_max_age()
     for fault in find_problems(active(), active.now(), services.keys.manager.rules):

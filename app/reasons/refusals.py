@@ -228,6 +228,26 @@ class RefusalReason(Reason):
         "Tokens of client {client} are bound to its certificate, and the request had none.",
         "docs/sender-constraints.md shows how; `flask clients update {client} --no-bind-certificate` ends that.",
     )
+    NO_TRUST_ANCHORS = (
+        "no_trust_anchors",
+        "Client {client} sent a certificate, and no authority is trusted.",
+        "TOKENHOUSE_MTLS_TRUST_ANCHORS names the file with the authorities' certificates.",
+    )
+    CERTIFICATE_UNTRUSTED = (
+        "certificate_untrusted",
+        "The certificate of client {client} is not valid: `detail` says why.",
+        "Renew it, have the proxy send the intermediate certificates too, or complete TOKENHOUSE_MTLS_TRUST_ANCHORS.",
+    )
+    CERTIFICATE_OF_ANOTHER = (
+        "certificate_of_another",
+        "The certificate is valid, but has not the name that client {client} has registered.",
+        "`flask clients show {client}` shows the name; `openssl x509 -noout -subject -ext subjectAltName` the others.",
+    )
+    CERTIFICATE_UNKNOWN = (
+        "certificate_unknown",
+        "The certificate is none that client {client} has registered: `detail` has its thumbprint.",
+        "`flask clients certificates {client}` shows all; `certificates-add {client} FILE` adds another.",
+    )
     MISSING_PARAMETER = "missing_parameter", "A required parameter is missing.", _PARAMETERS
     REPEATED_PARAMETER = "repeated_parameter", "A parameter was repeated.", _PARAMETERS
     QUERY_PARAMETER = (

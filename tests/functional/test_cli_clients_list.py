@@ -79,6 +79,7 @@ def test_show_prints_everything_but_secrets(harness: Harness) -> None:
         "introspects": [],
         "keys": [],
         "jwks_uri": None,
+        "certificates": [],
         "assertion_audience": None,
         "assertion_style": None,
         "legacy_assertion_at": None,

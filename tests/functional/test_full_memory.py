@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,13 @@ _MOUNT = "mount -t tmpfs -o {} tmpfs /dev/shm"
 _CAN_MOUNT = subprocess.run(["unshare", "-m", "sh", "-c", _MOUNT.format("size=64k")], capture_output=True, check=False)
 
 needs_mounts = pytest.mark.skipif(_CAN_MOUNT.returncode != 0, reason="only root may mount a separate /dev/shm")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Not in /dev/shm, where other tests may have theirs: the server does not see that one."""
+    with tempfile.TemporaryDirectory(prefix="tokenhouse-", dir="/var/tmp") as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,8 @@ ERROR_CODES = {
     "unsupported_grant_type",
     "invalid_scope",
     "invalid_target",
+    "invalid_dpop_proof",
+    "use_dpop_nonce",
     "method_not_allowed",
     "not_found",
 }

@@ -4,5 +4,14 @@ from app.oauth.client_auth.client_secret import ClientSecretBasic, ClientSecretP
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
 from app.oauth.client_auth.federated_jwt import FederatedJwt
 from app.oauth.client_auth.private_key_jwt import PrivateKeyJwt
+from app.oauth.client_auth.tls import SelfSignedTlsClientAuth, TlsClientAuth
 
-METHODS = (ClientSecretBasic, ClientSecretPost, ClientSecretJwt, PrivateKeyJwt, FederatedJwt)
+METHODS = (
+    ClientSecretBasic,
+    ClientSecretPost,
+    ClientSecretJwt,
+    PrivateKeyJwt,
+    FederatedJwt,
+    TlsClientAuth,
+    SelfSignedTlsClientAuth,
+)

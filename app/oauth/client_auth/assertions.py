@@ -84,6 +84,8 @@ class Examination:
 class PresentsAssertion(ABC):
     """A method that is presented by a ``client_assertion``."""
 
+    needs_certificate = False
+
     @abstractmethod
     def is_meant(self, request: TokenRequest) -> bool:
         """Return whether the assertion of ``request`` is for this method."""

@@ -25,7 +25,9 @@ class _ClientSecret:
 
     name: str
     has_secrets = True
+    needs_certificate = False
     uses_secret_as_key = False
+    requires: tuple[str, ...] = ()
     signing_algs: tuple[str, ...] = ()
 
     def __init__(self, dependencies: ClientAuthDependencies) -> None:

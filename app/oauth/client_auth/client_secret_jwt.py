@@ -26,6 +26,7 @@ class ClientSecretJwt(AssertionMethod):
     name = "client_secret_jwt"
     has_secrets = True
     uses_secret_as_key = True
+    requires = ("encryption_keys",)
     signing_algs = (ALG,)
 
     def is_signed_so(self, alg: object) -> bool:

@@ -6,6 +6,8 @@ from app.clients.authentication import ClientAuthenticator
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.jwks_cache import JwksCache
 from app.config.settings import Settings
+from app.oauth.client_auth.trust_anchors import TrustAnchors
+from app.oauth.client_certificates import ClientCertificates
 from app.oauth.rate_limits import RateLimits
 from app.oauth.replay_store import ReplayStore
 from app.types import Clock
@@ -38,6 +40,8 @@ class ClientAuthDependencies:
     issuer_keys: JwksCache
     clock: Clock
     limits: RateLimits
+    certificates: ClientCertificates
+    trust_anchors: TrustAnchors
     rules: AssertionRules
 
 

@@ -59,6 +59,7 @@ class FederatedJwt(PresentsAssertion):
     name = "federated_jwt"
     has_secrets = False
     uses_secret_as_key = False
+    requires: tuple[str, ...] = ()
     signing_algs = SIGNING_ALGS
     parameters = frozenset({"client_id", "client_assertion", "client_assertion_type"})
 

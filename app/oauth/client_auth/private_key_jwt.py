@@ -28,6 +28,7 @@ class PrivateKeyJwt(AssertionMethod):
     name = "private_key_jwt"
     has_secrets = False
     uses_secret_as_key = False
+    requires: tuple[str, ...] = ()
     signing_algs = SIGNING_ALGS
 
     def is_signed_so(self, alg: object) -> bool:

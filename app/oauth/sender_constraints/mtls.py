@@ -6,13 +6,14 @@ here: the caller has proven to have its private key, and must prove it again whe
 
 from app.config.settings import Settings
 from app.errors import InvalidRequest
+from app.oauth.client_auth.tls import SelfSignedTlsClientAuth, TlsClientAuth
 from app.oauth.services import OAuthServices
 from app.reasons import RefusalReason
 from app.types import Metadata, TokenRequest
 
 
 class Mtls:
-    """Binds tokens to the caller's certificate, if its client's tokens must be bound."""
+    """Binds tokens to the certificate of a caller that authenticated with it, or whose tokens must be bound."""
 
     name = "mtls"
     client_metadata = "tls_client_certificate_bound_access_tokens"
@@ -43,7 +44,10 @@ class Mtls:
         :raises InvalidRequest: the request has no certificate, or it cannot be parsed.
         """
         authentication = request.authentication
-        if authentication is None or self.name not in authentication.client.sender_constraints:
+        if authentication is None:
+            return {}
+        is_by_certificate = authentication.method in {TlsClientAuth.name, SelfSignedTlsClientAuth.name}
+        if not is_by_certificate and self.name not in authentication.client.sender_constraints:
             return {}
         found = self._certificates.read(request.environ)
         if found is None:

@@ -221,6 +221,8 @@ def test_default_toml_shows_the_real_default_of_every_setting() -> None:
         "default_audience",
         "traces",
         "mtls_url",
+        "mtls_trust_anchors",
+        "mtls_crls",
         "trusted_proxies",
         "snapshot",
         "server_name",

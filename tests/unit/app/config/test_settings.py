@@ -60,6 +60,8 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
         "dpop_nonce_lifetime": 0,
         "mtls_header": "Client-Cert",
         "mtls_format": "rfc9440",
+        "mtls_trust_anchors": None,
+        "mtls_crls": (),
         "mtls_url": None,
         "trusted_proxies": (),
         "issuer": ISSUER,
@@ -103,6 +105,8 @@ def test_every_setting_is_a_variable_with_the_prefix() -> None:
         "TOKENHOUSE_DPOP_NONCE_LIFETIME",
         "TOKENHOUSE_MTLS_HEADER",
         "TOKENHOUSE_MTLS_FORMAT",
+        "TOKENHOUSE_MTLS_TRUST_ANCHORS",
+        "TOKENHOUSE_MTLS_CRLS",
         "TOKENHOUSE_MTLS_URL",
         "TOKENHOUSE_TRUSTED_PROXIES",
         "TOKENHOUSE_ISSUER",
@@ -532,6 +536,9 @@ def test_the_header_of_a_certificate_and_its_format_are_checked(checkout: Path) 
     for wrong in ("Client_Cert", "Client Cert", "Client-Cert:", "x" * 65, "Clïent"):
         assert refusal(checkout, MTLS_HEADER=wrong) == rule
     assert refusal(checkout, MTLS_FORMAT="pem") == "TOKENHOUSE_MTLS_FORMAT must be 'rfc9440', 'xfcc' or 'nginx'"
+    assert load(checkout, MTLS_CRLS="a.pem, /b.crl").mtls_crls == (PROJECT_FOLDER / "a.pem", Path("/b.crl"))
+    for wrong in (",", "a,,b"):
+        assert refusal(checkout, MTLS_CRLS=wrong) == "TOKENHOUSE_MTLS_CRLS must be comma-separated paths of files"
     assert load(checkout, MTLS_URL="https://mtls.example.com").mtls_url == "https://mtls.example.com"
     told = refusal(checkout, MTLS_URL="https://mtls.example.com/")
     assert told == ISSUER_RULE.replace("TOKENHOUSE_ISSUER", "TOKENHOUSE_MTLS_URL")

@@ -85,6 +85,8 @@ def test_the_registry_lists_the_methods_in_order() -> None:
         ("client_secret_jwt", True, {"client_id", "client_assertion", "client_assertion_type"}),
         ("private_key_jwt", False, {"client_id", "client_assertion", "client_assertion_type"}),
         ("federated_jwt", False, {"client_id", "client_assertion", "client_assertion_type"}),
+        ("tls_client_auth", False, {"client_id"}),
+        ("self_signed_tls_client_auth", False, {"client_id"}),
     ]
 
 
