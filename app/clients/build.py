@@ -71,7 +71,7 @@ def build(
     fetcher = Fetcher(settings.jwks_uri_networks)
     issuer_keys = JwksCache(database.engine, fetcher, clock, outbox, ISSUERS)
     return ClientServices(
-        repository=ClientRepository(database.session, secrets, clock),
+        repository=ClientRepository(database.engine, database.session, secrets, clock),
         secrets=secrets,
         authenticator=ClientAuthenticator(connections, digester, clock, last_used, circuit_breaker, memory),
         encrypted_secrets=encrypted,

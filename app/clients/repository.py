@@ -9,22 +9,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields as fields_of
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import ColumnElement, delete, exists, func, select, text
+from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session, selectinload
 
 from app.clients.fields import ClientFields, check_client_id, check_imported_secret, form_decode
 from app.clients.jwks_cache import FetchedJwks, store_jwks
 from app.clients.secret_digests import is_vschar
-from app.clients.secrets import ClientSecrets, NewSecret, usable_at
+from app.clients.secrets import EXPIRY_REPORTED_BEFORE, ClientSecrets, NewSecret, usable_at
 from app.clients.transactions import find_client, writing
 from app.clients.usage import is_wasteful
 from app.config.values import format_rate, parse_rate
-from app.database.models import ClientKeySetRow, ClientRow, ClientSecretRow, ClientTrustRow
+from app.database.engine import reading_engine
+from app.database.models import SERVED, ClientKeySetRow, ClientRow, ClientSecretRow, ClientTrustRow
 from app.errors import ManagementError
 from app.types import DEFAULT_AUDIENCE, Clock
 
@@ -52,7 +54,10 @@ class ClientRepository:
     :param session: each call commits or rolls back.
     """
 
-    def __init__(self, session: scoped_session[Any], client_secrets: ClientSecrets, clock: Clock) -> None:
+    def __init__(
+        self, engine: Engine, session: scoped_session[Any], client_secrets: ClientSecrets, clock: Clock
+    ) -> None:
+        self._engine = engine
         self._session = session
         self._secrets = client_secrets
         self._clock = clock
@@ -94,6 +99,15 @@ class ClientRepository:
         """Return how many clients :meth:`list_all` would return."""
         counted = select(func.count()).select_from(ClientRow).where(*conditions(self._clock(), **filters))
         return int(self._session.scalar(counted) or 0)
+
+    def count_expiring_certificates(self) -> int:
+        """Count the enabled clients of which a registered certificate expires soon, or has expired.
+
+        :raises SQLAlchemyError: the database does not answer.
+        """
+        ends = ClientRow.certificate_expires_at <= self._clock() + EXPIRY_REPORTED_BEFORE
+        with reading_engine(self._engine).connect() as connection:
+            return connection.scalar(select(func.count()).where(SERVED, ends)) or 0
 
     def end_reading(self) -> None:
         """End the transaction of the rows that were read, before a person is asked.
@@ -266,7 +280,7 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
     :param name: a part of the name, in any case.
     :param unused_for: not used for so long; a client that was never used counts from its creation.
     :param secrets_older_than: has a usable secret that was created so long ago.
-    :param expiring_in: has a usable secret that expires within this time.
+    :param expiring_in: has a usable secret, or a registered certificate, that expires within this time.
     :param assertion_style: ``legacy``: sent an assertion in the last 30 days that RFC 10070 does not allow.
     :param wasteful: got far more tokens than it needs; the lifetime of tokens of clients without their own, in seconds.
     """
@@ -284,7 +298,8 @@ def conditions(  # noqa: PLR0913 - The filters of `flask clients list`.
     if secrets_older_than is not None:
         found.append(exists().where(is_usable, ClientSecretRow.created_at <= now - secrets_older_than))
     if expiring_in is not None:
-        found.append(exists().where(is_usable, ClientSecretRow.expires_at <= now + expiring_in))
+        ends = exists().where(is_usable, ClientSecretRow.expires_at <= now + expiring_in)
+        found.append(ends | (ClientRow.certificate_expires_at <= now + expiring_in))
     if wasteful is not None:
         found.append(is_wasteful(now.date(), wasteful))
     if assertion_style is not None:
@@ -333,6 +348,8 @@ def _apply(row: ClientRow, fields: ClientFields) -> None:
     row.audiences = list(fields.audiences)
     row.introspects = list(fields.introspects)
     row.auth_fields = dict(fields.auth_fields) or None
+    ends = [one["not_after"] for one in fields.auth_fields.get("certificates", ())]
+    row.certificate_expires_at = datetime.fromtimestamp(min(ends), UTC) if ends else None
     row.access_token_lifetime = fields.access_token_lifetime
     row.rate_limit = format_rate(fields.rate_limit) if fields.rate_limit else None
     row.sender_constraints = list(fields.sender_constraints) or None

@@ -82,6 +82,8 @@ class ClientRow(Base):
 
     ``sender_constraints`` are what its tokens must be bound to, such as ``dpop``; NULL for nothing.
 
+    ``certificate_expires_at`` is when the first of its registered certificates expires.
+
     ``assertion_aud`` and ``assertion_typ`` are the style of its last assertion; ``legacy_assertion_at`` is when it
     last sent one that RFC 10070 does not allow, to the minute.
     """
@@ -108,6 +110,7 @@ class ClientRow(Base):
     last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     rate_limit: Mapped[str | None] = mapped_column(String(32))
     sender_constraints: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    certificate_expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     limited_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     assertion_aud: Mapped[str | None] = mapped_column(String(16))
     assertion_typ: Mapped[str | None] = mapped_column(String(32))

@@ -64,6 +64,12 @@ class Gauges:
                 self._services.clients.secrets.count_expiring(),
             )
         with suppress(SQLAlchemyError):
+            yield GaugeMetricFamily(
+                "tokenhouse_client_certificates_expiring",
+                "Clients with a registered certificate that expires within 30 days, or has expired.",
+                self._services.clients.repository.count_expiring_certificates(),
+            )
+        with suppress(SQLAlchemyError):
             skipped = GaugeMetricFamily(
                 "tokenhouse_client_key_skipped",
                 "Published keys of clients that cannot be used, at most 20.",

@@ -138,6 +138,28 @@ def test_a_table_shows_what_each_is_and_until_when(harness: Harness) -> None:
     ]
 
 
+def test_clients_whose_certificates_expire_are_found(harness: Harness) -> None:
+    def expiring(span: str) -> list[str]:
+        return [one["client_id"] for one in data(harness.run("clients", "list", "--expiring-in", span, "--json"))]
+
+    harness.register("with-a-secret")
+    soon, later = (
+        client_certificate("x", not_before=harness.clock(), not_after=harness.clock() + timedelta(days=days))
+        for days in (10, 100)
+    )
+    create(harness, *SELF_SIGNED, "--tls-cert-file", "-", stdin=soon.pem + later.pem)
+    assert (expiring("9d"), expiring("10d")) == ([], ["a"])
+    assert harness.services.clients.repository.count_expiring_certificates() == 1
+    # An expired one that is still registered should be removed.
+    harness.clock.advance(days=50)
+    assert expiring("1d") == ["a"]
+    harness.run("clients", "certificates-remove", "a", soon.fingerprint)
+    assert (expiring("49d"), expiring("50d")) == ([], ["a"])
+    assert harness.services.clients.repository.count_expiring_certificates() == 0
+    harness.run("clients", "update", "a", "--auth-method", "client_secret")
+    assert expiring("365d") == []
+
+
 def test_a_client_without_certificates_has_none_to_show(harness: Harness) -> None:
     harness.register("a")
     told = "has no certificates of its own: they are for self_signed_tls_client_auth with --tls-cert-file"

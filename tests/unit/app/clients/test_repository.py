@@ -214,7 +214,7 @@ def test_a_registration_that_fails_leaves_nothing(any_harness: Harness) -> None:
         client_secrets = ClientSecrets(
             db.engine, db.session, broken, any_harness.clock, outbox, EncryptedSecrets(()), ()
         )
-        store = ClientRepository(db.session, client_secrets, any_harness.clock)
+        store = ClientRepository(db.engine, db.session, client_secrets, any_harness.clock)
         with pytest.raises(RuntimeError, match="the power went"):
             store.register(ClientFields("A service"), client_id="an-id")
         assert any_harness.store.list_all() == []

@@ -63,6 +63,7 @@ def test_constraints_and_indexes_have_the_same_names_as_in_the_models() -> None:
         found = inspect(connection)
         assert found.get_pk_constraint("clients")["name"] == "pk_clients"
         assert [index["name"] for index in found.get_indexes("clients")] == [
+            "ix_clients_certificate_expires_at",
             "ix_clients_form_decoded_id",
             "ix_clients_legacy_assertion_at",
             "ix_clients_limited_at",
