@@ -74,8 +74,8 @@ def for_each(text: str, lines: str, backends: tuple[int, int]) -> str:
     return text.replace(lines, "".join(each))
 
 
-def nginx(folder: Path, port: int, backends: tuple[int, int]) -> tuple[list[str], Path]:
-    text = (DEPLOY / "nginx.conf").read_text()
+def nginx(folder: Path, port: int, backends: tuple[int, int], change: Callable[[str], str]) -> tuple[list[str], Path]:
+    text = change((DEPLOY / "nginx.conf").read_text())
     text = for_each(text, "    server 127.0.0.1:8080;\n    server 127.0.0.1:8080 backup max_fails=0;\n", backends)
     text = text.replace("listen 443", f"listen 127.0.0.1:{port}").replace("/etc/tokenhouse/tls", str(folder))
     (folder / "tokenhouse.conf").write_text(text.replace("/var/log/nginx", str(folder)))
@@ -91,8 +91,8 @@ def nginx(folder: Path, port: int, backends: tuple[int, int]) -> tuple[list[str]
     ], folder / "tokenhouse.log"
 
 
-def haproxy(folder: Path, port: int, backends: tuple[int, int]) -> tuple[list[str], Path]:
-    text = (DEPLOY / "haproxy.cfg").read_text()
+def haproxy(folder: Path, port: int, backends: tuple[int, int], change: Callable[[str], str]) -> tuple[list[str], Path]:
+    text = change((DEPLOY / "haproxy.cfg").read_text())
     lines = "    server one 127.0.0.1:8080 check\n    server one-again 127.0.0.1:8080 backup\n"
     text = for_each(text, lines, backends).replace("bind :443", f"bind 127.0.0.1:{port}")
     # As long as the tests wait for it.
@@ -103,8 +103,8 @@ def haproxy(folder: Path, port: int, backends: tuple[int, int]) -> tuple[list[st
     return [str(shutil.which("haproxy", path=PATH)), "-db", "-f", str(folder / "haproxy.cfg")], folder / "stdout"
 
 
-def envoy(folder: Path, port: int, backends: tuple[int, int]) -> tuple[list[str], Path]:
-    text = (DEPLOY / "envoy.yaml").read_text()
+def envoy(folder: Path, port: int, backends: tuple[int, int], change: Callable[[str], str]) -> tuple[list[str], Path]:
+    text = change((DEPLOY / "envoy.yaml").read_text())
     one = "              - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 8080}}}\n"
     text = for_each(text, one, backends)
     text = text.replace("address: 0.0.0.0, port_value: 443", f"address: 127.0.0.1, port_value: {port}")
@@ -117,7 +117,7 @@ def envoy(folder: Path, port: int, backends: tuple[int, int]) -> tuple[list[str]
     return [str(program), *options], folder / "stdout"
 
 
-FRONTS: dict[str, Callable[[Path, int, tuple[int, int]], tuple[list[str], Path]]] = {
+FRONTS: dict[str, Callable[[Path, int, tuple[int, int], Callable[[str], str]], tuple[list[str], Path]]] = {
     "nginx": nginx,
     "haproxy": haproxy,
     "envoy": envoy,
@@ -130,8 +130,12 @@ def is_installed(kind: str) -> bool:
 
 
 @contextlib.contextmanager
-def open_front(kind: str, tmp_path: Path) -> Iterator[Front]:
-    """Run a proxy of ``kind`` with two servers behind it."""
+def open_front(kind: str, tmp_path: Path, change: Callable[[str], str] = str, **settings: str) -> Iterator[Front]:
+    """Run a proxy of ``kind`` with two servers behind it.
+
+    :param change: changes the text of its configuration.
+    :param settings: of the servers.
+    """
     # nginx is another user as soon as it is root, and must reach what it serves with.
     folder = tmp_path / "front"
     folder.mkdir()
@@ -139,7 +143,7 @@ def open_front(kind: str, tmp_path: Path) -> Iterator[Front]:
     (folder / "certificate.pem").rename(folder / "fullchain.pem")
     (folder / "certificate-key.pem").rename(folder / "privkey.pem")
     with contextlib.ExitStack() as stack:
-        one = stack.enter_context(served(tmp_path / "one"))
+        one = stack.enter_context(served(tmp_path / "one", **settings))
         # A way of its own to the same database, which can be cut.
         (tmp_path / "way").symlink_to(one.folder / "tokenhouse.db")
         shared = {
@@ -147,9 +151,9 @@ def open_front(kind: str, tmp_path: Path) -> Iterator[Front]:
             "TOKENHOUSE_KEYRING": one.environment["TOKENHOUSE_KEYRING"],
             "TOKENHOUSE_SECRET_PEPPERS": one.environment["TOKENHOUSE_SECRET_PEPPERS"],
         }
-        two = stack.enter_context(served(tmp_path / "two", **shared))
+        two = stack.enter_context(served(tmp_path / "two", **settings, **shared))
         port = free_port()
-        command, log = FRONTS[kind](folder, port, (one.port, two.port))
+        command, log = FRONTS[kind](folder, port, (one.port, two.port), change)
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             process = subprocess.Popen(command, stdout=stdout, stderr=stderr, cwd=folder)
         try:
@@ -166,7 +170,7 @@ def open_front(kind: str, tmp_path: Path) -> Iterator[Front]:
 def served(folder: Path, **settings: str) -> Iterator[RunningServer]:
     folder.mkdir()
     server = RunningServer(folder, TOKENHOUSE_TRUSTED_PROXIES="127.0.0.1", PORT=str(free_port()), **settings)
-    if not settings:
+    if "TOKENHOUSE_DATABASE_URL" not in settings:
         server.prepare()
     server.start("--workers", "2")
     try:
