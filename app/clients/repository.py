@@ -5,6 +5,7 @@ Secrets are left to ``clients.secrets``; which authentication methods and grants
 
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields as fields_of
@@ -18,6 +19,7 @@ from sqlalchemy import ColumnElement, delete, exists, func, select, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session, selectinload
 
+from app.blocking import blocking
 from app.clients.fields import ClientFields, check_client_id, check_imported_secret, form_decode
 from app.clients.jwks_cache import FetchedJwks, store_jwks
 from app.clients.secret_digests import is_vschar
@@ -37,6 +39,10 @@ _REGISTRATION_LOCK = 0x746F6B656E
 _GENERATED_ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _GENERATED_ID_LENGTH = 20
 
+
+LOCK_SECONDS = 30
+LOCK_POLL_SECONDS = 0.05
+"""How long, and how often, a registration tries to be the only one."""
 
 LEGACY_FOR = timedelta(days=30)
 """How long an assertion of the legacy style counts: a monthly job may be behind it."""
@@ -245,8 +251,19 @@ class ClientRepository:
         row.tokens_not_before = max(last, row.tokens_not_before or last)
 
     def _lock_registrations(self, session: scoped_session[Any]) -> None:
-        if session.get_bind().dialect.name == "postgresql":
-            session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _REGISTRATION_LOCK})
+        """Wait until nobody else registers a client.
+
+        :raises ManagementError: others do so all the time.
+        """
+        if session.get_bind().dialect.name != "postgresql":
+            return
+        # PostgreSQL would wait by itself, but for no longer than a statement may take.
+        give_up_at = time.monotonic() + LOCK_SECONDS
+        while not session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _REGISTRATION_LOCK}):
+            if time.monotonic() > give_up_at:
+                raise ManagementError(f"others have been registering clients for {LOCK_SECONDS} s: try again")
+            with blocking:
+                time.sleep(LOCK_POLL_SECONDS)
 
     def _refuse_taken_id(self, session: scoped_session[Any], client_id: str) -> None:
         """Refuse an id that is or was in use, or that a form-encoding client would send as another client's."""

@@ -221,11 +221,11 @@ class Harness:
 
 
 @contextlib.contextmanager
-def running_house(folder: Path) -> Iterator[Harness]:
+def running_house(folder: Path, **settings: str) -> Iterator[Harness]:
     """Serve a fresh installation behind a relay for as long as the block runs."""
     with (
         Relay() as relay,
-        running_server(folder, TOKENHOUSE_ISSUER=relay.url, **SETTINGS) as server,
+        running_server(folder, TOKENHOUSE_ISSUER=relay.url, **SETTINGS | settings) as server,
     ):
         relay.upstream_port = server.port
         listening = threading.Thread(target=relay.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

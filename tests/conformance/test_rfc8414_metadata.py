@@ -27,7 +27,7 @@ def metadata(issuer: str) -> dict[str, object]:
         "revocation_endpoint_auth_signing_alg_values_supported": ALGS,
         "tokenhouse_revocation_feed": f"{issuer}/oauth/revocations",
         "jwks_uri": f"{issuer}/.well-known/jwks.json",
-        "dpop_signing_alg_values_supported": ["RS256", "PS256", "ES256", "EdDSA"],
+        "dpop_signing_alg_values_supported": ["RS256", "PS256", "ES256", "EdDSA", "Ed25519"],
         "grant_types_supported": ["client_credentials"],
         "token_endpoint_auth_methods_supported": METHODS,
         "token_endpoint_auth_signing_alg_values_supported": ALGS,

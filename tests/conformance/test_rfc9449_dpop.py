@@ -89,7 +89,7 @@ def test_5_a_request_without_a_proof_gets_a_bearer_token(server: RunningServer, 
 
 def test_5_1_the_metadata_name_the_algorithms(server: RunningServer) -> None:
     metadata = requests.get(f"{server.url}/.well-known/oauth-authorization-server", timeout=10).json()
-    assert metadata["dpop_signing_alg_values_supported"] == ["RS256", "PS256", "ES256", "EdDSA"]
+    assert metadata["dpop_signing_alg_values_supported"] == ["RS256", "PS256", "ES256", "EdDSA", "Ed25519"]
 
 
 def test_5_2_a_client_that_must_send_proofs_gets_no_bearer_token(server: RunningServer, strict: NewClient) -> None:

@@ -1,17 +1,23 @@
 """Clients are registered, changed, disabled and deleted, on each kind of database."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psycopg
 import pytest
 from conftest import SettableClock
 from sqlalchemy import text
+from support.postgres import new_database
 from support.server import NewClient
 from unit.authenticating import SECRET, credentials, refusal, verify
 from unit.harness import Harness, open_harness, statements
 
+from app.clients import repository
 from app.clients.encrypted_secrets import EncryptedSecrets
 from app.clients.fields import ClientFields
 from app.clients.repository import ClientRepository, describe
@@ -148,6 +154,24 @@ def test_no_two_ids_meet_in_one_reading(
 def test_ids_that_only_look_alike_do_not_meet(any_harness: Harness) -> None:
     for client_id in ("a%20b", "a%2520c", "a%2bb", "a%2Bb", "a%zz", "a%ZZ"):
         any_harness.register(client_id)
+
+
+def test_a_registration_waits_for_another_machines_and_not_for_ever(
+    tmp_path: Path, clock: SettableClock, postgres: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_database(postgres)
+    with (
+        open_harness(tmp_path, clock, database_url=url) as harness,
+        psycopg.connect(url.replace("+psycopg", "")) as other,
+    ):
+        other.execute(f"SELECT pg_advisory_xact_lock({repository._REGISTRATION_LOCK})")  # type: ignore[arg-type]  # noqa: SLF001
+        monkeypatch.setattr(repository, "LOCK_SECONDS", 0)
+        with pytest.raises(ManagementError, match="others have been registering clients for 0 s: try again"):
+            harness.register("a")
+        monkeypatch.setattr(repository, "LOCK_SECONDS", 30)
+        ended = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: other.rollback())
+        monkeypatch.setattr(repository, "time", ended)
+        assert harness.register("a").client_id == "a"
 
 
 @pytest.mark.parametrize("ids", [("same", "same"), ("a b", "a+b"), ("a%2Bb", "a+b")])

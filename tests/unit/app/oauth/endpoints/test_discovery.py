@@ -34,7 +34,7 @@ def test_the_metadata_is_exactly_this_at_both_paths(harness: Harness) -> None:
             "revocation_endpoint_auth_signing_alg_values_supported": ALGS,
             "tokenhouse_revocation_feed": f"{ISSUER}/oauth/revocations",
             "jwks_uri": f"{ISSUER}/.well-known/jwks.json",
-            "dpop_signing_alg_values_supported": ["RS256", "PS256", "ES256", "EdDSA"],
+            "dpop_signing_alg_values_supported": ["RS256", "PS256", "ES256", "EdDSA", "Ed25519"],
             "grant_types_supported": ["client_credentials"],
             "token_endpoint_auth_methods_supported": METHODS,
             "token_endpoint_auth_signing_alg_values_supported": ALGS,

@@ -28,7 +28,7 @@ NONCE_SECONDS = 300
 NO_JTI = f"jti is not a string of 1 to {JTI_MAX_CHARACTERS} characters"
 NO_JWT = "proof_invalid", "the header is no JWT, or there are several"
 NO_PROOF = "proof_invalid", "typ is not dpop+jwt"
-NO_ALG = "proof_invalid", "alg is none of RS256, PS256, ES256, EdDSA"
+NO_ALG = "proof_invalid", "alg is none of RS256, PS256, ES256, EdDSA, Ed25519"
 NOT_SIGNED = "proof_invalid", "the signature is not that of jwk"
 NO_JWK = "proof_invalid", "jwk is no JSON object"
 
@@ -76,6 +76,15 @@ def reason_to_refuse(proof: str) -> tuple[str, str | None]:
 def test_a_token_is_bound_to_the_thumbprint_of_the_key(harness: Harness, alg: str) -> None:
     keys = signer(alg)
     assert confirm(harness, sign_proof(keys, iat=now(harness))) == {"jkt": keys.kid}
+
+
+def test_ed25519_is_eddsa(harness: Harness) -> None:
+    """RFC 9864 section 2.2; PyJWT knows the old name only, and the name is signed."""
+    keys = signer("EdDSA")
+    parts = by_hand({"typ": "dpop+jwt", "alg": "Ed25519", "jwk": keys.jwk}, proof_claims(iat=now(harness))).split(".")
+    signature = keys.key.private_key.sign(".".join(parts[:2]).encode())
+    proof = ".".join([*parts[:2], base64.urlsafe_b64encode(signature).rstrip(b"=").decode()])
+    assert confirm(harness, proof) == {"jkt": keys.kid}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +166,8 @@ def test_a_key_must_be_public_and_fit() -> None:
     assert key_fault(dict(ECKey.generate_key("P-384").as_dict(private=False))).endswith("or an Ed25519 key")
     assert key_fault(SIGNER.jwk | {"y": SIGNER.jwk["x"]}) == "jwk is no valid EC key"
     assert key_fault(SIGNER.jwk, "RS256") == "jwk is not for this alg"
+    assert key_fault(SIGNER.jwk, "Ed25519") == "jwk is not for this alg"
+    assert key_fault(SIGNER.jwk | {"alg": "ES512"}) == "jwk is not for this alg"
     assert key_fault({"kty": "RSA", "n": "AQAB" * 43, "e": "AQAB"}, "RS256").startswith("jwk has 1025 bits")
 
 
