@@ -40,15 +40,18 @@ from app.clients.fields import ClientFields
 from app.clients.repository import LEGACY_FOR, ListedClient
 from app.clients.secrets import NewSecret
 from app.clients.trusts import METHOD as FEDERATED_METHOD
+from app.config.settings import PREFIX
 from app.config.values import format_duration
 from app.database.models import ClientRow
 from app.errors import ManagementError
+from app.oauth.client_auth import METHODS
 from app.oauth.client_auth.assertions import audience_rule
 from app.oauth.client_auth.client_secret import ClientSecretPost
 from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
 from app.oauth.client_auth.tls import NAMES as TLS_NAMES
 from app.oauth.client_auth.tls import SelfSignedTlsClientAuth, TlsClientAuth
 from app.oauth.sender_constraints import SENDER_CONSTRAINTS
+from app.oauth.sender_constraints.mtls import Mtls
 from app.services import services
 from app.types import ANY_SECRET_METHOD
 
@@ -197,6 +200,8 @@ def update_client(client_id: str, client_name: str | None, *, yes: bool, as_json
         )
     if "access_token_lifetime" in changes:
         _warn_of_short_lifetime(row)
+    if constraints or "token_endpoint_auth_method" in changes:
+        _warn_of_missing_settings(row)
 
 
 def _require_no_legacy_assertion(client_id: str) -> None:
@@ -284,7 +289,18 @@ def _list_cells(row: Any) -> Sequence[object]:
     )
 
 
+def _warn_of_missing_settings(row: ClientRow) -> None:
+    """Warn of a method, or a binding, that cannot work with the settings of this machine."""
+    settings = services().settings
+    needed = {name for one in METHODS if one.name == row.token_endpoint_auth_method for name in one.requires}
+    if Mtls.name in (row.sender_constraints or ()):
+        needed.add("trusted_proxies")
+    if missing := sorted(f"{PREFIX}{name.upper()}" for name in needed if not getattr(settings, name)):
+        report(f"Warning: {row.client_id} gets no token until {' and '.join(missing)} is set: docs/settings.md")
+
+
 def _warn(row: ClientRow, imported: str | None) -> None:
+    _warn_of_missing_settings(row)
     if ":" in row.client_id:
         report("Warning: Basic cannot carry an id with a colon raw: form-encode it, or send it in the body.")
     warn_of_weak(imported)

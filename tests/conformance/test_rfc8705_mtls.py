@@ -12,6 +12,7 @@ from conformance.expected import INVALID_CLIENT, MALFORMED, Granted, assert_answ
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from joserfc.jwk import ECKey
+from sqlalchemy import update
 from support.assertions import signer
 from support.certificates import (
     DAY,
@@ -24,9 +25,11 @@ from support.certificates import (
     subject,
 )
 from support.dpop import sign_proof
-from support.server import NewClient, RunningServer, running_server
+from support.publisher import publishing
+from support.server import NewClient, RunningServer, running_server, wait_until
 
 from app.clients.fields import ClientFields
+from app.database.models import ClientKeySetRow, db
 from app.oauth.client_auth.tls import SelfSignedTlsClientAuth
 
 MTLS = "https://mtls.example.com"
@@ -320,6 +323,29 @@ def test_2_2_2_the_certificates_may_be_in_the_clients_key_set(behind: RunningSer
     client_id = register(behind, SELF_SIGNED, **SelfSignedTlsClientAuth.check_fields({"jwks": {"keys": [jwk]}}))
     assert_in(behind, by_certificate(behind, client_id, own), SELF_SIGNED, own)
     assert refused_for(behind, by_certificate(behind, client_id, client_certificate("a")))[0] == "certificate_unknown"
+
+
+def test_2_2_2_a_new_certificate_in_a_published_key_set_is_found(behind: RunningServer) -> None:
+    old, new = client_certificate("old"), client_certificate("new")
+
+    def jwk(of: Certified) -> dict[str, Any]:
+        return ECKey(of.key, of.key, {}).as_dict(private=False) | {"x5c": [base64.b64encode(of.der).decode()]}
+
+    with publishing() as publisher:
+        publisher.publish(jwk(old), max_age=600)
+        words = ("clients", "create", "Publishes", "--auth-method", SELF_SIGNED, "--scope", "read write")
+        client_id = behind.flask_json(*words, "--jwks-uri", publisher.url)["client_id"]
+        assert_in(behind, by_certificate(behind, client_id, old), SELF_SIGNED, old)
+        publisher.publish(jwk(old), jwk(new), max_age=600)
+        with behind.context(), db.engine.begin() as connection:
+            # As if it had been fetched a while ago: a set is not fetched again within a minute.
+            long_ago = dt.datetime.now(dt.UTC) - DAY
+            connection.execute(update(ClientKeySetRow).values(tried_at=long_ago))
+        assert refused_for(behind, by_certificate(behind, client_id, new))[0] == "certificate_unknown"
+        wait_until(lambda: by_certificate(behind, client_id, new).status_code == 200)
+        publisher.publish(jwk(new), max_age=600)
+        behind.flask_ok("clients", "keys", client_id, "--fetch")
+        assert refused_for(behind, by_certificate(behind, client_id, old))[0] == "certificate_unknown"
 
 
 def test_2_whoever_is_refused_learns_nothing(behind: RunningServer, authority: Certified) -> None:

@@ -174,10 +174,22 @@ def test_a_client_may_have_ten_certificates(harness: Harness) -> None:
     assert refusal(done) == "a client has 1 to 10 certificates"
 
 
+NOT_SET = "gets no token until TOKENHOUSE_MTLS_TRUST_ANCHORS and TOKENHOUSE_TRUSTED_PROXIES is set: docs/settings.md"
+
+
 def test_a_new_client_gets_a_line_to_try(harness: Harness) -> None:
     done = harness.run("clients", "create", "A", "--client-id", "a", *TLS, "--tls-san-dns", "a.example")
     assert done.stderr == (
         "\nTry it with its certificate:\n\n"
         "  curl --cert client.pem --key client.key -d client_id=a -d grant_type=client_credentials "
-        "https://tokens.example.com/oauth/token\n"
+        f"https://tokens.example.com/oauth/token\nWarning: a {NOT_SET}\n"
     )
+
+
+def test_what_cannot_work_with_the_settings_is_said(harness: Harness) -> None:
+    harness.register("a")
+    changed = harness.run("clients", "update", "a", *TLS, "--tls-san-dns", "a.example")
+    assert changed.stderr.endswith(f"Warning: a {NOT_SET}\n")
+    assert "Warning" not in harness.run("clients", "update", "a", "--name", "A").stderr
+    bound = harness.run("clients", "create", "B", "--client-id", "b", "--bind-certificate", "--json")
+    assert bound.stderr == ("Warning: b gets no token until TOKENHOUSE_TRUSTED_PROXIES is set: docs/settings.md\n")

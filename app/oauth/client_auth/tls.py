@@ -80,7 +80,7 @@ class _Tls:
         fields = json.loads(row.auth_fields or _DUMMY_FIELDS)
         faults = {
             TlsClientAuth.name: self._find_name_fault(presented, fields),
-            SelfSignedTlsClientAuth.name: self._find_registration_fault(presented, fields, row.published_jwks),
+            SelfSignedTlsClientAuth.name: self._find_registration_fault(presented, fields, row),
         }
         registered = row.token_endpoint_auth_method
         method = registered if registered in faults else self.name
@@ -112,12 +112,15 @@ class _Tls:
         return None if is_named else _Fault(RefusalReason.CERTIFICATE_OF_ANOTHER)
 
     def _find_registration_fault(
-        self, presented: ClientCertificate, fields: Mapping[str, Any], published: str | None
+        self, presented: ClientCertificate, fields: Mapping[str, Any], row: Any
     ) -> _Fault | None:
         """Compare the certificate with those that are registered or published."""
-        keys = json.loads(published) if published else fields.get("jwks", {"keys": ()})
+        keys = json.loads(row.published_jwks) if row.published_jwks else fields.get("jwks", {"keys": ()})
         known = {one.get("x5t#S256") for one in (*fields.get(CERTIFICATES, ()), *keys["keys"])}
         if presented.thumbprint not in known:
+            if row.published_jwks and "jwks_uri" in fields:
+                # It may be newer than the cached set. This request does not wait for a fetch.
+                self._dependencies.jwks_cache.request_refresh(row.client_id)
             return _Fault(RefusalReason.CERTIFICATE_UNKNOWN, f"its x5t#S256 is {presented.thumbprint}")
         if outdated := find_date_fault(presented.certificate, self._dependencies.clock()):
             return _Fault(RefusalReason.CERTIFICATE_UNTRUSTED, outdated)
