@@ -35,8 +35,16 @@ def get(server: RunningServer, path: str) -> requests.Response:
     return requests.get(f"{server.url}{path}", timeout=10)
 
 
-def test_a_server_that_can_issue_tokens_is_alive_and_ready(server: RunningServer) -> None:
-    alive, ready = get(server, "/livez"), get(server, "/readyz")
+@pytest.fixture
+def portable(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server of the test's own, whose database it may take away."""
+    with running_server(tmp_path, TOKENHOUSE_OUTAGE_GRACE="0") as server:
+        yield server
+
+
+def test_a_server_that_can_issue_tokens_is_alive_and_ready(portable: RunningServer) -> None:
+    """Not the shared one: other tests leave clients there whose key sets cannot be fetched any more."""
+    alive, ready = get(portable, "/livez"), get(portable, "/readyz")
     assert (alive.status_code, alive.content) == (200, b'{"status":"ok"}')
     assert (ready.status_code, ready.json()) == (
         200,
@@ -45,13 +53,6 @@ def test_a_server_that_can_issue_tokens_is_alive_and_ready(server: RunningServer
     for response in (alive, ready):
         assert response.headers["Content-Type"] == "application/json"
         assert response.headers["Cache-Control"] == "no-store"
-
-
-@pytest.fixture
-def portable(tmp_path: Path) -> Iterator[RunningServer]:
-    """A server whose database somebody takes away."""
-    with running_server(tmp_path, TOKENHOUSE_OUTAGE_GRACE="0") as server:
-        yield server
 
 
 def test_a_database_file_that_is_taken_away_is_missed_and_found_again(portable: RunningServer) -> None:
