@@ -70,7 +70,7 @@ def verify_chain(
     builder = builder.extension_policies(ca_policy=_AUTHORITIES, ee_policy=_CLIENTS)
     try:
         return builder.build_client_verifier().verify(certificate, list(intermediates)).chain
-    except (VerificationError, x509.DuplicateExtension) as error:
+    except (VerificationError, ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise ValueError("its chain is not valid: " + _without_names(str(error))) from None
 
 
@@ -154,7 +154,12 @@ def has_subject(certificate: x509.Certificate, subject_dn: str) -> bool:
 
     Names are compared, not their text: case, and how many blanks there are, does not count (RFC 4517 section 4.2.11).
     """
-    return _comparable(certificate.subject) == _parse_dn(subject_dn)
+    wanted = _parse_dn(subject_dn)
+    try:
+        return _comparable(certificate.subject) == wanted
+    except ValueError:
+        # The subject is parsed only now, and anybody can write one that is none.
+        return False
 
 
 def _parse_dn(text: str) -> list[frozenset[Any]]:
@@ -210,7 +215,7 @@ def has_alternative(certificate: x509.Certificate, kind: str, text: str) -> bool
 def _alternatives(certificate: x509.Certificate, kind: type[Any]) -> Iterator[object]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
         return
     values: Any = names.get_values_for_type(kind)
     # A network is no address, and stands in name constraints only.

@@ -41,6 +41,7 @@ MOST_CERTIFICATES = 10
 
 _CREDENTIALS = {"client_secret", "client_assertion", "client_assertion_type"}
 _DUMMY_DN = "CN=nobody,O=nobody,C=ZZ"
+_DUMMY_NAMES = {"dns": "nobody.invalid", "uri": "nobody:nobody", "ip": "192.0.2.0", "email": "nobody@nobody.invalid"}
 _DUMMY_FIELDS = json.dumps({SUBJECT_DN: _DUMMY_DN, CERTIFICATES: [{"x5t#S256": "x" * 43}]})
 
 
@@ -100,7 +101,8 @@ class _Tls:
         # All comparisons, whatever is registered: the time must not tell.
         is_named = has_subject(presented.certificate, fields.get(SUBJECT_DN, _DUMMY_DN)) and SUBJECT_DN in fields
         for name, kind in ALTERNATIVE_NAMES.items():
-            is_named |= name in fields and has_alternative(presented.certificate, kind, fields[name])
+            has_name = has_alternative(presented.certificate, kind, fields.get(name, _DUMMY_NAMES[kind]))
+            is_named |= has_name and name in fields
         if trusted is None:
             return _Fault(RefusalReason.NO_TRUST_ANCHORS)
         try:

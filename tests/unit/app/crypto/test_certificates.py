@@ -1,6 +1,7 @@
 """Certificates of clients: what of a chain must be right, revocation lists, and how names are compared."""
 
 import base64
+import contextlib
 import datetime as dt
 from collections.abc import Sequence
 from functools import cache
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import Store
 from hypothesis import given
@@ -148,6 +150,20 @@ def lists(*pems: str) -> list[x509.CertificateRevocationList]:
     return [x509.load_pem_x509_crl(pem.encode()) for pem in pems]
 
 
+def test_intermediates_that_lead_in_circles_cost_little() -> None:
+    """The library counts the signatures that it checks: without that, ten such certificates would take it hours."""
+    loop = certify("loop", is_authority=True)
+    name, now = loop.certificate.subject, dt.datetime.now(dt.UTC)
+    circle = [
+        x509.CertificateBuilder(name, name, loop.key.public_key(), number, now - DAY, now + DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(loop.key, hashes.SHA256())
+        for number in range(1, 11)
+    ]
+    told = fault(client_certificate("a", loop), *(Certified(one, loop.key) for one in circle))
+    assert told.endswith("Exceeded maximum signature check limit")
+
+
 def test_a_revoked_certificate_is_refused() -> None:
     good, bad = client_certificate("a", root()), client_certificate("b", root())
     known = lists(revocations(root(), bad))
@@ -237,6 +253,39 @@ def test_every_name_is_its_own_text(values: list[str]) -> None:
     certificate = _Named(name)
     assert has_subject(certificate, name.rfc4514_string())  # type: ignore[arg-type]
     assert not has_subject(certificate, name.rfc4514_string() + "x")  # type: ignore[arg-type]
+
+
+@cache
+def whole() -> bytes:
+    """A certificate with everything that is compared."""
+    return client_certificate("a", root(), alternatives=ALTERNATIVE).der
+
+
+def test_a_subject_that_is_no_text_is_nobodys() -> None:
+    raw = whole().replace(b"\x0c\x01a", b"\x0c\x01\xff")
+    assert raw != whole()
+    certificate = x509.load_der_x509_certificate(raw)
+    with pytest.raises(ValueError, match="asn1"):
+        assert certificate.subject
+    assert not has_subject(certificate, "CN=a")
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_certificate_that_anybody_may_have_written_does_no_harm(changes: list[tuple[int, int]]) -> None:
+    """Parts of it are parsed only when they are asked for, and may be anything then."""
+    raw = bytearray(whole())
+    for place, octet in changes:
+        raw[place % len(raw)] = octet
+    try:
+        certificate = x509.load_der_x509_certificate(bytes(raw))
+    except (ValueError, x509.InvalidVersion):
+        return
+    assert has_subject(certificate, "CN=a") in {True, False}
+    for kind in ALTERNATIVES:
+        assert has_alternative(certificate, kind, "192.0.2.1") in {True, False}
+    with contextlib.suppress(ValueError):
+        assert verify_chain(certificate, [certificate], Store([root().certificate]), NOW)
 
 
 class _Named:
