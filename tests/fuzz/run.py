@@ -14,7 +14,7 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "build" / "fuzz"
 LONGEST_INPUT_BYTES = 2048
-TARGETS = ("framing", "form", "forwarded", "jws")
+TARGETS = ("framing", "form", "forwarded", "jws", "proof", "certificate")
 
 
 def main() -> int:

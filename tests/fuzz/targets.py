@@ -8,7 +8,7 @@ import os
 import tempfile
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,16 @@ from werkzeug.test import EnvironBuilder
 
 from app.clients.fields import ClientFields
 from app.clients.trust_rules import Trust
+from app.config.settings import Settings
 from app.config.values import parse_trusted_proxies
 from app.crypto.jws import decode, parse_unverified
 from app.crypto.key_set import KeySet
-from app.errors import InvalidRequest
+from app.errors import InvalidDpopProof, InvalidRequest
 from app.http.forms import FORM, read_form
 from app.http.forwarded_headers import find_source
+from app.oauth.client_certificates import ClientCertificates
 from app.oauth.replay_store import SKEW_SECONDS
+from app.oauth.sender_constraints.dpop import check_target, read_proof
 from app.tokens.validation import validate_token
 
 Check = Callable[[bytes], None]
@@ -279,9 +282,61 @@ def _authenticate(harness: Harness, assertion: str, **more: str) -> int:
     return statuses[0]
 
 
+# Headers with a DPoP proof (RFC 9449), and with a certificate (RFC 9440, Envoy, nginx).
+
+PROOF_SEEDS = (
+    b'{"typ":"dpop+jwt","alg":"ES256","jwk":{"kty":"EC","crv":"P-256"}}|{"htm":"POST","htu":"https://a.example/"}',
+    b'{"typ":"dpop+jwt","alg":"RS256","jwk":{"kty":"RSA","n":"AQAB","e":"AQAB"}}|{"iat":1,"jti":"a"}',
+    b'{"typ":"dpop+jwt","alg":"EdDSA","jwk":{"kty":"OKP","crv":"Ed25519","x":"AA","d":"AA"}}|{"htu":"https://a//[/%zz?#"}',
+)
+_TARGET = "https://a.example/oauth/token"
+
+
+def check_proof(data: bytes) -> None:
+    """What nobody has signed is no proof, and costs no more than a refusal, wherever it claims to be for."""
+    header, _, claims = data.partition(b"|")
+    encoded = [urlsafe_b64encode(part).rstrip(b"=").decode() for part in (header, claims, b"x" * 64)]
+    for proof in (".".join(encoded), data.decode("latin-1")):
+        with suppress(InvalidDpopProof):
+            read_proof(proof)
+            raise AssertionError("a proof that nobody has signed")
+    with suppress(InvalidDpopProof):
+        check_target({"htm": "POST", "htu": claims.decode("latin-1")}, "POST", _TARGET)
+
+
+CERTIFICATE_SEEDS = (
+    b":MIIB:",
+    b'By=spiffe://a;Hash=00;Cert="-----BEGIN%20CERTIFICATE-----%0AMIIB%0A-----END%20CERTIFICATE-----%0A";Subject="CN=\\"a"',
+    b"-----BEGIN%20CERTIFICATE-----%0AMIIB%0A-----END%20CERTIFICATE-----%0A",
+)
+
+
+def _open_certificates() -> AbstractContextManager[Callable[[bytes], None]]:
+    settings = {"issuer": "https://a.example", "secret_peppers": f"p1:{'p' * 40}", "trusted_proxies": _PROXY}
+    sources = [
+        ClientCertificates(Settings(**settings, mtls_format=kind))  # type: ignore[arg-type]
+        for kind in ("rfc9440", "xfcc", "nginx")
+    ]
+
+    def check_certificate(data: bytes) -> None:
+        """A header is a certificate or refused, and of a stranger it is always refused."""
+        written = data.decode("latin-1")
+        for source in sources:
+            with suppress(InvalidRequest):
+                found = source.read({source.header: written, f"{source.header}_CHAIN": written})
+                assert found is None or found.thumbprint
+            with suppress(InvalidRequest):
+                source.require_trusted({source.header: written, "REMOTE_ADDR": _STRANGER})
+                raise AssertionError("the header of a stranger was accepted")
+
+    return nullcontext(check_certificate)
+
+
 TARGETS = {
     "framing": Target(lambda: nullcontext(check_framing), FRAMING_SEEDS),
     "form": Target(lambda: nullcontext(check_form), FORM_SEEDS),
     "forwarded": Target(lambda: nullcontext(check_forwarded), FORWARDED_SEEDS),
     "jws": Target(_open_jws, JWS_SEEDS),
+    "proof": Target(lambda: nullcontext(check_proof), PROOF_SEEDS),
+    "certificate": Target(_open_certificates, CERTIFICATE_SEEDS),
 }

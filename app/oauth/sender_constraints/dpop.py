@@ -187,10 +187,10 @@ def _normalized(url: str) -> tuple[object, ...] | None:
     try:
         parts = urlsplit(url)
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
+        path = urljoin("/", _ESCAPED.sub(_unescape, parts.path) or "/")
     except ValueError:
         return None
-    path = _ESCAPED.sub(_unescape, parts.path) or "/"
-    return parts.scheme, parts.username, parts.password, parts.hostname, port, urljoin("/", path)
+    return parts.scheme, parts.username, parts.password, parts.hostname, port, path
 
 
 def _unescape(escaped: re.Match[str]) -> str:

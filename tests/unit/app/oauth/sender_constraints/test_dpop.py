@@ -210,6 +210,8 @@ def test_the_same_url_may_be_written_in_other_ways(htu: str) -> None:
         "https://user@tokens.example.com/oauth/token",
         "https://tokens.example.com:99999/oauth/token",
         "https://[tokens/oauth/token",
+        "https://tokens.example.com//[oauth/token",
+        "https://tokens.example.com/%5B/../oauth/%",
     ],
 )
 def test_another_url_is_another_request(htu: object) -> None:
@@ -226,11 +228,12 @@ def test_another_method_is_another_request(htm: object) -> None:
     assert caught.value.detail == "htm is not the method of the request"
 
 
-@given(st.text())
-def test_no_other_text_is_the_url(text: str) -> None:
+@given(st.text(), st.text(alphabet="/.:[]@%#?ab5B"))
+def test_no_other_text_is_the_url(text: str, more: str) -> None:
     """Of a text that a test does not write to match, nothing matches, and nothing fails."""
-    with pytest.raises(InvalidDpopProof):
-        check_target({"htm": "POST", "htu": text}, "POST", TOKEN_ENDPOINT)
+    for htu in (text, f"https://tokens.example.com/{more}", f"https:{more}"):
+        with pytest.raises(InvalidDpopProof):
+            check_target({"htm": "POST", "htu": htu}, "POST", TOKEN_ENDPOINT)
 
 
 def test_a_proof_counts_once_and_another_key_may_have_the_same_jti(harness: Harness) -> None:
