@@ -296,7 +296,8 @@ def _warn_of_missing_settings(row: ClientRow) -> None:
     if Mtls.name in (row.sender_constraints or ()):
         needed.add("trusted_proxies")
     if missing := sorted(f"{PREFIX}{name.upper()}" for name in needed if not getattr(settings, name)):
-        report(f"Warning: {row.client_id} gets no token until {' and '.join(missing)} is set: docs/settings.md")
+        verb = "are" if len(missing) > 1 else "is"
+        report(f"Warning: {row.client_id} gets no token until {' and '.join(missing)} {verb} set: docs/settings.md")
 
 
 def _warn(row: ClientRow, imported: str | None) -> None:

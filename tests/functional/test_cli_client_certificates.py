@@ -174,7 +174,7 @@ def test_a_client_may_have_ten_certificates(harness: Harness) -> None:
     assert refusal(done) == "a client has 1 to 10 certificates"
 
 
-NOT_SET = "gets no token until TOKENHOUSE_MTLS_TRUST_ANCHORS and TOKENHOUSE_TRUSTED_PROXIES is set: docs/settings.md"
+NOT_SET = "gets no token until TOKENHOUSE_MTLS_TRUST_ANCHORS and TOKENHOUSE_TRUSTED_PROXIES are set: docs/settings.md"
 
 
 def test_a_new_client_gets_a_line_to_try(harness: Harness) -> None:
