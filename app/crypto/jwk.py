@@ -24,9 +24,11 @@ _PUBLIC = ("kty", "n", "e", "crv", "x", "y")
 _KINDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "RSA": (rsa.RSAPublicKey, ("RS256", "PS256")),
     "EC": (ec.EllipticCurvePublicKey, ("ES256",)),
-    "OKP": (ed25519.Ed25519PublicKey, ("EdDSA",)),
+    "OKP": (ed25519.Ed25519PublicKey, ("EdDSA", "Ed25519")),
 }
-SIGNING_ALGS = tuple(ALGORITHMS)
+VERIFICATION_ALGORITHMS = {**ALGORITHMS, "Ed25519": ALGORITHMS["EdDSA"]}
+"""Algorithms of clients' signatures by ``alg``. RFC 9864 section 2.2 renames EdDSA with an Ed25519 key to Ed25519."""
+SIGNING_ALGS = tuple(VERIFICATION_ALGORITHMS)
 
 
 Jwk = Mapping[str, Any]
@@ -39,7 +41,7 @@ def verifies(key: Jwk, alg: str, signature: bytes, signed: bytes) -> bool:
     Loading the key takes some microseconds, so nothing is cached.
     """
     try:
-        ALGORITHMS[alg].verify(_public_key(key), signature, signed)
+        VERIFICATION_ALGORITHMS[alg].verify(_public_key(key), signature, signed)
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -58,7 +60,9 @@ def matching(keys: Iterable[Jwk], alg: str, kid: object) -> list[Jwk]:
     return [
         key
         for key in keys
-        if alg in _KINDS[key["kty"]][1] and key.get("alg", alg) == alg and (kid is None or kid == key["kid"])
+        if alg in _KINDS[key["kty"]][1]
+        and VERIFICATION_ALGORITHMS[key.get("alg", alg)] is VERIFICATION_ALGORITHMS[alg]
+        and (kid is None or kid == key["kid"])
     ]
 
 

@@ -18,7 +18,7 @@ from conformance.expected import (
     missing,
     repeated,
 )
-from support.assertions import ASSERTION_TYPE, ISSUER, Signer, by_hand, claims_of, form, signer
+from support.assertions import ASSERTION_TYPE, ISSUER, Signer, by_hand, claims_of, form, signed_as_ed25519, signer
 from support.server import RunningServer, basic
 
 from app.clients.fields import ClientFields
@@ -223,6 +223,18 @@ def test_3_9_a_signature_must_be_the_clients(server: RunningServer, client: Keye
     }
     for what, assertion in cases.items():
         assert reason(server, server.post_token(form(assertion))) == "assertion_signature", what
+
+
+def test_9864_2_2_ed25519_is_eddsa(server: RunningServer) -> None:
+    client = make(server, signer("EdDSA"))
+    header = {"kid": client.signers[0].kid}
+    good = signed_as_ed25519(client.signers[0], header, claims_of(client.client_id))
+    assert_in(server, server.post_token(form(good)), client)
+    forged = signed_as_ed25519(signer("EdDSA"), header, claims_of(client.client_id))
+    assert reason(server, server.post_token(form(forged))) == "assertion_signature"
+    of_another_kind = make(server, signer("ES256"))
+    wrong = signed_as_ed25519(client.signers[0], {}, claims_of(of_another_kind.client_id))
+    assert reason(server, server.post_token(form(wrong))) == "assertion_signature"
 
 
 def test_8_algorithms_are_of_our_choice(server: RunningServer, client: Keyed) -> None:

@@ -10,7 +10,7 @@ from support.server import RunningServer, running_server
 OAUTH = "/.well-known/oauth-authorization-server"
 OPENID = "/.well-known/openid-configuration"
 METHODS = ["client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt"]
-ALGS = ["HS256", "RS256", "PS256", "ES256", "EdDSA"]
+ALGS = ["HS256", "RS256", "PS256", "ES256", "EdDSA", "Ed25519"]
 
 
 def metadata(issuer: str) -> dict[str, object]:

@@ -42,6 +42,13 @@ class Signer:
         )
 
 
+def signed_as_ed25519(keys: Signer, header: dict[str, Any], claims: dict[str, Any]) -> str:
+    """A JWS whose ``alg`` is Ed25519 (RFC 9864 section 2.2), which PyJWT does not know."""
+    unsigned = by_hand({**header, "alg": "Ed25519"}, claims).rpartition(".")[0]
+    signature = keys.key.private_key.sign(unsigned.encode())
+    return f"{unsigned}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+
+
 def signer(alg: str = "RS256") -> Signer:
     """A new pair for ``alg``."""
     if alg in {"RS256", "PS256"}:

@@ -9,8 +9,16 @@ from typing import Any
 from joserfc.util import int_to_base64
 
 from app.clients.jwks_cache import check_jwks_uri
-from app.crypto.algorithms import ALGORITHMS, RSA_MIN_BITS, to_jwk
-from app.crypto.jwk import RSA_MOST_BITS, SIGNING_ALGS, Jwk, matching, signature_octets, verifies
+from app.crypto.algorithms import RSA_MIN_BITS, to_jwk
+from app.crypto.jwk import (
+    RSA_MOST_BITS,
+    SIGNING_ALGS,
+    VERIFICATION_ALGORITHMS,
+    Jwk,
+    matching,
+    signature_octets,
+    verifies,
+)
 from app.crypto.key_set import check_jwks
 from app.errors import ManagementError
 from app.oauth.client_auth.assertions import AssertionMethod, Examination, UnverifiedAssertion, check_assertion_fields
@@ -93,8 +101,9 @@ def _dummy_key(alg: str, octets: int = RSA_MIN_BITS // 8) -> Jwk:
 
     :param octets: how long the modulus of an RSA key is.
     """
-    if ALGORITHMS[alg].kind != ALGORITHMS["RS256"].kind:
-        return dict(to_jwk(ALGORITHMS[alg].generate(RSA_MIN_BITS)).as_dict(private=False))
+    algorithm = VERIFICATION_ALGORITHMS[alg]
+    if algorithm.kind != VERIFICATION_ALGORITHMS["RS256"].kind:
+        return dict(to_jwk(algorithm.generate(RSA_MIN_BITS)).as_dict(private=False))
     # An odd number: nobody knows its factors, and it takes no time to generate.
     modulus = secrets.randbits(8 * octets) | 1 | 1 << (8 * octets - 1)
     return {"kty": "RSA", "n": int_to_base64(modulus), "e": "AQAB"}

@@ -30,9 +30,6 @@ from app.reasons import RefusalReason
 from app.types import Metadata, TokenRequest
 
 PROOF_TYPE = "dpop+jwt"
-_SAME_ALGS = {"Ed25519": "EdDSA"}
-"""RFC 9864 gives EdDSA with Ed25519 a name of its own, which some clients use."""
-PROOF_ALGS = (*SIGNING_ALGS, *_SAME_ALGS)
 PROOF_MAX_CHARACTERS = 8 * 1024
 """No proof is nearly as long."""
 PROOF_SECONDS = 60
@@ -83,7 +80,7 @@ class Dpop:
     @staticmethod
     def metadata(settings: Settings, endpoints: Metadata) -> Metadata:  # noqa: ARG004 - For other constraints.
         """Return the members of the server's metadata (section 5.1)."""
-        return {"dpop_signing_alg_values_supported": list(PROOF_ALGS)}
+        return {"dpop_signing_alg_values_supported": list(SIGNING_ALGS)}
 
     def confirm(self, request: TokenRequest) -> dict[str, str]:
         """Check the proof of ``request``; return the ``cnf`` of its token (section 6.1).
@@ -154,19 +151,18 @@ def _read_header(encoded: str) -> tuple[str, Jwk]:
     if "crit" in header:
         _refuse(RefusalReason.PROOF_INVALID, "crit names extensions")
     alg, jwk = header.get("alg"), header.get("jwk")
-    if not isinstance(alg, str) or alg not in PROOF_ALGS:
-        _refuse(RefusalReason.PROOF_INVALID, f"alg is none of {', '.join(PROOF_ALGS)}")
+    if not isinstance(alg, str) or alg not in SIGNING_ALGS:
+        _refuse(RefusalReason.PROOF_INVALID, f"alg must be {', '.join(SIGNING_ALGS)}")
     if not isinstance(jwk, dict):
         _refuse(RefusalReason.PROOF_INVALID, "jwk is no JSON object")
     try:
         refuse_private(jwk, "jwk")
-        key = check_key({name: value for name, value in jwk.items() if name not in {"kid", "alg"}}, "jwk")
+        key = check_key({name: value for name, value in jwk.items() if name != "kid"}, "jwk")
     except ManagementError as error:
         _refuse(RefusalReason.PROOF_INVALID, str(error))
-    known_alg = _SAME_ALGS.get(alg, alg)
-    if jwk.get("alg", alg) != alg or not matching([key], known_alg, None):
+    if not matching([key], alg, None):
         _refuse(RefusalReason.PROOF_INVALID, "jwk is not for this alg")
-    return known_alg, key
+    return alg, key
 
 
 def check_target(claims: Mapping[str, Any], method: str, *targets: str) -> None:

@@ -14,7 +14,7 @@ JWKS = "/.well-known/jwks.json"
 METADATA = ("/.well-known/oauth-authorization-server", "/.well-known/openid-configuration")
 ISSUER = "https://tokens.example.com"
 METHODS = ["client_secret_basic", "client_secret_post", "private_key_jwt"]
-ALGS = ["RS256", "PS256", "ES256", "EdDSA"]
+ALGS = ["RS256", "PS256", "ES256", "EdDSA", "Ed25519"]
 
 
 def test_the_metadata_is_exactly_this_at_both_paths(harness: Harness) -> None:

@@ -12,7 +12,7 @@ from conftest import SettableClock
 from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import ECKey
-from support.assertions import by_hand, signer
+from support.assertions import by_hand, signed_as_ed25519, signer
 from support.dpop import TOKEN_ENDPOINT, proof_claims, sign_proof
 from support.token_request import Request
 from unit.harness import Harness, open_harness
@@ -22,13 +22,13 @@ from app.errors import InvalidDpopProof, OAuthError, UseDpopNonce
 from app.oauth.replay_store import JTI_MAX_CHARACTERS, REMEMBERED_LONGER_SECONDS, SKEW_SECONDS
 from app.oauth.sender_constraints.dpop import PROOF_SECONDS, Dpop, Nonces, check_target, read_proof
 
-SIGNER = signer("ES256")
+SIGNER, RSA = signer("ES256"), signer("RS256")
 PEPPERS = parse_keys(f"p1:{'p' * 40}")
 NONCE_SECONDS = 300
 NO_JTI = f"jti is not a string of 1 to {JTI_MAX_CHARACTERS} characters"
 NO_JWT = "proof_invalid", "the header is no JWT, or there are several"
 NO_PROOF = "proof_invalid", "typ is not dpop+jwt"
-NO_ALG = "proof_invalid", "alg is none of RS256, PS256, ES256, EdDSA, Ed25519"
+NO_ALG = "proof_invalid", "alg must be RS256, PS256, ES256, EdDSA, Ed25519"
 NOT_SIGNED = "proof_invalid", "the signature is not that of jwk"
 NO_JWK = "proof_invalid", "jwk is no JSON object"
 
@@ -79,12 +79,12 @@ def test_a_token_is_bound_to_the_thumbprint_of_the_key(harness: Harness, alg: st
 
 
 def test_ed25519_is_eddsa(harness: Harness) -> None:
-    """RFC 9864 section 2.2; PyJWT knows the old name only, and the name is signed."""
+    """RFC 9864 section 2.2, whatever the key says of itself."""
     keys = signer("EdDSA")
-    parts = by_hand({"typ": "dpop+jwt", "alg": "Ed25519", "jwk": keys.jwk}, proof_claims(iat=now(harness))).split(".")
-    signature = keys.key.private_key.sign(".".join(parts[:2]).encode())
-    proof = ".".join([*parts[:2], base64.urlsafe_b64encode(signature).rstrip(b"=").decode()])
-    assert confirm(harness, proof) == {"jkt": keys.kid}
+    for jwk in (keys.jwk, keys.jwk | {"alg": "Ed25519"}, keys.jwk | {"alg": "EdDSA"}):
+        header = {"typ": "dpop+jwt", "jwk": jwk}
+        proof = signed_as_ed25519(keys, header, proof_claims(iat=now(harness)))
+        assert confirm(harness, proof) == {"jkt": keys.kid}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,8 @@ def test_a_key_must_be_public_and_fit() -> None:
     assert key_fault(SIGNER.jwk | {"y": SIGNER.jwk["x"]}) == "jwk is no valid EC key"
     assert key_fault(SIGNER.jwk, "RS256") == "jwk is not for this alg"
     assert key_fault(SIGNER.jwk, "Ed25519") == "jwk is not for this alg"
-    assert key_fault(SIGNER.jwk | {"alg": "ES512"}) == "jwk is not for this alg"
+    assert key_fault(SIGNER.jwk | {"alg": "ES512"}) == "jwk: alg must be ES256 for EC, or be left out"
+    assert key_fault(RSA.jwk | {"alg": "PS256"}, "RS256") == "jwk is not for this alg"
     assert key_fault({"kty": "RSA", "n": "AQAB" * 43, "e": "AQAB"}, "RS256").startswith("jwk has 1025 bits")
 
 
