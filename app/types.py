@@ -195,8 +195,8 @@ class TokenRequest(Protocol):
     environ: dict[str, Any]
     """The WSGI environment, for headers that few requests have."""
 
-    authentication: Authentication | None
-    """The authenticated client; ``None`` until it is."""
+    authentication: Authentication
+    """The authenticated client. Authentication methods do not have it yet."""
 
     response_headers: list[tuple[str, str]]
     """Headers for the response, whether the request is refused or not."""
@@ -244,8 +244,11 @@ class SenderConstraint(Protocol):
 
     option_help: str
 
+    requires: tuple[str, ...]
+    """The settings without which no token can be bound so; the metadata then does not mention it."""
+
     header: str
-    """The WSGI variable of the header that a caller sends who wants a bound token."""
+    """The WSGI variable of the header with which a caller requests a bound token."""
 
     @staticmethod
     def metadata(settings: Any, endpoints: Metadata) -> Metadata:
@@ -275,7 +278,7 @@ class ClientAuthMethod(Authenticator, Protocol):
     """Whether the method uses a secret as the key of a MAC: such secrets are stored encrypted, not as digests."""
 
     requires: tuple[str, ...]
-    """The settings without which no client can use the method, which the metadata then leaves out."""
+    """The settings without which no client can use the method; the metadata then does not mention it."""
 
     @property
     def signing_algs(self) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from flask.cli import with_appcontext
+from joserfc.util import urlsafe_b64decode
 
 from app.cli.output import json_option, print_json, print_table, read_bytes, report, timestamp
 from app.clients.fields import ClientFields
@@ -63,10 +63,9 @@ def _read_certificates(source: str) -> list[dict[str, Any]]:
 
 
 def _describe(certificate: x509.Certificate) -> dict[str, Any]:
-    """Return what is stored of a certificate: what recognizes it, and what people want to know."""
+    """Return what is stored of a certificate: the thumbprint, and what ``flask clients certificates`` shows."""
     return {
         "x5t#S256": thumbprint_of(certificate),
-        "fingerprint": certificate.fingerprint(hashes.SHA256()).hex(),
         "subject": certificate.subject.rfc4514_string()[:SUBJECT_SHOWN_CHARACTERS],
         "not_before": int(certificate.not_valid_before_utc.timestamp()),
         "not_after": int(certificate.not_valid_after_utc.timestamp()),
@@ -84,6 +83,7 @@ def show_certificates(client_id: str, *, as_json: bool) -> None:
     rows = [
         {
             **one,
+            "fingerprint": _fingerprint(one),
             "not_before": timestamp(datetime.fromtimestamp(one["not_before"], UTC)),
             "not_after": timestamp(datetime.fromtimestamp(one["not_after"], UTC)),
             "state": _state(one, now),
@@ -111,12 +111,12 @@ def add_certificates(client_id: str, file: str) -> None:
     new = _read_certificates(file)
 
     def together(old: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if known := [one["fingerprint"] for one in new if one["x5t#S256"] in {other["x5t#S256"] for other in old}]:
+        if known := [_fingerprint(one) for one in new if one["x5t#S256"] in {other["x5t#S256"] for other in old}]:
             raise ManagementError(f"{client_id} has {', '.join(known)} already")
         return [*old, *new]
 
     row = services().clients.repository.update(client_id, lambda before: _with_certificates(before, together))
-    added = ", ".join(one["fingerprint"] for one in new)
+    added = ", ".join(map(_fingerprint, new))
     report(f"{row.client_id} may authenticate with {added} too. `flask clients certificates-remove` ends an old one.")
 
 
@@ -129,7 +129,7 @@ def remove_certificate(client_id: str, fingerprint: str) -> None:
     wanted = fingerprint.replace(":", "").lower()
 
     def without(old: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        left = [one for one in old if one["fingerprint"] != wanted]
+        left = [one for one in old if _fingerprint(one) != wanted]
         if len(left) == len(old):
             raise ManagementError(
                 f"{client_id} has no certificate {fingerprint!r}: `flask clients certificates {client_id}` shows all"
@@ -155,7 +155,7 @@ def _with_certificates(
 def _certificates_in(auth_fields: Mapping[str, Any] | None, whose: str) -> list[dict[str, Any]]:
     if not auth_fields or CERTIFICATES not in auth_fields:
         raise ManagementError(
-            f"{whose} has no certificates of its own: they are for {SelfSignedTlsClientAuth.name} with --tls-cert-file"
+            f"{whose} has no registered certificates: only {SelfSignedTlsClientAuth.name} with --tls-cert-file has some"
         )
     certificates: list[dict[str, Any]] = list(auth_fields[CERTIFICATES])
     return certificates
@@ -163,4 +163,9 @@ def _certificates_in(auth_fields: Mapping[str, Any] | None, whose: str) -> list[
 
 def fingerprints(auth_fields: Mapping[str, Any] | None) -> Sequence[str]:
     """Return the fingerprints of the certificates that a client has registered."""
-    return [one["fingerprint"] for one in (auth_fields or {}).get(CERTIFICATES, ())]
+    return [_fingerprint(one) for one in (auth_fields or {}).get(CERTIFICATES, ())]
+
+
+def _fingerprint(certificate: Mapping[str, Any]) -> str:
+    """Return SHA-256 of a certificate in hexadecimal, as OpenSSL prints it but for colons and case."""
+    return urlsafe_b64decode(certificate["x5t#S256"].encode()).hex()

@@ -40,7 +40,6 @@ from app.clients.fields import ClientFields
 from app.clients.repository import LEGACY_FOR, ListedClient
 from app.clients.secrets import NewSecret
 from app.clients.trusts import METHOD as FEDERATED_METHOD
-from app.config.settings import PREFIX
 from app.config.values import format_duration
 from app.database.models import ClientRow
 from app.errors import ManagementError
@@ -51,7 +50,6 @@ from app.oauth.client_auth.client_secret_jwt import ClientSecretJwt
 from app.oauth.client_auth.tls import NAMES as TLS_NAMES
 from app.oauth.client_auth.tls import SelfSignedTlsClientAuth, TlsClientAuth
 from app.oauth.sender_constraints import SENDER_CONSTRAINTS
-from app.oauth.sender_constraints.mtls import Mtls
 from app.services import services
 from app.types import ANY_SECRET_METHOD
 
@@ -291,11 +289,10 @@ def _list_cells(row: Any) -> Sequence[object]:
 
 def _warn_of_missing_settings(row: ClientRow) -> None:
     """Warn of a method, or a binding, that cannot work with the settings of this machine."""
-    settings = services().settings
-    needed = {name for one in METHODS if one.name == row.token_endpoint_auth_method for name in one.requires}
-    if Mtls.name in (row.sender_constraints or ()):
-        needed.add("trusted_proxies")
-    if missing := sorted(f"{PREFIX}{name.upper()}" for name in needed if not getattr(settings, name)):
+    used = {row.token_endpoint_auth_method, *(row.sender_constraints or ())}
+    parts: Sequence[Any] = (*METHODS, *SENDER_CONSTRAINTS)
+    needed = {name for part in parts if part.name in used for name in part.requires}
+    if missing := services().settings.missing(sorted(needed)):
         verb = "are" if len(missing) > 1 else "is"
         report(f"Warning: {row.client_id} gets no token until {' and '.join(missing)} {verb} set: docs/settings.md")
 

@@ -42,7 +42,7 @@ _GENERATED_ID_LENGTH = 20
 
 LOCK_SECONDS = 30
 LOCK_POLL_SECONDS = 0.05
-"""How long, and how often, a registration tries to be the only one."""
+"""How long a registration waits for the lock, and how often it tries."""
 
 LEGACY_FOR = timedelta(days=30)
 """How long an assertion of the legacy style counts: a monthly job may be behind it."""
@@ -251,17 +251,17 @@ class ClientRepository:
         row.tokens_not_before = max(last, row.tokens_not_before or last)
 
     def _lock_registrations(self, session: scoped_session[Any]) -> None:
-        """Wait until nobody else registers a client.
+        """Take the lock that allows one registration at a time.
 
-        :raises ManagementError: others do so all the time.
+        :raises ManagementError: another process holds it for too long.
         """
         if session.get_bind().dialect.name != "postgresql":
             return
-        # PostgreSQL would wait by itself, but for no longer than a statement may take.
+        # A statement that waits for the lock would end at statement_timeout, after 3 s.
         give_up_at = time.monotonic() + LOCK_SECONDS
         while not session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _REGISTRATION_LOCK}):
             if time.monotonic() > give_up_at:
-                raise ManagementError(f"others have been registering clients for {LOCK_SECONDS} s: try again")
+                raise ManagementError(f"other registrations have held the lock for {LOCK_SECONDS} s: try again")
             with blocking:
                 time.sleep(LOCK_POLL_SECONDS)
 

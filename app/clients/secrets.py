@@ -32,7 +32,7 @@ from app.errors import ManagementError, StillInUse
 from app.types import Clock, Credentials
 
 EXPIRY_REPORTED_BEFORE = timedelta(days=30)
-"""How long before its expiry a secret or certificate is reported to operators; clients read of secrets in a header."""
+"""How long before its expiry a secret or certificate is reported to operators."""
 
 RETIRED_KEPT_FOR = timedelta(days=30)
 """How long an expired or revoked secret is kept, so that the log can tell it from a wrong one."""

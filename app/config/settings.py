@@ -5,6 +5,7 @@ system (is the key ring sound, does the database answer) is checked by the packa
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -182,6 +183,13 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The level of the diagnostic log. The audit log is always complete. No level shows a secret."""
 
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Return the variables of those settings that are not set.
+
+        :param names: fields of this class.
+        """
+        return [f"{PREFIX}{name.upper()}" for name in names if not getattr(self, name)]
+
     @property
     def enforces_quota(self) -> bool:
         """Whether a client that has got as many tokens as the quota allows gets no more."""
@@ -206,6 +214,19 @@ class Settings(BaseModel):
             raise ValueError(
                 "TOKENHOUSE_ENCRYPTION_KEYS is required where TOKENHOUSE_KEYRING is database: e.g. "
                 'k1:$(python3 -c "import secrets; print(secrets.token_urlsafe(32))"), kept apart from the database'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _certificates_can_come(self) -> Self:
+        if self.mtls_crls and not self.mtls_trust_anchors:
+            raise ValueError(
+                "TOKENHOUSE_MTLS_CRLS needs TOKENHOUSE_MTLS_TRUST_ANCHORS, whose authorities sign the lists"
+            )
+        if (self.mtls_trust_anchors or self.mtls_url) and not self.trusted_proxies:
+            raise ValueError(
+                "TOKENHOUSE_MTLS_TRUST_ANCHORS and TOKENHOUSE_MTLS_URL need TOKENHOUSE_TRUSTED_PROXIES: only a trusted "
+                "proxy may forward a certificate"
             )
         return self
 

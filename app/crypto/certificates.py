@@ -2,18 +2,20 @@
 
 import ipaddress
 import re
-from base64 import b64decode, urlsafe_b64encode
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
+from joserfc.util import urlsafe_b64encode
+
+from app.config.values import is_absolute_uri
 
 _ATTRIBUTES = {
     "E": NameOID.EMAIL_ADDRESS,
@@ -26,17 +28,12 @@ _ATTRIBUTES = {
 """Attribute types that people write in a DN, besides those of RFC 4514 section 3. Others are written as OIDs."""
 _TYPE = re.compile(r"(?<![^,+])\s*([A-Za-z]+)\s*=")
 _HOST = re.compile(r"(?=.{1,253}\Z)(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}")
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
 _EMAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")
-
-Fault = str
-"""What is wrong with a certificate, for an operator: the end of a sentence, without anything that the caller wrote."""
 
 
 def thumbprint_of(certificate: x509.Certificate) -> str:
     """Return the ``x5t#S256`` of ``certificate``: RFC 7515 section 4.1.8, RFC 8705 section 3.1."""
-    digest = sha256(certificate.public_bytes(Encoding.DER)).digest()
-    return urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return urlsafe_b64encode(certificate.fingerprint(hashes.SHA256())).decode()
 
 
 def thumbprint_of_x5c(x5c: object, public_key: object) -> str | None:
@@ -48,8 +45,8 @@ def thumbprint_of_x5c(x5c: object, public_key: object) -> str | None:
         return None
 
 
-def find_date_fault(certificate: x509.Certificate, now: datetime) -> Fault | None:
-    """Return what is wrong with the dates of ``certificate``."""
+def find_date_fault(certificate: x509.Certificate, now: datetime) -> str | None:
+    """Return what is wrong with the dates of ``certificate``, for the log."""
     if now > certificate.not_valid_after_utc:
         return "it has expired"
     return "it is not valid yet" if now < certificate.not_valid_before_utc else None
@@ -114,8 +111,8 @@ _AUTHORITIES = (
 
 def find_revocation_fault(
     chain: Sequence[x509.Certificate], lists: Sequence[x509.CertificateRevocationList], now: datetime
-) -> Fault | None:
-    """Return whether a certificate of a verified chain is revoked, or may be.
+) -> str | None:
+    """Return why a certificate of a verified chain counts as revoked, for the log.
 
     Each issuer in the chain must have a list that has not expired, as nginx and OpenSSL require.
     """
@@ -152,13 +149,13 @@ def check_subject_dn(text: str) -> str:
 def has_subject(certificate: x509.Certificate, subject_dn: str) -> bool:
     """Return whether the subject of ``certificate`` is ``subject_dn``.
 
-    Names are compared, not their text: case, and how many blanks there are, does not count (RFC 4517 section 4.2.11).
+    Case and repeated blanks do not count (RFC 4517 section 4.2.11).
     """
     wanted = _parse_dn(subject_dn)
     try:
         return _comparable(certificate.subject) == wanted
     except ValueError:
-        # The subject is parsed only now, and anybody can write one that is none.
+        # The library parses the subject only now, and a caller can send a malformed one.
         return False
 
 
@@ -187,7 +184,7 @@ def _is_address(text: str) -> bool:
 _Alternative = tuple[type[Any], Callable[[str], bool], Callable[[str], object], str]
 ALTERNATIVES: Mapping[str, _Alternative] = {
     "dns": (x509.DNSName, lambda text: bool(_HOST.fullmatch(text)), str.lower, "a host name without wildcard"),
-    "uri": (x509.UniformResourceIdentifier, lambda text: bool(_URI.fullmatch(text)), str, "a URI"),
+    "uri": (x509.UniformResourceIdentifier, is_absolute_uri, str, "an absolute URI"),
     "ip": (x509.IPAddress, _is_address, ipaddress.ip_address, "an IP address"),
     "email": (x509.RFC822Name, lambda text: bool(_EMAIL.fullmatch(text)), _same_email, "an email address"),
 }
@@ -218,5 +215,5 @@ def _alternatives(certificate: x509.Certificate, kind: type[Any]) -> Iterator[ob
     except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
         return
     values: Any = names.get_values_for_type(kind)
-    # A network is no address, and stands in name constraints only.
+    # Skip networks: they belong into name constraints.
     yield from (value for value in values if kind is not x509.IPAddress or _is_address(str(value)))

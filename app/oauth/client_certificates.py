@@ -61,7 +61,7 @@ class ClientCertificates:
         :raises InvalidRequest: it is from somebody else.
         """
         if self.header in environ and not is_trusted(peer_of(environ), self._trusted_proxies):
-            raise InvalidRequest(RefusalReason.CERTIFICATE_FROM_STRANGER)
+            raise InvalidRequest(RefusalReason.CERTIFICATE_FROM_UNTRUSTED_PEER)
 
     def read(self, environ: dict[str, Any]) -> ClientCertificate | None:
         """Return the caller's certificate; ``None`` if it has none.

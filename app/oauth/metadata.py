@@ -29,8 +29,9 @@ def describe_server(settings: Settings) -> Metadata:
     for endpoint in ENDPOINTS:
         metadata |= endpoint.metadata(settings)
     for constraint in SENDER_CONSTRAINTS:
-        metadata |= constraint.metadata(settings, metadata)
-    usable = [method for method in METHODS if all(getattr(settings, name) for name in method.requires)]
+        if not settings.missing(constraint.requires):
+            metadata |= constraint.metadata(settings, metadata)
+    usable = [method for method in METHODS if not settings.missing(method.requires)]
     methods = [method.name for method in usable if method.name in REGISTERED_METHODS]
     algs = list(dict.fromkeys(alg for method in usable for alg in method.signing_algs))
     authenticated = [endpoint.authenticates for endpoint in ENDPOINTS if endpoint.authenticates]

@@ -213,8 +213,8 @@ class RefusalReason(Reason):
         "The DPoP proof was used before: a request was repeated, or a proof was stolen.",
         "Sign a new one for each request, for a retry too.",
     )
-    CERTIFICATE_FROM_STRANGER = (
-        "certificate_from_stranger",
+    CERTIFICATE_FROM_UNTRUSTED_PEER = (
+        "certificate_from_untrusted_peer",
         "The request had the header for client certificates, and did not come from a trusted proxy.",
         "If it came through your proxy, name it in TOKENHOUSE_TRUSTED_PROXIES. Else it may be an attack.",
     )
@@ -238,8 +238,8 @@ class RefusalReason(Reason):
         "The certificate of client {client} is not valid: `detail` says why.",
         "Renew it, have the proxy send the intermediate certificates too, or complete TOKENHOUSE_MTLS_TRUST_ANCHORS.",
     )
-    CERTIFICATE_OF_ANOTHER = (
-        "certificate_of_another",
+    CERTIFICATE_NAME_MISMATCH = (
+        "certificate_name_mismatch",
         "The certificate is valid, but has not the name that client {client} has registered.",
         "`flask clients show {client}` shows the name; `openssl x509 -noout -subject -ext subjectAltName` the others.",
     )

@@ -162,7 +162,7 @@ def test_clients_whose_certificates_expire_are_found(harness: Harness) -> None:
 
 def test_a_client_without_certificates_has_none_to_show(harness: Harness) -> None:
     harness.register("a")
-    told = "has no certificates of its own: they are for self_signed_tls_client_auth with --tls-cert-file"
+    told = "has no registered certificates: only self_signed_tls_client_auth with --tls-cert-file has some"
     assert refusal(harness.run("clients", "certificates", "a")) == f"a {told}"
     added = harness.run("clients", "certificates-add", "a", "-", stdin=client_certificate("x").pem)
     assert refusal(added) == f"the client {told}"

@@ -22,7 +22,7 @@ class Request:
     assertion_facts: dict[str, str] = field(default_factory=dict)
     method: str = "POST"
     environ: dict[str, Any] = field(default_factory=dict)
-    authentication: Authentication | None = None
+    authentication: Authentication = None  # type: ignore[assignment]  # As before authentication.
     response_headers: list[tuple[str, str]] = field(default_factory=list)
 
     @property

@@ -1,15 +1,15 @@
 """A client that authenticates with its certificate over mutual TLS: RFC 8705 section 2.
 
-``tls_client_auth``: an authority that the settings name has certified a name that the client has registered.
-``self_signed_tls_client_auth``: the certificate itself is registered. A request does not say which of the two it uses,
-so one of them answers for both: the client's registration decides.
+``tls_client_auth``: a trusted authority has certified a name that the client has registered.
+``self_signed_tls_client_auth``: the client has registered the certificate itself. A request does not say which of the
+two it uses: one class authenticates both, by what the client has registered.
 
-Both checks are made for every request, whether the client exists or not, and one sentence refuses them all.
+Every request passes both checks, whether the client exists or not, and one sentence refuses them all.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from app.clients.authentication import refusal_reason
 from app.clients.jwks_cache import check_jwks_uri
@@ -27,6 +27,7 @@ from app.crypto.certificates import (
 from app.crypto.key_set import check_jwks
 from app.errors import InvalidClient, ManagementError, StartError
 from app.http.forms import require_parameter
+from app.oauth.client_auth.assertions import Fault
 from app.oauth.client_auth.dependencies import ClientAuthDependencies
 from app.oauth.client_certificates import ClientCertificate
 from app.reasons import RefusalReason
@@ -43,11 +44,6 @@ _CREDENTIALS = {"client_secret", "client_assertion", "client_assertion_type"}
 _DUMMY_DN = "CN=nobody,O=nobody,C=ZZ"
 _DUMMY_NAMES = {"dns": "nobody.invalid", "uri": "nobody:nobody", "ip": "192.0.2.0", "email": "nobody@nobody.invalid"}
 _DUMMY_FIELDS = json.dumps({SUBJECT_DN: _DUMMY_DN, CERTIFICATES: [{"x5t#S256": "x" * 43}]})
-
-
-class _Fault(NamedTuple):
-    reason: RefusalReason
-    detail: str | None = None
 
 
 class _Tls:
@@ -91,41 +87,41 @@ class _Tls:
             raise lookup.refusal(reason, row.client_id, fault.detail if fault and reason == fault.reason else None)
         return self._dependencies.clients.accept(lookup, row, method, request.source_address)
 
-    def _find_name_fault(self, presented: ClientCertificate, fields: Mapping[str, Any]) -> _Fault | None:
+    def _find_name_fault(self, presented: ClientCertificate, fields: Mapping[str, Any]) -> Fault | None:
         """Verify the chain, and compare the registered name."""
         now = self._dependencies.clock()
         try:
             trusted = self._dependencies.trust_anchors.load()
         except StartError:
             trusted = None
-        # All comparisons, whatever is registered: the time must not tell.
+        # Compare every kind of name for every client, so that the time reveals nothing.
         is_named = has_subject(presented.certificate, fields.get(SUBJECT_DN, _DUMMY_DN)) and SUBJECT_DN in fields
         for name, kind in ALTERNATIVE_NAMES.items():
             has_name = has_alternative(presented.certificate, kind, fields.get(name, _DUMMY_NAMES[kind]))
             is_named |= has_name and name in fields
         if trusted is None:
-            return _Fault(RefusalReason.NO_TRUST_ANCHORS)
+            return Fault(RefusalReason.NO_TRUST_ANCHORS)
         try:
             chain = verify_chain(presented.certificate, presented.intermediates, trusted.anchors, now)
         except ValueError as error:
-            return _Fault(RefusalReason.CERTIFICATE_UNTRUSTED, str(error))
+            return Fault(RefusalReason.CERTIFICATE_UNTRUSTED, str(error))
         if trusted.lists is not None and (revoked := find_revocation_fault(chain, trusted.lists, now)):
-            return _Fault(RefusalReason.CERTIFICATE_UNTRUSTED, revoked)
-        return None if is_named else _Fault(RefusalReason.CERTIFICATE_OF_ANOTHER)
+            return Fault(RefusalReason.CERTIFICATE_UNTRUSTED, revoked)
+        return None if is_named else Fault(RefusalReason.CERTIFICATE_NAME_MISMATCH)
 
     def _find_registration_fault(
         self, presented: ClientCertificate, fields: Mapping[str, Any], row: Any
-    ) -> _Fault | None:
+    ) -> Fault | None:
         """Compare the certificate with those that are registered or published."""
         keys = json.loads(row.published_jwks) if row.published_jwks else fields.get("jwks", {"keys": ()})
         known = {one.get("x5t#S256") for one in (*fields.get(CERTIFICATES, ()), *keys["keys"])}
         if presented.thumbprint not in known:
-            if row.published_jwks and "jwks_uri" in fields:
+            if row.published_jwks and row.token_endpoint_auth_method == SelfSignedTlsClientAuth.name:
                 # It may be newer than the cached set. This request does not wait for a fetch.
                 self._dependencies.jwks_cache.request_refresh(row.client_id)
-            return _Fault(RefusalReason.CERTIFICATE_UNKNOWN, f"its x5t#S256 is {presented.thumbprint}")
+            return Fault(RefusalReason.CERTIFICATE_UNKNOWN, f"its x5t#S256 is {presented.thumbprint}")
         if outdated := find_date_fault(presented.certificate, self._dependencies.clock()):
-            return _Fault(RefusalReason.CERTIFICATE_UNTRUSTED, outdated)
+            return Fault(RefusalReason.CERTIFICATE_UNTRUSTED, outdated)
         return None
 
 

@@ -11,12 +11,13 @@ import hashlib
 import hmac
 import math
 import re
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 from urllib.parse import urljoin, urlsplit
+
+from joserfc.util import urlsafe_b64encode
 
 from app.config.settings import Settings
 from app.config.values import IdentifiedKey
@@ -65,6 +66,7 @@ class Dpop:
     client_metadata = "dpop_bound_access_tokens"
     option = "require-dpop"
     option_help = "Refuse its token requests without a DPoP proof."
+    requires: tuple[str, ...] = ()
     header = "HTTP_DPOP"
 
     def __init__(self, services: OAuthServices) -> None:
@@ -208,7 +210,7 @@ class Nonces:
     def create(self, now: int) -> str:
         """Return a nonce of this second."""
         time = now.to_bytes(_TIME_BYTES)
-        return urlsafe_b64encode(time + _mac(self._keys[0], time)).rstrip(b"=").decode()
+        return urlsafe_b64encode(time + _mac(self._keys[0], time)).decode()
 
     def issued_at(self, unverified_nonce: str) -> int | None:
         """Return when a nonce was made, in seconds since 1970; ``None`` if it was not made here."""

@@ -18,6 +18,7 @@ class Mtls:
     name = "mtls"
     client_metadata = "tls_client_certificate_bound_access_tokens"
     option = "bind-certificate"
+    requires: tuple[str, ...] = ("trusted_proxies",)
     option_help = "Bind its tokens to its TLS certificate, and refuse its token requests without one."
 
     def __init__(self, services: OAuthServices) -> None:
@@ -27,9 +28,6 @@ class Mtls:
     @staticmethod
     def metadata(settings: Settings, endpoints: Metadata) -> Metadata:
         """Return the members of the server's metadata (sections 3.3 and 5)."""
-        if not settings.trusted_proxies:
-            # No certificate can come.
-            return {}
         base = settings.mtls_url
         aliases = {
             name: f"{base}{url.removeprefix(settings.issuer)}"
@@ -44,8 +42,6 @@ class Mtls:
         :raises InvalidRequest: the request has no certificate, or it cannot be parsed.
         """
         authentication = request.authentication
-        if authentication is None:
-            return {}
         is_by_certificate = authentication.method in {TlsClientAuth.name, SelfSignedTlsClientAuth.name}
         if not is_by_certificate and self.name not in authentication.client.sender_constraints:
             return {}

@@ -166,7 +166,7 @@ def test_a_registration_waits_for_another_machines_and_not_for_ever(
     ):
         other.execute(f"SELECT pg_advisory_xact_lock({repository._REGISTRATION_LOCK})")  # type: ignore[arg-type]  # noqa: SLF001
         monkeypatch.setattr(repository, "LOCK_SECONDS", 0)
-        with pytest.raises(ManagementError, match="others have been registering clients for 0 s: try again"):
+        with pytest.raises(ManagementError, match="other registrations have held the lock for 0 s: try again"):
             harness.register("a")
         monkeypatch.setattr(repository, "LOCK_SECONDS", 30)
         ended = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: other.rollback())

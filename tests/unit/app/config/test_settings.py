@@ -536,12 +536,27 @@ def test_the_header_of_a_certificate_and_its_format_are_checked(checkout: Path) 
     for wrong in ("Client_Cert", "Client Cert", "Client-Cert:", "x" * 65, "Clïent"):
         assert refusal(checkout, MTLS_HEADER=wrong) == rule
     assert refusal(checkout, MTLS_FORMAT="pem") == "TOKENHOUSE_MTLS_FORMAT must be 'rfc9440', 'xfcc' or 'nginx'"
-    assert load(checkout, MTLS_CRLS="a.pem, /b.crl").mtls_crls == (PROJECT_FOLDER / "a.pem", Path("/b.crl"))
+    behind_a_proxy = {"TRUSTED_PROXIES": "10.0.0.1"}
+    with_anchors = {**behind_a_proxy, "MTLS_TRUST_ANCHORS": "ca.pem"}
+    assert load(checkout, MTLS_CRLS="a.pem, /b.crl", **with_anchors).mtls_crls == (
+        PROJECT_FOLDER / "a.pem",
+        Path("/b.crl"),
+    )
     for wrong in (",", "a,,b"):
         assert refusal(checkout, MTLS_CRLS=wrong) == "TOKENHOUSE_MTLS_CRLS must be comma-separated paths of files"
-    assert load(checkout, MTLS_URL="https://mtls.example.com").mtls_url == "https://mtls.example.com"
+    assert load(checkout, MTLS_URL="https://mtls.example.com", **behind_a_proxy).mtls_url == "https://mtls.example.com"
     told = refusal(checkout, MTLS_URL="https://mtls.example.com/")
     assert told == ISSUER_RULE.replace("TOKENHOUSE_ISSUER", "TOKENHOUSE_MTLS_URL")
+
+
+def test_a_setting_for_certificates_that_would_do_nothing_stops_the_start(checkout: Path) -> None:
+    told = refusal(checkout, MTLS_CRLS="ca.crl", TRUSTED_PROXIES="10.0.0.1")
+    assert told == "TOKENHOUSE_MTLS_CRLS needs TOKENHOUSE_MTLS_TRUST_ANCHORS, whose authorities sign the lists"
+    for setting in ({"MTLS_TRUST_ANCHORS": "ca.pem"}, {"MTLS_URL": "https://mtls.example.com"}):
+        assert refusal(checkout, **setting) == (
+            "TOKENHOUSE_MTLS_TRUST_ANCHORS and TOKENHOUSE_MTLS_URL need TOKENHOUSE_TRUSTED_PROXIES: only a trusted "
+            "proxy may forward a certificate"
+        )
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("0", 0), ("90s", 90), ("1h", 3600)])

@@ -167,7 +167,7 @@ def test_from_anybody_but_a_trusted_proxy_the_header_is_refused(trusted: str, pe
     for headers in (rfc9440(own()), {"Client-Cert": ""}, {"Client-Cert": "x"}):
         with pytest.raises(InvalidRequest) as caught:
             certificates.require_trusted(environ(headers, peer))
-        assert caught.value.reason == "certificate_from_stranger"
+        assert caught.value.reason == "certificate_from_untrusted_peer"
     certificates.require_trusted(environ({}, peer))
 
 
