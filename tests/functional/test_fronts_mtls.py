@@ -20,6 +20,7 @@ SETTINGS = {
     "haproxy": {},
     "envoy": {"TOKENHOUSE_MTLS_FORMAT": "xfcc", "TOKENHOUSE_MTLS_HEADER": "X-Forwarded-Client-Cert"},
 }
+PATH = "/oauth/token"
 TLS, SELF_SIGNED = "tls_client_auth", "self_signed_tls_client_auth"
 
 

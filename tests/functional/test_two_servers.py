@@ -20,7 +20,8 @@ SEEN_SECONDS = 3
 
 @pytest.fixture(scope="module")
 def machines(postgres: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    with two_machines(tmp_path_factory.mktemp("machines"), postgres) as made:  # type: ignore[arg-type]
+    options = {"TOKENHOUSE_DPOP_NONCE_LIFETIME": "5m"}
+    with two_machines(tmp_path_factory.mktemp("machines"), postgres, **options) as made:  # type: ignore[arg-type]
         yield made
 
 
@@ -70,11 +71,14 @@ def test_an_assertion_counts_once_on_both(machines: Machines) -> None:
         assert [first.post_token(assertion).status_code, second.post_token(assertion).status_code] == [200, 401]
 
 
-def test_a_proof_counts_once_on_both(machines: Machines) -> None:
+def test_a_proof_counts_once_on_both_and_each_accepts_the_others_nonces(machines: Machines) -> None:
     keys, client = signer("ES256"), machines.one.create_client()
     for first, second in (machines.both, machines.both[::-1]):
-        headers = {"Authorization": client.basic, "DPoP": sign_proof(keys)}
-        assert [server.post_token(headers=headers).status_code for server in (first, second)] == [200, 400]
+        refused = first.post_token(headers={"Authorization": client.basic, "DPoP": sign_proof(keys)})
+        assert (refused.status_code, refused.json()["error"]) == (400, "use_dpop_nonce")
+        proof = sign_proof(keys, nonce=refused.headers["DPoP-Nonce"])
+        headers = {"Authorization": client.basic, "DPoP": proof}
+        assert [server.post_token(headers=headers).status_code for server in (second, first)] == [200, 400]
 
 
 def test_a_token_that_is_revoked_at_one_machine_is_revoked_at_both(machines: Machines) -> None:

@@ -146,8 +146,7 @@ def test_of_several_proxies_the_nearest_one_counts() -> None:
 def test_a_subject_cannot_bring_another_certificate(name: str) -> None:
     """Who makes a certificate for itself chooses its subject, which Envoy puts into the header too."""
     crafted = client_certificate(subject((NameOID.ORGANIZATIONAL_UNIT_NAME, name.replace("{other}", "x"))))
-    header = xfcc(crafted)["Client-Cert"].replace("x", "x", 1)
-    assert thumbprints("xfcc", {"Client-Cert": header}) == [crafted.thumbprint]
+    assert thumbprints("xfcc", xfcc(crafted)) == [crafted.thumbprint]
     # The same with a whole certificate in it, which is too long for a real subject.
     text = name.replace("{other}", quote(other().pem, safe="")).replace("\\", "\\\\").replace('"', '\\"')
     long = f'Hash=h;Cert="{quote(own().pem, safe="")}";Subject="{text}"'
