@@ -231,7 +231,7 @@ class Authenticator(Protocol):
 
 
 class SenderConstraint(Protocol):
-    """What binds tokens to their caller. CONTRIBUTING.md shows how to add one."""
+    """A way to bind tokens to a key of the client. CONTRIBUTING.md shows how to add one."""
 
     name: str
     """Its name in :attr:`Client.sender_constraints`."""
@@ -261,9 +261,9 @@ class SenderConstraint(Protocol):
     def confirm(self, request: TokenRequest) -> dict[str, str]:
         """Return members of the token's ``cnf`` claim (RFC 7800), empty if this token needs none.
 
-        Called if the request has :attr:`header`, or its client's tokens must be bound.
+        Called if the request has :attr:`header`, or the client's tokens must be bound.
 
-        :raises OAuthError: the caller has not proven what the token is to be bound to.
+        :raises OAuthError: the proof or certificate is missing or invalid.
         """
         ...
 

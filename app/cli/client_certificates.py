@@ -27,9 +27,9 @@ _COLUMNS = ("fingerprint", "subject", "not_before", "not_after", "state")
 
 
 def tls_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options for what a client that authenticates by mutual TLS registers."""
+    """Add the options for clients that authenticate with a certificate."""
     command = click.option(
-        "--tls-cert-file", metavar="FILE|-", help="Its own certificates in PEM, for self_signed_tls_client_auth."
+        "--tls-cert-file", metavar="FILE|-", help="Its certificates in PEM, for self_signed_tls_client_auth."
     )(command)
     for name in reversed(NAMES):
         command = click.option(_OPTIONS[name], name, help=_HELP[name])(command)

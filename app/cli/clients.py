@@ -125,7 +125,7 @@ def create_client(name: str, generate_key: str | None, *, as_json: bool, **optio
 @click.option("--wasteful", is_flag=True, help="Only clients that get far more tokens than their lifetime requires.")
 @click.option("--unused-for", type=Duration(), help="Only clients that were unused for this long.")
 @click.option("--secrets-older-than", type=Duration(), help="Only clients with a valid secret of this age.")
-@click.option("--expiring-in", type=Duration(), help="Only clients with a secret or certificate that expires so soon.")
+@click.option("--expiring-in", type=Duration(), help="Only clients with a secret or certificate that expires by then.")
 @json_option
 def list_clients(limit: int | None, labels: Sequence[str], state: str | None, *, as_json: bool, **filters: Any) -> None:
     """List clients that pass all filters, oldest first."""

@@ -147,19 +147,19 @@ class Settings(BaseModel):
     """How long a nonce for DPoP proofs is valid; 0: proofs need none."""
 
     mtls_header: Annotated[str, BeforeValidator(parse_header_name)] = "Client-Cert"
-    """The header in which a trusted proxy hands on the certificate of the caller."""
+    """The header in which a trusted proxy forwards the client's certificate."""
 
     mtls_format: Literal["rfc9440", "xfcc", "nginx"] = "rfc9440"
     """The format of that header: RFC 9440, Envoy's ``x-forwarded-client-cert``, or nginx's escaped PEM."""
 
     mtls_trust_anchors: Annotated[Path | None, BeforeValidator(parse_path)] = None
-    """Certificates in PEM of the authorities that ``tls_client_auth`` trusts."""
+    """File with the certificates of the authorities that ``tls_client_auth`` trusts, in PEM."""
 
     mtls_crls: Annotated[tuple[Path, ...], BeforeValidator(parse_paths)] = ()
-    """Their revocation lists (CRL); if some are set, each issuer needs one that has not expired."""
+    """Files with their revocation lists (CRL). If set, each issuer in a chain needs a list that has not expired."""
 
     mtls_url: Annotated[str | None, BeforeValidator(parse_base_url)] = None
-    """The base URL of the endpoints where the proxy asks for a certificate; unset: that of the issuer."""
+    """Base URL of the endpoints where the proxy requests a certificate; unset: the issuer."""
 
     trusted_proxies: Annotated[TrustedProxies, BeforeValidator(parse_trusted_proxies)] = ()
     """The proxies whose forwarded addresses and request ids are used; matched against the TCP peer."""

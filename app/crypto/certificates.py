@@ -25,7 +25,7 @@ _ATTRIBUTES = {
     "SN": NameOID.SURNAME,
     "TITLE": NameOID.TITLE,
 }
-"""Attribute types that people write in a DN, besides those of RFC 4514 section 3. Others are written as OIDs."""
+"""Names of attribute types in a DN besides those of RFC 4514 section 3. Other types are written as OIDs."""
 _TYPE = re.compile(r"(?<![^,+])\s*([A-Za-z]+)\s*=")
 _HOST = re.compile(r"(?=.{1,253}\Z)(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}")
 _EMAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")
@@ -57,8 +57,8 @@ def verify_chain(
 ) -> Sequence[x509.Certificate]:
     """Verify a client's certificate: signatures, dates, constraints and usages (RFC 5280 section 6).
 
-    Private authorities leave out much of what browsers require, such as a subject alternative name: what is absent is
-    accepted, what is present must be right.
+    Private authorities omit extensions that browsers require, such as subjectAltName. So extensions may be absent, but
+    those that are present must be valid.
 
     :returns: the chain: the certificate first, a trust anchor last.
     :raises ValueError: what is wrong.

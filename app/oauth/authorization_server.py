@@ -132,7 +132,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         self._learn_parameters()
 
     def register_sender_constraint(self, constraint: SenderConstraint) -> None:
-        """Register what tokens can be bound to. Authlib has no such hook."""
+        """Register a sender constraint, for which Authlib has no hook."""
         self._sender_constraints.append(constraint)
 
     def register_token_generator(self, grant_type: str, func: Callable[..., AccessToken]) -> None:  # type: ignore[override]
@@ -207,7 +207,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
     def create_oauth2_request(self, request: Request, endpoint: str = TOKEN) -> StrictRequest:
         """Parse ``request`` strictly.
 
-        :raises InvalidRequest: it is not one complete form with each parameter once, or has a stranger's certificate.
+        :raises InvalidRequest: it is not one complete form with each parameter once, or its certificate is not trusted.
         """
         if self.certificates.header in request.environ:
             self.certificates.require_trusted(request.environ)
@@ -261,7 +261,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
     def confirm_sender(self, request: Any) -> dict[str, str]:
         """Return what the token of ``request`` is bound to: its ``cnf`` (RFC 7800), empty for a bearer token.
 
-        :raises OAuthError: the client has not proven what its token must be bound to.
+        :raises OAuthError: a proof or certificate is missing or invalid.
         """
         confirmation: dict[str, str] = {}
         required: Sequence[str] = request.client.sender_constraints

@@ -1,8 +1,8 @@
-"""The caller's certificate, as the proxy that ends TLS hands it on in a header.
+"""Reads the client's certificate from the header in which the proxy that terminates TLS forwards it.
 
-The header is that of RFC 9440, Envoy's ``x-forwarded-client-cert``, or nginx's escaped PEM: the settings say which, it
-is never guessed. Only a trusted proxy is believed; from anybody else the header is refused, since whoever may write it
-could be anybody. Whether a certificate is good is left to ``client_auth.tls`` and ``sender_constraints.mtls``.
+The format is that of RFC 9440, Envoy's ``x-forwarded-client-cert``, or nginx's escaped PEM: the settings name it, it is
+never guessed. The header of an untrusted peer is refused, because its sender could claim any certificate. Verifying the
+certificate is left to ``client_auth.tls``.
 """
 
 import re
@@ -30,9 +30,9 @@ _PAIR = re.compile(r'([A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^";,]*)(?:([;,])|\Z)')
 
 
 class ClientCertificate(NamedTuple):
-    """A certificate whose private key the caller has proven to the proxy. Nothing else is known of it.
+    """A certificate whose private key the client has proven to the proxy. Nothing else about it is verified.
 
-    :ivar intermediates: other certificates that came with it.
+    :ivar intermediates: the other certificates that the client sent.
     """
 
     certificate: x509.Certificate
@@ -56,17 +56,17 @@ class ClientCertificates:
         self._read = _FORMATS[settings.mtls_format]
 
     def require_trusted(self, environ: Mapping[str, Any]) -> None:
-        """Refuse the header from anybody but a trusted proxy.
+        """Refuse the header of a peer that is not a trusted proxy.
 
-        :raises InvalidRequest: it is from somebody else.
+        :raises InvalidRequest: the peer is not trusted.
         """
         if self.header in environ and not is_trusted(peer_of(environ), self._trusted_proxies):
             raise InvalidRequest(RefusalReason.CERTIFICATE_FROM_UNTRUSTED_PEER)
 
     def read(self, environ: dict[str, Any]) -> ClientCertificate | None:
-        """Return the caller's certificate; ``None`` if it has none.
+        """Return the client's certificate; ``None`` if the client sent none.
 
-        :param environ: of a request that :meth:`require_trusted` has passed.
+        :param environ: the environment of a request that passed :meth:`require_trusted`.
         :raises InvalidRequest: the header is not in the format of the settings.
         """
         if not environ.get(self.header):
@@ -94,9 +94,9 @@ def _read_nginx(value: str, chain: str) -> Sequence[x509.Certificate]:  # noqa: 
 
 
 def _read_xfcc(value: str, chain: str) -> Sequence[x509.Certificate]:  # noqa: ARG001 - It is in the value.
-    """Envoy's header: of several elements the last one, which the nearest proxy has added.
+    """Envoy's header. If it has several elements, read the last one, which the nearest proxy added.
 
-    A caller chooses the ``Subject`` in it, so quotes are parsed as Envoy writes them.
+    Parse quotes as Envoy writes them, because the client chooses the ``Subject``.
     """
     members: dict[str, str] = {}
     place = 0
@@ -114,7 +114,7 @@ def _read_xfcc(value: str, chain: str) -> Sequence[x509.Certificate]:  # noqa: A
 def _load_escaped(pem: str) -> Sequence[x509.Certificate]:
     unescaped = unquote(pem)
     if not _PEM.fullmatch(unescaped):
-        raise ValueError("something else than certificates in PEM")
+        raise ValueError("not certificates in PEM")
     return x509.load_pem_x509_certificates(unescaped.encode())
 
 

@@ -190,23 +190,23 @@ class RefusalReason(Reason):
     )
     PROOF_INVALID = (
         "proof_invalid",
-        "The DPoP proof is not what it must be: `detail` says what is wrong.",
+        "The DPoP proof is invalid: `detail` says why.",
         "docs/sender-constraints.md says what a DPoP proof must contain.",
     )
     PROOF_OTHER_REQUEST = (
         "proof_other_request",
-        "The DPoP proof is for another method or URL: `detail` says which of the two.",
+        "The DPoP proof is for another method or URL: `detail` says which differs.",
         "Have the caller use the token endpoint of the metadata, whose origin is TOKENHOUSE_ISSUER.",
     )
     PROOF_STALE = (
         "proof_stale",
-        "The DPoP proof is too old, or was made in the future: `detail` says which.",
-        "Check the caller's clock. With TOKENHOUSE_DPOP_NONCE_LIFETIME clocks do not matter.",
+        "The iat of the DPoP proof is too old or in the future: `detail` says which.",
+        "Check the caller's clock, or set TOKENHOUSE_DPOP_NONCE_LIFETIME: nonces make its clock irrelevant.",
     )
     PROOF_NONCE = (
         "proof_nonce",
-        "The DPoP proof had no nonce that is valid now. Callers then send the request again, with the one they got.",
-        "Nothing, unless it happens with each request: then the caller ignores the DPoP-Nonce header.",
+        "The DPoP proof had no valid nonce. The response had one, and the caller should retry with it.",
+        "None is needed, unless every request fails: then the caller ignores the DPoP-Nonce header.",
     )
     PROOF_REPLAYED = (
         "proof_replayed",
@@ -215,8 +215,8 @@ class RefusalReason(Reason):
     )
     CERTIFICATE_FROM_UNTRUSTED_PEER = (
         "certificate_from_untrusted_peer",
-        "The request had the header for client certificates, and did not come from a trusted proxy.",
-        "If it came through your proxy, name it in TOKENHOUSE_TRUSTED_PROXIES. Else it may be an attack.",
+        "The request had the header for client certificates, but its peer is not a trusted proxy.",
+        "If the peer is your proxy, add it to TOKENHOUSE_TRUSTED_PROXIES. Otherwise this may be an attack.",
     )
     CERTIFICATE_MALFORMED = (
         "certificate_malformed",
@@ -226,26 +226,26 @@ class RefusalReason(Reason):
     CERTIFICATE_MISSING = (
         "certificate_missing",
         "Tokens of client {client} are bound to its certificate, and the request had none.",
-        "docs/sender-constraints.md shows how; `flask clients update {client} --no-bind-certificate` ends that.",
+        "Check the proxy (docs/sender-constraints.md), or `flask clients update {client} --no-bind-certificate`.",
     )
     NO_TRUST_ANCHORS = (
         "no_trust_anchors",
-        "Client {client} sent a certificate, and no authority is trusted.",
+        "Client {client} sent a certificate, but no authority is trusted.",
         "TOKENHOUSE_MTLS_TRUST_ANCHORS names the file with the authorities' certificates.",
     )
     CERTIFICATE_UNTRUSTED = (
         "certificate_untrusted",
         "The certificate of client {client} is not valid: `detail` says why.",
-        "Renew it, have the proxy send the intermediate certificates too, or complete TOKENHOUSE_MTLS_TRUST_ANCHORS.",
+        "Renew it, or add its authority or intermediate certificates to TOKENHOUSE_MTLS_TRUST_ANCHORS.",
     )
     CERTIFICATE_NAME_MISMATCH = (
         "certificate_name_mismatch",
-        "The certificate is valid, but has not the name that client {client} has registered.",
-        "`flask clients show {client}` shows the name; `openssl x509 -noout -subject -ext subjectAltName` the others.",
+        "The certificate is valid, but does not have the name that client {client} has registered.",
+        "Compare `flask clients show {client}` with `openssl x509 -noout -subject -ext subjectAltName`.",
     )
     CERTIFICATE_UNKNOWN = (
         "certificate_unknown",
-        "The certificate is none that client {client} has registered: `detail` has its thumbprint.",
+        "Client {client} has not registered this certificate: `detail` has its thumbprint.",
         "`flask clients certificates {client}` shows all; `certificates-add {client} FILE` adds another.",
     )
     MISSING_PARAMETER = "missing_parameter", "A required parameter is missing.", _PARAMETERS

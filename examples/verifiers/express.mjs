@@ -1,5 +1,5 @@
-// An API in Express that accepts sender-constrained tokens, with TLS of its own. jose verifies tokens and proofs; RFC 9449
-// section 4.3 and RFC 8705 section 3 are what is checked by hand.
+// An API in Express that accepts sender-constrained tokens, and terminates TLS itself. jose verifies signatures and claims;
+// this program checks RFC 9449 section 4.3 and RFC 8705 section 3.
 
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
@@ -26,7 +26,7 @@ async function verifyToken(req) {
   const [, scheme, token] = /^(\S+) (\S+)$/.exec(req.headers.authorization ?? '') ?? []
   const options = { issuer: ISSUER, audience: AUDIENCE, typ: 'at+jwt', algorithms: ALGORITHMS, clockTolerance: 60 }
   const { payload: claims } = await jwtVerify(token ?? '', keys, options)
-  // Each member of cnf must be checked: one that is not known here cannot be.
+  // Refuse members of cnf that this program cannot check.
   const { jkt, 'x5t#S256': x5t, ...unknown } = claims.cnf ?? {}
   demand(Object.keys(unknown).length === 0, 'cnf has members that are not known here')
   demand(scheme.toLowerCase() === (jkt ? 'dpop' : 'bearer'), 'the token is presented in another way')
@@ -39,7 +39,7 @@ async function verifyToken(req) {
 async function verifyProof(req, token) {
   const options = { typ: 'dpop+jwt', algorithms: ALGORITHMS, maxTokenAge: PROOF_SECONDS, clockTolerance: 60 }
   const { payload: proof, protectedHeader } = await jwtVerify(req.headers.dpop ?? '', EmbeddedJWK, options)
-  // As callers write it: the URL is never taken from a Host header.
+  // API_URL is the URL that clients use. Never take it from the Host header.
   demand(proof.htm === req.method && proof.htu?.split(/[?#]/)[0] === API_URL + req.path, 'the proof is for another request')
   demand(proof.ath === digest(token), 'the proof is for another token')
   const thumbprint = await calculateJwkThumbprint(protectedHeader.jwk)
@@ -47,7 +47,7 @@ async function verifyProof(req, token) {
   return thumbprint
 }
 
-// Of several processes each sees its own: share this, in Redis with SET NX EX.
+// Each process has its own memory. If there are several, share it: Redis has SET NX EX.
 function useOnce(id) {
   const now = performance.now()
   for (const [old, end] of used) if (end < now) used.delete(old)

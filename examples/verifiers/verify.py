@@ -1,8 +1,7 @@
-"""Checks access tokens for an API: signature and audience, and that whoever presents a bound token may (its ``cnf``).
+"""Verifies access tokens for an API, including the key or certificate that a token is bound to.
 
-Beside an API in Flask, ``require_token`` is the decorator. Before an API in anything else, nginx and Envoy ask
-``/verify`` (nginx.conf, envoy.yaml). PyJWT verifies; RFC 9449 section 4.3 and RFC 8705 section 3 are what is checked by
-hand.
+An API in Flask uses the decorator ``require_token``. For other APIs, nginx and Envoy call ``/verify`` (nginx.conf,
+envoy.yaml). PyJWT verifies signatures and claims; this program checks RFC 9449 section 4.3 and RFC 8705 section 3.
 """
 
 import base64
@@ -24,7 +23,7 @@ from flask import Flask, Response, g, request
 
 ISSUER = os.environ["ISSUER"]
 AUDIENCE = os.environ.get("AUDIENCE", ISSUER)
-API_URL = os.environ["API_URL"].rstrip("/")  # As callers write it: scheme, host, port. Never taken from a request.
+API_URL = os.environ["API_URL"].rstrip("/")  # The URL that clients use. Never take it from a request.
 ALGORITHMS = ["RS256", "PS256", "ES256", "EdDSA"]
 PROOF_SECONDS = 120
 
@@ -33,7 +32,7 @@ app = Flask(__name__)
 
 
 class Refused(Exception):
-    """What the caller is told: a scheme and an error of RFC 6750 section 3.1 or RFC 9449 section 7.1."""
+    """A refusal, with the challenge of RFC 6750 section 3.1 or RFC 9449 section 7.1."""
 
     def __init__(self, error: str = "invalid_token", scheme: str = "Bearer") -> None:
         super().__init__(error)
@@ -58,7 +57,7 @@ def verify_token(method: str, url: str) -> dict[str, Any]:
         raise Refused from None
     if typ != "at+jwt":
         raise Refused
-    # Each member of cnf must be checked: one that is not known here cannot be.
+    # Refuse members of cnf that this program cannot check.
     confirmation = dict(claims.get("cnf", {}))
     jkt, x5t = confirmation.pop("jkt", None), confirmation.pop("x5t#S256", None)
     if confirmation or scheme.lower() != ("dpop" if jkt else "bearer"):
@@ -78,7 +77,7 @@ def verify_proof(proof: str, method: str, url: str, token: str) -> str:
         jwk = dict(header["jwk"])
         if header["typ"].lower() != "dpop+jwt" or {"d", "k"} & jwk.keys():
             raise refused
-        # A key of another kind than the algorithm's is refused by the library.
+        # The library refuses a key of another kind than the algorithm's.
         claims = jwt.decode(
             proof, jwt.PyJWK({**jwk, "alg": header["alg"]}), ALGORITHMS,
             options={"require": ["jti", "iat", "htm", "htu", "ath"], "verify_iat": False},
@@ -103,9 +102,9 @@ def thumbprint_of_key(jwk: dict[str, Any]) -> str:
 
 
 def thumbprint_of_caller() -> str:
-    """Of the certificate that the caller has shown to the proxy, empty if none.
+    """Return the thumbprint of the client's certificate; empty if there is none.
 
-    These headers are true only behind a proxy that sets them, and removes a caller's.
+    Trust these headers only behind a proxy that sets them and removes those of the client.
     """
     try:
         if pem := request.headers.get("X-Client-Cert"):  # nginx: $ssl_client_escaped_cert
@@ -121,9 +120,9 @@ _using = threading.Lock()
 
 
 def use_once(proof_id: str) -> bool:
-    """Whether a proof was not used before.
+    """Return whether a proof is new.
 
-    Of several processes each sees its own: share this, in Redis with SET NX EX.
+    Each process has its own memory. If there are several, share it: Redis has SET NX EX.
     """
     now = time.monotonic()
     with _using:
@@ -146,7 +145,7 @@ def encode(raw: bytes) -> str:
 
 
 def require_token(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Let only callers with a good token through; its claims are in ``g.claims``."""
+    """Require a valid token; put its claims into ``g.claims``."""
 
     @wraps(view)
     def guarded(*arguments: Any, **named: Any) -> Any:
@@ -165,6 +164,6 @@ def list_things() -> dict[str, Any]:
 
 @app.route("/verify/<path:path>", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
 def verify(path: str) -> Response:
-    """What a proxy asks before it lets a request through; listen for the proxy alone."""
+    """Verify a request for a proxy. Only the proxy may reach this."""
     claims = verify_token(request.headers.get("X-Method", request.method), f"{API_URL}/{path}")
     return Response(headers={"X-Caller": claims["client_id"]})

@@ -96,6 +96,6 @@ def test_openid_client_and_oauth4webapi_get_bound_tokens_and_an_api_accepts_them
     assert told["stolen"]["code"] == "OAUTH_JWT_CLAIM_COMPARISON_FAILED"
 
 
-def test_requests_oauth2client_accepts_our_idea_of_a_proof() -> None:
+def test_requests_oauth2client_accepts_the_proofs_of_these_tests() -> None:
     """What the tests of this project sign is a proof to others too."""
     assert validate_dpop_proof(sign_proof(signer("ES256")), algs=["ES256"], htm="POST", htu=TOKEN_ENDPOINT)

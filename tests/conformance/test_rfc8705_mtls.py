@@ -200,7 +200,7 @@ def test_9440_2_a_header_in_another_format_is_refused(behind: RunningServer, bou
     assert reason(behind, answer) == "certificate_malformed"
 
 
-def test_9440_4_from_anybody_but_the_proxy_the_header_is_refused_at_each_endpoint(
+def test_9440_4_the_header_of_an_untrusted_peer_is_refused_at_each_endpoint(
     server: RunningServer, certificate: Certified
 ) -> None:
     client = server.create_client(introspects=("*",))
@@ -278,7 +278,7 @@ def test_2_1_2_by_any_kind_of_name(
 NOBODY = subject((NameOID.COUNTRY_NAME, "ZZ"), (NameOID.ORGANIZATION_NAME, "nobody"), (NameOID.COMMON_NAME, "nobody"))
 
 
-def test_2_1_a_name_that_nobody_trusted_certified_is_nobodys(behind: RunningServer, authority: Certified) -> None:
+def test_2_1_a_certificate_of_an_untrusted_authority_is_refused(behind: RunningServer, authority: Certified) -> None:
     client_id = register(behind, TLS, **DN)
     wrong = {
         "self-signed": client_certificate(NAMED),
@@ -348,7 +348,7 @@ def test_2_2_2_a_new_certificate_in_a_published_key_set_is_found(behind: Running
         assert refused_for(behind, by_certificate(behind, client_id, old))[0] == "certificate_unknown"
 
 
-def test_2_whoever_is_refused_learns_nothing(behind: RunningServer, authority: Certified) -> None:
+def test_2_every_refusal_is_the_same(behind: RunningServer, authority: Certified) -> None:
     good = client_certificate(NAMED, authority)
     named, self_signed = register(behind, TLS, **DN), register(behind, SELF_SIGNED, certificates=[registered(good)])
     with_secret, disabled = behind.create_client().client_id, register(behind, TLS, **DN)
@@ -422,7 +422,7 @@ def test_7_4_revoked_certificates_and_new_authorities_are_noticed_without_a_rest
         assert seen(good) == {"it is revoked"}
         crl.write_text("broken")
         assert seen(good) == {"it is revoked"}
-        assert "must hold revocation lists in PEM or DER; what was read before stays in use" in (
+        assert "must hold revocation lists in PEM or DER; the last readable content stays in use" in (
             server.stderr_path.read_text()
         )
         crl.write_text(revocations(authority) + revocations(later))

@@ -119,7 +119,7 @@ def environment(issuer: RunningServer, api_url: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def plain_api() -> Iterator[int]:
-    """An API that knows nothing of tokens: what reaches it was let through."""
+    """An API that checks no tokens: the proxy let each request through that reaches it."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -286,7 +286,7 @@ def test_a_token_that_is_bound_to_a_certificate_needs_it(api: Api, issuer: Runni
     assert api.get(good, "Bearer", other).status_code == 401
     assert api.get(good, "Bearer").status_code == 401
     if api.has_own_tls:
-        # What a caller says of its certificate itself is worth nothing.
+        # Headers of the caller must not count.
         forged = {
             "X-Client-Cert": escaped(own)["Client-Cert"],
             "Client-Cert": rfc9440(own)["Client-Cert"],

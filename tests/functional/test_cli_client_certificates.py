@@ -68,7 +68,9 @@ def test_a_client_has_one_name_which_another_replaces(harness: Harness) -> None:
         ((*SELF_SIGNED, "--tls-cert-file", "/nowhere.pem"), "the certificate file /nowhere.pem cannot be read"),
     ],
 )
-def test_what_is_wrong_is_said_and_nothing_is_made(harness: Harness, words: tuple[str, ...], told: str) -> None:
+def test_invalid_options_are_refused_and_no_client_is_created(
+    harness: Harness, words: tuple[str, ...], told: str
+) -> None:
     assert refusal(harness.run("clients", "create", "A", "--client-id", "a", *words)).startswith(told)
     assert refusal(harness.run("clients", "show", "a")).startswith("there is no client")
 
@@ -186,7 +188,7 @@ def test_a_new_client_gets_a_line_to_try(harness: Harness) -> None:
     )
 
 
-def test_what_cannot_work_with_the_settings_is_said(harness: Harness) -> None:
+def test_missing_settings_are_reported(harness: Harness) -> None:
     harness.register("a")
     changed = harness.run("clients", "update", "a", *TLS, "--tls-san-dns", "a.example")
     assert changed.stderr.endswith(f"Warning: a {NOT_SET}\n")

@@ -1,6 +1,7 @@
-"""Mutual TLS through the fronts of ``deploy/``: real certificates, a real proxy, two servers behind it."""
+"""Mutual TLS through the proxies of ``deploy/``, with real certificates and two servers."""
 
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,6 @@ SETTINGS = {
     "haproxy": {},
     "envoy": {"TOKENHOUSE_MTLS_FORMAT": "xfcc", "TOKENHOUSE_MTLS_HEADER": "X-Forwarded-Client-Cert"},
 }
-PATH = "/oauth/token"
 TLS, SELF_SIGNED = "tls_client_auth", "self_signed_tls_client_auth"
 
 
@@ -124,14 +124,14 @@ def test_a_self_signed_certificate_comes_through_and_is_not_taken_for_a_certifie
 
 
 def forged(certificate: Certified, write: Callable[[Certified], dict[str, str]]) -> dict[str, str]:
-    """Headers of somebody who has no certificate."""
+    """Headers that a caller without the certificate can send."""
     value = write(certificate)["Client-Cert"]
     return dict.fromkeys(("Client-Cert", "X-Forwarded-Client-Cert", "Client-Cert-Chain"), value)
 
 
 @pytest.mark.parametrize("write", [rfc9440, nginx, xfcc])
 def test_a_header_of_the_caller_does_not_arrive(mutual: Mutual, write: Callable[[Certified], dict[str, str]]) -> None:
-    """A certificate is public: whoever knows it could write the header."""
+    """Certificates are public, so any caller could write the header."""
     good = client_certificate("victim", mutual.authority)
     client_id = mutual.register(TLS, tls_client_auth_subject_dn="CN=victim")
     for chain in ((), (client_certificate("thief"),)):
@@ -141,27 +141,16 @@ def test_a_header_of_the_caller_does_not_arrive(mutual: Mutual, write: Callable[
 
 
 def test_the_line_that_a_new_client_is_shown_works(mutual: Mutual) -> None:
-    certificate = client_certificate("curl", mutual.authority)
-    client_id = mutual.register(TLS, tls_client_auth_subject_dn="CN=curl")
+    certificate, server = client_certificate("curl", mutual.authority), mutual.front.servers[0]
+    created = server.flask("clients", "create", "Curl", "--auth-method", TLS, "--tls-subject-dn", "CN=curl")
+    (line,) = [line for line in created.stderr.splitlines() if line.startswith("  curl ")]
     pem, key = mutual.files(certificate)
-    command = [
-        "curl",
-        "--cert",
-        pem,
-        "--key",
-        key,
-        "-d",
-        f"client_id={client_id}",
-        "-d",
-        "grant_type=client_credentials",
-    ]
-    url = f"{mutual.front.url}/oauth/token"
-    done = subprocess.run(
-        [*command, "--silent", "--cacert", str(mutual.front.authority), url],
-        capture_output=True,
-        check=True,
-        timeout=30,
-    )
+    path = "/oauth/token"
+    places = {"client.pem": pem, "client.key": key, f"{server.settings.issuer}{path}": f"{mutual.front.url}{path}"}
+    command = [places.get(word, word) for word in shlex.split(line)]
+    assert set(places.values()) < set(command)
+    trusting = [*command, "--silent", "--cacert", str(mutual.front.authority)]
+    done = subprocess.run(trusting, capture_output=True, check=True, timeout=30)
     assert b'"access_token"' in done.stdout
 
 

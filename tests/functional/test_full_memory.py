@@ -22,7 +22,7 @@ needs_mounts = pytest.mark.skipif(_CAN_MOUNT.returncode != 0, reason="only root 
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Not in /dev/shm, where other tests may have theirs: the server does not see that one."""
+    """A folder outside /dev/shm, because the server has a separate /dev/shm."""
     with tempfile.TemporaryDirectory(prefix="tokenhouse-", dir="/var/tmp") as folder:
         yield Path(folder)
 

@@ -43,7 +43,7 @@ def portable(tmp_path: Path) -> Iterator[RunningServer]:
 
 
 def test_a_server_that_can_issue_tokens_is_alive_and_ready(portable: RunningServer) -> None:
-    """Not the shared one: other tests leave clients there whose key sets cannot be fetched any more."""
+    """Not on the shared server: other tests leave clients there whose key sets cannot be fetched."""
     alive, ready = get(portable, "/livez"), get(portable, "/readyz")
     assert (alive.status_code, alive.content) == (200, b'{"status":"ok"}')
     assert (ready.status_code, ready.json()) == (

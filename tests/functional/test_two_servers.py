@@ -71,7 +71,7 @@ def test_an_assertion_counts_once_on_both(machines: Machines) -> None:
         assert [first.post_token(assertion).status_code, second.post_token(assertion).status_code] == [200, 401]
 
 
-def test_a_proof_counts_once_on_both_and_each_accepts_the_others_nonces(machines: Machines) -> None:
+def test_a_proof_is_accepted_once_and_each_machine_accepts_the_others_nonces(machines: Machines) -> None:
     keys, client = signer("ES256"), machines.one.create_client()
     for first, second in (machines.both, machines.both[::-1]):
         refused = first.post_token(headers={"Authorization": client.basic, "DPoP": sign_proof(keys)})

@@ -293,13 +293,13 @@ _TARGET = "https://a.example/oauth/token"
 
 
 def check_proof(data: bytes) -> None:
-    """What nobody has signed is no proof, and costs no more than a refusal, wherever it claims to be for."""
+    """An unsigned proof is refused, and no proof raises another error."""
     header, _, claims = data.partition(b"|")
     encoded = [urlsafe_b64encode(part).rstrip(b"=").decode() for part in (header, claims, b"x" * 64)]
     for proof in (".".join(encoded), data.decode("latin-1")):
         with suppress(InvalidDpopProof):
             read_proof(proof)
-            raise AssertionError("a proof that nobody has signed")
+            raise AssertionError("an unsigned proof was accepted")
     with suppress(InvalidDpopProof):
         check_target({"htm": "POST", "htu": claims.decode("latin-1")}, "POST", _TARGET)
 
@@ -319,7 +319,7 @@ def _open_certificates() -> AbstractContextManager[Callable[[bytes], None]]:
     ]
 
     def check_certificate(data: bytes) -> None:
-        """A header is a certificate or refused, and of a stranger it is always refused."""
+        """A header is a certificate or refused; from an untrusted peer it is always refused."""
         written = data.decode("latin-1")
         for source in sources:
             with suppress(InvalidRequest):
@@ -327,7 +327,7 @@ def _open_certificates() -> AbstractContextManager[Callable[[bytes], None]]:
                 assert found is None or found.thumbprint
             with suppress(InvalidRequest):
                 source.require_trusted({source.header: written, "REMOTE_ADDR": _STRANGER})
-                raise AssertionError("the header of a stranger was accepted")
+                raise AssertionError("the header of an untrusted peer was accepted")
 
     return nullcontext(check_certificate)
 

@@ -1,4 +1,4 @@
-"""The authorities whose certificates authenticate clients, and their revocation lists: files, read again on change."""
+"""Reads the trust anchors of ``tls_client_auth`` and their revocation lists from files, again when a file changes."""
 
 import logging
 import re
@@ -18,7 +18,7 @@ _CRL = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTA
 
 
 class Trusted(NamedTuple):
-    """What the files hold.
+    """The content of the files.
 
     :ivar lists: ``None`` if no revocation lists are configured.
     """
@@ -30,8 +30,8 @@ class Trusted(NamedTuple):
 class TrustAnchors:
     """Reads the files of ``TOKENHOUSE_MTLS_TRUST_ANCHORS`` and ``TOKENHOUSE_MTLS_CRLS``.
 
-    :param anchors: certificates in PEM; ``None``: nobody is trusted.
-    :param lists: revocation lists in PEM or DER.
+    :param anchors: a file with certificates in PEM; ``None``: no authority is trusted.
+    :param lists: files with revocation lists in PEM or DER.
     """
 
     def __init__(self, anchors: Path | None, lists: Sequence[Path]) -> None:
@@ -42,11 +42,11 @@ class TrustAnchors:
         self._trusted: Trusted | None = None
 
     def load(self) -> Trusted | None:
-        """Return what the files hold now; ``None`` if there are none.
+        """Return the current content of the files; ``None`` if no trust anchors are configured.
 
-        A file that cannot be read any more changes nothing: what was read before stays in use, and the log says why.
+        If a file becomes unreadable, the last readable content stays in use, and the log says why.
 
-        :raises StartError: it could never be read.
+        :raises StartError: a file could not be read since the start.
         """
         if self._anchors is None:
             return None
@@ -58,7 +58,7 @@ class TrustAnchors:
                 except StartError as error:
                     if self._trusted is None:
                         raise
-                    log.error("%s; what was read before stays in use", error)  # noqa: TRY400 - The traceback says no more.
+                    log.error("%s; the last readable content stays in use", error)  # noqa: TRY400 - The traceback says no more.
                 self._seen = state
             return self._trusted
 

@@ -27,13 +27,13 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
         :raises UnauthorizedClient: the client may not use this grant.
         :raises InvalidScope: a scope that the client was not granted.
         :raises InvalidTarget: a resource that the client was not granted.
-        :raises OAuthError: the client has not proven what its token must be bound to.
+        :raises OAuthError: a proof or certificate for a sender-constrained token is missing or invalid.
         """
         client: Any = self.authenticate_token_endpoint_client()
         if not client.check_grant_type(self.GRANT_TYPE):
             raise UnauthorizedClient(client_id=client.client_id)
         self.validate_requested_scope()
-        # Last, since a proof can be used once.
+        # Last, because each proof is accepted once.
         self.confirmation = self.server.confirm_sender(self.request)
 
     def validate_requested_scope(self) -> None:

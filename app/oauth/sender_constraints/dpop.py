@@ -1,10 +1,8 @@
-"""DPoP (RFC 9449): a token that works only together with a key of its caller.
+"""DPoP: access tokens that are bound to a key of the client (RFC 9449).
 
-The caller makes a key pair and signs a proof for each request. The token holds the thumbprint of the key, so whoever
-steals the token alone cannot use it. Verifiers check the proofs that come with tokens; here only the proofs of token
-requests are checked (section 4.3). A proof can be used once, on all workers and machines.
-
-Nonces (section 8) are signed times, so nothing is stored for them.
+The client signs a proof for each request. The token contains the thumbprint of the key, so a stolen token is useless
+without the key. This module checks the proofs of token requests (section 4.3); APIs check those that come with tokens.
+Each proof is accepted once, on all workers and machines. Nonces (section 8) are authenticated times and are not stored.
 """
 
 import hashlib
@@ -34,7 +32,7 @@ PROOF_TYPE = "dpop+jwt"
 PROOF_MAX_CHARACTERS = 8 * 1024
 """No proof is nearly as long."""
 PROOF_SECONDS = 60
-"""How long after its ``iat`` a proof is valid, besides what clocks may differ."""
+"""How long a proof is valid after its ``iat``, in addition to ``SKEW_SECONDS``."""
 
 _HEADERS_KEPT = 512
 """Headers of proofs that are cached."""
@@ -60,7 +58,7 @@ class Proof:
 
 
 class Dpop:
-    """Binds tokens to the key of a DPoP proof, if the request has one, or if its client must send one."""
+    """Binds tokens to the key of the DPoP proof. A proof is optional, unless the client must send one."""
 
     name = "dpop"
     client_metadata = "dpop_bound_access_tokens"
@@ -106,7 +104,10 @@ class Dpop:
         return {"jkt": proof.jkt}
 
     def _check_time(self, claims: Mapping[str, Any], now: int) -> tuple[int, int]:
-        """Return when the proof was made, and when it ends; of one with a nonce of ours the nonce says so."""
+        """Check the time of a proof; return when it was issued and when it expires, in seconds since 1970.
+
+        If nonces are required, the nonce determines both, and ``iat`` is not compared with the clock.
+        """
         lifetime = self._nonces.lifetime_seconds
         if lifetime:
             nonce = claims.get("nonce")
@@ -122,16 +123,16 @@ class Dpop:
 def read_proof(unverified_proof: str) -> Proof:
     """Parse a proof, and verify its signature with the key that it holds.
 
-    :param unverified_proof: the value of the ``DPoP`` header. Of several headers it is a list, which is no JWS.
-    :raises InvalidDpopProof: it is no proof, or its key is not fit to sign.
+    :param unverified_proof: the value of the ``DPoP`` header. Repeated headers are joined, so they are not a JWS.
+    :raises InvalidDpopProof: the proof is malformed, or its key is not allowed.
     """
     unverified_proof = unverified_proof.strip(" \t")
     found = parse_unverified(unverified_proof, PROOF_MAX_CHARACTERS)
     if found is None or found.header is None or found.claims is None or not found.signature:
-        _refuse(RefusalReason.PROOF_INVALID, "the header is no JWT, or there are several")
+        _refuse(RefusalReason.PROOF_INVALID, "the header is not a JWT, or it is repeated")
     alg, key = _read_header(unverified_proof.partition(".")[0])
     if not verifies(key, alg, found.signature, found.signed):
-        _refuse(RefusalReason.PROOF_INVALID, "the signature is not that of jwk")
+        _refuse(RefusalReason.PROOF_INVALID, "the signature does not match jwk")
     if not has_jti(found.claims):
         _refuse(RefusalReason.PROOF_INVALID, f"jti is not a string of 1 to {JTI_MAX_CHARACTERS} characters")
     if not is_numeric_date(found.claims.get("iat")):
@@ -143,9 +144,10 @@ def read_proof(unverified_proof: str) -> Proof:
 def _read_header(encoded: str) -> tuple[str, Jwk]:
     """Return algorithm and key of a proof's header; ``kid`` of the key is its thumbprint.
 
-    Cached, since checking a key takes as long as verifying a signature: the proofs of one key have the same header.
+    The result is cached: checking a key takes as long as verifying a signature, and all proofs of a key have the same
+    header.
 
-    :raises InvalidDpopProof: it is no header of a proof, or the key is not fit to sign.
+    :raises InvalidDpopProof: the header is not that of a proof, or its key is not allowed.
     """
     header = parse_object(encoded) or {}
     if not has_type(header, PROOF_TYPE):
@@ -156,7 +158,7 @@ def _read_header(encoded: str) -> tuple[str, Jwk]:
     if not isinstance(alg, str) or alg not in SIGNING_ALGS:
         _refuse(RefusalReason.PROOF_INVALID, f"alg must be {', '.join(SIGNING_ALGS)}")
     if not isinstance(jwk, dict):
-        _refuse(RefusalReason.PROOF_INVALID, "jwk is no JSON object")
+        _refuse(RefusalReason.PROOF_INVALID, "jwk is not a JSON object")
     try:
         refuse_private(jwk, "jwk")
         key = check_key({name: value for name, value in jwk.items() if name != "kid"}, "jwk")
@@ -170,7 +172,7 @@ def _read_header(encoded: str) -> tuple[str, Jwk]:
 def check_target(claims: Mapping[str, Any], method: str, *targets: str) -> None:
     """Check that a proof is for a request of ``method`` to one of the URLs ``targets``.
 
-    :raises InvalidDpopProof: it is for another one.
+    :raises InvalidDpopProof: the proof is for another request.
     """
     if claims.get("htm") != method:
         _refuse(RefusalReason.PROOF_OTHER_REQUEST, "htm is not the method of the request")
@@ -197,10 +199,10 @@ def _unescape(escaped: re.Match[str]) -> str:
 
 
 class Nonces:
-    """Makes and recognizes nonces: times with a MAC.
+    """Creates and verifies nonces, which are times with a MAC.
 
-    :param peppers: what all workers and machines share; the first makes nonces, all recognize them.
-    :param lifetime_seconds: how long a nonce is valid; zero: no proof needs one.
+    :param peppers: shared by all workers and machines. The first creates nonces, all verify them.
+    :param lifetime_seconds: how long a nonce is valid; zero: nonces are not required.
     """
 
     def __init__(self, peppers: Sequence[IdentifiedKey], lifetime_seconds: int) -> None:
@@ -208,12 +210,12 @@ class Nonces:
         self.lifetime_seconds = lifetime_seconds
 
     def create(self, now: int) -> str:
-        """Return a nonce of this second."""
+        """Return a nonce for this second."""
         time = now.to_bytes(_TIME_BYTES)
         return urlsafe_b64encode(time + _mac(self._keys[0], time)).decode()
 
     def issued_at(self, unverified_nonce: str) -> int | None:
-        """Return when a nonce was made, in seconds since 1970; ``None`` if it was not made here."""
+        """Return when a nonce was issued, in seconds since 1970; ``None`` if this server did not issue it."""
         raw = decode(unverified_nonce) if unverified_nonce.isascii() else None
         if raw is None or len(raw) != _TIME_BYTES + _MAC_BYTES:
             return None

@@ -1,7 +1,7 @@
-"""Mutual TLS (RFC 8705 section 3): a token that works only together with the certificate of its caller.
+"""Certificate-bound access tokens: RFC 8705 section 3.
 
-The token holds the thumbprint of the certificate. Whether the certificate is anybody's in particular does not matter
-here: the caller has proven to have its private key, and must prove it again wherever it presents the token.
+The token contains the thumbprint of the client's certificate. The certificate need not be verified: the client has
+proven its private key to the proxy, and must prove it again to each API.
 """
 
 from app.config.settings import Settings
@@ -13,7 +13,7 @@ from app.types import Metadata, TokenRequest
 
 
 class Mtls:
-    """Binds tokens to the certificate of a caller that authenticated with it, or whose tokens must be bound."""
+    """Binds tokens of clients that authenticate with a certificate, or whose tokens must be bound to one."""
 
     name = "mtls"
     client_metadata = "tls_client_certificate_bound_access_tokens"

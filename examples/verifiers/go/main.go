@@ -1,5 +1,5 @@
-// An API in Go that accepts sender-constrained tokens, with TLS of its own and the standard library alone: tokens of RS256,
-// proofs of ES256. RFC 9068 section 4, RFC 9449 section 4.3, RFC 8705 section 3.
+// An API in Go that accepts sender-constrained tokens, and terminates TLS itself. It needs only the standard library, and
+// knows tokens with RS256 and proofs with ES256: RFC 9068 section 4, RFC 9449 section 4.3, RFC 8705 section 3.
 package main
 
 import (
@@ -29,7 +29,7 @@ const proofSeconds = 120
 var (
 	issuer   = os.Getenv("ISSUER")
 	audience = get("AUDIENCE", issuer)
-	apiURL   = os.Getenv("API_URL") // As callers write it: never taken from a Host header.
+	apiURL   = os.Getenv("API_URL") // The URL that clients use. Never take it from the Host header.
 	jwksURL  = get("JWKS_URL", issuer+"/.well-known/jwks.json")
 	errNo    = errors.New("refused")
 )
@@ -154,7 +154,7 @@ func verifyToken(request *http.Request) (string, error) {
 		return "", errNo
 	}
 	expected := "bearer"
-	// Each member of cnf must be checked: one that is not known here cannot be.
+	// Refuse members of cnf that this program cannot check.
 	for name, value := range body.Cnf {
 		switch name {
 		case "jkt":
@@ -182,7 +182,7 @@ var used = struct {
 	until map[string]time.Time
 }{until: map[string]time.Time{}}
 
-// useOnce sees the proofs of this process alone: several share this, in Redis with SET NX EX.
+// useOnce returns whether a proof is new. Each process has its own memory: share it in Redis with SET NX EX.
 func useOnce(id string) bool {
 	used.Lock()
 	defer used.Unlock()

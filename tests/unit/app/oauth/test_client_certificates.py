@@ -144,7 +144,7 @@ def test_of_several_proxies_the_nearest_one_counts() -> None:
     ],
 )
 def test_a_subject_cannot_bring_another_certificate(name: str) -> None:
-    """Who makes a certificate for itself chooses its subject, which Envoy puts into the header too."""
+    """The issuer of a self-signed certificate chooses its subject, which Envoy puts into the header too."""
     crafted = client_certificate(subject((NameOID.ORGANIZATIONAL_UNIT_NAME, name.replace("{other}", "x"))))
     assert thumbprints("xfcc", xfcc(crafted)) == [crafted.thumbprint]
     # The same with a whole certificate in it, which is too long for a real subject.
@@ -161,7 +161,7 @@ def test_whatever_the_subject_the_certificate_is_the_one_that_envoy_saw(text: st
 
 
 @pytest.mark.parametrize(("trusted", "peer"), [(PROXY, "192.0.2.8"), ("", PROXY), ("unix", PROXY)])
-def test_from_anybody_but_a_trusted_proxy_the_header_is_refused(trusted: str, peer: str) -> None:
+def test_the_header_of_an_untrusted_peer_is_refused(trusted: str, peer: str) -> None:
     certificates = source(trusted_proxies=trusted)
     for headers in (rfc9440(own()), {"Client-Cert": ""}, {"Client-Cert": "x"}):
         with pytest.raises(InvalidRequest) as caught:

@@ -26,11 +26,11 @@ SIGNER, RSA = signer("ES256"), signer("RS256")
 PEPPERS = parse_keys(f"p1:{'p' * 40}")
 NONCE_SECONDS = 300
 NO_JTI = f"jti is not a string of 1 to {JTI_MAX_CHARACTERS} characters"
-NO_JWT = "proof_invalid", "the header is no JWT, or there are several"
+NO_JWT = "proof_invalid", "the header is not a JWT, or it is repeated"
 NO_PROOF = "proof_invalid", "typ is not dpop+jwt"
 NO_ALG = "proof_invalid", "alg must be RS256, PS256, ES256, EdDSA, Ed25519"
-NOT_SIGNED = "proof_invalid", "the signature is not that of jwk"
-NO_JWK = "proof_invalid", "jwk is no JSON object"
+NOT_SIGNED = "proof_invalid", "the signature does not match jwk"
+NO_JWK = "proof_invalid", "jwk is not a JSON object"
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_an_old_proof_and_one_of_the_future_are_refused(harness: Harness, iat: f
     ],
     ids=itertools.count(),
 )
-def test_what_is_no_proof_is_refused(proof: str, expected: tuple[str, str | None]) -> None:
+def test_an_invalid_proof_is_refused(proof: str, expected: tuple[str, str | None]) -> None:
     assert reason_to_refuse(proof) == expected
 
 
@@ -237,7 +237,7 @@ def test_no_other_text_is_the_url(text: str, more: str) -> None:
             check_target({"htm": "POST", "htu": htu}, "POST", TOKEN_ENDPOINT)
 
 
-def test_a_proof_counts_once_and_another_key_may_have_the_same_jti(harness: Harness) -> None:
+def test_a_proof_is_accepted_once_and_another_key_may_have_the_same_jti(harness: Harness) -> None:
     proof = sign_proof(SIGNER, iat=now(harness), jti="same")
     confirm(harness, proof)
     assert refused(harness, proof) == ("proof_replayed", None)
@@ -277,7 +277,7 @@ def test_a_nonce_is_demanded_and_stands_for_the_time(with_nonces: Harness) -> No
 
 
 @pytest.mark.parametrize("nonce", ["", "x", "é", 7, ["x"], "A" * 30, base64.urlsafe_b64encode(bytes(22)).decode()])
-def test_what_is_no_nonce_of_ours_is_answered_with_one(with_nonces: Harness, nonce: object) -> None:
+def test_an_unknown_nonce_is_answered_with_a_new_one(with_nonces: Harness, nonce: object) -> None:
     good, detail = asked_for_nonce(with_nonces, sign_proof(SIGNER, nonce=nonce))
     assert detail == "nonce is not valid now"
     confirm(with_nonces, sign_proof(SIGNER, nonce=good))
@@ -291,7 +291,7 @@ def test_a_nonce_ends(with_nonces: Harness, clock: SettableClock) -> None:
     asked_for_nonce(with_nonces, sign_proof(SIGNER, nonce=nonce))
 
 
-def test_a_nonce_of_a_machine_whose_clock_is_ahead_counts(with_nonces: Harness, clock: SettableClock) -> None:
+def test_a_nonce_from_a_machine_whose_clock_is_ahead_is_accepted(with_nonces: Harness, clock: SettableClock) -> None:
     clock.advance(seconds=SKEW_SECONDS)
     nonce, _ = asked_for_nonce(with_nonces, sign_proof(SIGNER))
     clock.advance(seconds=-SKEW_SECONDS)
@@ -300,7 +300,7 @@ def test_a_nonce_of_a_machine_whose_clock_is_ahead_counts(with_nonces: Harness, 
     asked_for_nonce(with_nonces, sign_proof(SIGNER, nonce=nonce))
 
 
-def test_a_proof_with_a_nonce_counts_once_as_long_as_the_nonce_is_valid(
+def test_a_proof_with_a_nonce_is_accepted_once_while_the_nonce_is_valid(
     with_nonces: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nonce, _ = asked_for_nonce(with_nonces, sign_proof(SIGNER))
