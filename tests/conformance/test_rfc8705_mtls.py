@@ -1,4 +1,4 @@
-"""RFC 8705 and RFC 9440: certificates of clients, as a proxy hands them on, and tokens that are bound to them."""
+"""RFC 8705 and RFC 9440: client certificates that a proxy forwards, and tokens bound to them."""
 
 import base64
 import datetime as dt
@@ -242,7 +242,7 @@ def test_2_1_a_client_is_known_by_the_name_that_an_authority_certified(
     client_id = register(behind, TLS, **DN)
     good = client_certificate(NAMED, authority)
     assert_in(behind, by_certificate(behind, client_id, good), TLS, good)
-    # Through an intermediate, which the proxy sends along.
+    # Signed by an intermediate, which the proxy forwards too.
     between = certify("Between", authority, is_authority=True)
     deep = client_certificate(NAMED, between)
     assert_in(behind, by_certificate(behind, client_id, deep, between), TLS, deep)

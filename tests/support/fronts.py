@@ -136,7 +136,7 @@ def open_front(kind: str, tmp_path: Path, change: Callable[[str], str] = str, **
     :param change: changes the text of its configuration.
     :param settings: of the servers.
     """
-    # nginx is another user as soon as it is root, and must reach what it serves with.
+    # Started by root, nginx changes to another user, who must be able to read these files.
     folder = tmp_path / "front"
     folder.mkdir()
     certified(folder, NAME)
@@ -144,7 +144,7 @@ def open_front(kind: str, tmp_path: Path, change: Callable[[str], str] = str, **
     (folder / "certificate-key.pem").rename(folder / "privkey.pem")
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(served(tmp_path / "one", **settings))
-        # A way of its own to the same database, which can be cut.
+        # A separate connection to the same database, which the test can cut.
         (tmp_path / "way").symlink_to(one.folder / "tokenhouse.db")
         shared = {
             "TOKENHOUSE_DATABASE_URL": f"sqlite:///{tmp_path}/way",
