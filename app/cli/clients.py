@@ -37,7 +37,8 @@ from app.cli.output import (
 )
 from app.cli.secret_output import METHODS_WITH_SECRETS, describe_secret, warn_of_weak
 from app.clients.fields import ClientFields
-from app.clients.repository import LEGACY_FOR, ListedClient
+from app.clients.filters import LEGACY_FOR
+from app.clients.repository import ListedClient
 from app.clients.secrets import NewSecret
 from app.clients.trusts import METHOD as FEDERATED_METHOD
 from app.config.values import format_duration
