@@ -13,6 +13,7 @@ from app.clients.registered_scopes import RegisteredScopes
 from app.clients.repository import ClientRepository
 from app.clients.secret_digests import SecretDigester
 from app.clients.secrets import ClientSecrets
+from app.clients.token_size import TokenSize
 from app.clients.trusts import ClientTrusts
 from app.clients.usage import ClientUsage
 from app.config.settings import Settings
@@ -71,7 +72,7 @@ def build(
     fetcher = Fetcher(settings.jwks_uri_networks)
     issuer_keys = JwksCache(database.engine, fetcher, clock, outbox, ISSUERS)
     return ClientServices(
-        repository=ClientRepository(database.engine, database.session, secrets, clock),
+        repository=ClientRepository(database.engine, database.session, secrets, clock, TokenSize.of(settings)),
         secrets=secrets,
         authenticator=ClientAuthenticator(connections, digester, clock, last_used, circuit_breaker, memory),
         encrypted_secrets=encrypted,

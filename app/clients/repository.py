@@ -25,6 +25,7 @@ from app.clients.filters import conditions
 from app.clients.jwks_cache import FetchedJwks, store_jwks
 from app.clients.secret_digests import is_vschar
 from app.clients.secrets import EXPIRY_REPORTED_BEFORE, ClientSecrets, NewSecret
+from app.clients.token_size import TokenSize
 from app.clients.transactions import find_client, writing
 from app.config.values import format_rate, parse_rate
 from app.database.engine import reading_engine
@@ -55,11 +56,18 @@ class ClientRepository:
     """Clients in the database.
 
     :param session: each call commits or rolls back.
+    :param token_size: limits the tokens that clients get by default.
     """
 
     def __init__(
-        self, engine: Engine, session: scoped_session[Any], client_secrets: ClientSecrets, clock: Clock
+        self,
+        engine: Engine,
+        session: scoped_session[Any],
+        client_secrets: ClientSecrets,
+        clock: Clock,
+        token_size: TokenSize,
     ) -> None:
+        self._token_size = token_size
         self._engine = engine
         self._session = session
         self._secrets = client_secrets
@@ -143,13 +151,15 @@ class ClientRepository:
         :param with_secret: false for an authentication method without secrets.
         :param secret: an imported secret; by default one is generated.
         :param key_set: what was fetched from its ``jwks_uri``.
-        :raises ManagementError: the id or the secret is not allowed, or the id is or was in use.
+        :raises ManagementError: the id or the secret is not allowed, the id is or was in use, or the client's tokens
+            would be too long.
         """
         if client_id is not None:
             check_client_id(client_id)
         if secret is not None:
             check_imported_secret(secret)
         new_id = client_id or _generate_client_id(fields.client_name)
+        self._token_size.check(new_id, fields)
         now = self._clock()
         with writing(self._session) as session:
             self._lock_registrations(session)
@@ -187,6 +197,8 @@ class ClientRepository:
             row = find_client(session, client_id, for_change=True)
             before = describe(row)
             after = replace(before, **changes, **decide_changes(before))
+            if (before.scope, before.audiences) != (after.scope, after.audiences):
+                self._token_size.check(client_id, after)
             _add_to_audiences_ever(row)
             _apply(row, after)
             _add_to_audiences_ever(row)

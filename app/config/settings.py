@@ -116,6 +116,9 @@ class Settings(BaseModel):
     verifiers.
     """
 
+    token_max_characters: Annotated[int, Field(ge=1024, le=12 * 1024)] = 8 * 1024
+    """The longest token that is issued: tokens travel in headers, for which many servers have 8 KiB."""
+
     outage_grace: Annotated[int, between(0, DAY)] = 15 * MINUTE
     """How long known clients get tokens while the database is away; 0: never."""
 

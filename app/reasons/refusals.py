@@ -305,6 +305,11 @@ class RefusalReason(Reason):
         "A resource in it is not an absolute URI.",
         "Send a URI with a scheme and without a fragment.",
     )
+    TOKEN_TOO_LONG = (
+        "token_too_long",
+        "The token of client {client} would have more characters than TOKENHOUSE_TOKEN_MAX_CHARACTERS allows.",
+        "Have the caller request fewer resources or scopes at once.",
+    )
     RESOURCE_NOT_GRANTED = (
         "resource_not_granted",
         "Client {client} requested a resource that is not among its audiences.",

@@ -44,6 +44,11 @@ class TokenReason(Reason):
         "This is not a JWS: three parts of base64url with dots between them, the first two JSON objects.",
         "Check whether it was truncated.",
     )
+    TOO_LONG = (
+        "too_long",
+        "The token is longer than any that this server issues.",
+        "Check whether the text contains more than one token.",
+    )
     OTHER_TYPE = "other_type", "The token is not an access token: its typ is neither at+jwt nor application/at+jwt."
     CRITICAL_HEADER = "critical_header", "The token requires extensions (crit) that are not supported."
     UNKNOWN_KEY = (

@@ -27,7 +27,7 @@ class TokenServices:
 
 def build(settings: Settings, database: Database, active_keys: ActiveRing, clock: Clock) -> TokenServices:
     """Build the token services."""
-    issuer = AccessTokenIssuer(settings.issuer, active_keys.signing_key, clock)
+    issuer = AccessTokenIssuer(settings.issuer, active_keys.signing_key, clock, settings.token_max_characters)
     revocations = Revocations(database.engine, database.connections, database.circuit_breaker, clock)
     return TokenServices(
         issuer=issuer,

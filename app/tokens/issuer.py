@@ -11,7 +11,7 @@ from typing import Any
 
 from orjson import dumps as compact_json
 
-from app.errors import ServiceUnavailable, StartError
+from app.errors import InvalidScope, InvalidTarget, ServiceUnavailable, StartError
 from app.keyring.model import SigningKey
 from app.reasons import RefusalReason
 from app.types import Client, Clock
@@ -50,12 +50,16 @@ class AccessTokenIssuer:
 
     :param issuer: the ``iss`` of all tokens.
     :param signing_key: returns the key that signs now.
+    :param max_characters: of the longest token.
     """
 
-    def __init__(self, issuer: str, signing_key: Callable[[], SigningKey], clock: Clock) -> None:
+    def __init__(
+        self, issuer: str, signing_key: Callable[[], SigningKey], clock: Clock, max_characters: int = 8 * 1024
+    ) -> None:
         self._issuer = issuer
         self._find_key = signing_key
         self._clock = clock
+        self._max_characters = max_characters
 
     def __call__(  # noqa: PLR0913 - Authlib's signature of a token generator.
         self,
@@ -77,6 +81,8 @@ class AccessTokenIssuer:
         :param confirmation: what the token is bound to (RFC 7800); empty for a bearer token.
         :returns: a token whose ``aud`` is a string if there is one audience. ``iat`` is never in the future. There
             is no ``nbf``: verifiers whose clock is a second slow would reject a fresh token.
+        :raises InvalidTarget: the token would be too long, above all because of its audiences.
+        :raises InvalidScope: the token would be too long, above all because of its scopes.
         :raises ServiceUnavailable: no key may sign now.
         """
         now = self._clock()
@@ -97,9 +103,10 @@ class AccessTokenIssuer:
             claims["scope"] = scope
         if confirmation:
             claims["cnf"] = confirmation
-        token = AccessToken(
-            access_token=_encoded(claims, TOKEN_TYPE, key), token_type=token_type(confirmation), expires_in=expires_in
-        )
+        encoded = _encoded(claims, TOKEN_TYPE, key)
+        if len(encoded) > self._max_characters:
+            raise self._too_long(client, audiences, scope or "")
+        token = AccessToken(access_token=encoded, token_type=token_type(confirmation), expires_in=expires_in)
         if scope:
             token["scope"] = scope
         token.jti, token.kid, token.audiences, token.confirmation = jti, key.kid, tuple(audiences), confirmation
@@ -111,6 +118,15 @@ class AccessTokenIssuer:
         :raises ServiceUnavailable: no key may sign now.
         """
         return _encoded(claims, typ, self._signing_key())
+
+    def _too_long(self, client: Client, audiences: Sequence[str], scope: str) -> InvalidTarget | InvalidScope:
+        is_for_audiences = len(" ".join(audiences)) > len(scope)
+        refuse, what = (InvalidTarget, "resources") if is_for_audiences else (InvalidScope, "scopes")
+        return refuse(
+            RefusalReason.TOKEN_TOO_LONG,
+            f"The token would have more than {self._max_characters} characters: request fewer {what}.",
+            client_id=client.client_id,
+        )
 
     def _signing_key(self) -> SigningKey:
         try:

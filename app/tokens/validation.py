@@ -17,7 +17,7 @@ from app.reasons import TokenReason
 from app.tokens.issuer import TOKEN_TYPE
 
 MAX_CHARACTERS = 16 * 1024
-"""No token of ours is nearly as long."""
+"""No token of ours is as long, whatever TOKENHOUSE_TOKEN_MAX_CHARACTERS says or said."""
 
 _TEXTS = ("iss", "sub", "client_id", "jti")
 _TIMES = ("iat", "exp")
@@ -62,6 +62,8 @@ def validate_token(unverified_token: str, issuer: str, ring: Ring, now: datetime
 
     :param issuer: our issuer.
     """
+    if len(unverified_token) > MAX_CHARACTERS:
+        return TokenValidation((Problem(TokenReason.TOO_LONG, f"{len(unverified_token)} characters"),))
     found = parse_unverified(unverified_token, MAX_CHARACTERS)
     if found is None:
         return TokenValidation((Problem(TokenReason.MALFORMED_TOKEN),))

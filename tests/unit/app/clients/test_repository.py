@@ -23,6 +23,7 @@ from app.clients.fields import ClientFields
 from app.clients.repository import ClientRepository, describe
 from app.clients.secret_digests import SecretDigester
 from app.clients.secrets import ClientSecrets
+from app.clients.token_size import TokenSize
 from app.config.values import parse_duration
 from app.database.models import ClientRow, db
 from app.errors import ManagementError
@@ -238,7 +239,8 @@ def test_a_registration_that_fails_leaves_nothing(any_harness: Harness) -> None:
         client_secrets = ClientSecrets(
             db.engine, db.session, broken, any_harness.clock, outbox, EncryptedSecrets(()), ()
         )
-        store = ClientRepository(db.engine, db.session, client_secrets, any_harness.clock)
+        token_size = TokenSize.of(any_harness.settings)
+        store = ClientRepository(db.engine, db.session, client_secrets, any_harness.clock, token_size)
         with pytest.raises(RuntimeError, match="the power went"):
             store.register(ClientFields("A service"), client_id="an-id")
         assert any_harness.store.list_all() == []

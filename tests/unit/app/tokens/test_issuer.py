@@ -19,7 +19,7 @@ from joserfc import jws
 from joserfc import jwt as joserfc_jwt
 
 from app.crypto.algorithms import ALGORITHMS
-from app.errors import ServiceUnavailable, StartError
+from app.errors import OAuthError, ServiceUnavailable, StartError
 from app.keyring.model import Ring, SigningKey
 from app.tokens.issuer import AccessToken, AccessTokenIssuer
 from app.types import AccessTokenGrant, Client
@@ -94,6 +94,30 @@ def test_several_audiences_are_a_list(ring: Ring, clock: SettableClock) -> None:
 
 def test_a_token_without_scopes_has_no_scope_claim(ring: Ring, clock: SettableClock) -> None:
     assert "scope" not in parts(issue(ring, clock, AccessTokenGrant((), ("urn:a",), 1)))[1]
+
+
+@pytest.mark.parametrize(
+    ("grant", "refused_as", "told"),
+    [
+        (
+            AccessTokenGrant(("read",), ("urn:a", "urn:b", f"urn:{'c' * 800}"), 60),
+            "invalid_target",
+            "request fewer resources.",
+        ),
+        (AccessTokenGrant(("read", "x" * 800), ("urn:a", "urn:b"), 60), "invalid_scope", "request fewer scopes."),
+    ],
+)
+def test_a_token_that_is_too_long_is_refused(
+    ring: Ring, clock: SettableClock, grant: AccessTokenGrant, refused_as: str, told: str
+) -> None:
+    client = Client("an-id", "A service", "client_secret", ("client_credentials",), ("read",), (), None)
+    length = len(sign(AccessTokenIssuer(ISSUER, lambda: ring.keys[0], clock), client, grant)["access_token"])
+    assert sign(AccessTokenIssuer(ISSUER, lambda: ring.keys[0], clock, length), client, grant)
+    with pytest.raises(OAuthError) as caught:
+        sign(AccessTokenIssuer(ISSUER, lambda: ring.keys[0], clock, length - 1), client, grant)
+    assert (caught.value.error, caught.value.reason) == (refused_as, "token_too_long")
+    assert caught.value.description == f"The token would have more than {length - 1} characters: {told}"
+    assert caught.value.client_id == "an-id"
 
 
 def test_iat_is_never_ahead(ring: Ring, clock: SettableClock) -> None:

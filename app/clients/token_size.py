@@ -1,0 +1,59 @@
+"""How long a client's tokens are, before any is issued: a default that could never be issued is refused when it is set.
+
+The exact length of a token is checked by ``tokens.issuer``.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from app.clients.fields import ClientFields
+from app.config.settings import PREFIX, Settings
+from app.errors import ManagementError
+
+_HEADER_CHARACTERS = 110
+"""``typ``, ``alg``, and a ``kid`` of 43 characters, in base64url."""
+
+_SIGNATURE_CHARACTERS = 683
+"""A signature by RSA with 4,096 bits: a larger key than today's may sign tomorrow."""
+
+_FIXED_CLAIMS: dict[str, Any] = {"iat": 10**9, "exp": 10**9, "jti": "x" * 22, "cnf": {"jkt": "x" * 43}}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSize:
+    """Limits the tokens that clients get by default.
+
+    :param max_characters: of the longest token.
+    """
+
+    issuer: str
+    default_audience: str
+    max_characters: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the limit of the settings."""
+        return cls(settings.issuer, settings.default_audience, settings.token_max_characters)
+
+    def check(self, client_id: str, fields: ClientFields) -> None:
+        """Check the token that a client gets if its request names neither scope nor resource.
+
+        :raises ManagementError: it would be too long.
+        """
+        audience = fields.audiences[0] if fields.audiences else self.default_audience
+        claims = {
+            **_FIXED_CLAIMS,
+            "iss": self.issuer,
+            "sub": client_id,
+            "client_id": client_id,
+            "aud": audience,
+            "scope": " ".join(fields.scope),
+        }
+        content = len(json.dumps(claims, separators=(",", ":"), ensure_ascii=False).encode())
+        characters = _HEADER_CHARACTERS + -(-content * 4 // 3) + _SIGNATURE_CHARACTERS + len("..")
+        if characters > self.max_characters:
+            raise ManagementError(
+                f"a token with all of its scopes may have {characters} characters, and the longest that is issued has "
+                f"{self.max_characters} ({PREFIX}TOKEN_MAX_CHARACTERS): give it fewer or shorter scopes and audiences"
+            )
