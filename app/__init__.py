@@ -57,7 +57,9 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         # Clients are rows of the Flask-SQLAlchemy model database.models.ClientRow.
         query_client=clients.authenticator.query_client,
         origin="{0.scheme}://{0.netloc}".format(urlsplit(settings.issuer)),
-        policy=Policy(settings.access_token_lifetime, settings.default_audience),
+        policy=Policy(
+            settings.access_token_lifetime, settings.default_audience, reads_audience=settings.audience_parameter
+        ),
         events=audit.events,
         clock=clock,
         limits=build_limits(settings, database, clients, clock),

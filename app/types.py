@@ -169,10 +169,13 @@ class TokenRequest(Protocol):
     """The value of the ``Authorization`` header; ``None`` if absent or empty."""
 
     parameters: Mapping[str, str]
-    """Form parameters, except repeatable ones, which are in :attr:`resources`."""
+    """Form parameters, except repeatable ones, which are in :attr:`resources` and :attr:`audiences`."""
 
     resources: Sequence[str]
     """The values of ``resource`` (RFC 8707 section 2), in order."""
+
+    audiences: Sequence[str]
+    """The values of ``audience``, in order. Callers of other servers send several of them with spaces in between."""
 
     source_address: str | None
     """The caller's address."""

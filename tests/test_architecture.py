@@ -16,7 +16,7 @@ APP = PROJECT / "app"
 WORKER = PROJECT / "buffered_worker"
 
 STACK = (
-    {"blocking", "shared_state", "types", "reasons"},
+    {"audiences", "blocking", "shared_state", "types", "reasons"},
     {"errors"},
     {"config"},
     {"crypto", "http", "database"},
@@ -41,6 +41,7 @@ REGISTRIES = {
     "cli": "COMMANDS",
 }
 PURE_MODULES = (
+    "audiences",
     "blocking",
     "reasons/reason",
     "reasons/refusals",

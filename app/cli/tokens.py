@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -59,8 +60,11 @@ def tokens() -> None:
 @click.argument("client_id", metavar="ID")
 @click.option("--scope", "scopes", multiple=True, help="Scopes, space-separated. Default: all of the client.")
 @click.option("--resource", "resources", multiple=True, metavar="URI", help="One of the client's audiences.")
+@click.option("--audience", "audiences", multiple=True, help="The same, by URI or name.")
 @json_option
-def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as_json: bool) -> None:
+def issue(
+    client_id: str, scopes: Sequence[str], resources: Sequence[str], audiences: Sequence[str], *, as_json: bool
+) -> None:
     """Issue a token for the client ID, as the token endpoint would, without its secret. The audit log records it."""
     here = services()
     row = here.clients.repository.find(client_id)
@@ -71,7 +75,8 @@ def issue(client_id: str, scopes: Sequence[str], resources: Sequence[str], *, as
         raise ManagementError(f"{client_id} may not use {ClientCredentialsGrant.GRANT_TYPE}: it gets no tokens")
     try:
         scope = " ".join(split_scopes(scopes)) or None
-        granted = grant(client, scope=scope, resources=resources, policy=here.oauth.server.policy)
+        policy = replace(here.oauth.server.policy, reads_audience=True)
+        granted = grant(client, scope=scope, resources=resources, audiences=audiences, policy=policy)
         here.oauth.server.delay_after_revocation(client)
         token = here.oauth.server.generate_token(
             ClientCredentialsGrant.GRANT_TYPE,

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_plus
 
+from app.audiences import AUDIENCE_RULE, is_audience
 from app.clients.scopes import RESERVED_SCOPE_PREFIX, parse_scope
 from app.clients.secret_digests import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_SECRET_MIN_CHARACTERS, is_vschar
-from app.config.values import LONGEST_LIFETIME_SECONDS, format_duration, is_absolute_uri
+from app.config.values import LONGEST_LIFETIME_SECONDS, format_duration
 from app.database.models import CLIENT_ID_MAX_CHARACTERS
 from app.errors import InvalidScope, ManagementError
 from app.types import ALL_RESOURCES, Rate
@@ -68,9 +69,9 @@ class ClientFields:
             raise ManagementError(f"all scopes of a client together have at most {SCOPE_MAX_CHARACTERS} characters")
         for token in self.scope:
             _check_scope_token(token)
-        _check_resources("audience", self.audiences)
+        _check_audiences("audience", self.audiences)
         if self.introspects != (ALL_RESOURCES,):
-            _check_resources("resource to introspect", self.introspects, f", or {ALL_RESOURCES} alone")
+            _check_audiences("resource to introspect", self.introspects, f"; or {ALL_RESOURCES} alone")
         lifetime = self.access_token_lifetime
         if lifetime is not None and not 1 <= lifetime <= LONGEST_LIFETIME_SECONDS:
             raise ManagementError(f"lifetime must be from 1s to {format_duration(LONGEST_LIFETIME_SECONDS)}")
@@ -132,12 +133,12 @@ def _check_scope_token(token: str) -> None:
         )
 
 
-def _check_resources(what: str, uris: Iterable[str], otherwise: str = "") -> None:
-    for uri in uris:
-        if len(uri) > AUDIENCE_MAX_CHARACTERS:
+def _check_audiences(what: str, audiences: Iterable[str], otherwise: str = "") -> None:
+    for audience in audiences:
+        if len(audience) > AUDIENCE_MAX_CHARACTERS:
             raise ManagementError(f"{what} has more than {AUDIENCE_MAX_CHARACTERS} characters")
-        if not is_absolute_uri(uri):
-            raise ManagementError(f"{what} {uri!r} must be an absolute URI without a fragment{otherwise}")
+        if not is_audience(audience):
+            raise ManagementError(f"{what} {audience!r} {AUDIENCE_RULE}{otherwise}")
 
 
 def _check_text(name: str, text: str, *, required: bool = False) -> None:

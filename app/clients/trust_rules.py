@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.config.values import is_absolute_uri
+from app.audiences import is_absolute_uri
 from app.database.models import ISSUER_MAX_CHARACTERS
 from app.errors import ManagementError
 from app.http.safe_fetch import check_url

@@ -116,6 +116,9 @@ class Settings(BaseModel):
     verifiers.
     """
 
+    audience_parameter: bool = True
+    """Whether token requests may name APIs with the parameter ``audience`` too, as callers of other servers do."""
+
     token_max_characters: Annotated[int, Field(ge=1024, le=12 * 1024)] = 8 * 1024
     """The longest token that is issued: tokens travel in headers, for which many servers have 8 KiB."""
 

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, SecretStr
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.audiences import AUDIENCE_RULE, is_audience
 from app.types import Rate
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent.parent
@@ -177,18 +178,13 @@ def is_host(host: str) -> bool:
 
 
 def parse_audience(value: object) -> str:
-    """Parse the URI of a resource.
+    """Parse the identifier of an API.
 
     :raises ValueError: anything else.
     """
-    if not isinstance(value, str) or not is_absolute_uri(value):
-        raise ValueError("must be an absolute URI without a fragment, such as https://api.example.com")
+    if not isinstance(value, str) or not is_audience(value):
+        raise ValueError(AUDIENCE_RULE)
     return value
-
-
-def is_absolute_uri(value: str) -> bool:
-    """Return whether ``value`` may name a resource: RFC 8707 section 2, in the characters of RFC 3986."""
-    return re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]+", value) is not None
 
 
 def parse_database_url(value: object) -> SecretStr:

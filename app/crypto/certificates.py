@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
 from joserfc.util import urlsafe_b64encode
 
-from app.config.values import is_absolute_uri
+from app.audiences import is_absolute_uri
 
 _ATTRIBUTES = {
     "E": NameOID.EMAIL_ADDRESS,

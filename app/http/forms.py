@@ -16,8 +16,10 @@ from app.errors import BODY_LIMIT_BYTES, BodyTooLarge, InvalidRequest
 from app.reasons import RefusalReason
 
 FORM = "application/x-www-form-urlencoded"
-REPEATABLE = "resource"
-"""The one parameter that may occur several times: RFC 8707 section 2."""
+RESOURCE = "resource"
+AUDIENCE = "audience"
+REPEATABLE = frozenset({RESOURCE, AUDIENCE})
+"""The parameters that may occur several times: RFC 8707 section 2, RFC 8693 section 2.1."""
 
 # More than any request has, and few enough to make parsing cheap.
 _PARAMETERS_MAX = 100
@@ -87,7 +89,7 @@ def _refuse_repeated_parameters(pairs: Sequence[tuple[str, str]], known: set[str
         return
     seen: set[str] = set()
     for name, _ in pairs:
-        if name in seen and name != REPEATABLE:
+        if name in seen and name not in REPEATABLE:
             message = f"The parameter {name} is repeated." if name in known else "A parameter is repeated."
             raise InvalidRequest(RefusalReason.REPEATED_PARAMETER, message)
         seen.add(name)

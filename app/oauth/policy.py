@@ -1,15 +1,15 @@
 """Decides what a client's token may contain: scope, audiences and lifetime.
 
-RFC 6749 section 3.3 (scope), RFC 8707 (resources). Pure: no Flask, no database, no clock. The client is
-authenticated already.
+RFC 6749 section 3.3 (scope), RFC 8707 (resources), RFC 3986 section 6.2 (which URIs are the same). Pure: no Flask, no
+database, no clock. The client is authenticated already.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.audiences import is_absolute_uri, is_audience, normalize
 from app.clients.scopes import parse_scope
-from app.config.values import is_absolute_uri
 from app.errors import InvalidScope, InvalidTarget
 from app.reasons import RefusalReason
 from app.types import SECRET_PREFIX, AccessTokenGrant, Client
@@ -30,19 +30,29 @@ class Policy:
     """The server's defaults, for clients without their own values.
 
     :param access_token_lifetime: whole seconds.
+    :param reads_audience: whether the parameter ``audience`` of a request counts.
     """
 
     access_token_lifetime: int
     default_audience: str
+    reads_audience: bool = True
 
 
-def grant(
-    client: Client, *, scope: str | None, resources: Sequence[str], policy: Policy, never_named: Sequence[str] = ()
+def grant(  # noqa: PLR0913 - What a request says.
+    client: Client,
+    *,
+    scope: str | None,
+    resources: Sequence[str],
+    policy: Policy,
+    audiences: Sequence[str] = (),
+    never_named: Sequence[str] = (),
 ) -> AccessTokenGrant:
     """Decide what a token for ``client`` may contain.
 
     :param scope: space-separated scope tokens (RFC 6749 section 3.3), or ``None`` when the request had none.
-    :param resources: absolute URIs without fragment (RFC 8707 section 2); empty means the client's default.
+    :param resources: absolute URIs without fragment (RFC 8707 section 2).
+    :param audiences: further APIs, by URI or name. Without resources and audiences the token is for the client's
+        default.
     :param never_named: secrets of the request, which people paste into the wrong field: a refusal does not name
         them.
     :returns: scopes in the order of the request (all of the client's if it named none), audiences, lifetime in whole
@@ -51,9 +61,14 @@ def grant(
     :raises InvalidTarget: a resource that the client was not granted.
     """
     lifetime = client.access_token_lifetime
+    named = audiences if policy.reads_audience else ()
     return AccessTokenGrant(
         scope=_granted_scope(client, scope, never_named),
-        audiences=_granted_audiences(client, resources, policy, never_named),
+        audiences=(
+            _granted_audiences(client, resources, named, never_named)
+            if resources or named
+            else client.audiences[:1] or (policy.default_audience,)
+        ),
         lifetime_seconds=policy.access_token_lifetime if lifetime is None else lifetime,
     )
 
@@ -72,19 +87,28 @@ def _granted_scope(client: Client, scope: str | None, never_named: Sequence[str]
 
 
 def _granted_audiences(
-    client: Client, resources: Sequence[str], policy: Policy, never_named: Sequence[str]
+    client: Client, resources: Sequence[str], audiences: Sequence[str], never_named: Sequence[str]
 ) -> tuple[str, ...]:
-    if not resources:
-        return client.audiences[:1] or (policy.default_audience,)
     if not all(map(is_absolute_uri, resources)):
         raise InvalidTarget(RefusalReason.MALFORMED_RESOURCE)
-    if refused := [resource for resource in resources if resource not in client.audiences]:
+    if not all(map(is_audience, audiences)):
+        raise InvalidTarget(RefusalReason.MALFORMED_AUDIENCE, "An audience must be a URI or the name of an API.")
+    found = {target: _find(target, client.audiences) for target in [*resources, *audiences]}
+    if refused := [target for target, audience in found.items() if audience is None]:
         raise InvalidTarget(
             RefusalReason.RESOURCE_NOT_GRANTED,
             f"The client was not granted: {_list_some(refused, never_named)}",
             client_id=client.client_id,
         )
-    return tuple(dict.fromkeys(resources))
+    return tuple(dict.fromkeys(audience for audience in found.values() if audience is not None))
+
+
+def _find(requested: str, audiences: Sequence[str]) -> str | None:
+    """Return the audience that ``requested`` means, as it was registered: verifiers compare ``aud`` byte by byte."""
+    if requested in audiences:
+        return requested
+    wanted = normalize(requested)
+    return next((audience for audience in audiences if normalize(audience) == wanted), None)
 
 
 def _list_some(tokens: Sequence[str], never_named: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from app.audit.events import RequestFacts
 from app.crypto.jws import parse_unverified
 from app.errors import InvalidRequest
 from app.http.application import Request
-from app.http.forms import REPEATABLE, read_authorization, read_form
+from app.http.forms import AUDIENCE, REPEATABLE, RESOURCE, read_authorization, read_form
 from app.reasons import RefusalReason
 from app.types import Authentication, UnverifiedJws
 
@@ -46,8 +46,9 @@ class StrictRequest(OAuth2Request):
         self.environ: dict[str, Any] = http_request.environ
         self.response_headers: list[tuple[str, str]] = []
         self.authorization = authorization
-        self.resources: Sequence[str] = [value for name, value in pairs if name == REPEATABLE]
-        self.parameters = {name: value for name, value in pairs if name != REPEATABLE}
+        self.resources: Sequence[str] = [value for name, value in pairs if name == RESOURCE]
+        self.audiences: Sequence[str] = [one for name, value in pairs if name == AUDIENCE for one in value.split()]
+        self.parameters = {name: value for name, value in pairs if name not in REPEATABLE}
         self.payload = BasicOAuth2Payload(self.parameters)
 
     @cached_property

@@ -305,6 +305,11 @@ class RefusalReason(Reason):
         "A resource in it is not an absolute URI.",
         "Send a URI with a scheme and without a fragment.",
     )
+    MALFORMED_AUDIENCE = (
+        "malformed_audience",
+        "A value of the parameter audience is neither a URI nor a name.",
+        "Send the identifier of the API. TOKENHOUSE_AUDIENCE_PARAMETER=false ignores the parameter.",
+    )
     TOKEN_TOO_LONG = (
         "token_too_long",
         "The token of client {client} would have more characters than TOKENHOUSE_TOKEN_MAX_CHARACTERS allows.",

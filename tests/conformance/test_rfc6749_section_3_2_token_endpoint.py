@@ -59,8 +59,8 @@ CASES = [
     Case("empty client_secret", f"{GRANT}&client_secret=", Granted()),
     Case("empty resource", f"{GRANT}&resource=", Granted()),
     Case("empty ones do not repeat", f"{GRANT}&scope=&scope=read&scope=&grant_type=", Granted("read")),
-    Case("unknown ignored", f"{GRANT}&foo=bar&audience=https%3A%2F%2Fb.example&state=xyz", Granted()),
-    Case("unknown empty ignored", f"{GRANT}&audience=&foo", Granted()),
+    Case("unknown ignored", f"{GRANT}&foo=bar&redirect_uri=https%3A%2F%2Fb.example&state=xyz", Granted()),
+    Case("unknown empty ignored", f"{GRANT}&state=&foo", Granted()),
     Case("names are case-sensitive", "Grant_Type=client_credentials", missing("grant_type")),
     Case("a name of other case is unknown", f"{GRANT}&SCOPE=nothing", Granted()),
     Case("a name in brackets is unknown", f"{GRANT}&scope[]=nothing", Granted()),
@@ -69,7 +69,7 @@ CASES = [
     Case("scope in the query", GRANT, in_query("scope"), "scope=read"),
     Case("resource in the query", GRANT, in_query("resource"), "resource=https://a.example"),
     Case("empty scope in the query", GRANT, in_query("scope"), "scope"),
-    Case("unknown in the query", GRANT, Granted(), "foo=bar&foo=bar&audience=x"),
+    Case("unknown in the query", GRANT, Granted(), "foo=bar&foo=bar&state=x"),
 ]
 
 

@@ -113,7 +113,7 @@ def test_3_aud_is_what_was_asked_for(
         ((A, B), (C, A)),
         ((), (A,)),
         ((A, B), (f"{A}/",)),
-        ((A, B), ("https://A.example.com/v1",)),
+        ((A, B), ("https://a.example.com/V1",)),
         ((A, B), (f"{A}/more",)),
         ((A, B), ("https://a.example.com",)),
         ((A, B), (f"{A},{B}",)),

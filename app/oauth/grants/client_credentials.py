@@ -10,13 +10,14 @@ from typing import Any
 from authlib.oauth2.rfc6749 import grants
 
 from app.errors import UnauthorizedClient
+from app.http.forms import AUDIENCE, RESOURCE
 from app.oauth.policy import grant
 
 
 class ClientCredentialsGrant(grants.ClientCredentialsGrant):
     """A token for the client itself, never with a refresh token (section 4.4.3)."""
 
-    PARAMETERS = frozenset({"grant_type", "scope", "resource"})
+    PARAMETERS = frozenset({"grant_type", "scope", RESOURCE, AUDIENCE})
 
     request: Any
 
@@ -43,6 +44,7 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
             request.client,
             scope=request.parameters.get("scope"),
             resources=request.resources,
+            audiences=request.audiences,
             policy=self.server.policy,
             never_named=request.presented_secrets,
         )

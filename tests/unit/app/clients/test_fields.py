@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.audiences import AUDIENCE_RULE
 from app.clients.fields import (
     ClientFields,
     check_client_id,
@@ -102,9 +103,9 @@ def test_the_servers_own_scopes_are_nobodys() -> None:
     ClientFields("A service", scope=("tokenhouse", "TOKENHOUSE:x", "x:tokenhouse:admin"))
 
 
-@pytest.mark.parametrize("audience", ["", "api", "/api", "https://a#b", "https://ä", "a: b", "urn:a\n", "\udcff:a"])
-def test_an_audience_is_an_absolute_uri(audience: str) -> None:
-    assert refusal(audiences=("urn:a", audience)) == f"audience {audience!r} must be an absolute URI without a fragment"
+@pytest.mark.parametrize("audience", ["", "an api", "/api", "https://a#b", "https://ä", "a: b", "urn:a\n", "\udcff:a"])
+def test_an_audience_is_an_absolute_uri_or_a_name(audience: str) -> None:
+    assert refusal(audiences=("urn:a", audience)) == f"audience {audience!r} {AUDIENCE_RULE}"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from unit.checkout import ISSUER, PEPPER, load, refusal
 
+from app.audiences import is_absolute_uri
 from app.config.settings import SETTING_NAMES, Settings
 from app.config.values import (
     PROJECT_FOLDER,
@@ -17,7 +18,6 @@ from app.config.values import (
     default_server_name,
     format_duration,
     format_rate,
-    is_absolute_uri,
     is_loopback,
     parse_database_url,
     parse_duration,
@@ -33,7 +33,7 @@ DURATION_RULE = "must be a duration such as 90s, 15m, 24h or 7d"
 DATABASE_RULE = "TOKENHOUSE_DATABASE_URL must be sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
 PEPPERS_RULE = "TOKENHOUSE_SECRET_PEPPERS must be comma-separated id:value pairs, each value of 32 characters or more"
 AUDIENCE_RULE = (
-    "TOKENHOUSE_DEFAULT_AUDIENCE must be an absolute URI without a fragment, such as https://api.example.com"
+    "TOKENHOUSE_DEFAULT_AUDIENCE must be an absolute URI without a fragment, or a name of letters, digits and ._~/@+-"
 )
 
 
@@ -48,6 +48,7 @@ def test_names_and_defaults_are_those_of_the_contract(checkout: Path) -> None:
         "assertion_lifetime": 3600,
         "jwks_uri_networks": (),
         "publish_scopes": True,
+        "audience_parameter": True,
         "token_max_characters": 8192,
         "outage_grace": 15 * 60,
         "snapshot": None,
@@ -94,6 +95,7 @@ def test_every_setting_is_a_variable_with_the_prefix() -> None:
         "TOKENHOUSE_ASSERTION_LIFETIME",
         "TOKENHOUSE_JWKS_URI_NETWORKS",
         "TOKENHOUSE_PUBLISH_SCOPES",
+        "TOKENHOUSE_AUDIENCE_PARAMETER",
         "TOKENHOUSE_TOKEN_MAX_CHARACTERS",
         "TOKENHOUSE_OUTAGE_GRACE",
         "TOKENHOUSE_SNAPSHOT",
@@ -497,14 +499,15 @@ def test_peppers_are_required(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "audience", ["https://api.example.com", "urn:example:api", "api:orders", "https://a.example/p?q=1", "a:b%20c"]
+    "audience",
+    ["https://api.example.com", "urn:example:api", "api:orders", "https://a.example/p?q=1", "a:b%20c", "orders-api"],
 )
-def test_an_audience_is_an_absolute_uri(checkout: Path, audience: str) -> None:
+def test_an_audience_is_an_absolute_uri_or_a_name(checkout: Path, audience: str) -> None:
     assert load(checkout, DEFAULT_AUDIENCE=audience).default_audience == audience
 
 
 @pytest.mark.parametrize(
-    "audience", ["api", "/api", "https://a.example#f", "a: b", "a:", "1a:b", "ä:b", "a:ä", "a:b\n", 'a:"']
+    "audience", ["an api", "/api", "https://a.example#f", "a: b", "a:", "1a:b", "ä:b", "a:ä", "a:b\n", 'a:"']
 )
 def test_an_audience_of_another_form_is_refused(checkout: Path, audience: str) -> None:
     assert refusal(checkout, DEFAULT_AUDIENCE=audience) == AUDIENCE_RULE

@@ -552,7 +552,7 @@ def test_every_answer_is_one_event(harness: Harness, ours: FlaskClient) -> None:
 def test_the_endpoint_knows_the_parameters_of_its_registries(ours: FlaskClient) -> None:
     known = set().union(*(feature.PARAMETERS for feature in GRANTS), *(method.parameters for method in METHODS))
     by_method = {"client_id", "client_secret", "client_assertion", "client_assertion_type"}
-    assert known == {"grant_type", "scope", "resource"} | by_method
+    assert known == {"grant_type", "scope", "resource", "audience"} | by_method
     for name in known:
         assert refused(post(ours, url=f"{PATH}?{name}=x"))[0] == "invalid_request"
 

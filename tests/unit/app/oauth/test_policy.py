@@ -1,6 +1,7 @@
 """Policy: what a client's token may say. Tables for the exact answers, hypothesis for what must always hold."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -150,6 +151,46 @@ def test_an_audience_is_what_was_asked_for_or_the_first_or_the_servers(
     audiences: tuple[str, ...], asked: list[str], given_audiences: tuple[str, ...]
 ) -> None:
     assert grant(client(audiences=audiences), scope=None, resources=asked, policy=POLICY).audiences == given_audiences
+
+
+@pytest.mark.parametrize(
+    ("resources", "audiences", "given_audiences"),
+    [
+        # The registered spelling is issued, since verifiers compare aud byte by byte.
+        (["https://API.example.com:443"], [], ("https://api.example.com/",)),
+        (["https://api.example.com", "https://api.example.com/"], [], ("https://api.example.com/",)),
+        ([], ["orders"], ("orders",)),
+        (["urn:a"], ["orders", "urn:a"], ("urn:a", "orders")),
+        ([], ["https://api.example.com"], ("https://api.example.com/",)),
+    ],
+)
+def test_equivalent_uris_and_the_parameter_audience_name_an_api_too(
+    resources: list[str], audiences: list[str], given_audiences: tuple[str, ...]
+) -> None:
+    asking = client(audiences=("urn:a", "https://api.example.com/", "orders"))
+    decided = grant(asking, scope=None, resources=resources, audiences=audiences, policy=POLICY)
+    assert decided.audiences == given_audiences
+
+
+def test_of_two_audiences_that_are_equivalent_the_one_that_was_written_is_meant() -> None:
+    asking = client(audiences=("https://api.example.com/", "https://api.example.com"))
+    for written in asking.audiences:
+        assert grant(asking, scope=None, resources=[written], policy=POLICY).audiences == (written,)
+
+
+@pytest.mark.parametrize("asked", ["two words", "", "é", "https://api.example.com/#part", "*"])
+def test_an_audience_that_breaks_its_grammar_is_refused_and_never_quoted(asked: str) -> None:
+    with pytest.raises(InvalidTarget) as caught:
+        grant(client(audiences=("urn:a",)), scope=None, resources=[], audiences=[asked], policy=POLICY)
+    assert caught.value.description == "An audience must be a URI or the name of an API."
+    assert (caught.value.error, caught.value.reason) == ("invalid_target", "malformed_audience")
+
+
+def test_the_parameter_audience_can_be_ignored() -> None:
+    policy = replace(POLICY, reads_audience=False)
+    for asked in (["urn:b"], ["two words"]):
+        decided = grant(client(audiences=("urn:a",)), scope=None, resources=[], audiences=asked, policy=policy)
+        assert decided.audiences == ("urn:a",)
 
 
 @pytest.mark.parametrize("asked", ["junk #", "", "\x00é", "a b", "relative", "https://api.example.com/#part"])
