@@ -6,7 +6,7 @@ metadata, the command line's choices and the checks of client fields iterate the
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -55,6 +55,7 @@ class Client(ClientMixin):
     :param rate_limit: its own limit of token requests, or ``None`` for the server's default.
     :param tokens_not_before: its tokens issued then or earlier are revoked.
     :param sender_constraints: what its tokens must be bound to, by the names in ``oauth.sender_constraints``.
+    :param claims: are added to its tokens.
     """
 
     client_id: str
@@ -68,6 +69,7 @@ class Client(ClientMixin):
     tokens_not_before: datetime | None = None
     rate_limit: Rate | None = None
     sender_constraints: tuple[str, ...] = ()
+    claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def get_client_id(self) -> str:
         """Return the client id."""
@@ -139,11 +141,13 @@ class AccessTokenGrant:
 
     :param scope: scopes, in the order of the request.
     :param audiences: one or more resources.
+    :param claims: further claims, by configuration.
     """
 
     scope: tuple[str, ...]
     audiences: tuple[str, ...]
     lifetime_seconds: int
+    claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ PURE_MODULES = (
     "crypto/certificates",
     "crypto/fitness",
     "clients/secret_digests",
+    "clients/claims",
     "clients/fields",
     "clients/trust_rules",
     "clients/scopes",

@@ -8,6 +8,7 @@ import click
 from app.cli.client_certificates import given_tls_fields, tls_options
 from app.cli.client_keys import given_auth_fields, key_options
 from app.cli.output import Duration
+from app.clients.claims import parse_claims
 from app.clients.fields import split_scopes
 from app.config.values import parse_rate
 from app.errors import ManagementError
@@ -56,6 +57,15 @@ class RateLimit(click.ParamType[Rate | str]):
             return self.fail(f"{error}; or default", param, ctx)
 
 
+claim_option = click.option(
+    "--claim",
+    "claims",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A claim to add to its tokens; a value that begins with [ or { is JSON.",
+)
+
+
 def field_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for a client's fields, the same for ``create`` and ``update``."""
     for option in reversed(
@@ -91,6 +101,7 @@ def field_options(command: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option("--description", help="What it is for."),
             click.option("--label", "labels", multiple=True, metavar="K=V"),
+            claim_option,
         )
     ):
         command = option(command)
@@ -106,23 +117,17 @@ def given_fields(options: dict[str, Any]) -> dict[str, Any]:
     ``sender_constraints`` are for :func:`changed_constraints`.
     """
     fields: dict[str, Any] = {}
-    if options["scopes"]:
-        fields["scope"] = split_scopes(options["scopes"])
-    for name in ("audiences", "introspects", "contacts"):
-        if options[name]:
-            fields[name] = tuple(dict.fromkeys(value for value in options[name] if value))
+    for option, (name, parse) in _SEVERAL_VALUES.items():
+        if options[option]:
+            fields[name] = parse(options[option])
     for option, name in _SINGLE_VALUES.items():
         if options[option] is not None:
             fields[name] = None if options[option] == _DEFAULTS.get(name) else options[option]
-    if options["grant_types"]:
-        fields["grant_types"] = _grant_types(options["grant_types"])
     keys = given_auth_fields(options["jwks_file"], options["jwks_uri"], options["assertion_audience"])
     if auth_fields := keys | given_tls_fields(options):
         fields["auth_fields"] = auth_fields
     if constraints := {one.name: options[one.name] for one in SENDER_CONSTRAINTS if options[one.name] is not None}:
         fields["sender_constraints"] = constraints
-    if options["labels"]:
-        fields["labels"] = parse_labels(options["labels"])
     return fields
 
 
@@ -151,3 +156,19 @@ def parse_labels(given: Sequence[str]) -> dict[str, str]:
             raise ManagementError(f"label {label!r} must be K=V")
         labels[key] = value
     return labels
+
+
+def _texts(given: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, given)))
+
+
+_SEVERAL_VALUES: Mapping[str, tuple[str, Callable[[Sequence[str]], Any]]] = {
+    "scopes": ("scope", split_scopes),
+    "audiences": ("audiences", _texts),
+    "introspects": ("introspects", _texts),
+    "contacts": ("contacts", _texts),
+    "grant_types": ("grant_types", _grant_types),
+    "labels": ("labels", parse_labels),
+    "claims": ("claims", parse_claims),
+}
+"""Options that may be given several times: the field, and what parses all values."""

@@ -377,6 +377,7 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
         "rate_limit": row.rate_limit,
         "contacts": row.contacts,
         "labels": row.labels,
+        "claims": row.claims or {},
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
         "last_used_at": timestamp(row.last_used_at),

@@ -84,6 +84,7 @@ def issue(
             scope=" ".join(granted.scope) or None,
             expires_in=granted.lifetime_seconds,
             audiences=granted.audiences,
+            claims=granted.claims,
         )
     except OAuthError as error:
         raise ManagementError(f"{error.error}: {error.description}") from None
@@ -197,7 +198,7 @@ def _revocation_reason(here: Services, inspection: TokenValidation) -> TokenReas
 
 def _explained(claims: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, str, str]]:
     for name, value in claims.items():
-        meaning = _MEANINGS.get(name, "a claim that this server does not issue")
+        meaning = _MEANINGS.get(name, "a claim by configuration, if the token is ours")
         if name in {"iat", "exp"} and type(value) is int and 0 <= value <= _LATEST:
             yield name, str(value), f"{meaning} {timestamp(from_epoch(value))}, {_distance(from_epoch(value) - now)}"
         else:

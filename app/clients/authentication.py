@@ -291,12 +291,19 @@ def _matching_secrets(rows: Sequence[Any], digest_by_pepper: Mapping[str, bytes]
 
 def to_client(row: Any) -> Client:
     """Return the client of a row, whose JSON columns are text on the request path and lists elsewhere."""
-    lists: tuple[Any, ...] = row.grant_types, row.scope, row.audiences, row.introspects, row.sender_constraints
+    columns: tuple[Any, ...] = (
+        row.grant_types,
+        row.scope,
+        row.audiences,
+        row.introspects,
+        row.sender_constraints,
+        row.claims,
+    )
     if not isinstance(row.scope, str):
-        lists = tuple(json.dumps(column or ()) for column in lists)
-    grant_types, scope, audiences, introspects, sender_constraints = lists
-    introspects, sender_constraints = introspects or "[]", sender_constraints or "[]"
-    is_short = len(row.client_name) + len(scope) + len(audiences) + len(introspects) <= _KEPT_CHARACTERS
+        columns = tuple(column and json.dumps(column) for column in columns)
+    grant_types, scope, audiences, introspects, sender_constraints, claims = (column or "[]" for column in columns)
+    characters = len(row.client_name) + len(scope) + len(audiences) + len(introspects) + len(claims)
+    is_short = characters <= _KEPT_CHARACTERS
     parse = _kept_client if is_short else _parsed
     return parse(
         row.client_id,
@@ -310,6 +317,7 @@ def to_client(row: Any) -> Client:
         row.tokens_not_before,
         row.rate_limit,
         sender_constraints,
+        claims,
     )
 
 
@@ -325,6 +333,7 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
     tokens_not_before: datetime | None,
     rate_limit: str | None,
     sender_constraints: str,
+    claims: str,
 ) -> Client:
     return Client(
         client_id=client_id,
@@ -338,6 +347,7 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
         tokens_not_before=tokens_not_before,
         rate_limit=parse_rate(rate_limit) if rate_limit else None,
         sender_constraints=tuple(json.loads(sender_constraints)),
+        claims=dict(json.loads(claims)),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from app.audiences import AUDIENCE_RULE, is_audience
+from app.clients.claims import check_claims
 from app.clients.scopes import RESERVED_SCOPE_PREFIX, parse_scope
 from app.clients.secret_digests import IMPORTED_SECRET_MAX_CHARACTERS, IMPORTED_SECRET_MIN_CHARACTERS, is_vschar
 from app.config.values import LONGEST_LIFETIME_SECONDS, format_duration
@@ -33,6 +34,7 @@ class ClientFields:
     :param auth_fields: what the client's authentication method stores; checked by the method.
     :param introspects: the resources whose tokens it may introspect, or :data:`ALL_RESOURCES` alone.
     :param sender_constraints: what its tokens must be bound to, by the names in ``oauth.sender_constraints``.
+    :param claims: are added to its tokens.
     :raises ManagementError: a field is wrong; what is allowed.
     """
 
@@ -49,6 +51,7 @@ class ClientFields:
     auth_fields: Mapping[str, Any] = field(default_factory=dict)
     rate_limit: Rate | None = None
     sender_constraints: tuple[str, ...] = ()
+    claims: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check all fields."""
@@ -69,6 +72,7 @@ class ClientFields:
             raise ManagementError(f"all scopes of a client together have at most {SCOPE_MAX_CHARACTERS} characters")
         for token in self.scope:
             _check_scope_token(token)
+        check_claims(self.claims)
         _check_audiences("audience", self.audiences)
         if self.introspects != (ALL_RESOURCES,):
             _check_audiences("resource to introspect", self.introspects, f"; or {ALL_RESOURCES} alone")

@@ -197,7 +197,7 @@ class ClientRepository:
             row = find_client(session, client_id, for_change=True)
             before = describe(row)
             after = replace(before, **changes, **decide_changes(before))
-            if (before.scope, before.audiences) != (after.scope, after.audiences):
+            if (before.scope, before.audiences, before.claims) != (after.scope, after.audiences, after.claims):
                 self._token_size.check(client_id, after)
             _add_to_audiences_ever(row)
             _apply(row, after)
@@ -315,6 +315,7 @@ def describe(row: ClientRow) -> ClientFields:
         auth_fields=dict(row.auth_fields or {}),
         rate_limit=parse_rate(row.rate_limit) if row.rate_limit else None,
         sender_constraints=tuple(row.sender_constraints or ()),
+        claims=dict(row.claims or {}),
     )
 
 
@@ -334,6 +335,7 @@ def _apply(row: ClientRow, fields: ClientFields) -> None:
     row.access_token_lifetime = fields.access_token_lifetime
     row.rate_limit = format_rate(fields.rate_limit) if fields.rate_limit else None
     row.sender_constraints = list(fields.sender_constraints) or None
+    row.claims = dict(fields.claims) or None
 
 
 def _add_to_audiences_ever(row: ClientRow) -> None:

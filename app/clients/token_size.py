@@ -43,6 +43,7 @@ class TokenSize:
         """
         audience = fields.audiences[0] if fields.audiences else self.default_audience
         claims = {
+            **fields.claims,
             **_FIXED_CLAIMS,
             "iss": self.issuer,
             "sub": client_id,
@@ -55,5 +56,6 @@ class TokenSize:
         if characters > self.max_characters:
             raise ManagementError(
                 f"a token with all of its scopes may have {characters} characters, and the longest that is issued has "
-                f"{self.max_characters} ({PREFIX}TOKEN_MAX_CHARACTERS): give it fewer or shorter scopes and audiences"
+                f"{self.max_characters} ({PREFIX}TOKEN_MAX_CHARACTERS): give it fewer or shorter scopes, audiences and "
+                "claims"
             )

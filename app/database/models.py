@@ -80,7 +80,8 @@ class ClientRow(Base):
     was last refused for a limit, to the minute. Tokens issued at ``tokens_not_before``, a whole second, or
     earlier are revoked.
 
-    ``sender_constraints`` are what its tokens must be bound to, such as ``dpop``; NULL for nothing.
+    ``sender_constraints`` are what its tokens must be bound to, such as ``dpop``; NULL for nothing. ``claims`` are
+    added to its tokens.
 
     ``certificate_expires_at`` is when the first of its registered certificates expires.
 
@@ -110,6 +111,7 @@ class ClientRow(Base):
     last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     rate_limit: Mapped[str | None] = mapped_column(String(32))
     sender_constraints: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    claims: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     certificate_expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     limited_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     assertion_aud: Mapped[str | None] = mapped_column(String(16))

@@ -286,14 +286,11 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         scope: str | None = None,
         expires_in: int | None = None,
         include_refresh_token: bool = False,  # noqa: FBT001, FBT002
-        *,
-        audiences: Sequence[str] = (),
-        confirmation: Mapping[str, str] | None = None,
+        **contents: Any,
     ) -> AccessToken:
         """Sign a token with the generator that is registered for ``grant_type``, or for ``default``.
 
-        :param audiences: the resources of RFC 8707, which Authlib's signature lacks.
-        :param confirmation: what the token is bound to; it lacks that too.
+        :param contents: what Authlib's signature lacks, such as ``audiences``: see :class:`tokens.issuer`.
         :raises ServiceUnavailable: no key may sign now.
         """
         generators: Mapping[str, Any] = self._token_generators  # type: ignore[attr-defined]
@@ -305,8 +302,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
             scope=scope,
             expires_in=expires_in,
             include_refresh_token=include_refresh_token,
-            audiences=audiences,
-            confirmation=confirmation,
+            **contents,
         )
         return token
 

@@ -70,6 +70,7 @@ def grant(  # noqa: PLR0913 - What a request says.
             else client.audiences[:1] or (policy.default_audience,)
         ),
         lifetime_seconds=policy.access_token_lifetime if lifetime is None else lifetime,
+        claims=client.claims,
     )
 
 

@@ -68,6 +68,7 @@ class AccessTokenIssuer:
         scope: str | None,
         expires_in: int,
         audiences: Sequence[str],
+        claims: Mapping[str, Any] | None = None,
         confirmation: Mapping[str, str] | None = None,
         grant_type: str = "",  # noqa: ARG002
         user: object = None,  # noqa: ARG002
@@ -78,6 +79,7 @@ class AccessTokenIssuer:
         :param scope: space-separated scope tokens, or ``None``.
         :param expires_in: whole seconds.
         :param audiences: one or more resources.
+        :param claims: further claims. None of them replaces one that is issued anyway.
         :param confirmation: what the token is bound to (RFC 7800); empty for a bearer token.
         :returns: a token whose ``aud`` is a string if there is one audience. ``iat`` is never in the future. There
             is no ``nbf``: verifiers whose clock is a second slow would reject a fresh token.
@@ -90,7 +92,7 @@ class AccessTokenIssuer:
         key = self._signing_key()
         iat = int(now.timestamp())
         jti = secrets.token_urlsafe(JTI_RANDOM_BYTES)
-        claims: dict[str, Any] = {
+        issued: dict[str, Any] = {
             "iss": self._issuer,
             "sub": client.client_id,
             "client_id": client.client_id,
@@ -100,10 +102,10 @@ class AccessTokenIssuer:
             "jti": jti,
         }
         if scope:
-            claims["scope"] = scope
+            issued["scope"] = scope
         if confirmation:
-            claims["cnf"] = confirmation
-        encoded = _encoded(claims, TOKEN_TYPE, key)
+            issued["cnf"] = confirmation
+        encoded = _encoded({**claims, **issued} if claims else issued, TOKEN_TYPE, key)
         if len(encoded) > self._max_characters:
             raise self._too_long(client, audiences, scope or "")
         token = AccessToken(access_token=encoded, token_type=token_type(confirmation), expires_in=expires_in)

@@ -88,6 +88,13 @@ def test_2_2_a_live_token_is_told_in_full(server: RunningServer, harness: Househ
     }
 
 
+def test_2_2_claims_by_configuration_are_told_too(server: RunningServer, harness: Household) -> None:
+    client = server.create_client(audiences=(API,), claims={"tenant": "acme", "roles": ["reader"]})
+    answer = told(server, harness.api, server.get_token(client)["access_token"])
+    assert (answer["active"], answer["tenant"], answer["roles"]) == (True, "acme", ["reader"])
+    assert "scope" not in answer
+
+
 def test_2_2_of_several_audiences_one_is_enough(server: RunningServer, harness: Household) -> None:
     body = [("grant_type", "client_credentials"), ("resource", API), ("resource", OTHER_API)]
     token = server.post_token(body, headers={"Authorization": harness.caller.basic}).json()["access_token"]

@@ -39,6 +39,7 @@ def test_create_takes_every_field(harness: Harness) -> None:
     arguments = ["--client-id", "reports", "--scope", "read write", "--scope", "read audit", "--lifetime", "15m"]
     arguments += ["--audience", "https://a.example", "--audience", "urn:b", "--auth-method", "client_secret_post"]
     arguments += ["--grant-type", "client_credentials", "--contact", "ops@example.com", "--contact", "+49 30 1"]
+    arguments += ["--claim", "tenant=acme", "--claim", 'roles=["reader"]']
     arguments += ["--description", "Größe", "--label", "team=a", "--label", "empty=", "--label", "eq=a=b"]
     made = data(harness.run("clients", "create", "Reports", *arguments, "--secret-expires", "90d", "--json"))
     del made["client_secret"]
@@ -54,6 +55,7 @@ def test_create_takes_every_field(harness: Harness) -> None:
     }
     shown = data(harness.run("clients", "show", "reports", "--json"))
     assert shown["contacts"] == ["ops@example.com", "+49 30 1"]
+    assert shown["claims"] == {"tenant": "acme", "roles": ["reader"]}
     assert (shown["description"], shown["labels"]) == ("Größe", {"team": "a", "empty": "", "eq": "a=b"})
 
 
@@ -141,6 +143,19 @@ def test_a_bad_scope_is_refused(harness: Harness, scope: str) -> None:
     assert told == (
         f"scope {scope!r} must be tokens of printable ASCII without quote and backslash, one space between them"
     )
+    assert ids(harness) == []
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ("tenant", "--claim must be NAME=VALUE"),
+        ("sub=admin", "claim 'sub' is a registered name with a meaning of its own: choose another name"),
+        (f"a={'x' * 1020}", "all claims together must have at most 1024 bytes as JSON"),
+    ],
+)
+def test_a_claim_that_is_not_allowed_is_refused(harness: Harness, claim: str, told: str) -> None:
+    assert refusal(harness.run("clients", "create", "A", "--claim", claim)) == told
     assert ids(harness) == []
 
 

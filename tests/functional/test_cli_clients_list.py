@@ -89,6 +89,7 @@ def test_show_prints_everything_but_secrets(harness: Harness) -> None:
         "rate_limit": None,
         "contacts": [],
         "labels": {},
+        "claims": {},
         "created_at": NOON,
         "updated_at": NOON,
         "limited_at": None,

@@ -59,6 +59,7 @@ def test_update_with_an_empty_value_clears(harness: Harness) -> None:
         contacts=("c",),
         description="d",
         access_token_lifetime=5,
+        claims={"tenant": "acme"},
     )
     arguments = [
         "--scope",
@@ -69,6 +70,8 @@ def test_update_with_an_empty_value_clears(harness: Harness) -> None:
         "",
         "--label",
         "",
+        "--claim",
+        "",
         "--description",
         "",
         "--lifetime",
@@ -76,6 +79,7 @@ def test_update_with_an_empty_value_clears(harness: Harness) -> None:
     ]
     changed = data(harness.run("clients", "update", "a", *arguments, "--json"))
     assert (changed["scope"], changed["audiences"], changed["contacts"], changed["labels"]) == ("", [], [], {})
+    assert changed["claims"] == {}
     assert (changed["description"], changed["access_token_lifetime"]) == ("", None)
 
 
@@ -117,9 +121,10 @@ def test_a_bad_update_changes_nothing(harness: Harness) -> None:
     for arguments in (
         ["--name", ""],
         ["--name", "b", "--scope", "a  b"],
-        ["--audience", "x"],
+        ["--audience", "an api"],
         ["--lifetime", "2d"],
         ["--label", "x"],
+        ["--claim", "sub=x"],
     ):
         refusal(harness.run("clients", "update", "a", *arguments))
     assert data(harness.run("clients", "show", "a", "--json")) == before

@@ -28,8 +28,6 @@ MEDIA_TYPE = "application/token-introspection+jwt"
 TYP = "token-introspection+jwt"
 """RFC 9701 sections 4 and 5."""
 
-_SHOWN_CLAIMS = ("scope", "client_id", "exp", "iat", "sub", "aud", "iss", "jti", "cnf")
-
 
 class IntrospectionEndpoint(rfc7662.IntrospectionEndpoint):
     """Authlib's introspection endpoint for tokens of which nothing is stored."""
@@ -54,8 +52,7 @@ class IntrospectionEndpoint(rfc7662.IntrospectionEndpoint):
     def introspect_token(self, token: TokenStatus) -> dict[str, Any]:
         """Return the description of an active token: RFC 7662 section 2.2."""
         claims = token.claims or {}
-        shown = {name: claims[name] for name in _SHOWN_CLAIMS if name in claims}
-        return {"active": True, "token_type": token_type(claims.get("cnf")), **shown}
+        return {**claims, "active": True, "token_type": token_type(claims.get("cnf"))}
 
     def create_endpoint_response(self, request: Any) -> Any:
         """Respond to ``request``: status, body, headers.

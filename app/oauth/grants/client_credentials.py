@@ -61,6 +61,7 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
             scope=" ".join(granted.scope) or None,
             expires_in=granted.lifetime_seconds,
             audiences=granted.audiences,
+            claims=granted.claims,
             confirmation=self.confirmation,
         )
         self.server.save_token(token, self.request)

@@ -22,7 +22,7 @@ ISSUER = "https://tokens.example.com"
 MAX_CHARACTERS = 2048
 TOO_LONG = (
     "a token with all of its scopes may have 2049 characters, and the longest that is issued has 2048 "
-    "(TOKENHOUSE_TOKEN_MAX_CHARACTERS): give it fewer or shorter scopes and audiences"
+    "(TOKENHOUSE_TOKEN_MAX_CHARACTERS): give it fewer or shorter scopes, audiences and claims"
 )
 
 

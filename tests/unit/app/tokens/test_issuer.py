@@ -88,6 +88,25 @@ def test_header_and_claims_are_exactly_those_of_the_contract(ring: Ring, clock: 
     }
 
 
+def test_further_claims_replace_none_that_is_issued(ring: Ring, clock: SettableClock) -> None:
+    client = Client("an-id", "A service", "client_secret", ("client_credentials",), ("read",), (), None)
+    claims = {"tenant": "acme", "roles": ["reader"], "sub": "root", "scope": "all", "exp": 0}
+    issuer = AccessTokenIssuer(ISSUER, lambda: ring.keys[0], clock)
+    token = issuer(client=client, scope="read", expires_in=60, audiences=("urn:a",), claims=claims)
+    assert parts(token)[1] == {
+        "iss": ISSUER,
+        "sub": "an-id",
+        "client_id": "an-id",
+        "aud": "urn:a",
+        "iat": NOON,
+        "exp": NOON + 60,
+        "jti": token.jti,
+        "scope": "read",
+        "tenant": "acme",
+        "roles": ["reader"],
+    }
+
+
 def test_several_audiences_are_a_list(ring: Ring, clock: SettableClock) -> None:
     assert parts(issue(ring, clock, AccessTokenGrant((), ("urn:b", "urn:a"), 1)))[1]["aud"] == ["urn:b", "urn:a"]
 
