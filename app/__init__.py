@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask
 
+from app.apis.build import build as build_apis
 from app.audit.build import build as build_audit
 from app.audit.log import configure_logging
 from app.cli import COMMANDS
@@ -52,6 +53,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     audit.events.subscribe(instrumentation)
     with_mac = {method.name for method in METHODS if method.uses_secret_as_key}
     clients = build_clients(settings, database, audit, clock, methods_with_mac=with_mac)
+    apis = build_apis(settings, database, audit, clock)
     tokens = build_tokens(settings, database, keys.active, clock)
     server = AuthorizationServer(
         # Clients are rows of the Flask-SQLAlchemy model database.models.ClientRow.
@@ -77,7 +79,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
     for endpoint in ENDPOINTS:
         if endpoint.registered:
             server.register_endpoint(endpoint.registered(oauth))
-    services = Services(settings, clock, audit, keys, clients, tokens, oauth)
+    services = Services(settings, clock, audit, keys, clients, apis, tokens, oauth)
     services.install(app)
     app.extensions["instrumentation"] = instrumentation
     build_scheduler(services, database.engine).install(app)

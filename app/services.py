@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from flask import Flask, current_app
 
+from app.apis.build import ApiServices
 from app.audit.build import AuditServices
 from app.clients.build import ClientServices
 from app.config.settings import Settings
@@ -26,6 +27,7 @@ class Services:
     audit: AuditServices
     keys: KeyServices
     clients: ClientServices
+    apis: ApiServices
     tokens: TokenServices
     oauth: OAuthServices
 

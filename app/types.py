@@ -45,6 +45,23 @@ SECRET_PREFIX = "ths_"  # noqa: S105 - The part that secret scanners look for.
 
 
 @dataclass(frozen=True, slots=True)
+class GrantedApi:
+    """An API that a client may call.
+
+    :param identifier: the ``aud`` of its tokens.
+    :param scope: those of its scopes that the client was granted.
+    :param access_token_lifetime: whole seconds, or ``None`` if the API has none of its own.
+    :param claims: are added to its tokens.
+    """
+
+    name: str
+    identifier: str
+    scope: tuple[str, ...]
+    access_token_lifetime: int | None = None
+    claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Client(ClientMixin):
     """A client on the request path: frozen, no database row, no secret. Authlib gets this object.
 
@@ -56,6 +73,7 @@ class Client(ClientMixin):
     :param tokens_not_before: its tokens issued then or earlier are revoked.
     :param sender_constraints: what its tokens must be bound to, by the names in ``oauth.sender_constraints``.
     :param claims: are added to its tokens.
+    :param apis: the APIs that it may call besides ``audiences``, each with scopes of its own.
     """
 
     client_id: str
@@ -70,6 +88,7 @@ class Client(ClientMixin):
     rate_limit: Rate | None = None
     sender_constraints: tuple[str, ...] = ()
     claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    apis: tuple[GrantedApi, ...] = ()
 
     def get_client_id(self) -> str:
         """Return the client id."""
@@ -142,12 +161,14 @@ class AccessTokenGrant:
     :param scope: scopes, in the order of the request.
     :param audiences: one or more resources.
     :param claims: further claims, by configuration.
+    :param apis: the names of those APIs that the client was granted.
     """
 
     scope: tuple[str, ...]
     audiences: tuple[str, ...]
     lifetime_seconds: int
     claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    apis: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

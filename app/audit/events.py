@@ -264,6 +264,22 @@ class ClientChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApiChanged:
+    """An API was created, changed or deleted, or a client was granted it or lost it.
+
+    :param by: the system user.
+    :param fields: the names of the changed fields.
+    """
+
+    by: str
+    api: str
+    change: str
+    client_id: str | None = None
+    fields: tuple[str, ...] = ()
+    outcome: str = field(default="changed", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IssuerChanged:
     """The keys of a platform whose tokens authenticate clients changed.
 

@@ -15,13 +15,15 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.engine import Engine
 
-from app.audit.events import ClientChanged, IssuerChanged, KeyRingChanged, TokenChanged
+from app.audit.events import ApiChanged, ClientChanged, IssuerChanged, KeyRingChanged, TokenChanged
 from app.database.engine import reading_engine, writing_engine
 from app.database.models import OutboxRow
 from app.types import Clock
 
 DRAIN_SECONDS = 1.0
 AT_ONCE = 100
+
+Change = ApiChanged | ClientChanged | IssuerChanged | KeyRingChanged | TokenChanged
 
 WriteEvent = Callable[[datetime, str, dict[str, Any]], None]
 """Writes one event to the audit log: time, name, fields."""
@@ -45,7 +47,7 @@ class Outbox:
         self._writing = writing_engine(engine)
         self._clock = clock
 
-    def put(self, connection: Connection, event: ClientChanged | IssuerChanged | KeyRingChanged | TokenChanged) -> None:
+    def put(self, connection: Connection, event: Change) -> None:
         """Add ``event`` in the transaction of its change."""
         facts = {name: value for name, value in asdict(event).items() if value not in (None, ())}
         row = {"happened_at": self._clock(), "event": type(event).__name__, "facts": json.dumps(facts)}

@@ -279,7 +279,7 @@ def _list_cells(row: Any) -> Sequence[object]:
     return (
         row.client_id,
         row.client_name,
-        _state(row),
+        state_of(row),
         " ".join(row.scope),
         " ".join(row.audiences),
         format_duration(row.access_token_lifetime) if row.access_token_lifetime else "default",
@@ -359,7 +359,7 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
         "client_id": row.client_id,
         "client_name": row.client_name,
         "description": row.description,
-        "state": _state(row),
+        "state": state_of(row),
         "token_endpoint_auth_method": row.token_endpoint_auth_method,
         "grant_types": row.grant_types,
         "scope": " ".join(row.scope),
@@ -378,6 +378,7 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
         "contacts": row.contacts,
         "labels": row.labels,
         "claims": row.claims or {},
+        "apis": [{name: api[name] for name in ("name", "identifier", "scope")} for api in row.apis or []],
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
         "last_used_at": timestamp(row.last_used_at),
@@ -388,5 +389,6 @@ def _describe(row: ClientRow | ListedClient) -> dict[str, Any]:
     }
 
 
-def _state(row: ClientRow | ListedClient) -> str:
+def state_of(row: ClientRow | ListedClient) -> str:
+    """Return whether a client may get tokens."""
     return "disabled" if row.disabled_at else "enabled"

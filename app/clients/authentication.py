@@ -28,7 +28,7 @@ from app.database.circuit_breaker import DatabaseCircuitBreaker
 from app.database.prepared_query import PreparedQuery, ThreadLocalConnections
 from app.errors import InvalidClient, OAuthError, ServiceUnavailable
 from app.reasons import RefusalReason
-from app.types import SEVERAL_METHODS, Authentication, Client, Clock, Credentials
+from app.types import SEVERAL_METHODS, Authentication, Client, Clock, Credentials, GrantedApi
 
 # Compared if there is no digest, so that an unknown client costs the same. Random, so that no secret matches it.
 _DUMMY_DIGEST = secrets.token_bytes(32)
@@ -36,7 +36,7 @@ _DUMMY_DIGEST = secrets.token_bytes(32)
 _CLIENTS_KEPT = 1024
 """Clients whose JSON columns are cached as parsed. The columns themselves are read for each request."""
 
-_KEPT_CHARACTERS = 500
+_KEPT_CHARACTERS = 2000
 """Larger clients are rare and would need much memory."""
 
 
@@ -298,12 +298,13 @@ def to_client(row: Any) -> Client:
         row.introspects,
         row.sender_constraints,
         row.claims,
+        row.apis,
     )
     if not isinstance(row.scope, str):
         columns = tuple(column and json.dumps(column) for column in columns)
-    grant_types, scope, audiences, introspects, sender_constraints, claims = (column or "[]" for column in columns)
-    characters = len(row.client_name) + len(scope) + len(audiences) + len(introspects) + len(claims)
-    is_short = characters <= _KEPT_CHARACTERS
+    texts = [column or "[]" for column in columns]
+    grant_types, scope, audiences, introspects, sender_constraints, claims, apis = texts
+    is_short = len(row.client_name) + sum(map(len, texts)) <= _KEPT_CHARACTERS
     parse = _kept_client if is_short else _parsed
     return parse(
         row.client_id,
@@ -318,6 +319,7 @@ def to_client(row: Any) -> Client:
         row.rate_limit,
         sender_constraints,
         claims,
+        apis,
     )
 
 
@@ -334,6 +336,7 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
     rate_limit: str | None,
     sender_constraints: str,
     claims: str,
+    apis: str,
 ) -> Client:
     return Client(
         client_id=client_id,
@@ -348,6 +351,7 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
         rate_limit=parse_rate(rate_limit) if rate_limit else None,
         sender_constraints=tuple(json.loads(sender_constraints)),
         claims=dict(json.loads(claims)),
+        apis=tuple(GrantedApi(**{**api, "scope": tuple(api["scope"])}) for api in json.loads(apis)),
     )
 
 

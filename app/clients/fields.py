@@ -71,7 +71,7 @@ class ClientFields:
         if len(" ".join(self.scope)) > SCOPE_MAX_CHARACTERS:
             raise ManagementError(f"all scopes of a client together have at most {SCOPE_MAX_CHARACTERS} characters")
         for token in self.scope:
-            _check_scope_token(token)
+            check_scope_token(token)
         check_claims(self.claims)
         _check_audiences("audience", self.audiences)
         if self.introspects != (ALL_RESOURCES,):
@@ -128,7 +128,11 @@ def form_decode(text: str) -> str:
     return unquote_plus(text, errors="strict")
 
 
-def _check_scope_token(token: str) -> None:
+def check_scope_token(token: str) -> None:
+    """Check one scope.
+
+    :raises ManagementError: it breaks the grammar, or is one of the server's own.
+    """
     if split_scopes([token]) != (token,):
         raise ManagementError(f"scope {token!r} must be one scope token")
     if token.startswith(RESERVED_SCOPE_PREFIX):

@@ -45,6 +45,7 @@ _CLIENT_COLUMNS = (
     cast(ClientRow.introspects, Text).label("introspects"),
     cast(ClientRow.sender_constraints, Text).label("sender_constraints"),
     cast(ClientRow.claims, Text).label("claims"),
+    cast(ClientRow.apis, Text).label("apis"),
     ClientRow.access_token_lifetime,
     ClientRow.rate_limit,
     ClientRow.tokens_not_before,

@@ -1,4 +1,4 @@
-"""The scopes of all registered clients, for the metadata (RFC 8414 section 2), collected from time to time."""
+"""The scopes of all registered clients and APIs, for the metadata (RFC 8414 section 2), collected from time to time."""
 
 import json
 import time
@@ -8,12 +8,16 @@ from sqlalchemy.engine import Engine
 
 from app.clients.scopes import RESERVED_SCOPE_PREFIX
 from app.database.engine import reading_engine
-from app.database.models import SERVED, ClientRow
+from app.database.models import SERVED, ApiRow, ClientRow
 
 POLL_SECONDS = 60.0
 
 _REST = 100
 """Wait 100 times as long as the last scan took before scanning again: a million clients take seconds."""
+
+
+_OF_CLIENTS = select(cast(ClientRow.scope, Text)).where(SERVED).distinct()
+_OF_APIS = select(cast(ApiRow.scope, Text))
 
 
 class RegisteredScopes:
@@ -33,7 +37,7 @@ class RegisteredScopes:
         return self._known
 
     def poll(self) -> None:
-        """Scan all clients.
+        """Scan all clients and APIs.
 
         :raises SQLAlchemyError: the database does not answer; the scopes of the last scan stay.
         """
@@ -41,7 +45,7 @@ class RegisteredScopes:
         if not self._published or began < self._not_before:
             return
         with reading_engine(self._engine).connect() as connection:
-            found = connection.scalars(select(cast(ClientRow.scope, Text)).where(SERVED).distinct()).all()
+            found = [*connection.scalars(_OF_CLIENTS), *connection.scalars(_OF_APIS)]
         scopes = sorted({token for text in found for token in json.loads(text)})
         known = tuple(token for token in scopes if not token.startswith(RESERVED_SCOPE_PREFIX))
         if known != self._known:

@@ -29,9 +29,17 @@ from app.clients.token_size import TokenSize
 from app.clients.transactions import find_client, writing
 from app.config.values import format_rate, parse_rate
 from app.database.engine import reading_engine
-from app.database.models import SERVED, ClientKeySetRow, ClientRow, ClientSecretRow, ClientTrustRow
+from app.database.models import (
+    DEFAULT_AUDIENCES_EVER,
+    SERVED,
+    ApiGrantRow,
+    ClientKeySetRow,
+    ClientRow,
+    ClientSecretRow,
+    ClientTrustRow,
+)
 from app.errors import ManagementError
-from app.types import DEFAULT_AUDIENCE, Clock
+from app.types import Clock
 
 # Serializes registrations on PostgreSQL: two ids can collide in a reading that no constraint covers. Any number that
 # nothing else in the database uses. SQLite has one writer anyway.
@@ -199,6 +207,7 @@ class ClientRepository:
             after = replace(before, **changes, **decide_changes(before))
             if (before.scope, before.audiences, before.claims) != (after.scope, after.audiences, after.claims):
                 self._token_size.check(client_id, after)
+                self._token_size.check_apis(client_id, after.claims, row.apis or [])
             _add_to_audiences_ever(row)
             _apply(row, after)
             _add_to_audiences_ever(row)
@@ -239,6 +248,8 @@ class ClientRepository:
             _apply(row, ClientFields(client_name="deleted", grant_types=()))
             row.secrets.clear()
             session.execute(delete(ClientTrustRow).where(ClientTrustRow.client_id == client_id))
+            session.execute(delete(ApiGrantRow).where(ApiGrantRow.client_id == client_id))
+            row.apis = None
             row.deleted_at = row.updated_at = self._clock()
             store_jwks(session, row, None, row.deleted_at)
             self._end_tokens(row)
@@ -340,7 +351,7 @@ def _apply(row: ClientRow, fields: ClientFields) -> None:
 
 def _add_to_audiences_ever(row: ClientRow) -> None:
     """Remember all audiences: tokens for a removed one live on, and its verifiers must learn of revocations."""
-    row.audiences_ever = list(dict.fromkeys([*(row.audiences_ever or ()), *(row.audiences or [DEFAULT_AUDIENCE])]))
+    row.audiences_ever = list(dict.fromkeys([*(row.audiences_ever or ()), *(row.audiences or DEFAULT_AUDIENCES_EVER)]))
 
 
 def _form_decoded(client_id: str) -> str:

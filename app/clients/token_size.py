@@ -4,6 +4,7 @@ The exact length of a token is checked by ``tokens.issuer``.
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -42,20 +43,33 @@ class TokenSize:
         :raises ManagementError: it would be too long.
         """
         audience = fields.audiences[0] if fields.audiences else self.default_audience
+        self._check(client_id, audience, fields.scope, fields.claims)
+
+    def check_apis(self, client_id: str, claims: Mapping[str, Any], apis: Iterable[Mapping[str, Any]]) -> None:
+        """Check the token that a client gets for each of its APIs.
+
+        :param claims: the client's own.
+        :param apis: as in ``ClientRow.apis``.
+        :raises ManagementError: one would be too long.
+        """
+        for api in apis:
+            self._check(client_id, api["identifier"], api["scope"], {**claims, **api["claims"]})
+
+    def _check(self, client_id: str, audience: str, scope: Iterable[str], further: Mapping[str, Any]) -> None:
         claims = {
-            **fields.claims,
+            **further,
             **_FIXED_CLAIMS,
             "iss": self.issuer,
             "sub": client_id,
             "client_id": client_id,
             "aud": audience,
-            "scope": " ".join(fields.scope),
+            "scope": " ".join(scope),
         }
         content = len(json.dumps(claims, separators=(",", ":"), ensure_ascii=False).encode())
         characters = _HEADER_CHARACTERS + -(-content * 4 // 3) + _SIGNATURE_CHARACTERS + len("..")
         if characters > self.max_characters:
             raise ManagementError(
-                f"a token with all of its scopes may have {characters} characters, and the longest that is issued has "
-                f"{self.max_characters} ({PREFIX}TOKEN_MAX_CHARACTERS): give it fewer or shorter scopes, audiences and "
-                "claims"
+                f"a token of {client_id} for {audience} with all scopes may have {characters} characters, and none is "
+                f"issued with more than {self.max_characters} ({PREFIX}TOKEN_MAX_CHARACTERS): give it fewer or shorter "
+                "scopes, audiences and claims"
             )

@@ -25,8 +25,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from app.types import DEFAULT_AUDIENCE
+
 CLIENT_ID_MAX_CHARACTERS = 255
 ISSUER_MAX_CHARACTERS = 500
+
+DEFAULT_AUDIENCES_EVER = [DEFAULT_AUDIENCE]
+"""``audiences_ever`` of a client without audiences."""
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -83,6 +88,8 @@ class ClientRow(Base):
     ``sender_constraints`` are what its tokens must be bound to, such as ``dpop``; NULL for nothing. ``claims`` are
     added to its tokens.
 
+    ``apis`` is what its token requests need of ``api_grants`` and ``apis``: written with each change of these.
+
     ``certificate_expires_at`` is when the first of its registered certificates expires.
 
     ``assertion_aud`` and ``assertion_typ`` are the style of its last assertion; ``legacy_assertion_at`` is when it
@@ -112,6 +119,7 @@ class ClientRow(Base):
     rate_limit: Mapped[str | None] = mapped_column(String(32))
     sender_constraints: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     claims: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    apis: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     certificate_expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     limited_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     assertion_aud: Mapped[str | None] = mapped_column(String(16))
@@ -235,6 +243,39 @@ class ClientTrustRow(Base):
 
 
 TRUSTED_ISSUERS = select(ClientTrustRow.issuer).where(ClientTrustRow.client_id.in_(SERVED_IDS))
+
+
+class ApiRow(Base):
+    """An API: see ``apis.fields``. Of equivalent identifiers one exists: ``normalized_identifier`` is unique."""
+
+    __tablename__ = "apis"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    identifier: Mapped[str] = mapped_column(String(2000))
+    normalized_identifier: Mapped[str] = mapped_column(String(2000), unique=True, index=True)
+    scope: Mapped[list[str]] = mapped_column(JSON)
+    access_token_lifetime: Mapped[int | None]
+    owner: Mapped[str] = mapped_column(Text)
+    claims: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    publishes_document: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class ApiGrantRow(Base):
+    """A client that may call an API, and with which scopes.
+
+    ``used`` has the day on which a token with each scope was last issued, and under an empty name the day of the last
+    token for the API.
+    """
+
+    __tablename__ = "api_grants"
+
+    client_id: Mapped[str] = mapped_column(ForeignKey(ClientRow.client_id, ondelete="CASCADE"), primary_key=True)
+    api_name: Mapped[str] = mapped_column(ForeignKey(ApiRow.name, ondelete="CASCADE"), primary_key=True, index=True)
+    scope: Mapped[list[str]] = mapped_column(JSON)
+    granted_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    used: Mapped[dict[str, str]] = mapped_column(JSON)
 
 
 class RevokedTokenRow(Base):

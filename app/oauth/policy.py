@@ -5,14 +5,15 @@ database, no clock. The client is authenticated already.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app.audiences import is_absolute_uri, is_audience, normalize
 from app.clients.scopes import parse_scope
 from app.errors import InvalidScope, InvalidTarget
 from app.reasons import RefusalReason
-from app.types import SECRET_PREFIX, AccessTokenGrant, Client
+from app.types import SECRET_PREFIX, AccessTokenGrant, Client, GrantedApi
 
 # A refusal names what was refused, but stays short whatever was requested.
 _NAMED_IN_A_REFUSAL = 10
@@ -60,28 +61,76 @@ def grant(  # noqa: PLR0913 - What a request says.
     :raises InvalidScope: a scope that the client was not granted.
     :raises InvalidTarget: a resource that the client was not granted.
     """
-    lifetime = client.access_token_lifetime
+    # Most clients have no APIs, and pay nothing for them.
+    own_scope = None if client.apis else _granted_scope(client, scope, client.scope, never_named)
     named = audiences if policy.reads_audience else ()
+    targets = (
+        _granted_audiences(client, resources, named, never_named)
+        if resources or named
+        else _default_audience(client, policy)
+    )
+    lifetime = client.access_token_lifetime
+    if own_scope is not None:
+        own_lifetime = policy.access_token_lifetime if lifetime is None else lifetime
+        return AccessTokenGrant(own_scope, targets, own_lifetime, client.claims)
+    apis = [api for api in client.apis if api.identifier in targets]
+    lifetimes = [lifetime, *(api.access_token_lifetime for api in apis)]
     return AccessTokenGrant(
-        scope=_granted_scope(client, scope, never_named),
-        audiences=(
-            _granted_audiences(client, resources, named, never_named)
-            if resources or named
-            else client.audiences[:1] or (policy.default_audience,)
-        ),
-        lifetime_seconds=policy.access_token_lifetime if lifetime is None else lifetime,
-        claims=client.claims,
+        scope=_granted_scope(client, scope, _allowed_scope(client, targets, apis), never_named),
+        audiences=targets,
+        lifetime_seconds=min((each for each in lifetimes if each is not None), default=policy.access_token_lifetime),
+        claims=_claims(client, apis),
+        apis=tuple(api.name for api in apis),
     )
 
 
-def _granted_scope(client: Client, scope: str | None, never_named: Sequence[str]) -> tuple[str, ...]:
+def _default_audience(client: Client, policy: Policy) -> tuple[str, ...]:
+    """Return the audience of a token whose request names none.
+
+    A client that has scopes of its own used them before it was granted an API, and does so still.
+    """
+    if client.audiences:
+        return client.audiences[:1]
+    return (client.apis[0].identifier if client.apis and not client.scope else policy.default_audience,)
+
+
+def _allowed_scope(client: Client, targets: Sequence[str], apis: Sequence[GrantedApi]) -> tuple[str, ...]:
+    """Return the scopes of all targets: those of each API, and the client's own for any other audience."""
+    of_apis = {api.identifier for api in apis}
+    has_others = any(target in client.audiences or target not in of_apis for target in targets)
+    own = client.scope if has_others else ()
+    return tuple(dict.fromkeys([*own, *(token for api in apis for token in api.scope)]))
+
+
+def _claims(client: Client, apis: Sequence[GrantedApi]) -> Mapping[str, Any]:
+    """Return the claims of the client, and of the APIs in their place.
+
+    :raises InvalidTarget: two APIs differ.
+    """
+    of_apis: dict[str, Any] = {}
+    for api in apis:
+        for name, value in api.claims.items():
+            if of_apis.setdefault(name, value) != value:
+                raise InvalidTarget(
+                    RefusalReason.CLAIMS_DIFFER,
+                    "The resources differ in their claims: request one token for each.",
+                    client_id=client.client_id,
+                )
+    return {**client.claims, **of_apis} if of_apis else client.claims
+
+
+def _granted_scope(
+    client: Client, scope: str | None, allowed: tuple[str, ...], never_named: Sequence[str]
+) -> tuple[str, ...]:
     if scope is None:
-        return client.scope
+        return allowed
     asked = parse_scope(scope)
-    if refused := [token for token in asked if token not in client.scope]:
+    if refused := [token for token in asked if token not in allowed]:
+        elsewhere = {*client.scope, *(token for api in client.apis for token in api.scope)}
+        is_elsewhere = elsewhere.issuperset(refused)
         raise InvalidScope(
-            RefusalReason.SCOPE_NOT_GRANTED,
-            f"The client was not granted: {_list_some(refused, never_named)}",
+            RefusalReason.SCOPE_OF_OTHER_API if is_elsewhere else RefusalReason.SCOPE_NOT_GRANTED,
+            f"The client was not granted{' for this API' if is_elsewhere else ''}: {_list_some(refused, never_named)}",
             client_id=client.client_id,
         )
     return asked
@@ -94,7 +143,8 @@ def _granted_audiences(
         raise InvalidTarget(RefusalReason.MALFORMED_RESOURCE)
     if not all(map(is_audience, audiences)):
         raise InvalidTarget(RefusalReason.MALFORMED_AUDIENCE, "An audience must be a URI or the name of an API.")
-    found = {target: _find(target, client.audiences) for target in [*resources, *audiences]}
+    granted = [*client.audiences, *(api.identifier for api in client.apis)]
+    found = {target: _find(target, granted) for target in [*resources, *audiences]}
     if refused := [target for target, audience in found.items() if audience is None]:
         raise InvalidTarget(
             RefusalReason.RESOURCE_NOT_GRANTED,

@@ -300,6 +300,16 @@ class RefusalReason(Reason):
         "Client {client} requested scopes that it was not granted.",
         'Request fewer, or grant all that it needs: `flask clients update {client} --scope "…"`.',
     )
+    SCOPE_OF_OTHER_API = (
+        "scope_of_other_api",
+        "Client {client} requested scopes that it was granted for another API.",
+        "Name that API in the request: `resource`, or `audience` if its identifier is a name.",
+    )
+    CLAIMS_DIFFER = (
+        "claims_differ",
+        "Client {client} requested one token for APIs that give the same claim different values.",
+        "Request one token for each API.",
+    )
     MALFORMED_RESOURCE = (
         "malformed_resource",
         "A resource in it is not an absolute URI.",

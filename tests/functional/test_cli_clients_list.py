@@ -90,6 +90,7 @@ def test_show_prints_everything_but_secrets(harness: Harness) -> None:
         "contacts": [],
         "labels": {},
         "claims": {},
+        "apis": [],
         "created_at": NOON,
         "updated_at": NOON,
         "limited_at": None,

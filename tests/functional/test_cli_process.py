@@ -236,6 +236,7 @@ def test_flask_help_says_what_this_is(installation: Installation) -> None:
     done = installation.flask("--help")
     assert done.stdout.splitlines()[2] == "  Tokenhouse: clients, signing keys and the database of this token server."
     assert [line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines()] == [
+        "apis",
         "clients",
         "db",
         "doctor",

@@ -9,6 +9,8 @@ from app.database.models import ClientRow, ClientSecretRow, db
 
 TABLES = [
     "alembic_version",
+    "api_grants",
+    "apis",
     "audit_outbox",
     "client_key_sets",
     "client_secret_uses",
@@ -26,7 +28,7 @@ TABLES = [
     "used_assertions",
 ]
 
-SERVERS = ("key_fingerprints", "servers", "client_usage", "client_trusts", "issuer_key_sets")
+SERVERS = ("key_fingerprints", "servers", "client_usage", "client_trusts", "issuer_key_sets", "apis", "api_grants")
 
 
 def without(*names: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from app.clients.scopes import parse_scope
 from app.errors import InvalidScope, InvalidTarget
 from app.oauth.policy import Policy, grant
-from app.types import AccessTokenGrant, Client
+from app.types import AccessTokenGrant, Client, GrantedApi
 
 POLICY = Policy(access_token_lifetime=3600, default_audience="https://tokens.example.com")
 # RFC 6749 section 3.3: scope-token = 1*( %x21 / %x23-5B / %x5D-7E )
@@ -176,6 +177,124 @@ def test_of_two_audiences_that_are_equivalent_the_one_that_was_written_is_meant(
     asking = client(audiences=("https://api.example.com/", "https://api.example.com"))
     for written in asking.audiences:
         assert grant(asking, scope=None, resources=[written], policy=POLICY).audiences == (written,)
+
+
+ORDERS = GrantedApi("orders", "https://orders.example.com", ("read", "write"), 600, {"plan": "gold", "tenant": "o"})
+BILLS = GrantedApi("bills", "bills", ("read", "pay"), None)
+ISSUER = POLICY.default_audience
+
+
+def of_apis(**fields: Any) -> Client:
+    return replace(client(), apis=(ORDERS, BILLS), **fields)
+
+
+def decide(asking: Client, *targets: str, scope: str | None = None) -> AccessTokenGrant:
+    return grant(asking, scope=scope, resources=[], audiences=targets, policy=POLICY)
+
+
+@pytest.mark.parametrize(
+    ("fields", "targets", "audiences", "scope"),
+    [
+        ({}, [], [ORDERS.identifier], "read write"),
+        ({}, ["bills"], ["bills"], "read pay"),
+        ({}, ["bills", ORDERS.identifier], ["bills", ORDERS.identifier], "read write pay"),
+        # A client with scopes or audiences of its own keeps what its requests got before it was granted an API.
+        ({"scope": ("own",)}, [], [ISSUER], "own"),
+        ({"scope": ("own",), "audiences": ("urn:a",)}, [], ["urn:a"], "own"),
+        ({"audiences": ("urn:a",)}, [], ["urn:a"], ""),
+        ({"scope": ("own",)}, ["bills"], ["bills"], "read pay"),
+        ({"scope": ("own",), "audiences": ("urn:a",)}, ["bills"], ["bills"], "read pay"),
+        ({"scope": ("own",), "audiences": ("urn:a",)}, ["urn:a", "bills"], ["urn:a", "bills"], "own read pay"),
+        # An audience that is an API too: the client's own scopes, and those of the grant.
+        ({"scope": ("own",), "audiences": ("bills",)}, ["bills"], ["bills"], "own read pay"),
+        ({"scope": ("own",), "audiences": ("bills",)}, [], ["bills"], "own read pay"),
+    ],
+)
+def test_a_token_has_the_scopes_of_its_apis_alone(
+    fields: dict[str, Any], targets: list[str], audiences: list[str], scope: str
+) -> None:
+    decided = decide(of_apis(**fields), *targets)
+    assert (list(decided.audiences), " ".join(decided.scope)) == (audiences, scope)
+    for token in scope.split():
+        assert decide(of_apis(**fields), *targets, scope=token).scope == (token,)
+
+
+@pytest.mark.parametrize(
+    ("targets", "asked", "told", "reason"),
+    [
+        (["bills"], "write", "The client was not granted for this API: write", "scope_of_other_api"),
+        (["bills"], "own", "The client was not granted for this API: own", "scope_of_other_api"),
+        ([ORDERS.identifier], "read pay", "The client was not granted for this API: pay", "scope_of_other_api"),
+        (["bills"], "write other", "The client was not granted: write other", "scope_not_granted"),
+        (["urn:a"], "read", "The client was not granted for this API: read", "scope_of_other_api"),
+        ([], "pay", "The client was not granted for this API: pay", "scope_of_other_api"),
+    ],
+)
+def test_a_scope_of_another_api_is_refused(targets: list[str], asked: str, told: str, reason: str) -> None:
+    with pytest.raises(InvalidScope) as caught:
+        decide(of_apis(scope=("own",), audiences=("urn:a",)), *targets, scope=asked)
+    assert (caught.value.description, caught.value.reason, caught.value.client_id) == (told, reason, "c")
+
+
+@pytest.mark.parametrize(
+    ("own", "targets", "lifetime"),
+    [
+        (None, [ORDERS.identifier], 600),
+        (None, ["bills"], 3600),
+        (None, ["bills", ORDERS.identifier], 600),
+        (60, [ORDERS.identifier], 60),
+        (7200, [ORDERS.identifier], 600),
+        (7200, ["bills"], 7200),
+    ],
+)
+def test_the_shortest_lifetime_that_is_set_counts(own: int | None, targets: list[str], lifetime: int) -> None:
+    assert decide(of_apis(access_token_lifetime=own), *targets).lifetime_seconds == lifetime
+
+
+def test_a_lifetime_of_an_api_may_be_longer_than_the_servers() -> None:
+    asking = replace(client(), apis=(replace(BILLS, access_token_lifetime=7200),))
+    assert decide(asking).lifetime_seconds == 7200
+
+
+def test_claims_are_those_of_the_client_and_the_apis_of_the_token() -> None:
+    asking = of_apis(claims={"tenant": "c", "team": "t"})
+    assert decide(asking, "bills").claims == {"tenant": "c", "team": "t"}
+    assert decide(asking, ORDERS.identifier).claims == {"tenant": "o", "team": "t", "plan": "gold"}
+    assert decide(asking, ORDERS.identifier).apis == ("orders",)
+    assert decide(asking, ORDERS.identifier, "bills").apis == ("orders", "bills")
+
+
+def test_two_apis_that_give_a_claim_different_values_get_no_token_together() -> None:
+    other = replace(BILLS, claims={"plan": "silver"})
+    asking = replace(client(), apis=(ORDERS, other))
+    with pytest.raises(InvalidTarget) as caught:
+        decide(asking, ORDERS.identifier, "bills")
+    assert caught.value.description == "The resources differ in their claims: request one token for each."
+    assert (caught.value.error, caught.value.reason) == ("invalid_target", "claims_differ")
+    assert decide(replace(client(), apis=(ORDERS, replace(BILLS, claims={"plan": "gold"}))), ORDERS.identifier, "bills")
+
+
+@given(st.data())
+def test_a_token_never_has_a_scope_of_an_api_that_it_is_not_for(data: st.DataObject) -> None:
+    tokens_of = st.lists(st.sampled_from("abcdef"), unique=True).map(tuple)
+    names = data.draw(st.lists(st.sampled_from(["urn:x", "urn:y", "urn:z"]), unique=True))
+    apis = tuple(GrantedApi(name, name, data.draw(tokens_of)) for name in names)
+    audiences = data.draw(st.lists(st.sampled_from(["urn:x", "urn:o"]), unique=True).map(tuple))
+    asking = replace(client(scope=data.draw(tokens_of), audiences=audiences), apis=apis)
+    targets = data.draw(st.lists(st.sampled_from([*names, *audiences, "urn:no"]), max_size=3))
+    asked = data.draw(st.none() | st.lists(st.sampled_from("abcdef"), min_size=1).map(" ".join))
+    try:
+        decided = decide(asking, *targets, scope=asked)
+    except (InvalidScope, InvalidTarget):
+        return
+    allowed: set[str] = set()
+    for audience in decided.audiences:
+        allowed.update(token for api in apis if api.identifier == audience for token in api.scope)
+        if audience in audiences or audience == ISSUER:
+            allowed.update(asking.scope)
+    assert set(decided.scope) <= allowed
+    assert asked is not None or set(decided.scope) == allowed
+    assert set(decided.audiences) <= {*names, *audiences, ISSUER}
 
 
 @pytest.mark.parametrize("asked", ["two words", "", "é", "https://api.example.com/#part", "*"])

@@ -1,0 +1,170 @@
+"""``flask apis``: APIs, and which clients may call them."""
+
+from typing import Any
+
+import jwt
+import pytest
+from functional.commands import data, misuse, refusal
+from unit.harness import Harness
+
+NOON = "2026-01-31T12:00:00Z"
+URI = "https://orders.example.com"
+
+
+def create(harness: Harness, name: str = "orders", identifier: str = URI, *words: str) -> Any:
+    scope = () if "--scope" in words else ("--scope", "read write")
+    return data(harness.run("apis", "create", name, "--identifier", identifier, *scope, *words, "--json"))
+
+
+def claims_of(harness: Harness, client_id: str, *words: str) -> dict[str, Any]:
+    token = data(harness.run("tokens", "issue", client_id, *words, "--json"))["access_token"]
+    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    return claims
+
+
+def test_create_list_and_show(harness: Harness) -> None:
+    words = [
+        "--scope",
+        "admin",
+        "--scope",
+        "read write",
+        "--lifetime",
+        "5m",
+        "--owner",
+        "Team O",
+        "--claim",
+        "plan=gold",
+    ]
+    made = create(harness, "orders", URI, *words)
+    assert made == {
+        "name": "orders",
+        "identifier": URI,
+        "scope": "admin read write",
+        "access_token_lifetime": 300,
+        "owner": "Team O",
+        "claims": {"plan": "gold"},
+        "publishes_document": True,
+        "callers": 0,
+        "created_at": NOON,
+        "updated_at": NOON,
+    }
+    harness.register("a")
+    assert harness.run("apis", "grant", "orders", "a").exit_code == 0
+    for named in ("orders", URI, f"{URI}:443/"):
+        assert data(harness.run("apis", "show", named, "--json")) == {**made, "callers": 1}
+    create(harness, "Bills", "bills")
+    assert [api["name"] for api in data(harness.run("apis", "list", "--json"))] == ["Bills", "orders"]
+    assert harness.run("apis", "list").stdout == (
+        "name\tidentifier\tscope\tlifetime\towner\tcallers\n"
+        "Bills\tbills\tread write\tdefault\t\t0\n"
+        f"orders\t{URI}\tadmin read write\t5m\tTeam O\t1\n"
+    )
+
+
+def test_create_for_people_says_what_comes_next(harness: Harness) -> None:
+    done = harness.run("apis", "create", "Orders API", "--identifier", "orders")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[:2] == ["name        Orders API", "identifier  orders"]
+    assert done.stderr.splitlines()[-1] == "Let a client call it: `flask apis grant 'Orders API' CLIENT`."
+
+
+def test_a_client_gets_tokens_for_what_it_was_granted(harness: Harness) -> None:
+    create(harness)
+    create(harness, "bills", "bills", "--scope", "read pay")
+    harness.register("a")
+    granted = data(harness.run("apis", "grant", "orders", "a", "--scope", "read", "--json"))
+    assert granted == {"api": "orders", "client_id": "a", "scope": "read", "granted_at": NOON}
+    harness.clock.advance(seconds=1)
+    done = harness.run("apis", "grant", "bills", "a")
+    assert (done.stdout, done.stderr) == ("", "a gets tokens for bills with read pay from now on.\n")
+    assert {name: claims_of(harness, "a")[name] for name in ("aud", "scope")} == {"aud": URI, "scope": "read"}
+    assert claims_of(harness, "a", "--audience", "bills")["scope"] == "read pay"
+    shown = data(harness.run("clients", "show", "a", "--json"))
+    assert shown["apis"] == [
+        {"name": "orders", "identifier": URI, "scope": ["read"]},
+        {"name": "bills", "identifier": "bills", "scope": ["read", "pay"]},
+    ]
+    assert harness.run("apis", "revoke-grant", "orders", "a").exit_code == 0
+    assert claims_of(harness, "a")["aud"] == "bills"
+    told = refusal(harness.run("tokens", "issue", "a", "--resource", URI))
+    assert told == f"invalid_target: The client was not granted: {URI}"
+
+
+def test_a_client_whose_requests_change_is_warned_of(harness: Harness) -> None:
+    create(harness)
+    used, new = harness.register("used"), harness.register("new")
+    headers = {"Authorization": used.basic}
+    answer = harness.app.test_client().post("/oauth/token", data={"grant_type": "client_credentials"}, headers=headers)
+    assert answer.status_code == 200
+    harness.services.clients.last_used.flush()
+    warning = "Warning: its requests that name no resource get a token for orders from now on.\n"
+    assert harness.run("apis", "grant", "orders", "used").stderr.endswith(warning)
+    assert not harness.run("apis", "grant", "orders", new.client_id).stderr.endswith(warning)
+
+
+def test_callers(harness: Harness) -> None:
+    create(harness)
+    for client_id in ("b", "a"):
+        harness.register(client_id)
+        harness.run("apis", "grant", "orders", client_id, "--scope", "read" if client_id == "a" else "")
+    harness.run("clients", "disable", "b")
+    assert [
+        (one["client_id"], one["state"], one["scope"])
+        for one in data(harness.run("apis", "callers", "orders", "--json"))
+    ] == [
+        ("a", "enabled", "read"),
+        ("b", "disabled", ""),
+    ]
+    assert harness.run("apis", "callers", URI).stdout == (
+        "client_id\tname\tstate\tscope\tgranted\n"
+        f"a\tA service\tenabled\tread\t{NOON}\n"
+        f"b\tA service\tdisabled\t\t{NOON}\n"
+    )
+
+
+def test_update_replaces_adds_and_removes(harness: Harness) -> None:
+    create(harness, "orders", URI, "--lifetime", "5m", "--owner", "O", "--claim", "a=b")
+    harness.register("a")
+    harness.run("apis", "grant", "orders", "a")
+    changed = data(harness.run("apis", "update", "orders", "--add-scope", "all", "--remove-scope", "write", "--json"))
+    assert changed["scope"] == "read all"
+    assert data(harness.run("apis", "callers", "orders", "--json"))[0]["scope"] == "read"
+    words = ["--scope", "", "--lifetime", "default", "--owner", "", "--claim", "", "--no-document"]
+    changed = data(harness.run("apis", "update", "orders", *words, "--identifier", "orders", "--json"))
+    for name, value in (("scope", ""), ("access_token_lifetime", None), ("owner", ""), ("claims", {})):
+        assert changed[name] == value
+    assert (changed["identifier"], changed["publishes_document"]) == ("orders", False)
+    assert claims_of(harness, "a")["aud"] == "orders"
+    assert "scope" not in claims_of(harness, "a")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "nothing to change: `flask apis update --help` shows what can be"),
+        (("--remove-scope", "x"), "API 'orders' has no scope x"),
+        (("--claim", "aud=x"), "claim 'aud' is a registered name with a meaning of its own: choose another name"),
+        (("--identifier", "bills", "--document"), "identifier 'bills' must be an https URL without a query for a "),
+    ],
+)
+def test_a_bad_update_changes_nothing(harness: Harness, words: tuple[str, ...], told: str) -> None:
+    made = create(harness)
+    assert refusal(harness.run("apis", "update", "orders", *words)).startswith(told)
+    assert data(harness.run("apis", "show", "orders", "--json")) == made
+
+
+def test_delete_asks_and_says_how_many_clients_lose_it(harness: Harness) -> None:
+    create(harness)
+    harness.register("a")
+    harness.run("apis", "grant", "orders", "a")
+    assert refusal(harness.run("apis", "delete", "orders")) == "1 client gets no more tokens for 'orders': say --yes"
+    done = harness.run("apis", "delete", "orders", "--yes")
+    assert done.stderr == (
+        "orders was deleted. 1 client gets no more tokens for it; those that exist are valid until they expire.\n"
+    )
+    assert refusal(harness.run("apis", "show", "orders")) == "there is no API 'orders': `flask apis list` shows all"
+    assert data(harness.run("clients", "show", "a", "--json"))["apis"] == []
+
+
+def test_an_identifier_is_required(harness: Harness) -> None:
+    assert misuse(harness.run("apis", "create", "orders")) == "Error: Missing option '--identifier'."
