@@ -94,7 +94,12 @@ class BodyTooLarge(InvalidRequest):
 
 
 class InvalidClient(OAuthError):
-    """Client authentication failed. One sentence for every cause, so that no caller learns which clients exist."""
+    """Client authentication failed. One sentence for every cause, so that no caller learns which clients exist.
+
+    :ivar resource_metadata: the URL of the metadata of the protected resource (RFC 9728 section 5.1), if it is one.
+    """
+
+    resource_metadata: str | None = None
 
     error = "invalid_client"
     status_code = HTTPStatus.UNAUTHORIZED
@@ -103,6 +108,8 @@ class InvalidClient(OAuthError):
     def extra_headers(self) -> list[tuple[str, str]]:
         """Return the challenge of RFC 6749 section 5.2, with the error for clients that read it before the body."""
         challenge = f'Basic realm="tokenhouse", error="{self.error}", error_description="{self.description}"'
+        if self.resource_metadata:
+            challenge += f', resource_metadata="{self.resource_metadata}"'
         return [("WWW-Authenticate", challenge)]
 
 

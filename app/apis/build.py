@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from app.apis.documents import ApiDocuments
 from app.apis.repository import ApiRepository
 from app.audit.build import AuditServices
 from app.clients.token_size import TokenSize
@@ -15,13 +16,22 @@ class ApiServices:
     """The parts that know APIs.
 
     :param repository: management; needs an application context.
+    :param documents: what is published of APIs.
     """
 
     repository: ApiRepository
+    documents: ApiDocuments
 
 
 def build(settings: Settings, database: Database, audit: AuditServices, clock: Clock) -> ApiServices:
     """Build the API services."""
     return ApiServices(
         repository=ApiRepository(database.session, audit.outbox, clock, TokenSize.of(settings)),
+        documents=ApiDocuments(
+            database.engine,
+            database.connections,
+            database.circuit_breaker,
+            settings.issuer,
+            publishes_scopes=settings.publish_scopes,
+        ),
     )

@@ -16,6 +16,7 @@ from app.clients.fields import split_scopes
 from app.config.values import format_duration
 from app.database.models import ApiGrantRow, ApiRow, ClientRow
 from app.errors import ManagementError
+from app.oauth.endpoints.protected_resources import api_document_url
 from app.services import services
 
 
@@ -207,7 +208,7 @@ def _describe(row: ApiRow, callers: int) -> dict[str, Any]:
         "access_token_lifetime": row.access_token_lifetime,
         "owner": row.owner,
         "claims": row.claims or {},
-        "publishes_document": row.publishes_document,
+        "document": api_document_url(services().settings.issuer, row.name) if row.publishes_document else None,
         "callers": callers,
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),

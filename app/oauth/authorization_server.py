@@ -119,6 +119,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         self._sender_constraints: list[SenderConstraint] = []
         self._parameters: dict[str, set[str]] = {TOKEN: set()}
         self._known: dict[str, set[str]] = {}
+        self._resource_metadata: dict[str, str | None] = {}
         self._timed = timed
         self._authenticate: dict[str, Callable[[StrictRequest], Authentication]] = {}
 
@@ -149,6 +150,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         """Register a further endpoint: a subclass of Authlib's with the ``PARAMETERS`` that it reads."""
         super().register_endpoint(endpoint)
         self._parameters[endpoint.ENDPOINT_NAME] = set(endpoint.PARAMETERS)
+        self._resource_metadata[endpoint.ENDPOINT_NAME] = getattr(endpoint, "resource_metadata", None)
         self._learn_parameters()
 
     def _learn_parameters(self) -> None:
@@ -349,6 +351,8 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         :param request: the :class:`StrictRequest`, or the HTTP request if it could not be parsed.
         :param error: an :class:`OAuthError`.
         """
+        if isinstance(error, InvalidClient):
+            error.resource_metadata = self._resource_metadata.get(endpoint)
         parsed = request if isinstance(request, StrictRequest) else None
         authentication = parsed.authentication if parsed else None
         facts: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """Builds the protocol from the other packages: called by ``create_app``."""
 
+from app.apis.build import ApiServices
 from app.clients.build import ClientServices
 from app.config.settings import Settings
 from app.database.build import Database
@@ -23,6 +24,7 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
     database: Database,
     keys: KeyServices,
     clients: ClientServices,
+    apis: ApiServices,
     tokens: TokenServices,
     clock: Clock,
 ) -> OAuthServices:
@@ -42,7 +44,7 @@ def build(  # noqa: PLR0913, PLR0917 - One parameter for each package below this
         trust_anchors=TrustAnchors(settings.mtls_trust_anchors, settings.mtls_crls),
         rules=assertion_rules(settings, metadata["token_endpoint"]),
     )
-    return OAuthServices(settings, clock, server, keys, clients, tokens, client_auth, replay_store, metadata)
+    return OAuthServices(settings, clock, server, keys, clients, apis, tokens, client_auth, replay_store, metadata)
 
 
 def build_limits(settings: Settings, database: Database, clients: ClientServices, clock: Clock) -> RateLimits:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from flask import Blueprint
 
+from app.apis.build import ApiServices
 from app.clients.build import ClientServices
 from app.config.settings import Settings
 from app.http.application import Request, Response, without_contexts
@@ -15,6 +17,8 @@ from app.oauth.client_auth.dependencies import ClientAuthDependencies
 from app.oauth.replay_store import ReplayStore
 from app.tokens.build import TokenServices
 from app.types import Clock, Metadata
+
+RESOURCE_METADATA_PATH = "/.well-known/oauth-protected-resource"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class OAuthServices:
     server: AuthorizationServer
     keys: KeyServices
     clients: ClientServices
+    apis: ApiServices
     tokens: TokenServices
     client_auth: ClientAuthDependencies
     replay_store: ReplayStore
@@ -44,6 +49,8 @@ class Endpoint:
     :param metadata: the members that the endpoint adds to the metadata.
     :param authenticates: the metadata member that names the endpoint, if clients authenticate there; the metadata then
         lists their methods too.
+    :param path: where it is, for one with :attr:`registered`.
+    :param is_protected_resource: whether it has a metadata document of RFC 9728.
     :param registered: the subclass of Authlib's ``TokenEndpoint`` that ``create_app`` registers; its constructor gets
         the services.
     """
@@ -52,9 +59,11 @@ class Endpoint:
     metadata: Callable[[Settings], Metadata]
     authenticates: str | None = None
     registered: Any = None
+    path: str = ""
+    is_protected_resource: bool = False
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913 - The facets of an endpoint.
         cls,
         registered: Any,
         path: str,
@@ -62,6 +71,7 @@ class Endpoint:
         *,
         methods: Sequence[str] = ("POST",),
         authenticates: str | None = None,
+        is_protected_resource: bool = False,
     ) -> Self:
         """Return the endpoint of a subclass of Authlib's ``TokenEndpoint``, at one path."""
         name: str = registered.ENDPOINT_NAME
@@ -77,4 +87,13 @@ class Endpoint:
 
             return blueprint
 
-        return cls(create_blueprint, metadata, authenticates, registered)
+        return cls(create_blueprint, metadata, authenticates, registered, path, is_protected_resource)
+
+
+def resource_metadata_url(issuer: str, path: str) -> str:
+    """Return the URL of the metadata of a protected endpoint: RFC 9728 section 3.1.
+
+    :param path: of the endpoint, below the issuer.
+    """
+    parts = urlsplit(issuer)
+    return f"{parts.scheme}://{parts.netloc}{RESOURCE_METADATA_PATH}{parts.path}{path}"

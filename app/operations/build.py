@@ -5,6 +5,7 @@ from functools import partial
 
 from sqlalchemy.engine import Engine
 
+from app.apis.documents import POLL_SECONDS as DOCUMENTS_POLL_SECONDS
 from app.audit.events import Events, TokenQuotaExceeded
 from app.audit.outbox import DRAIN_SECONDS
 from app.audit.streams import follow_files
@@ -39,8 +40,9 @@ REPLAY_POLL_SECONDS = 1.0
 
 def build(services: Services, engine: Engine) -> Scheduler:
     """Build the periodic tasks. None runs yet. The memories of clients and keys learn of the snapshot."""
-    audit, clients, keys, oauth, tokens = (
+    audit, apis, clients, keys, oauth, tokens = (
         services.audit,
+        services.apis,
         services.clients,
         services.keys,
         services.oauth,
@@ -76,6 +78,7 @@ def build(services: Services, engine: Engine) -> Scheduler:
             at_start=True,
             on_the_second=True,
         ),
+        PeriodicTask("Reading the documents of APIs", DOCUMENTS_POLL_SECONDS, apis.documents.poll, at_start=True),
         PeriodicTask("Checking the replay store", REPLAY_POLL_SECONDS, oauth.replay_store.poll, at_start=True),
         PeriodicTask("Fetching clients' keys", JWKS_POLL_SECONDS, clients.jwks_cache.poll),
         PeriodicTask("Fetching platforms' keys", JWKS_POLL_SECONDS, clients.issuer_keys.poll),

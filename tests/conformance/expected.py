@@ -1,11 +1,14 @@
 """The exact error answers that the tables of this folder expect: status and JSON (RFC 6749 section 5.2)."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 FORM = "application/x-www-form-urlencoded"
 GRANT = "grant_type=client_credentials"
 CHALLENGE = 'Basic realm="tokenhouse", error="invalid_client", error_description="Client authentication failed."'
+PROTECTED = {"/oauth/introspect", "/oauth/revocations"}
 
 Refusal = tuple[int, dict[str, str]]
 
@@ -72,6 +75,16 @@ class Granted:
     scope: str | None = "read write"
 
 
+def challenge_at(response: Response) -> str:
+    """The challenge of the endpoint that answered: a protected resource names its metadata (RFC 9728 section 5.1)."""
+    path = urlsplit(getattr(response, "url", "")).path
+    if path not in PROTECTED:
+        return CHALLENGE
+    named = re.search('resource_metadata="(https?://[^/"]+)', response.headers["WWW-Authenticate"])
+    assert named, f"{path} names no metadata"
+    return f'{CHALLENGE}, resource_metadata="{named[1]}/.well-known/oauth-protected-resource{path}"'
+
+
 def assert_refused(response: Response, expected: Refusal) -> None:
     """Status, exact JSON, and the headers that every refusal has."""
     status, body = expected
@@ -80,7 +93,7 @@ def assert_refused(response: Response, expected: Refusal) -> None:
     assert response.headers["Cache-Control"] == "no-store"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert len(response.headers["X-Request-ID"]) == 32
-    assert response.headers.get("WWW-Authenticate") == (CHALLENGE if status == 401 else None)
+    assert response.headers.get("WWW-Authenticate") == (challenge_at(response) if status == 401 else None)
 
 
 def assert_answer(response: Response, expected: Granted | Refusal) -> None:

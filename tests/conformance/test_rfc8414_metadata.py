@@ -28,6 +28,7 @@ def metadata(issuer: str) -> dict[str, object]:
         "tokenhouse_revocation_feed": f"{issuer}/oauth/revocations",
         "jwks_uri": f"{issuer}/.well-known/jwks.json",
         "dpop_signing_alg_values_supported": ["RS256", "PS256", "ES256", "EdDSA", "Ed25519"],
+        "protected_resources": [f"{issuer}/oauth/introspect", f"{issuer}/oauth/revocations"],
         "grant_types_supported": ["client_credentials"],
         "token_endpoint_auth_methods_supported": METHODS,
         "token_endpoint_auth_signing_alg_values_supported": ALGS,

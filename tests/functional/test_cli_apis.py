@@ -43,7 +43,7 @@ def test_create_list_and_show(harness: Harness) -> None:
         "access_token_lifetime": 300,
         "owner": "Team O",
         "claims": {"plan": "gold"},
-        "publishes_document": True,
+        "document": "https://tokens.example.com/.well-known/oauth-protected-resource/orders",
         "callers": 0,
         "created_at": NOON,
         "updated_at": NOON,
@@ -133,7 +133,7 @@ def test_update_replaces_adds_and_removes(harness: Harness) -> None:
     changed = data(harness.run("apis", "update", "orders", *words, "--identifier", "orders", "--json"))
     for name, value in (("scope", ""), ("access_token_lifetime", None), ("owner", ""), ("claims", {})):
         assert changed[name] == value
-    assert (changed["identifier"], changed["publishes_document"]) == ("orders", False)
+    assert (changed["identifier"], changed["document"]) == ("orders", None)
     assert claims_of(harness, "a")["aud"] == "orders"
     assert "scope" not in claims_of(harness, "a")
 

@@ -5,7 +5,7 @@ They are public: caches may store them and browsers may read them. Which keys ar
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -39,22 +39,25 @@ _CONDITIONS = {
 
 def _create_blueprint(services: OAuthServices) -> Blueprint:
     blueprint = Blueprint("discovery", __name__)
-    blueprint.after_request(_let_browsers_read)
+    blueprint.after_request(let_browsers_read)
     max_age = services.settings.jwks_max_age
     read_jwks = _reader(services.keys.active.published_keys, lambda keys: {"keys": [key.public_jwk for key in keys]})
-    read_metadata = _reader(services.clients.registered_scopes, lambda scopes: _with_scopes(services.metadata, scopes))
+    scopes, apis = services.clients.registered_scopes, services.apis.documents
+    read_metadata = _reader(
+        lambda: (scopes(), apis.identifiers()), lambda registered: _with_registered(services.metadata, *registered)
+    )
 
     @blueprint.get(JWKS_PATH)
     @without_contexts
     def show_jwks(request: Request) -> Response:
-        return _public_document(request, *read_jwks(), max_age)
+        return public_document(request, *read_jwks(), max_age)
 
     @blueprint.get(OAUTH_METADATA_PATH)
     @blueprint.get(OPENID_METADATA_PATH)
     @blueprint.get(f"{OAUTH_METADATA_PATH}{urlsplit(services.settings.issuer).path}", endpoint="at_issuer_path")
     @without_contexts
     def show_metadata(request: Request) -> Response:
-        return _public_document(request, *read_metadata(), max_age)
+        return public_document(request, *read_metadata(), max_age)
 
     return blueprint
 
@@ -63,13 +66,15 @@ def _metadata(settings: Settings) -> Metadata:
     return {"jwks_uri": f"{settings.issuer}{JWKS_PATH}"}
 
 
-def _with_scopes(metadata: Mapping[str, Any], scopes: tuple[str, ...]) -> Mapping[str, Any]:
+def _with_registered(metadata: Mapping[str, Any], scopes: Sequence[str], resources: Sequence[str]) -> Mapping[str, Any]:
+    """Add the scopes of clients and APIs, and the APIs that have metadata: RFC 9728 section 4."""
+    protected = {"protected_resources": [*metadata["protected_resources"], *resources]}
     # RFC 8414 section 3.2 forbids empty members.
-    return {**metadata, "scopes_supported": scopes} if scopes else metadata
+    return {**metadata, **protected, **({"scopes_supported": scopes} if scopes else {})}
 
 
 def _reader(find: Callable[[], _Content], describe: Callable[[_Content], Any]) -> Callable[[], tuple[bytes, str]]:
-    """Return a function that returns a document and its ETag, encoded again only if its content is another object."""
+    """Return a function that returns a document and its ETag, encoded again only if its content has changed."""
     latest: tuple[Any, bytes, str] = (None, b"", "")
 
     def read() -> tuple[bytes, str]:
@@ -77,16 +82,21 @@ def _reader(find: Callable[[], _Content], describe: Callable[[_Content], Any]) -
         content = find()
         # Read once and replaced as a whole: other threads do the same, perhaps with other content.
         encoded, body, etag = latest
-        if encoded is not content or not body:
+        if encoded != content or not body:
             body = json.dumps(describe(content), indent=2).encode()
-            etag = _etag(body)
+            etag = etag_of(body)
             latest = content, body, etag
         return body, etag
 
     return read
 
 
-def _public_document(request: Request, body: bytes, etag: str, max_age: int) -> Response:
+def public_document(request: Request, body: bytes, etag: str, max_age: int) -> Response:
+    """Return a document that caches may store, or 304.
+
+    :param max_age: how long, in seconds.
+    :raises PreconditionFailed: ``If-Match`` names another document.
+    """
     headers = [("ETag", f'"{etag}"'), ("Cache-Control", f"public, max-age={max_age}")]
     conditions = _CONDITIONS.intersection(request.environ)
     if conditions == {"HTTP_IF_NONE_MATCH"} and request.environ["HTTP_IF_NONE_MATCH"] == headers[0][1]:
@@ -109,14 +119,15 @@ def _require_match(if_match: str | None, etag: str) -> None:
         raise PreconditionFailed
 
 
-def _let_browsers_read(response: Response) -> Response:
+def let_browsers_read(response: Response) -> Response:
     """Allow scripts of any origin to read the documents; answer a browser's preflight request too."""
     response.headers["Access-Control-Allow-Origin"] = "*"
     response.headers["Access-Control-Allow-Headers"] = "*"
     return response
 
 
-def _etag(body: bytes) -> str:
+def etag_of(body: bytes) -> str:
+    """Return the entity tag of a document, without quotes."""
     return hashlib.sha256(body).hexdigest()[:32]
 
 

@@ -17,7 +17,7 @@ from app.http.application import Request
 from app.http.forms import require_parameter
 from app.oauth.authorization_server import Document
 from app.oauth.requests import request_facts
-from app.oauth.services import Endpoint, OAuthServices
+from app.oauth.services import Endpoint, OAuthServices, resource_metadata_url
 from app.reasons import TokenReason
 from app.tokens.issuer import token_type
 from app.tokens.status import TokenStatus, may_introspect
@@ -36,6 +36,7 @@ class IntrospectionEndpoint(rfc7662.IntrospectionEndpoint):
 
     def __init__(self, services: OAuthServices) -> None:
         super().__init__(services.server)
+        self.resource_metadata = resource_metadata_url(services.settings.issuer, PATH)
         self._services = services
 
     def query_token(self, token_string: str, token_type_hint: str | None) -> TokenStatus:  # noqa: ARG002 - A hint.
@@ -105,4 +106,6 @@ def _metadata(settings: Settings) -> Metadata:
     }
 
 
-INTROSPECTION = Endpoint.of(IntrospectionEndpoint, PATH, _metadata, authenticates="introspection_endpoint")
+INTROSPECTION = Endpoint.of(
+    IntrospectionEndpoint, PATH, _metadata, authenticates="introspection_endpoint", is_protected_resource=True
+)

@@ -56,6 +56,9 @@ def test_there_is_nothing_but_what_is_documented(tmp_path: Path, clock: Settable
                     "/.well-known/jwks.json",
                     "/.well-known/oauth-authorization-server",
                     "/.well-known/openid-configuration",
+                    "/.well-known/oauth-protected-resource/oauth/introspect",
+                    "/.well-known/oauth-protected-resource/oauth/revocations",
+                    "/.well-known/oauth-protected-resource/<name>",
                     "/livez",
                     "/readyz",
                 )

@@ -41,6 +41,7 @@ def test_the_metadata_is_exactly_this_at_both_paths(harness: Harness) -> None:
             "response_types_supported": ["none"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["RS256"],
+            "protected_resources": [f"{ISSUER}/oauth/introspect", f"{ISSUER}/oauth/revocations"],
         }
 
 
@@ -154,7 +155,12 @@ def test_a_setting_keeps_scopes_to_ourselves(tmp_path: Path, clock: SettableCloc
             assert "scopes_supported" not in harness.app.test_client().get(path).json
 
 
-DOCUMENTS = ["/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"]
+DOCUMENTS = [
+    "/.well-known/jwks.json",
+    "/.well-known/oauth-authorization-server",
+    "/.well-known/openid-configuration",
+    "/.well-known/oauth-protected-resource/oauth/introspect",
+]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
