@@ -21,9 +21,9 @@ REGISTERED_METHODS = {
 def describe_server(settings: Settings) -> Metadata:
     """Return the metadata document.
 
-    The members that only OpenID Connect Discovery requires are there because many verifiers read nothing else. No
-    authorization endpoint exists, so no response type returns anything: ``none`` says so, since RFC 8414 section 3.2
-    forbids an empty list.
+    The members that only OpenID Connect Discovery requires are there because many verifiers read nothing else. The
+    authorization endpoint refuses every request, so no response type returns anything: ``none`` says so, since RFC
+    8414 section 3.2 forbids an empty list.
     """
     metadata: Metadata = {"issuer": settings.issuer}
     for endpoint in ENDPOINTS:

@@ -18,6 +18,7 @@ def metadata(issuer: str) -> dict[str, object]:
     return {
         "issuer": issuer,
         "token_endpoint": f"{issuer}/oauth/token",
+        "authorization_endpoint": f"{issuer}/oauth/authorize",
         "introspection_endpoint": f"{issuer}/oauth/introspect",
         "introspection_endpoint_auth_methods_supported": METHODS,
         "introspection_endpoint_auth_signing_alg_values_supported": ALGS,
@@ -75,6 +76,20 @@ def test_3_2_the_answer_is_json_and_no_member_is_empty(server: RunningServer) ->
     response = get(server, OAUTH)
     assert response.headers["Content-Type"] == "application/json"
     assert all(value not in (None, "", [], {}) for value in response.json().values())
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_2_the_authorization_endpoint_refuses_everything(server: RunningServer, method: str) -> None:
+    """Some clients, those of MCP among them, reject metadata without it."""
+    url = get(server, OAUTH).json()["authorization_endpoint"].replace(ROOT_ISSUER, server.url)
+    query = {"response_type": "code", "client_id": "x", "redirect_uri": "https://evil.example", "state": "y"}
+    response = requests.request(method, url, params=query, data=query if method == "POST" else None, timeout=10)
+    assert response.status_code == 400
+    assert response.json() == {
+        "error": "unsupported_response_type",
+        "error_description": "This server has no users. Clients get tokens at the token endpoint.",
+    }
+    assert "Location" not in response.headers
 
 
 def test_2_the_urls_of_the_document_work(server: RunningServer) -> None:

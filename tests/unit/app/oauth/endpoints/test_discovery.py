@@ -25,6 +25,7 @@ def test_the_metadata_is_exactly_this_at_both_paths(harness: Harness) -> None:
         assert answer.get_json() == {
             "issuer": ISSUER,
             "token_endpoint": f"{ISSUER}/oauth/token",
+            "authorization_endpoint": f"{ISSUER}/oauth/authorize",
             "introspection_endpoint": f"{ISSUER}/oauth/introspect",
             "introspection_endpoint_auth_methods_supported": METHODS,
             "introspection_endpoint_auth_signing_alg_values_supported": ALGS,
