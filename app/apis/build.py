@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.apis.documents import ApiDocuments
 from app.apis.repository import ApiRepository
+from app.apis.usage import ApiUsage
 from app.audit.build import AuditServices
 from app.clients.token_size import TokenSize
 from app.config.settings import Settings
@@ -17,14 +18,18 @@ class ApiServices:
 
     :param repository: management; needs an application context.
     :param documents: what is published of APIs.
+    :param usage: records which APIs and scopes clients use.
     """
 
     repository: ApiRepository
     documents: ApiDocuments
+    usage: ApiUsage
 
 
 def build(settings: Settings, database: Database, audit: AuditServices, clock: Clock) -> ApiServices:
     """Build the API services."""
+    usage = ApiUsage(database.engine, clock)
+    audit.events.subscribe(usage)
     return ApiServices(
         repository=ApiRepository(database.session, audit.outbox, clock, TokenSize.of(settings)),
         documents=ApiDocuments(
@@ -34,4 +39,5 @@ def build(settings: Settings, database: Database, audit: AuditServices, clock: C
             settings.issuer,
             publishes_scopes=settings.publish_scopes,
         ),
+        usage=usage,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from app.apis.fields import ApiFields, can_have_document
+from app.apis.usage import THE_API, is_unused, unused_scopes
 from app.cli.client_fields import Lifetime, claim_option
 from app.cli.clients import state_of
 from app.cli.output import CommandGroup, json_option, print_fields, print_json, print_table, report, timestamp
@@ -183,21 +184,19 @@ def revoke_grant(api: str, client_id: str) -> None:
 
 @apis.command("callers")
 @click.argument("api")
+@click.option("--unused-scopes", is_flag=True, help="Only clients with a scope that they did not use in 90 days.")
 @json_option
-def list_callers(api: str, *, as_json: bool) -> None:
+def list_callers(api: str, *, unused_scopes: bool, as_json: bool) -> None:
     """List the clients that may call an API."""
-    found = services().apis.repository.callers(api)
+    found = [_describe_caller(client, grant) for client, grant in services().apis.repository.callers(api)]
+    if unused_scopes:
+        found = [caller for caller in found if caller["unused_scopes"] or caller["is_unused"]]
     if as_json:
-        print_json([_describe_caller(client, grant) for client, grant in found])
+        print_json(found)
         return
-    columns = ("client_id", "name", "state", "scope", "granted")
-    print_table(
-        columns,
-        [
-            (client.client_id, client.client_name, state_of(client), " ".join(grant.scope), timestamp(grant.granted_at))
-            for client, grant in found
-        ],
-    )
+    names = ("client_id", "client_name", "state", "scope", "unused_scopes", "granted_at", "last_used_on")
+    columns = ("client_id", "name", "state", "scope", "unused_scopes", "granted", "last_used")
+    print_table(columns, [[caller[name] for name in names] for caller in found])
 
 
 def _describe(row: ApiRow, callers: int) -> dict[str, Any]:
@@ -229,6 +228,9 @@ def _describe_caller(client: ClientRow, grant: ApiGrantRow) -> dict[str, Any]:
         **_describe_grant(grant),
         "client_name": client.client_name,
         "state": state_of(client),
+        "last_used_on": grant.used.get(THE_API),
+        "unused_scopes": " ".join(unused_scopes(grant, services().clock().date())),
+        "is_unused": is_unused(grant, services().clock().date()),
     }
 
 

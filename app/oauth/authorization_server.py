@@ -324,6 +324,7 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
                 kid=token.kid,
                 expires_in=token["expires_in"],
                 from_memory=authentication.is_from_memory or None,
+                apis=token.apis or None,
                 cnf=token.confirmation or None,
                 **request.assertion_facts,
             )

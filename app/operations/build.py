@@ -6,6 +6,7 @@ from functools import partial
 from sqlalchemy.engine import Engine
 
 from app.apis.documents import POLL_SECONDS as DOCUMENTS_POLL_SECONDS
+from app.apis.usage import FLUSH_SECONDS as API_USES_FLUSH_SECONDS
 from app.audit.events import Events, TokenQuotaExceeded
 from app.audit.outbox import DRAIN_SECONDS
 from app.audit.streams import follow_files
@@ -78,6 +79,7 @@ def build(services: Services, engine: Engine) -> Scheduler:
             at_start=True,
             on_the_second=True,
         ),
+        PeriodicTask("Writing which APIs were used", API_USES_FLUSH_SECONDS, apis.usage.flush, at_exit=True),
         PeriodicTask("Reading the documents of APIs", DOCUMENTS_POLL_SECONDS, apis.documents.poll, at_start=True),
         PeriodicTask("Checking the replay store", REPLAY_POLL_SECONDS, oauth.replay_store.poll, at_start=True),
         PeriodicTask("Fetching clients' keys", JWKS_POLL_SECONDS, clients.jwks_cache.poll),

@@ -30,13 +30,15 @@ class AccessToken(dict[str, Any]):
     """The response of RFC 6749 section 5.1, with what the audit log says of the token. ``access_token`` is a secret.
 
     :ivar kid: the key that signed it.
+    :ivar apis: the names of those APIs that the client was granted.
     :ivar confirmation: its ``cnf``.
     """
 
-    __slots__ = ("audiences", "confirmation", "jti", "kid")
+    __slots__ = ("apis", "audiences", "confirmation", "jti", "kid")
 
     jti: str
     kid: str
+    apis: tuple[str, ...]
     audiences: tuple[str, ...]
     confirmation: Mapping[str, str] | None
 
@@ -68,6 +70,7 @@ class AccessTokenIssuer:
         scope: str | None,
         expires_in: int,
         audiences: Sequence[str],
+        apis: tuple[str, ...] = (),
         claims: Mapping[str, Any] | None = None,
         confirmation: Mapping[str, str] | None = None,
         grant_type: str = "",  # noqa: ARG002
@@ -79,6 +82,7 @@ class AccessTokenIssuer:
         :param scope: space-separated scope tokens, or ``None``.
         :param expires_in: whole seconds.
         :param audiences: one or more resources.
+        :param apis: the names of those APIs that the client was granted, for the event.
         :param claims: further claims. None of them replaces one that is issued anyway.
         :param confirmation: what the token is bound to (RFC 7800); empty for a bearer token.
         :returns: a token whose ``aud`` is a string if there is one audience. ``iat`` is never in the future. There
@@ -111,7 +115,8 @@ class AccessTokenIssuer:
         token = AccessToken(access_token=encoded, token_type=token_type(confirmation), expires_in=expires_in)
         if scope:
             token["scope"] = scope
-        token.jti, token.kid, token.audiences, token.confirmation = jti, key.kid, tuple(audiences), confirmation
+        token.jti, token.kid, token.apis = jti, key.kid, apis
+        token.audiences, token.confirmation = tuple(audiences), confirmation
         return token
 
     def sign(self, claims: Mapping[str, Any], typ: str) -> str:

@@ -116,10 +116,46 @@ def test_callers(harness: Harness) -> None:
         ("b", "disabled", ""),
     ]
     assert harness.run("apis", "callers", URI).stdout == (
-        "client_id\tname\tstate\tscope\tgranted\n"
-        f"a\tA service\tenabled\tread\t{NOON}\n"
-        f"b\tA service\tdisabled\t\t{NOON}\n"
+        "client_id\tname\tstate\tscope\tunused_scopes\tgranted\tlast_used\n"
+        f"a\tA service\tenabled\tread\tread\t{NOON}\t\n"
+        f"b\tA service\tdisabled\t\t\t{NOON}\t\n"
     )
+
+
+def test_callers_with_scopes_that_they_did_not_use_in_90_days(harness: Harness) -> None:
+    create(harness)
+    callers = {client_id: harness.register(client_id) for client_id in ("all", "some", "none")}
+    for client_id in callers:
+        harness.run("apis", "grant", "orders", client_id)
+
+    def fetch(client_id: str, **parameters: str) -> None:
+        body = {"grant_type": "client_credentials", **parameters}
+        headers = {"Authorization": callers[client_id].basic}
+        assert harness.app.test_client().post("/oauth/token", data=body, headers=headers).status_code == 200
+        harness.services.apis.usage.flush()
+
+    def unused() -> dict[str, tuple[str, bool, str | None]]:
+        found = data(harness.run("apis", "callers", "orders", "--unused-scopes", "--json"))
+        return {one["client_id"]: (one["unused_scopes"], one["is_unused"], one["last_used_on"]) for one in found}
+
+    fetch("all")
+    fetch("some", scope="read")
+    assert unused() == {"some": ("write", False, "2026-01-31"), "none": ("read write", True, None)}
+    harness.clock.advance(days=90)
+    assert unused() == {"some": ("write", False, "2026-01-31"), "none": ("read write", True, None)}
+    fetch("all", scope="write")
+    harness.clock.advance(days=1)
+    assert unused() == {
+        "all": ("read", False, "2026-05-01"),
+        "some": ("read write", True, "2026-01-31"),
+        "none": ("read write", True, None),
+    }
+    listed = harness.run("apis", "callers", "orders", "--unused-scopes").stdout.splitlines()
+    assert listed[1].split("\t")[3:5] == ["read write", "read"]
+    # A client with another grant keeps what it used; a scope that it lost is forgotten.
+    harness.run("apis", "grant", "orders", "all", "--scope", "read")
+    fetch("all")
+    assert "all" not in unused()
 
 
 def test_update_replaces_adds_and_removes(harness: Harness) -> None:

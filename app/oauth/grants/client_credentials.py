@@ -61,6 +61,7 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
             scope=" ".join(granted.scope) or None,
             expires_in=granted.lifetime_seconds,
             audiences=granted.audiences,
+            apis=granted.apis,
             claims=granted.claims,
             confirmation=self.confirmation,
         )
