@@ -60,7 +60,10 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         query_client=clients.authenticator.query_client,
         origin="{0.scheme}://{0.netloc}".format(urlsplit(settings.issuer)),
         policy=Policy(
-            settings.access_token_lifetime, settings.default_audience, reads_audience=settings.audience_parameter
+            settings.access_token_lifetime,
+            settings.default_audience,
+            settings.signing_alg,
+            reads_audience=settings.audience_parameter,
         ),
         events=audit.events,
         clock=clock,

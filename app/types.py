@@ -52,6 +52,7 @@ class GrantedApi:
     :param scope: those of its scopes that the client was granted.
     :param access_token_lifetime: whole seconds, or ``None`` if the API has none of its own.
     :param claims: are added to its tokens.
+    :param signing_alg: the algorithm that signs its tokens, or ``None`` for the server's.
     """
 
     name: str
@@ -59,6 +60,7 @@ class GrantedApi:
     scope: tuple[str, ...]
     access_token_lifetime: int | None = None
     claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    signing_alg: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ class AccessTokenGrant:
     :param audiences: one or more resources.
     :param claims: further claims, by configuration.
     :param apis: the names of those APIs that the client was granted.
+    :param signing_alg: the algorithm that signs it, or ``None`` for the server's.
     """
 
     scope: tuple[str, ...]
@@ -169,6 +172,7 @@ class AccessTokenGrant:
     lifetime_seconds: int
     claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
     apis: tuple[str, ...] = ()
+    signing_alg: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from app.audiences import AUDIENCE_RULE, is_audience, normalize
 from app.clients.claims import check_claims
 from app.clients.fields import SCOPE_MAX_CHARACTERS, TEXT_MAX_CHARACTERS, check_scope_token
 from app.config.values import LONGEST_LIFETIME_SECONDS, format_duration, is_loopback
+from app.crypto.algorithms import ALGORITHMS
 from app.errors import ManagementError
 
 NAME_MAX_CHARACTERS = 100
@@ -31,6 +32,7 @@ class ApiFields:
     :param identifier: the ``aud`` of its tokens.
     :param scope: all scopes that clients may be granted.
     :param access_token_lifetime: whole seconds, or ``None`` for that of the client or the server.
+    :param signing_alg: the algorithm that signs its tokens, or ``None`` for the server's.
     :param owner: the team or person responsible.
     :param claims: are added to its tokens.
     :param publishes_document: whether the server publishes the metadata of RFC 9728 for it.
@@ -41,6 +43,7 @@ class ApiFields:
     identifier: str
     scope: tuple[str, ...] = ()
     access_token_lifetime: int | None = None
+    signing_alg: str | None = None
     owner: str = ""
     claims: Mapping[str, Any] = field(default_factory=dict)
     publishes_document: bool = False
@@ -56,6 +59,8 @@ class ApiFields:
         lifetime = self.access_token_lifetime
         if lifetime is not None and not 1 <= lifetime <= LONGEST_LIFETIME_SECONDS:
             raise ManagementError(f"lifetime must be from 1s to {format_duration(LONGEST_LIFETIME_SECONDS)}")
+        if self.signing_alg is not None and self.signing_alg not in ALGORITHMS:
+            raise ManagementError(f"signing algorithm must be one of {', '.join(ALGORITHMS)}")
         if len(self.owner) > TEXT_MAX_CHARACTERS or not self.owner.isprintable():
             raise ManagementError(f"owner must be up to {TEXT_MAX_CHARACTERS} printable characters in one line")
         check_claims(self.claims)

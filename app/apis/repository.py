@@ -63,6 +63,11 @@ class ApiRepository:
         """Return how many clients may call an API."""
         return int(self._session.scalar(select(func.count()).where(ApiGrantRow.api_name == name)) or 0)
 
+    def signing_algs(self) -> Sequence[str]:
+        """Return the algorithms that sign tokens of APIs besides the server's own, sorted."""
+        found = select(ApiRow.signing_alg).where(ApiRow.signing_alg.is_not(None)).distinct()
+        return sorted(str(alg) for alg in self._session.scalars(found))
+
     def callers(self, name: str) -> Sequence[Caller]:
         """Return the clients that may call an API, by id.
 
@@ -191,6 +196,7 @@ class ApiRepository:
         row.identifier, row.normalized_identifier = fields.identifier, normalize(fields.identifier)
         row.scope = list(fields.scope)
         row.access_token_lifetime = fields.access_token_lifetime
+        row.signing_alg = fields.signing_alg
         row.owner = fields.owner
         row.claims = dict(fields.claims) or None
         row.publishes_document = fields.publishes_document
@@ -243,6 +249,7 @@ def describe(row: ApiRow) -> ApiFields:
         identifier=row.identifier,
         scope=tuple(row.scope),
         access_token_lifetime=row.access_token_lifetime,
+        signing_alg=row.signing_alg,
         owner=row.owner,
         claims=dict(row.claims or {}),
         publishes_document=row.publishes_document,
@@ -256,5 +263,6 @@ def _compiled(grant: ApiGrantRow, api: ApiRow) -> dict[str, Any]:
         "identifier": api.identifier,
         "scope": grant.scope,
         "access_token_lifetime": api.access_token_lifetime,
+        "signing_alg": api.signing_alg,
         "claims": api.claims or {},
     }

@@ -15,6 +15,7 @@ from app.cli.output import CommandGroup, json_option, print_fields, print_json, 
 from app.clients.claims import parse_claims
 from app.clients.fields import split_scopes
 from app.config.values import format_duration
+from app.crypto.algorithms import ALGORITHMS
 from app.database.models import ApiGrantRow, ApiRow, ClientRow
 from app.errors import ManagementError
 from app.oauth.endpoints.protected_resources import api_document_url
@@ -32,6 +33,11 @@ def _field_options(command: Callable[..., None]) -> Callable[..., None]:
         (
             click.option("--scope", "scopes", multiple=True, help="Its scopes, space-separated; may be repeated."),
             click.option("--lifetime", type=Lifetime(), help="Lifetime of its tokens: 1s to 24h, or `default`."),
+            click.option(
+                "--signing-alg",
+                type=click.Choice([*ALGORITHMS, "default"]),
+                help="The algorithm that signs its tokens. Default: the server's.",
+            ),
             click.option("--owner", help="The team or person responsible, such as orders@example.com."),
             claim_option,
             click.option(
@@ -55,6 +61,8 @@ def _given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         fields["claims"] = parse_claims(options["claims"])
     if options["lifetime"] is not None:
         fields["access_token_lifetime"] = options["lifetime"] or None
+    if options["signing_alg"] is not None:
+        fields["signing_alg"] = None if options["signing_alg"] == "default" else options["signing_alg"]
     for name in ("owner", "publishes_document"):
         if options[name] is not None:
             fields[name] = options[name]
@@ -72,8 +80,10 @@ def create_api(name: str, identifier: str, *, as_json: bool, **options: Any) -> 
     row = services().apis.repository.create(ApiFields(name=name, identifier=identifier, **fields))
     if as_json:
         print_json(_describe(row, 0))
+        _warn_of_missing_key(row)
         return
     print_fields(_describe(row, 0))
+    _warn_of_missing_key(row)
     report(f"\nLet a client call it: `flask apis grant {shlex.quote(name)} CLIENT`.")
 
 
@@ -131,6 +141,7 @@ def update_api(
     if as_json:
         print_json(_describe(row, repository.count_callers(row.name)))
     report(f"{row.name} was changed. Tokens that exist stay as they are until they expire.")
+    _warn_of_missing_key(row)
 
 
 @apis.command("delete")
@@ -199,12 +210,23 @@ def list_callers(api: str, *, unused_scopes: bool, as_json: bool) -> None:
     print_table(columns, [[caller[name] for name in names] for caller in found])
 
 
+def _warn_of_missing_key(row: ApiRow) -> None:
+    here = services()
+    alg = row.signing_alg
+    if alg is None or alg == here.settings.signing_alg:
+        return
+    ring, now = here.keys.manager.backend.read(), here.clock()
+    if alg not in {key.alg for key in ring.usable(now)}:
+        report(f"Warning: nobody gets a token for {row.name} yet, since {ring.why_none_signs(now, alg)}.")
+
+
 def _describe(row: ApiRow, callers: int) -> dict[str, Any]:
     return {
         "name": row.name,
         "identifier": row.identifier,
         "scope": " ".join(row.scope),
         "access_token_lifetime": row.access_token_lifetime,
+        "signing_alg": row.signing_alg,
         "owner": row.owner,
         "claims": row.claims or {},
         "document": api_document_url(services().settings.issuer, row.name) if row.publishes_document else None,

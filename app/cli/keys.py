@@ -89,36 +89,61 @@ def generate_key(alg: str | None, bits: str | None, *, if_none: bool, as_json: b
 
 @keys.command("rotate")
 @click.option("--if-due", is_flag=True, help="Only when the signing key is old, or no standby is announced: for cron.")
+@click.option("--alg", type=click.Choice(list(ALGORITHMS)), help="Of the keys for APIs with this algorithm.")
 @click.option("--at", type=Moment(), help="When it begins to sign, such as 2026-01-31T12:00:00Z.")
 @click.option("--unsafe", is_flag=True, help="Even if some verifiers do not know it yet and reject its tokens.")
 @click.option("--yes", is_flag=True, help="With --unsafe, do not ask.")
 @json_option
-def rotate_keys(*, if_due: bool, at: datetime | None, unsafe: bool, yes: bool, as_json: bool) -> None:
+def rotate_keys(  # noqa: PLR0913 - One for each option.
+    *, if_due: bool, alg: str | None, at: datetime | None, unsafe: bool, yes: bool, as_json: bool
+) -> None:
     """Let the standby sign as early as is safe, and announce the next one."""
     if if_due and (at or unsafe):
         raise ManagementError("--if-due does what is due and safe: it goes with neither --at nor --unsafe")
     here = services()
-    if unsafe and (until := here.keys.manager.unknown_until(at)):
+    if unsafe and (until := here.keys.manager.unknown_until(at, alg)):
         harm = (
             f"until {timestamp(until)} a verifier may have a JWKS without the key that signs, and refuse its tokens, "
             "which are all fresh ones"
         )
         _ask(harm, yes=yes)
-    ring = here.keys.manager.rotate_if_due() if if_due else here.keys.manager.rotate(at, unsafe=unsafe)
+    ring = _rotate_what_is_due(here, alg) if if_due else here.keys.manager.rotate(at, unsafe=unsafe, alg=alg)
     now = here.clock()
     if ring is None:
         # Cron mails every output.
         if as_json:
             print_json(_describe_all(here.keys.manager.backend.read(), now))
         return
-    if ring.standbys(now):
-        report(f"{ring.standbys(now)[0].kid} signs from {timestamp(ring.standbys(now)[0].signs_from)} on.")
-        _leave_trace(here, "rotated", [standby.kid for standby in ring.standbys(now)])
+    if standbys := ring.standbys(now, alg):
+        report(f"{standbys[0].kid} signs from {timestamp(standbys[0].signs_from)} on.")
+        _leave_trace(here, "rotated", [standby.kid for standby in standbys])
     if as_json:
         print_json(_describe_all(ring, now))
     else:
         print_line(draw_text(ring, now, now + timedelta(seconds=YEAR)))
     _report_warnings(here, ring)
+
+
+def _rotate_what_is_due(here: Services, alg: str | None) -> Ring | None:
+    """Do what is due for one algorithm, or for that of the settings and those of APIs that have keys."""
+    ring = here.keys.manager.rotate_if_due(alg)
+    if alg is not None:
+        return ring
+    usable = {key.alg for key in here.keys.manager.backend.read().usable(here.clock())}
+    if others := usable - {here.settings.signing_alg}:
+        for other in others.intersection(_algs_of_apis(here)):
+            ring = here.keys.manager.rotate_if_due(other) or ring
+    return ring
+
+
+def _algs_of_apis(here: Services) -> Sequence[str]:
+    """Return the algorithms that APIs need besides the server's own; none if the APIs cannot be read."""
+    try:
+        return here.apis.repository.signing_algs()
+    except SQLAlchemyError:
+        return ()
+    finally:
+        here.clients.repository.end_reading()
 
 
 @keys.command("revoke", context_settings=KID_FIRST)
@@ -166,6 +191,8 @@ def prune_keys(*, as_json: bool) -> None:
 def retire_algorithm(alg: str, *, yes: bool, as_json: bool) -> None:
     """Give up an algorithm that no longer signs: its keys leave the JWKS when no token of them can be alive."""
     here = services()
+    if alg in _algs_of_apis(here):
+        raise ManagementError(f"{alg} signs the tokens of an API: `flask apis update API --signing-alg` changes that")
     question = f"every server must run with TOKENHOUSE_SIGNING_ALG={here.settings.signing_alg} before {alg} is retired"
     if not yes:
         if not sys.stdin.isatty():

@@ -85,6 +85,7 @@ def issue(
             expires_in=granted.lifetime_seconds,
             audiences=granted.audiences,
             claims=granted.claims,
+            signing_alg=granted.signing_alg,
         )
     except OAuthError as error:
         raise ManagementError(f"{error.error}: {error.description}") from None

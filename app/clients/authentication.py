@@ -351,7 +351,19 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
         rate_limit=parse_rate(rate_limit) if rate_limit else None,
         sender_constraints=tuple(json.loads(sender_constraints)),
         claims=dict(json.loads(claims)),
-        apis=tuple(GrantedApi(**{**api, "scope": tuple(api["scope"])}) for api in json.loads(apis)),
+        apis=tuple(map(_granted_api, json.loads(apis))),
+    )
+
+
+def _granted_api(api: Mapping[str, Any]) -> GrantedApi:
+    """Return an API of ``ClientRow.apis``, also if another release wrote it, with fewer or more members."""
+    return GrantedApi(
+        api["name"],
+        api["identifier"],
+        tuple(api["scope"]),
+        api.get("access_token_lifetime"),
+        api.get("claims", {}),
+        api.get("signing_alg"),
     )
 
 

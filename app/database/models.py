@@ -255,6 +255,7 @@ class ApiRow(Base):
     normalized_identifier: Mapped[str] = mapped_column(String(2000), unique=True, index=True)
     scope: Mapped[list[str]] = mapped_column(JSON)
     access_token_lifetime: Mapped[int | None]
+    signing_alg: Mapped[str | None] = mapped_column(String(16))
     owner: Mapped[str] = mapped_column(Text)
     claims: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     publishes_document: Mapped[bool]

@@ -69,13 +69,14 @@ class ActiveRing:
         """Return the time that counts for states: the clock's, but never earlier than one that was reached."""
         return max(self._clock(), self._reached)
 
-    def signing_key(self) -> SigningKey:
+    def signing_key(self, alg: str | None = None) -> SigningKey:
         """Return the key that signs.
 
+        :param alg: with which algorithm; by default that of the settings.
         :raises StartError: no key may sign.
         """
         ring, now = self(), self.now()
-        return self._phase_of(ring, now).signing_key or ring.signing_key(now)
+        return self._phase_of(ring, now).signers.get(alg or ring.signing_alg) or ring.signing_key(now, alg)
 
     def published_keys(self) -> tuple[SigningKey, ...]:
         """Return the keys of the JWKS, oldest first.

@@ -12,7 +12,7 @@ Which change of a ring is safe is left to ``rotation_plan``, how a ring is store
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -110,13 +110,13 @@ class Span:
 class Phase:
     """What holds for a ring from ``start`` until just before ``end``: no state changes in between.
 
-    :param signing_key: ``None`` if no key may sign.
+    :param signers: the key that signs with each algorithm.
     :param published_keys: the keys of the JWKS, oldest first.
     """
 
     start: datetime
     end: datetime
-    signing_key: SigningKey | None
+    signers: Mapping[str, SigningKey]
     published_keys: tuple[SigningKey, ...]
 
 
@@ -155,14 +155,15 @@ class Ring:
             return KeyState.SIGNING if signs else KeyState.ANNOUNCED
         return KeyState.RETIRING if now < min(stopped) + RETIRE_AFTER else KeyState.GONE
 
-    def signing_key(self, now: datetime) -> SigningKey:
+    def signing_key(self, now: datetime, alg: str | None = None) -> SigningKey:
         """Return the one key that signs at ``now``.
 
+        :param alg: with which algorithm; by default :attr:`signing_alg`.
         :raises StartError: no key may sign.
         """
-        signer = self._signer(self.signing_alg, now)
+        signer = self._signer(alg or self.signing_alg, now)
         if signer is None:
-            raise StartError(self._why_none_signs(now))
+            raise StartError(self.why_none_signs(now, alg))
         return signer
 
     def usable(self, now: datetime) -> list[SigningKey]:
@@ -175,12 +176,15 @@ class Ring:
         published = [key for key in self.keys if key.published_at <= now and self.state_of(key, now) in _PUBLISHED]
         return tuple(sorted(published, key=_seniority))
 
-    def standbys(self, now: datetime) -> list[SigningKey]:
-        """Return the keys of the signing algorithm whose time has not come, the next one first."""
+    def standbys(self, now: datetime, alg: str | None = None) -> list[SigningKey]:
+        """Return the keys of an algorithm whose time has not come, the next one first.
+
+        :param alg: by default :attr:`signing_alg`.
+        """
         waiting = [
             key
             for key in self.keys
-            if key.alg == self.signing_alg
+            if key.alg == (alg or self.signing_alg)
             and key.signs_from > now
             and key.revoked_at is None
             and key.signs_until is None
@@ -200,7 +204,7 @@ class Ring:
         return Phase(
             start=changes[place - 1] if place else _BEGINNING,
             end=changes[place] if place < len(changes) else _END,
-            signing_key=self._signer(self.signing_alg, now),
+            signers={key.alg: key for key in self.usable(now)},
             published_keys=self.published_keys(now),
         )
 
@@ -247,7 +251,15 @@ class Ring:
             if key.published_at <= now and key.signs_from <= now and had_a_turn:
                 yield key
 
-    def _why_none_signs(self, now: datetime) -> str:
+    def why_none_signs(self, now: datetime, alg: str | None = None) -> str:
+        """Return a sentence for operators.
+
+        :param alg: of an API; by default :attr:`signing_alg`.
+        """
+        if alg and alg != self.signing_alg:
+            first = min((key.signs_from for key in self.standbys(now, alg)), default=None)
+            later = f"the first may sign from {first.isoformat()} on" if first else f"`flask keys generate --alg {alg}`"
+            return f"the key ring has no {alg} key that may sign now: {later}"
         others = sorted({key.alg for key in self.usable(now)})
         which = f"{self.signing_alg} key" if others else "key"
         first = min((key.signs_from for key in self.standbys(now)), default=None)

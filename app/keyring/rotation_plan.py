@@ -297,7 +297,7 @@ def with_max_age(ring: Ring, now: datetime, rules: Rules) -> Ring:
         return ring
     ring = replace(ring, keys=keys)
     heard = now + timedelta(seconds=rules.settled_seconds)
-    for standby in ring.standbys(now):
+    for standby in [key for alg in sorted({key.alg for key in ring.keys}) for key in ring.standbys(now, alg)]:
         known = rules.known_from(ring, standby)
         if heard < standby.signs_from < known and not standby.is_unsafe:
             ring = _replaced(ring, replace(standby, signs_from=known))

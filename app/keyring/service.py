@@ -70,16 +70,20 @@ class KeyringManager:
         ring = self._change(step, alg, bits)
         return (ring, rotation_plan.find(ring, made[0])) if made else None
 
-    def rotate(self, at: datetime | None = None, *, unsafe: bool = False) -> Ring:
-        """Let the standby sign as early as is safe, or at a given time, or as early as possible."""
-        return self._change(lambda planner, ring: planner.rotate(ring, at, unsafe=unsafe))
+    def rotate(self, at: datetime | None = None, *, unsafe: bool = False, alg: str | None = None) -> Ring:
+        """Let the standby sign as early as is safe, or at a given time, or as early as possible.
 
-    def unknown_until(self, at: datetime | None) -> datetime | None:
+        :param alg: of which algorithm; by default that of the settings.
+        """
+        return self._change(_of_algorithm(alg, lambda planner, ring: planner.rotate(ring, at, unsafe=unsafe)), alg)
+
+    def unknown_until(self, at: datetime | None, alg: str | None = None) -> datetime | None:
         """Return until when some verifiers may not know the standby; ``None`` if all know it before it signs.
 
         :param at: when it would sign; by default the earliest possible time.
         """
         ring, now = self.backend.read(), self.clock()
+        ring = replace(ring, signing_alg=alg or ring.signing_alg)
         standby = next(iter(ring.standbys(now)), None)
         # A key that is created only then is published only then.
         known = self.rules.known_from(ring, standby or replace(ring.signing_key(now), published_at=now))
@@ -97,8 +101,11 @@ class KeyringManager:
         kept = {key.kid for key in self._change(step).keys}
         return tuple(kid for kid in before if kid not in kept)
 
-    def rotate_if_due(self) -> Ring | None:
-        """Do what is due; return ``None`` if nothing is."""
+    def rotate_if_due(self, alg: str | None = None) -> Ring | None:
+        """Do what is due; return ``None`` if nothing is.
+
+        :param alg: of which algorithm; by default that of the settings.
+        """
         due: list[bool] = []
 
         def step(planner: Planner, ring: Ring) -> Ring:
@@ -106,7 +113,7 @@ class KeyringManager:
             due.append(after is not None)
             return after or ring
 
-        ring = self._change(step)
+        ring = self._change(_of_algorithm(alg, step), alg)
         return ring if due[-1] else None
 
     def revoke(self, kid: str) -> Ring:
@@ -144,6 +151,15 @@ class KeyringManager:
             return step(Planner(self.rules, self.clock(), iter(fresh)), ring)
 
         return self.backend.change(change)
+
+
+def _of_algorithm(alg: str | None, step: Step) -> Step:
+    """Return a step that changes the keys of ``alg``: each algorithm has a chain of keys of its own."""
+
+    def changed(planner: Planner, ring: Ring) -> Ring:
+        return replace(step(planner, replace(ring, signing_alg=alg or ring.signing_alg)), signing_alg=ring.signing_alg)
+
+    return changed
 
 
 class _FreshKeys:

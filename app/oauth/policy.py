@@ -31,11 +31,13 @@ class Policy:
     """The server's defaults, for clients without their own values.
 
     :param access_token_lifetime: whole seconds.
+    :param signing_alg: the algorithm that signs tokens.
     :param reads_audience: whether the parameter ``audience`` of a request counts.
     """
 
     access_token_lifetime: int
     default_audience: str
+    signing_alg: str = "RS256"
     reads_audience: bool = True
 
 
@@ -81,6 +83,7 @@ def grant(  # noqa: PLR0913 - What a request says.
         lifetime_seconds=min((each for each in lifetimes if each is not None), default=policy.access_token_lifetime),
         claims=_claims(client, apis),
         apis=tuple(api.name for api in apis),
+        signing_alg=_signing_alg(client, targets, apis, policy),
     )
 
 
@@ -100,6 +103,23 @@ def _allowed_scope(client: Client, targets: Sequence[str], apis: Sequence[Grante
     has_others = any(target in client.audiences or target not in of_apis for target in targets)
     own = client.scope if has_others else ()
     return tuple(dict.fromkeys([*own, *(token for api in apis for token in api.scope)]))
+
+
+def _signing_alg(client: Client, targets: Sequence[str], apis: Sequence[GrantedApi], policy: Policy) -> str | None:
+    """Return the algorithm that all targets expect; ``None`` for the server's.
+
+    :raises InvalidTarget: they differ.
+    """
+    expected = {api.signing_alg or policy.signing_alg for api in apis}
+    if len(targets) > len(apis):
+        expected.add(policy.signing_alg)
+    if len(expected) > 1:
+        raise InvalidTarget(
+            RefusalReason.ALGORITHMS_DIFFER,
+            "The resources need different signing algorithms: request one token for each.",
+            client_id=client.client_id,
+        )
+    return None if expected <= {policy.signing_alg} else expected.pop()
 
 
 def _claims(client: Client, apis: Sequence[GrantedApi]) -> Mapping[str, Any]:

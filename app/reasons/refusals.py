@@ -310,6 +310,11 @@ class RefusalReason(Reason):
         "Client {client} requested one token for APIs that give the same claim different values.",
         "Request one token for each API.",
     )
+    ALGORITHMS_DIFFER = (
+        "algorithms_differ",
+        "Client {client} requested one token for APIs whose tokens are signed with different algorithms.",
+        "Request one token for each API.",
+    )
     MALFORMED_RESOURCE = (
         "malformed_resource",
         "A resource in it is not an absolute URI.",

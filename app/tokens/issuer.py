@@ -51,12 +51,12 @@ class AccessTokenIssuer:
     """Signs access tokens: the token generator that ``create_app`` registers.
 
     :param issuer: the ``iss`` of all tokens.
-    :param signing_key: returns the key that signs now.
+    :param signing_key: returns the key that signs now, with the algorithm that is its argument, if there is one.
     :param max_characters: of the longest token.
     """
 
     def __init__(
-        self, issuer: str, signing_key: Callable[[], SigningKey], clock: Clock, max_characters: int = 8 * 1024
+        self, issuer: str, signing_key: Callable[..., SigningKey], clock: Clock, max_characters: int = 8 * 1024
     ) -> None:
         self._issuer = issuer
         self._find_key = signing_key
@@ -73,6 +73,7 @@ class AccessTokenIssuer:
         apis: tuple[str, ...] = (),
         claims: Mapping[str, Any] | None = None,
         confirmation: Mapping[str, str] | None = None,
+        signing_alg: str | None = None,
         grant_type: str = "",  # noqa: ARG002
         user: object = None,  # noqa: ARG002
         include_refresh_token: bool = False,  # noqa: ARG002
@@ -85,6 +86,7 @@ class AccessTokenIssuer:
         :param apis: the names of those APIs that the client was granted, for the event.
         :param claims: further claims. None of them replaces one that is issued anyway.
         :param confirmation: what the token is bound to (RFC 7800); empty for a bearer token.
+        :param signing_alg: the algorithm that signs; ``None`` for the server's.
         :returns: a token whose ``aud`` is a string if there is one audience. ``iat`` is never in the future. There
             is no ``nbf``: verifiers whose clock is a second slow would reject a fresh token.
         :raises InvalidTarget: the token would be too long, above all because of its audiences.
@@ -93,7 +95,7 @@ class AccessTokenIssuer:
         """
         now = self._clock()
         # Exactly one key: the next one must not sign before every verifier has had time to fetch it.
-        key = self._signing_key()
+        key = self._signing_key(signing_alg)
         iat = int(now.timestamp())
         jti = secrets.token_urlsafe(JTI_RANDOM_BYTES)
         issued: dict[str, Any] = {
@@ -135,9 +137,9 @@ class AccessTokenIssuer:
             client_id=client.client_id,
         )
 
-    def _signing_key(self) -> SigningKey:
+    def _signing_key(self, alg: str | None = None) -> SigningKey:
         try:
-            return self._find_key()
+            return self._find_key() if alg is None else self._find_key(alg)
         except StartError as error:
             raise ServiceUnavailable(RefusalReason.NO_SIGNING_KEY) from error
 

@@ -41,6 +41,7 @@ def test_create_list_and_show(harness: Harness) -> None:
         "identifier": URI,
         "scope": "admin read write",
         "access_token_lifetime": 300,
+        "signing_alg": None,
         "owner": "Team O",
         "claims": {"plan": "gold"},
         "document": "https://tokens.example.com/.well-known/oauth-protected-resource/orders",
@@ -187,6 +188,64 @@ def test_a_bad_update_changes_nothing(harness: Harness, words: tuple[str, ...], 
     made = create(harness)
     assert refusal(harness.run("apis", "update", "orders", *words)).startswith(told)
     assert data(harness.run("apis", "show", "orders", "--json")) == made
+
+
+NO_KEY = (
+    "Warning: nobody gets a token for orders yet, since the key ring has no ES256 key that may sign now: "
+    "`flask keys generate --alg ES256`.\n"
+)
+
+
+def test_an_api_may_have_an_algorithm_of_its_own(harness: Harness) -> None:
+    done = harness.run("apis", "create", "orders", "--identifier", URI, "--signing-alg", "ES256", "--json")
+    assert (data(done)["signing_alg"], done.stderr) == ("ES256", NO_KEY)
+    client = harness.register("a", introspects=("*",))
+    harness.run("apis", "grant", "orders", "a")
+    caller, headers = harness.app.test_client(), {"Authorization": client.basic}
+    body = {"grant_type": "client_credentials"}
+    assert caller.post("/oauth/token", data=body, headers=headers).status_code == 503
+    assert harness.run("keys", "generate", "--alg", "ES256").exit_code == 0
+    told = harness.run("apis", "update", URI, "--owner", "O").stderr
+    assert "the first may sign from 2026-02-07T12:00:00+00:00 on" in told
+    harness.clock.advance(days=8)
+    harness.services.keys.active.refresh()
+    kids = {}
+    for alg, audience in (("ES256", URI), ("RS256", None)):
+        if audience is None:
+            harness.run("apis", "update", "orders", "--signing-alg", "default")
+        answer = caller.post("/oauth/token", data=body, headers=headers).json
+        header = jwt.get_unverified_header(answer["access_token"])
+        assert (header["alg"], header["typ"]) == (alg, "at+jwt")
+        kids[alg] = header["kid"]
+        told = caller.post("/oauth/introspect", data={"token": answer["access_token"]}, headers=headers).json
+        assert (told["active"], told["aud"]) == (True, URI)
+    published = {key["kid"]: key["alg"] for key in caller.get("/.well-known/jwks.json").json["keys"]}
+    assert {published[kid] for kid in kids.values()} == {"ES256", "RS256"}
+
+
+def test_keys_for_apis_are_rotated_too_and_not_retired(harness: Harness) -> None:
+    create(harness, "orders", URI, "--signing-alg", "ES256")
+    assert harness.run("keys", "generate", "--alg", "ES256").exit_code == 0
+    harness.clock.advance(days=8)
+    told = refusal(harness.run("keys", "retire", "ES256", "--yes"))
+    assert told == "ES256 signs the tokens of an API: `flask apis update API --signing-alg` changes that"
+
+    def states(alg: str) -> list[str]:
+        return sorted(key["state"] for key in data(harness.run("keys", "list", "--json")) if key["alg"] == alg)
+
+    assert len(states("ES256")) == 1
+    assert harness.run("keys", "rotate", "--if-due").exit_code == 0
+    assert len(states("ES256")) == 2
+    assert harness.run("keys", "rotate", "--alg", "ES256").exit_code == 0
+    for _ in range(60):
+        harness.clock.advance(days=10)
+        assert harness.run("keys", "rotate", "--if-due").exit_code == 0
+        assert states("RS256").count("signing") == 1
+        ring = harness.services.keys.manager.backend.read()
+        assert ring.signing_key(harness.clock(), "ES256")
+        assert ring.standbys(harness.clock(), "ES256")
+        assert harness.run("keys", "check").exit_code == 0
+    assert len(states("ES256")) <= 3
 
 
 def test_delete_asks_and_says_how_many_clients_lose_it(harness: Harness) -> None:

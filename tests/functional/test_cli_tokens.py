@@ -8,7 +8,7 @@ import pytest
 from support.server import Installation, RunningServer, wait_until
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def token(server: RunningServer) -> str:
     client = server.create_client(client_id="inspected-client", scope=("read", "write"), audiences=("urn:api",))
     return str(server.get_token(client)["access_token"])

@@ -63,6 +63,7 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
             audiences=granted.audiences,
             apis=granted.apis,
             claims=granted.claims,
+            signing_alg=granted.signing_alg,
             confirmation=self.confirmation,
         )
         self.server.save_token(token, self.request)

@@ -48,6 +48,7 @@ def test_other_identifiers_are_refused(identifier: str) -> None:
         ({"scope": tuple(f"s{n}" for n in range(201))}, "an API has at most 200 scopes, with at most 4096 characters"),
         ({"access_token_lifetime": 0}, "lifetime must be from 1s to 1d"),
         ({"access_token_lifetime": 86401}, "lifetime must be from 1s to 1d"),
+        ({"signing_alg": "HS256"}, "signing algorithm must be one of RS256, PS256, ES256, EdDSA"),
         ({"owner": "a\nb"}, "owner must be up to 1000 printable characters in one line"),
         ({"claims": {"aud": "x"}}, "claim 'aud' is a registered name with a meaning of its own"),
         ({"publishes_document": True}, "identifier 'urn:orders' must be an https URL without a query for a document"),

@@ -280,3 +280,16 @@ def _step(harness: Harness, kind: str, name: str, client_id: str, scope: tuple[s
             repository.delete(name)
     except ManagementError:
         db.session.rollback()
+
+
+def test_grants_that_another_release_wrote_are_read(harness: Harness) -> None:
+    harness.register("a")
+    with harness.app.app_context():
+        row = harness.store.find("a")
+        row.apis = [
+            {"name": "old", "identifier": "urn:old", "scope": ["read"]},
+            {"name": "new", "identifier": "urn:new", "scope": [], "claims": {"a": "b"}, "unheard_of": True},
+        ]
+        db.session.commit()
+    expected = (GrantedApi("old", "urn:old", ("read",)), GrantedApi("new", "urn:new", (), None, {"a": "b"}))
+    assert apis_of(harness, "a") == expected

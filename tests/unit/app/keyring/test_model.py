@@ -300,7 +300,8 @@ def test_a_phase_tells_what_holds_for_as_long_as_it_holds(
     now = T0 + sum(another, timedelta())
     assume(phase.start <= now < phase.end)
     assert phase.published_keys == ring.published_keys(now)
-    assert phase.signing_key == signer(ring, now)
+    assert phase.signers.get(ring.signing_alg) == signer(ring, now)
+    assert list(phase.signers.values()) == ring.usable(now)
 
 
 @given(rings(), moments)
@@ -343,4 +344,19 @@ def test_a_key_that_was_given_up_does_not_sign_and_none_in_its_place() -> None:
     assert ring.signing_key(T0 + DAY - TICK) is a
     with pytest.raises(StartError):
         ring.signing_key(T0 + DAY)
-    assert ring.phase(T0 + DAY).signing_key is None
+    assert ring.phase(T0 + DAY).signers == {}
+
+
+def test_each_algorithm_has_a_signer_of_its_own() -> None:
+    first, second = (replace(key, alg="ES256") for key in RING.keys[:2])
+    rsa = replace(RING.keys[0], kid="rsa")
+    ring = Ring((rsa, first, second))
+    assert ring.signing_key(T0) is rsa
+    assert ring.signing_key(T0, "ES256") is first
+    assert ring.signing_key(T0 + 17 * DAY, "ES256") is second
+    assert ring.standbys(T0, "ES256") == [second]
+    with pytest.raises(StartError, match="the key ring has no EdDSA key that may sign now: `flask keys generate --alg"):
+        ring.signing_key(T0, "EdDSA")
+    later = "the key ring has no ES256 key that may sign now: the first may sign from "
+    with pytest.raises(StartError, match=later):
+        Ring((rsa, second)).signing_key(T0, "ES256")

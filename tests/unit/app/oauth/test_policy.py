@@ -256,6 +256,33 @@ def test_a_lifetime_of_an_api_may_be_longer_than_the_servers() -> None:
     assert decide(asking).lifetime_seconds == 7200
 
 
+@pytest.mark.parametrize(
+    ("of_orders", "of_bills", "own", "signed"),
+    [
+        ("ES256", "ES256", [], "ES256"),
+        ("ES256", None, [], None),
+        ("ES256", "EdDSA", [], None),
+        ("RS256", None, [], "default"),
+        ("RS256", None, ["urn:a"], "default"),
+        ("ES256", "ES256", ["urn:a"], None),
+        (None, None, ["urn:a"], "default"),
+    ],
+)
+def test_one_algorithm_signs_a_token(
+    of_orders: str | None, of_bills: str | None, own: list[str], signed: str | None
+) -> None:
+    apis = (replace(ORDERS, signing_alg=of_orders), replace(BILLS, signing_alg=of_bills))
+    asking = replace(client(audiences=("urn:a",)), apis=apis)
+    targets = [ORDERS.identifier, "bills", *own]
+    if signed:
+        assert (decide(asking, *targets).signing_alg or "default") == signed
+        return
+    with pytest.raises(InvalidTarget) as caught:
+        decide(asking, *targets)
+    assert caught.value.description == "The resources need different signing algorithms: request one token for each."
+    assert (caught.value.error, caught.value.reason) == ("invalid_target", "algorithms_differ")
+
+
 def test_claims_are_those_of_the_client_and_the_apis_of_the_token() -> None:
     asking = of_apis(claims={"tenant": "c", "team": "t"})
     assert decide(asking, "bills").claims == {"tenant": "c", "team": "t"}
