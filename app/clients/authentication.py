@@ -12,7 +12,7 @@ management to ``repository`` and ``secrets``.
 import hmac
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import compress
@@ -37,7 +37,8 @@ _CLIENTS_KEPT = 1024
 """Clients whose JSON columns are cached as parsed. The columns themselves are read for each request."""
 
 _KEPT_CHARACTERS = 2000
-"""Larger clients are rare and would need much memory."""
+_LARGE_CLIENTS_KEPT, _KEPT_LARGE_CHARACTERS = 32, 64 * 1024
+"""Larger clients, such as those with a hundred APIs, are rare and need much memory: fewer of them are cached."""
 
 
 class Lookup(NamedTuple):
@@ -301,11 +302,14 @@ def to_client(row: Any) -> Client:
         row.apis,
     )
     if not isinstance(row.scope, str):
-        columns = tuple(column and json.dumps(column) for column in columns)
-    texts = [column or "[]" for column in columns]
-    grant_types, scope, audiences, introspects, sender_constraints, claims, apis = texts
-    is_short = len(row.client_name) + sum(map(len, texts)) <= _KEPT_CHARACTERS
-    parse = _kept_client if is_short else _parsed
+        columns = tuple(json.dumps(column or ()) for column in columns)
+    grant_types, scope, audiences, introspects, sender_constraints, claims, apis = columns
+    characters = len(row.client_name) + len(scope) + len(audiences) + len(introspects or "") + len(claims or "")
+    if apis:
+        characters += len(apis)
+    parse: Callable[..., Client] = _kept_client if characters <= _KEPT_CHARACTERS else _kept_large_client
+    if characters > _KEPT_LARGE_CHARACTERS:
+        parse = _parsed
     return parse(
         row.client_id,
         row.client_name,
@@ -331,12 +335,12 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
     scope: str,
     audiences: str,
     lifetime: int | None,
-    introspects: str,
+    introspects: str | None,
     tokens_not_before: datetime | None,
     rate_limit: str | None,
-    sender_constraints: str,
-    claims: str,
-    apis: str,
+    sender_constraints: str | None,
+    claims: str | None,
+    apis: str | None,
 ) -> Client:
     return Client(
         client_id=client_id,
@@ -346,12 +350,12 @@ def _parsed(  # noqa: PLR0913, PLR0917 - As the row has them.
         scope=tuple(json.loads(scope)),
         audiences=tuple(json.loads(audiences)),
         access_token_lifetime=lifetime,
-        introspects=tuple(json.loads(introspects)),
+        introspects=tuple(json.loads(introspects or "[]")),
         tokens_not_before=tokens_not_before,
         rate_limit=parse_rate(rate_limit) if rate_limit else None,
-        sender_constraints=tuple(json.loads(sender_constraints)),
-        claims=dict(json.loads(claims)),
-        apis=tuple(map(_granted_api, json.loads(apis))),
+        sender_constraints=tuple(json.loads(sender_constraints or "[]")),
+        claims=dict(json.loads(claims or "[]")),
+        apis=tuple(map(_granted_api, json.loads(apis or "[]"))),
     )
 
 
@@ -368,3 +372,4 @@ def _granted_api(api: Mapping[str, Any]) -> GrantedApi:
 
 
 _kept_client = lru_cache(maxsize=_CLIENTS_KEPT)(_parsed)
+_kept_large_client = lru_cache(maxsize=_LARGE_CLIENTS_KEPT)(_parsed)

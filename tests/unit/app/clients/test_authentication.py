@@ -18,7 +18,7 @@ from support.postgres import new_database
 from unit.authenticating import BASIC, OTHER_SECRET, POST, SECRET, credentials, refusal, verify
 from unit.harness import Harness, open_harness, statements
 
-from app.clients.authentication import ClientAuthenticator, _kept_client, to_client
+from app.clients.authentication import ClientAuthenticator, _kept_client, _kept_large_client, to_client
 from app.clients.last_used import LastUsedTracker
 from app.clients.outage_memory import OutageMemory
 from app.clients.queries import digest_names
@@ -71,12 +71,15 @@ def test_the_right_secret_proves_a_client(any_harness: Harness) -> None:
         assert (found.method, found.secret_id) == (BASIC, secret.secret_id)
 
 
-def test_clients_of_any_size_are_read_and_large_ones_take_no_memory(any_harness: Harness) -> None:
+def test_clients_of_any_size_are_read_and_large_ones_take_little_memory(any_harness: Harness) -> None:
     scope = tuple(f"scope-{number}" for number in range(400))
     large, small = any_harness.register(scope=scope), any_harness.register(scope=scope[:3])
-    kept = _kept_client.cache_info().currsize
+    huge = any_harness.register(introspects=tuple(f"https://{'x' * 90}/{number}" for number in range(900)))
+    kept, kept_large = _kept_client.cache_info().currsize, _kept_large_client.cache_info().currsize
     assert [verify(any_harness, credentials(large)).client.scope for _ in range(2)] == [scope, scope]
+    assert len(verify(any_harness, credentials(huge)).client.introspects) == 900
     assert _kept_client.cache_info().currsize == kept
+    assert _kept_large_client.cache_info().currsize == min(kept_large + 1, 32)
     for _ in range(2):
         assert verify(any_harness, credentials(small)).client.scope == scope[:3]
     assert _kept_client.cache_info().currsize == min(kept + 1, 1024)
