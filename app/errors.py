@@ -220,12 +220,6 @@ class ServiceUnavailable(ServerError):
         return [("Retry-After", str(RETRY_AFTER_SECONDS))]
 
 
-NO_RESPONSE_TYPE = {
-    "error": "unsupported_response_type",
-    "error_description": "This server has no users. Clients get tokens at the token endpoint.",
-}
-"""The answer of the authorization endpoint: RFC 6749 section 4.1.2.1."""
-
 _HTTP_ERRORS: dict[int, tuple[str, str]] = {
     400: ("invalid_request", InvalidRequest.description),
     404: ("not_found", "There is nothing at this path."),

@@ -21,9 +21,11 @@ REGISTERED_METHODS = {
 def describe_server(settings: Settings) -> Metadata:
     """Return the metadata document.
 
-    The members that only OpenID Connect Discovery requires are there because many verifiers read nothing else. The
-    authorization endpoint refuses every request, so no response type returns anything: ``none`` says so, since RFC
-    8414 section 3.2 forbids an empty list.
+    The members that only OpenID Connect Discovery requires are there because many verifiers read nothing else. No
+    response type returns anything: ``none`` says so, since RFC 8414 section 3.2 forbids an empty list.
+
+    Nothing is served at ``authorization_endpoint``, since there are no users. The MCP SDKs for Python and Node reject
+    metadata without it, although RFC 8414 section 2 lets such a server leave it out.
     """
     metadata: Metadata = {"issuer": settings.issuer}
     for endpoint in ENDPOINTS:
@@ -39,6 +41,7 @@ def describe_server(settings: Settings) -> Metadata:
         "grant_types_supported": [grant.GRANT_TYPE for grant in GRANTS],
         **{f"{name}_auth_methods_supported": methods for name in authenticated},
         **{f"{name}_auth_signing_alg_values_supported": algs for name in authenticated},
+        "authorization_endpoint": f"{settings.issuer}/oauth/authorize",
         "response_types_supported": ["none"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": list(dict.fromkeys((settings.signing_alg, "RS256"))),

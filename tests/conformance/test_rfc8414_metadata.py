@@ -79,16 +79,12 @@ def test_3_2_the_answer_is_json_and_no_member_is_empty(server: RunningServer) ->
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_2_the_authorization_endpoint_refuses_everything(server: RunningServer, method: str) -> None:
+def test_2_nothing_is_served_at_the_authorization_endpoint(server: RunningServer, method: str) -> None:
     """Some clients, those of MCP among them, reject metadata without it."""
     url = get(server, OAUTH).json()["authorization_endpoint"].replace(ROOT_ISSUER, server.url)
     query = {"response_type": "code", "client_id": "x", "redirect_uri": "https://evil.example", "state": "y"}
     response = requests.request(method, url, params=query, data=query if method == "POST" else None, timeout=10)
-    assert response.status_code == 400
-    assert response.json() == {
-        "error": "unsupported_response_type",
-        "error_description": "This server has no users. Clients get tokens at the token endpoint.",
-    }
+    assert (response.status_code, response.json()) == (404, NOT_FOUND[1])
     assert "Location" not in response.headers
 
 

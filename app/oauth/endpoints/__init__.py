@@ -1,6 +1,5 @@
 """The endpoints of the protocol. ``observability.health_endpoint`` adds the health checks."""
 
-from app.oauth.endpoints.authorization import AUTHORIZATION
 from app.oauth.endpoints.discovery import DISCOVERY
 from app.oauth.endpoints.introspection import INTROSPECTION
 from app.oauth.endpoints.protected_resources import protected_resources
@@ -14,6 +13,5 @@ ENDPOINTS = (
     REVOCATION,
     REVOCATION_FEED,
     DISCOVERY,
-    AUTHORIZATION,
     protected_resources([INTROSPECTION, REVOCATION_FEED]),
 )

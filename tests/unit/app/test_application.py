@@ -48,7 +48,6 @@ def test_there_is_nothing_but_what_is_documented(tmp_path: Path, clock: Settable
         assert rules == {
             ("/oauth/token", "POST"),
             ("/oauth/introspect", "POST"),
-            ("/oauth/authorize", "GET", "HEAD", "POST"),
             ("/oauth/revoke", "POST"),
             ("/oauth/revocations", "GET", "HEAD", "POST"),
             *(
