@@ -299,6 +299,27 @@ def _find_ring_faults(services: Services) -> Found:
         yield Finding("key ring", Severity.OK, "safe, with a standby")
 
 
+def _find_apis_without_key(services: Services) -> Found:
+    try:
+        algs = services.apis.repository.signing_algs()
+        ring, now = services.keys.manager.backend.read(), services.keys.active.now()
+    except (SQLAlchemyError, StartError):
+        # The checks of the database and of the key ring report it.
+        return
+    finally:
+        services.clients.repository.end_reading()
+    usable = {key.alg for key in ring.usable(now)}
+    for alg in algs:
+        if alg not in usable:
+            yield Finding(
+                "APIs",
+                Severity.ERROR,
+                ring.why_none_signs(now, alg),
+                "token requests for the APIs with this algorithm get 503",
+                f"`flask keys generate --alg {alg}`; until it may sign, `flask apis update API --signing-alg default`",
+            )
+
+
 def find_lost_secrets(services: Services) -> Found:
     """Find secrets whose pepper or key has left the settings: they are refused, and nothing else would say why."""
     settings, secrets = services.settings, services.clients.secrets
@@ -358,6 +379,7 @@ _OF_THE_DATABASE = {find_other_clock, find_other_keys, _find_demo}
 
 _LATER: tuple[_Check, ...] = (
     _find_ring_faults,
+    _find_apis_without_key,
     find_lost_secrets,
     _find_failing_key_sets,
     _find_unfit_keys,

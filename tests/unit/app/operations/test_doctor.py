@@ -16,6 +16,7 @@ from support.publisher import publishing
 from support.redis import running_redis
 from unit.harness import Harness, open_harness
 
+from app.apis.fields import ApiFields
 from app.clients.fields import ClientFields
 from app.clients.last_used import AssertionStyle
 from app.clients.trust_rules import Trust
@@ -226,6 +227,21 @@ def test_a_ring_that_is_unsafe_broken_or_without_a_standby(harness: Harness) -> 
     Path(str(harness.settings.keyring)).write_text("x")
     (message,) = [one for one in found(harness) if one.check == "key ring"]
     assert (message.severity, message.why) == (Severity.ERROR, "without it no server starts")
+
+
+def test_an_api_whose_algorithm_has_no_key(harness: Harness) -> None:
+    def said() -> list[str]:
+        return [each.what for each in found(harness) if each.check == "APIs"]
+
+    with harness.app.app_context():
+        for name, alg in (("a", None), ("b", "RS256"), ("c", "ES256")):
+            harness.services.apis.repository.create(ApiFields(name, name, signing_alg=alg))
+    assert said() == ["the key ring has no ES256 key that may sign now: `flask keys generate --alg ES256`"]
+    assert harness.run("keys", "generate", "--alg", "ES256").exit_code == 0
+    later = "the first may sign from 2026-02-07T12:00:00+00:00 on"
+    assert said() == [f"the key ring has no ES256 key that may sign now: {later}"]
+    harness.clock.advance(days=8)
+    assert said() == []
 
 
 def test_a_client_whose_keys_cannot_be_fetched(harness: Harness) -> None:
