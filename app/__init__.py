@@ -72,6 +72,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Flask:
         timed=instrumentation.timed,
     )
     oauth = build_oauth(settings, server, database, keys, clients, apis, tokens, clock)
+    server.record_api_use = apis.usage.record
     server.register_token_generator("default", tokens.issuer)
     for method in METHODS:
         server.register_client_auth_method(method.name, method(oauth.client_auth))

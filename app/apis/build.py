@@ -28,8 +28,6 @@ class ApiServices:
 
 def build(settings: Settings, database: Database, audit: AuditServices, clock: Clock) -> ApiServices:
     """Build the API services."""
-    usage = ApiUsage(database.engine, clock)
-    audit.events.subscribe(usage)
     return ApiServices(
         repository=ApiRepository(database.session, audit.outbox, clock, TokenSize.of(settings)),
         documents=ApiDocuments(
@@ -39,5 +37,5 @@ def build(settings: Settings, database: Database, audit: AuditServices, clock: C
             settings.issuer,
             publishes_scopes=settings.publish_scopes,
         ),
-        usage=usage,
+        usage=ApiUsage(database.engine, clock),
     )

@@ -11,7 +11,6 @@ from datetime import date, timedelta
 from sqlalchemy import Connection, select, tuple_, update
 from sqlalchemy.engine import Engine
 
-from app.audit.events import Event, TokenIssued
 from app.database.engine import batches, writing_engine
 from app.database.models import ApiGrantRow
 from app.types import Clock
@@ -30,7 +29,7 @@ _Grant = tuple[str, str]
 
 
 class ApiUsage:
-    """Records the uses of grants; a subscriber of the events."""
+    """Records the uses of grants."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._writing = writing_engine(engine)
@@ -40,12 +39,12 @@ class ApiUsage:
         self._noted: set[tuple[str, tuple[str, ...], str]] = set()
         self._waiting: dict[_Grant, dict[str, str]] = {}
 
-    def __call__(self, event: Event) -> None:
-        """Record a token for APIs, in memory."""
-        if isinstance(event, TokenIssued) and event.apis:
-            self._record(event.client_id, event.apis, event.scope)
+    def record(self, client_id: str, apis: tuple[str, ...], scope: str) -> None:
+        """Record a token, in memory.
 
-    def _record(self, client_id: str, apis: tuple[str, ...], scope: str) -> None:
+        :param apis: the names of its APIs.
+        :param scope: its space-separated scope tokens.
+        """
         today, use = self._clock().date(), (client_id, apis, scope)
         with self._lock:
             if self._day != today or len(self._noted) >= MOST_RECORDS:

@@ -35,7 +35,6 @@ class TokenIssued:
     """An access token was signed and is about to be sent.
 
     :param from_memory: true if the database was away, and the client is known from before.
-    :param apis: the names of those APIs of the token that the client was granted.
     :param cnf: what the token is bound to, if it is.
     :param trust_id: the trust by which a platform's token authenticated the client.
     :param assertion_issuer: that platform.
@@ -53,7 +52,6 @@ class TokenIssued:
     kid: str
     expires_in: int
     from_memory: bool | None = None
-    apis: tuple[str, ...] | None = None
     cnf: Mapping[str, str] | None = None
     trust_id: str | None = None
     assertion_issuer: str | None = None

@@ -123,6 +123,9 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         self._timed = timed
         self._authenticate: dict[str, Callable[[StrictRequest], Authentication]] = {}
 
+    record_api_use: Callable[[str, tuple[str, ...], str], None]
+    """Called with client id, names of APIs and scope of each token for APIs; set by ``create_app``."""
+
     def register_client_auth_method(self, method: str, func: Authenticator) -> None:
         """Register a client authentication method.
 
@@ -295,9 +298,8 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         :param contents: what Authlib's signature lacks, such as ``audiences``: see :class:`tokens.issuer`.
         :raises ServiceUnavailable: no key may sign now.
         """
-        generators: Mapping[str, Any] = self._token_generators  # type: ignore[attr-defined]
-        generate = generators.get(grant_type) or generators["default"]
-        token: AccessToken = generate(
+        generators: Mapping[str, Callable[..., AccessToken]] = self._token_generators  # type: ignore[attr-defined]
+        return (generators.get(grant_type) or generators["default"])(
             grant_type=grant_type,
             client=client,
             user=user,
@@ -306,7 +308,6 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
             include_refresh_token=include_refresh_token,
             **contents,
         )
-        return token
 
     def save_token(self, token: Any, request: Any) -> None:
         """Emit the event of an issued token. Nothing is stored: a token is a signed statement."""
@@ -324,7 +325,6 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
                 kid=token.kid,
                 expires_in=token["expires_in"],
                 from_memory=authentication.is_from_memory or None,
-                apis=token.apis or None,
                 cnf=token.confirmation or None,
                 **request.assertion_facts,
             )

@@ -30,15 +30,13 @@ class AccessToken(dict[str, Any]):
     """The response of RFC 6749 section 5.1, with what the audit log says of the token. ``access_token`` is a secret.
 
     :ivar kid: the key that signed it.
-    :ivar apis: the names of those APIs that the client was granted.
     :ivar confirmation: its ``cnf``.
     """
 
-    __slots__ = ("apis", "audiences", "confirmation", "jti", "kid")
+    __slots__ = ("audiences", "confirmation", "jti", "kid")
 
     jti: str
     kid: str
-    apis: tuple[str, ...]
     audiences: tuple[str, ...]
     confirmation: Mapping[str, str] | None
 
@@ -70,7 +68,6 @@ class AccessTokenIssuer:
         scope: str | None,
         expires_in: int,
         audiences: Sequence[str],
-        apis: tuple[str, ...] = (),
         claims: Mapping[str, Any] | None = None,
         confirmation: Mapping[str, str] | None = None,
         signing_alg: str | None = None,
@@ -83,7 +80,6 @@ class AccessTokenIssuer:
         :param scope: space-separated scope tokens, or ``None``.
         :param expires_in: whole seconds.
         :param audiences: one or more resources.
-        :param apis: the names of those APIs that the client was granted, for the event.
         :param claims: further claims. None of them replaces one that is issued anyway.
         :param confirmation: what the token is bound to (RFC 7800); empty for a bearer token.
         :param signing_alg: the algorithm that signs; ``None`` for the server's.
@@ -117,8 +113,7 @@ class AccessTokenIssuer:
         token = AccessToken(access_token=encoded, token_type=token_type(confirmation), expires_in=expires_in)
         if scope:
             token["scope"] = scope
-        token.jti, token.kid, token.apis = jti, key.kid, apis
-        token.audiences, token.confirmation = tuple(audiences), confirmation
+        token.jti, token.kid, token.audiences, token.confirmation = jti, key.kid, tuple(audiences), confirmation
         return token
 
     def sign(self, claims: Mapping[str, Any], typ: str) -> str:

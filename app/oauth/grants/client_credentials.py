@@ -61,10 +61,11 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
             scope=" ".join(granted.scope) or None,
             expires_in=granted.lifetime_seconds,
             audiences=granted.audiences,
-            apis=granted.apis,
             claims=granted.claims,
             signing_alg=granted.signing_alg,
             confirmation=self.confirmation,
         )
         self.server.save_token(token, self.request)
+        if granted.apis:
+            self.server.record_api_use(self.request.client.client_id, granted.apis, token.get("scope", ""))
         return HTTPStatus.OK, token, []

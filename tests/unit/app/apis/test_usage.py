@@ -11,17 +11,7 @@ from unit.harness import Harness, statements
 
 from app.apis.fields import ApiFields
 from app.apis.usage import MOST_RECORDS, ApiUsage
-from app.audit.events import RequestFacts, TokenIssued
 from app.database.models import ApiGrantRow, db
-
-FACTS = RequestFacts(request_id="r", source_address=None, duration_ms=1.0)
-
-
-def issued(client_id: str, apis: tuple[str, ...] | None, scope: str) -> TokenIssued:
-    facts: dict[str, Any] = {"auth_method": "m", "secret_id": None, "grant_type": "g", "jti": "j", "kid": "k"}
-    return TokenIssued(
-        request=FACTS, client_id=client_id, scope=scope, audience=("x",), expires_in=1, apis=apis, **facts
-    )
 
 
 @pytest.fixture
@@ -51,12 +41,12 @@ def used(harness: Harness, client_id: str = "a", api: str = "x") -> dict[str, st
 
 def test_a_use_has_the_day_of_each_scope_and_of_the_api(granted: Harness) -> None:
     usage = tracker(granted)
-    usage(issued("a", ("x", "y"), "read other"))
+    usage.record("a", ("x", "y"), "read other")
     usage.flush()
     assert used(granted) == used(granted, api="y") == {"": "2026-01-31", "read": "2026-01-31"}
     assert used(granted, "b") == {}
     granted.clock.advance(days=1)
-    usage(issued("a", ("x",), "write"))
+    usage.record("a", ("x",), "write")
     usage.flush()
     assert used(granted) == {"": "2026-02-01", "read": "2026-01-31", "write": "2026-02-01"}
     assert used(granted, api="y") == {"": "2026-01-31", "read": "2026-01-31"}
@@ -64,9 +54,9 @@ def test_a_use_has_the_day_of_each_scope_and_of_the_api(granted: Harness) -> Non
 
 def test_workers_whose_clocks_differ_keep_the_latest_day(granted: Harness) -> None:
     late, early = tracker(granted), tracker(granted)
-    early(issued("a", ("x",), "read"))
+    early.record("a", ("x",), "read")
     granted.clock.advance(days=1)
-    late(issued("a", ("x",), "write"))
+    late.record("a", ("x",), "write")
     late.flush()
     early.flush()
     assert used(granted) == {"": "2026-02-01", "read": "2026-01-31", "write": "2026-02-01"}
@@ -75,10 +65,9 @@ def test_workers_whose_clocks_differ_keep_the_latest_day(granted: Harness) -> No
 def test_a_second_token_of_the_day_writes_nothing(granted: Harness) -> None:
     usage = tracker(granted)
     for _ in range(2):
-        usage(issued("a", ("x",), "read"))
-    usage(issued("a", None, "read"))
+        usage.record("a", ("x",), "read")
     usage.flush()
-    usage(issued("a", ("x",), "read"))
+    usage.record("a", ("x",), "read")
     with statements(granted) as seen:
         usage.flush()
     assert seen == []
@@ -86,7 +75,7 @@ def test_a_second_token_of_the_day_writes_nothing(granted: Harness) -> None:
 
 def test_a_use_of_a_grant_that_has_gone_is_forgotten(granted: Harness) -> None:
     usage = tracker(granted)
-    usage(issued("a", ("x",), "read"))
+    usage.record("a", ("x",), "read")
     with granted.app.app_context():
         granted.services.apis.repository.revoke_grant("x", "a")
     usage.flush()
@@ -96,7 +85,7 @@ def test_a_use_of_a_grant_that_has_gone_is_forgotten(granted: Harness) -> None:
 
 def test_what_could_not_be_written_is_written_later(granted: Harness) -> None:
     usage = tracker(granted)
-    usage(issued("a", ("x",), "read"))
+    usage.record("a", ("x",), "read")
 
     def fail(*_: Any) -> None:
         raise OperationalError("x", {}, Exception("away"))
@@ -107,7 +96,7 @@ def test_what_could_not_be_written_is_written_later(granted: Harness) -> None:
     try:
         with pytest.raises(OperationalError):
             usage.flush()
-        usage(issued("a", ("x",), "write"))
+        usage.record("a", ("x",), "write")
     finally:
         event.remove(engine, "before_cursor_execute", fail)
     usage.flush()
@@ -117,8 +106,8 @@ def test_what_could_not_be_written_is_written_later(granted: Harness) -> None:
 def test_memory_is_bounded(harness: Harness) -> None:
     usage = tracker(harness)
     for number in range(MOST_RECORDS + 10):
-        usage(issued(f"c{number}", ("x",), "read"))
-        usage(issued("c0", ("x",), f"read {number}"))
+        usage.record(f"c{number}", ("x",), "read")
+        usage.record("c0", ("x",), f"read {number}")
     assert len(usage._waiting) <= MOST_RECORDS  # noqa: SLF001 - The size of its memory.
     assert len(usage._noted) <= MOST_RECORDS  # noqa: SLF001
 
@@ -151,7 +140,7 @@ def test_each_scope_has_the_latest_day_of_all_workers(harness: Harness, uses: An
         harness.clock.now = begin
         harness.clock.advance(days=day)
         today = harness.clock().date().isoformat()
-        workers[worker](issued("a", apis, " ".join(sorted(scope))))
+        workers[worker].record("a", apis, " ".join(sorted(scope)))
         for api in apis:
             for name in ("", *scope):
                 expected[api][name] = max(expected[api].get(name, ""), today)

@@ -68,7 +68,6 @@ def test_events_are_frozen_and_take_no_more_members(event: object) -> None:
 def test_no_event_has_a_field_for_what_may_not_be_logged() -> None:
     names = {field.name for kind in (RequestFacts, TokenIssued, TokenRefused) for field in dataclasses.fields(kind)}
     assert names == {
-        "apis",
         "request_id",
         "source_address",
         "duration_ms",
