@@ -81,11 +81,11 @@ def ask_for_passwords(server: PostgresServer, folder: Path, role: str) -> None:
         connection.execute("SELECT pg_reload_conf()")
 
 
-def new_database(server: PostgresServer) -> str:
-    """Create an empty database; its SQLAlchemy URL."""
+def new_database(server: PostgresServer, template: str = "template1") -> str:
+    """Create a database, empty unless ``template`` is another one; its SQLAlchemy URL."""
     name = f"t{secrets.token_hex(6)}"
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     return server.get_uri(database=name)
 
 

@@ -11,10 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,28 @@ def environment_for(folder: Path, **settings: str) -> dict[str, str]:
         "TOKENHOUSE_SECRET_PEPPERS": f"p1:{secrets.token_urlsafe(32)}",
     }
     return {**inherited, **defaults, **settings}
+
+
+def migrate() -> None:
+    """Migrate the database of the current application. A new file is a copy of one that was migrated before."""
+    url = db.engine.url
+    if url.drivername.startswith("sqlite") and not Path(str(url.database)).exists():
+        content = _migrated_file()
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(str(url.database), os.O_CREAT | os.O_EXCL, 0o600))
+        Path(str(url.database)).write_bytes(content)
+    else:
+        upgrade()
+
+
+@cache
+def _migrated_file() -> bytes:
+    """Return the content of a migrated SQLite file: migrating takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        installation = Installation(Path(folder))
+        with installation.context():
+            upgrade()
+        return (Path(folder) / "tokenhouse.db").read_bytes()
 
 
 @dataclass(frozen=True)
@@ -173,7 +196,7 @@ class Installation:
     def prepare(self) -> None:
         """Migrate, and make a first key."""
         with self.context():
-            upgrade()
+            migrate()
             if self.settings.keyring == KEYRING_IN_DATABASE:
                 self.services.keys.manager.generate()
             else:

@@ -13,10 +13,9 @@ from typing import Any
 from click.testing import Result
 from conftest import SettableClock
 from flask import Flask
-from flask_migrate import upgrade
 from sqlalchemy import event
 from support.keys import add_key
-from support.server import NewClient, environment_for
+from support.server import NewClient, environment_for, migrate
 
 from app import create_app
 from app.clients.authentication import ClientAuthenticator
@@ -101,7 +100,7 @@ def open_harness(
         harness = Harness(app, clock, loaded, folder)
         with app.app_context():
             if migrated:
-                upgrade()
+                migrate()
             if with_key:
                 add_key(harness.services.keys.manager.backend, published_at=clock(), signs_from=clock())
         try:

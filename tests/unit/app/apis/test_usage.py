@@ -9,8 +9,9 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from unit.harness import Harness, statements
 
+from app.apis import usage as usage_module
 from app.apis.fields import ApiFields
-from app.apis.usage import MOST_RECORDS, ApiUsage
+from app.apis.usage import ApiUsage
 from app.database.models import ApiGrantRow, db
 
 
@@ -103,13 +104,14 @@ def test_what_could_not_be_written_is_written_later(granted: Harness) -> None:
     assert used(granted) == {"": "2026-01-31", "read": "2026-01-31", "write": "2026-01-31"}
 
 
-def test_memory_is_bounded(harness: Harness) -> None:
+def test_memory_is_bounded(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage_module, "MOST_RECORDS", 100)
     usage = tracker(harness)
-    for number in range(MOST_RECORDS + 10):
+    for number in range(110):
         usage.record(f"c{number}", ("x",), "read")
         usage.record("c0", ("x",), f"read {number}")
-    assert len(usage._waiting) <= MOST_RECORDS  # noqa: SLF001 - The size of its memory.
-    assert len(usage._noted) <= MOST_RECORDS  # noqa: SLF001
+    assert len(usage._waiting) <= 100  # noqa: SLF001 - The size of its memory.
+    assert len(usage._noted) <= 100  # noqa: SLF001
 
 
 @settings(max_examples=20)

@@ -327,7 +327,7 @@ def test_sqlite_hears_one_statement_of_a_verification(harness: Harness) -> None:
     assert [statement.split()[0] for statement in heard] == ["SELECT"]
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 def test_postgresql_hears_one_statement_of_a_verification(any_harness: Harness, postgres: Any) -> None:
     made = any_harness.register()
     url = any_harness.settings.database_url.get_secret_value().replace("+psycopg", "")
@@ -470,27 +470,27 @@ def house_with(folder: Path, clock: SettableClock, url: str, *pepper_ids: str) -
     return open_harness(folder, clock, database_url=url, secret_peppers=peppers, with_key=False)
 
 
-def test_peppers_rotate(tmp_path: Path, clock: SettableClock, database_url: str) -> None:
-    with house_with(tmp_path, clock, database_url, "p1") as before:
+def test_peppers_rotate(tmp_path: Path, clock: SettableClock, migrated_url: str) -> None:
+    with house_with(tmp_path, clock, migrated_url, "p1") as before:
         old = before.register("old", secret=SECRET)
-    with house_with(tmp_path, clock, database_url, "p2", "p1") as between:
+    with house_with(tmp_path, clock, migrated_url, "p2", "p1") as between:
         new = between.register("new", secret=SECRET)
         assert verify(between, credentials(old)).client.client_id == "old"
         assert verify(between, credentials(new)).client.client_id == "new"
         with between.app.app_context():
             stored = {row.client_id: row.secrets[0].pepper_id for row in between.store.list_all()}
         assert stored == {"old": "p1", "new": "p2"}
-    with house_with(tmp_path, clock, database_url, "p2") as after:
+    with house_with(tmp_path, clock, migrated_url, "p2") as after:
         assert verify(after, credentials(new)).client.client_id == "new"
         assert refusal(after, credentials(old)) == ("wrong_secret", "old")
 
 
 def test_a_pepper_of_the_same_id_and_another_value_verifies_nothing(
-    tmp_path: Path, clock: SettableClock, database_url: str
+    tmp_path: Path, clock: SettableClock, migrated_url: str
 ) -> None:
-    with open_harness(tmp_path, clock, database_url=database_url, secret_peppers="p1:" + "a" * 32) as harness:
+    with open_harness(tmp_path, clock, database_url=migrated_url, secret_peppers="p1:" + "a" * 32) as harness:
         made = harness.register()
-    with open_harness(tmp_path, clock, database_url=database_url, secret_peppers="p1:" + "b" * 32) as other:
+    with open_harness(tmp_path, clock, database_url=migrated_url, secret_peppers="p1:" + "b" * 32) as other:
         assert refusal(other, credentials(made)) == ("wrong_secret", made.client_id)
 
 

@@ -314,14 +314,14 @@ def peppers_of(harness: Harness) -> Sequence[tuple[str, bytes]]:
 
 
 def test_a_successful_authentication_moves_a_digest_to_the_first_pepper(
-    tmp_path: Path, clock: SettableClock, database_url: str
+    tmp_path: Path, clock: SettableClock, migrated_url: str
 ) -> None:
     old, new = f"p1:{'o' * 40}", f"p2:{'n' * 40}"
-    with house_with_peppers(tmp_path, clock, database_url, old) as harness:
+    with house_with_peppers(tmp_path, clock, migrated_url, old) as harness:
         client = harness.register("a")
         ((pepper, digest),) = peppers_of(harness)
         assert pepper == "p1"
-    with house_with_peppers(tmp_path, clock, database_url, f"{new},{old}") as harness:
+    with house_with_peppers(tmp_path, clock, migrated_url, f"{new},{old}") as harness:
         with harness.app.app_context():
             assert harness.services.clients.secrets.count_by_pepper() == {"p2": 0, "p1": 1}
         with writes(harness) as written:
@@ -335,7 +335,7 @@ def test_a_successful_authentication_moves_a_digest_to_the_first_pepper(
         with harness.app.app_context():
             assert harness.services.clients.secrets.count_by_pepper() == {"p2": 1, "p1": 0}
         authenticate(harness, client)
-    with house_with_peppers(tmp_path, clock, database_url, new) as harness:
+    with house_with_peppers(tmp_path, clock, migrated_url, new) as harness:
         authenticate(harness, client)
 
 

@@ -311,11 +311,11 @@ def test_clients_are_listed_oldest_first_without_the_deleted(any_harness: Harnes
         assert [row.client_id for row in any_harness.store.list_all()] == ["c", "b", "y", "z"]
 
 
-def test_another_worker_sees_a_change_at_once(tmp_path: Path, clock: SettableClock, database_url: str) -> None:
+def test_another_worker_sees_a_change_at_once(tmp_path: Path, clock: SettableClock, migrated_url: str) -> None:
     peppers = "p1:" + "x" * 32
     with (
-        open_harness(tmp_path, clock, database_url=database_url, secret_peppers=peppers) as one,
-        open_harness(tmp_path, clock, database_url=database_url, secret_peppers=peppers) as other,
+        open_harness(tmp_path, clock, database_url=migrated_url, secret_peppers=peppers) as one,
+        open_harness(tmp_path, clock, database_url=migrated_url, secret_peppers=peppers) as other,
     ):
         made = one.register()
         assert verify(other, credentials(made)).client.client_id == made.client_id

@@ -210,13 +210,13 @@ def test_a_snapshot_that_was_read_does_not_keep_anybody_from_writing(harness: Ha
         assert harness.store.disable("a").description == "newer"
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 def test_postgresql_gives_up_on_a_statement_that_hangs(any_harness: Harness) -> None:
     with any_harness.app.app_context(), db.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "3s"
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize(
     ("query", "found"),
     [
@@ -232,9 +232,9 @@ def test_postgresql_gives_up_on_a_statement_that_hangs(any_harness: Harness) -> 
     ],
 )
 def test_the_urls_own_options_count_beside_ours(
-    tmp_path: Path, clock: SettableClock, database_url: str, query: str, found: dict[str, str]
+    tmp_path: Path, clock: SettableClock, migrated_url: str, query: str, found: dict[str, str]
 ) -> None:
-    url = f"{database_url}{'&' if '?' in database_url else '?'}{query}"
+    url = f"{migrated_url}{'&' if '?' in migrated_url else '?'}{query}"
     with (
         open_harness(tmp_path, clock, migrated=False, with_key=False, database_url=url) as harness,
         harness.app.app_context(),
@@ -245,7 +245,7 @@ def test_the_urls_own_options_count_beside_ours(
         assert told.info.get_parameters()["connect_timeout"] == ("20" if "connect_timeout" in query else "3")
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 def test_a_migration_may_take_its_time_and_a_request_may_not(
     any_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,7 +185,7 @@ def test_a_fault_of_the_statement_is_sqlalchemys_and_quotes_no_value(any_harness
     assert asked.execute(ANY) == []
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 def test_a_connection_that_was_cut_is_used_no_more(any_harness: Harness) -> None:
     asked, made = question(any_harness), connections_made(any_harness)
     dispose(any_harness)
@@ -205,7 +205,7 @@ def test_a_connection_that_was_cut_is_used_no_more(any_harness: Harness) -> None
     assert made[0].closed  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 def test_no_request_fails_when_all_connections_were_cut(any_harness: Harness) -> None:
     threads = 4
     barrier = threading.Barrier(threads)
@@ -278,7 +278,7 @@ def test_all_who_ask_share_the_connection_of_their_thread(harness: Harness) -> N
 
 
 @pytest.mark.parametrize("sqlstate", ["25006", "26000", "42P05", "0A000", "08P01"])
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 def test_a_fault_of_the_connection_costs_one_more_question_and_no_answer(any_harness: Harness, sqlstate: str) -> None:
     any_harness.register("a")
     asked = question(any_harness)
@@ -303,7 +303,7 @@ def test_a_fault_of_the_connection_costs_one_more_question_and_no_answer(any_har
     assert asked._connections.current() is not kept  # noqa: SLF001
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 def test_a_write_that_the_connection_refuses_is_tried_once_more(any_harness: Harness) -> None:
     attempts: list[int] = []
 

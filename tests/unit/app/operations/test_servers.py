@@ -24,9 +24,9 @@ ERROR, WARNING, OK = Severity.ERROR, Severity.WARNING, Severity.OK
 
 
 @pytest.fixture
-def recorded(tmp_path: Path, clock: SettableClock, database_url: str) -> Iterator[Harness]:
+def recorded(tmp_path: Path, clock: SettableClock, migrated_url: str) -> Iterator[Harness]:
     """A server that has recorded itself."""
-    with open_harness(tmp_path, clock, database_url=database_url, secret_peppers=PEPPER, server_name="one") as harness:
+    with open_harness(tmp_path, clock, database_url=migrated_url, secret_peppers=PEPPER, server_name="one") as harness:
         with harness.app.app_context():
             registry_of(harness.services).record()
         yield harness

@@ -33,10 +33,14 @@ def snapshot_of(harness: Harness) -> Snapshot:
 
 
 @pytest.fixture(params=["file", "database"])
-def kept(tmp_path: Path, clock: SettableClock, database_url: str, request: pytest.FixtureRequest) -> Iterator[Harness]:
+def kept(tmp_path: Path, clock: SettableClock, migrated_url: str, request: pytest.FixtureRequest) -> Iterator[Harness]:
     """An installation that writes snapshots, whose ring is in a file or in the database."""
     keyring = {"keyring": "database"} if request.param == "database" else {}
-    settings = {"database_url": database_url, "encryption_keys": KEY, "snapshot": str(tmp_path / "made" / "snapshot")}
+    settings = {
+        "database_url": migrated_url,
+        "encryption_keys": KEY,
+        "snapshot": str(tmp_path / "made" / "snapshot"),
+    }
     with open_harness(tmp_path, clock, with_key=False, **settings, **keyring) as harness, harness.app.app_context():
         harness.services.keys.manager.generate()
         yield harness

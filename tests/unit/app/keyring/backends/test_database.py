@@ -19,10 +19,10 @@ OLD, NEW = f"e1:{'o' * 40}", f"e2:{'n' * 40}"
 
 
 @pytest.fixture
-def shared(tmp_path: Path, clock: SettableClock, database_url: str) -> Iterator[Harness]:
+def shared(tmp_path: Path, clock: SettableClock, migrated_url: str) -> Iterator[Harness]:
     """A Tokenhouse whose ring is in the database, without keys."""
     with open_harness(
-        tmp_path, clock, database_url=database_url, keyring="database", encryption_keys=OLD, with_key=False
+        tmp_path, clock, database_url=migrated_url, keyring="database", encryption_keys=OLD, with_key=False
     ) as harness:
         yield harness
 
@@ -85,10 +85,15 @@ def test_a_row_of_another_key_is_not_taken(shared: Harness) -> None:
         shared.services.keys.manager.backend.read()
 
 
-def test_encryption_keys_rotate_with_the_next_change(tmp_path: Path, clock: SettableClock, database_url: str) -> None:
+def test_encryption_keys_rotate_with_the_next_change(tmp_path: Path, clock: SettableClock, migrated_url: str) -> None:
     def reopened(keys: str) -> Iterator[Harness]:
         return open_harness(  # type: ignore[return-value]
-            tmp_path, clock, database_url=database_url, keyring="database", encryption_keys=keys, with_key=False
+            tmp_path,
+            clock,
+            database_url=migrated_url,
+            keyring="database",
+            encryption_keys=keys,
+            with_key=False,
         )
 
     with reopened(OLD) as harness:  # type: ignore[attr-defined]
