@@ -160,7 +160,8 @@ def show_client(client_id: str, *, as_json: bool) -> None:
     if as_json:
         print_json(described)
         return
-    print_fields({name: value for name, value in described.items() if name != "secrets"})
+    granted = [f"{api['name']} ({' '.join(api['scope'])})" for api in described["apis"]]
+    print_fields({name: value for name, value in described.items() if name != "secrets"} | {"apis": granted})
     for secret in row.secrets:
         report("")
         described = describe_secret(secret, services().clock())

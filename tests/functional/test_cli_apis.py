@@ -85,6 +85,7 @@ def test_a_client_gets_tokens_for_what_it_was_granted(harness: Harness) -> None:
         {"name": "orders", "identifier": URI, "scope": ["read"]},
         {"name": "bills", "identifier": "bills", "scope": ["read", "pay"]},
     ]
+    assert "orders (read), bills (read pay)\n" in harness.run("clients", "show", "a").stdout
     assert harness.run("apis", "revoke-grant", "orders", "a").exit_code == 0
     assert claims_of(harness, "a")["aud"] == "bills"
     told = refusal(harness.run("tokens", "issue", "a", "--resource", URI))
