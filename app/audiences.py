@@ -5,7 +5,6 @@ alone, and yarl changes more than RFC 3986 allows.
 """
 
 import re
-from functools import lru_cache
 
 AUDIENCE_RULE = "must be an absolute URI without a fragment, or a name of letters, digits and ._~/@+-"
 
@@ -27,7 +26,6 @@ def is_audience(value: str) -> bool:
     return is_absolute_uri(value) if ":" in value else _NAME.fullmatch(value) is not None
 
 
-@lru_cache(maxsize=4096)
 def normalize(audience: str) -> str:
     """Return a form that is equal for equivalent URIs: RFC 3986 sections 6.2.2 and 6.2.3. A name is its own form.
 

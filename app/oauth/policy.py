@@ -7,6 +7,7 @@ database, no clock. The client is authenticated already.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from app.audiences import is_absolute_uri, is_audience, normalize
@@ -14,6 +15,12 @@ from app.clients.scopes import parse_scope
 from app.errors import InvalidScope, InvalidTarget
 from app.reasons import RefusalReason
 from app.types import SECRET_PREFIX, AccessTokenGrant, Client, GrantedApi
+
+MOST_TARGETS = 100
+"""Resources and audiences that one request may name."""
+
+_form_of = lru_cache(maxsize=1024)(normalize)
+"""Normalizes registered audiences only: requested ones would fill the cache."""
 
 # A refusal names what was refused, but stays short whatever was requested.
 _NAMED_IN_A_REFUSAL = 10
@@ -90,7 +97,7 @@ def grant(  # noqa: PLR0913 - What a request says.
 def _default_audience(client: Client, policy: Policy) -> tuple[str, ...]:
     """Return the audience of a token whose request names none.
 
-    A client that has scopes of its own used them before it was granted an API, and does so still.
+    A client with registered scopes keeps the default audience when it is granted an API: its callers use these scopes.
     """
     if client.audiences:
         return client.audiences[:1]
@@ -163,8 +170,13 @@ def _granted_audiences(
         raise InvalidTarget(RefusalReason.MALFORMED_RESOURCE)
     if not all(map(is_audience, audiences)):
         raise InvalidTarget(RefusalReason.MALFORMED_AUDIENCE, "An audience must be a URI or the name of an API.")
-    granted = [*client.audiences, *(api.identifier for api in client.apis)]
-    found = {target: _find(target, granted) for target in [*resources, *audiences]}
+    if len(resources) + len(audiences) > MOST_TARGETS:
+        raise InvalidTarget(
+            RefusalReason.TOO_MANY_RESOURCES,
+            f"A request may name at most {MOST_TARGETS} resources.",
+            client_id=client.client_id,
+        )
+    found = _match([*resources, *audiences], [*client.audiences, *(api.identifier for api in client.apis)])
     if refused := [target for target, audience in found.items() if audience is None]:
         raise InvalidTarget(
             RefusalReason.RESOURCE_NOT_GRANTED,
@@ -174,12 +186,17 @@ def _granted_audiences(
     return tuple(dict.fromkeys(audience for audience in found.values() if audience is not None))
 
 
-def _find(requested: str, audiences: Sequence[str]) -> str | None:
-    """Return the audience that ``requested`` means, as it was registered: verifiers compare ``aud`` byte by byte."""
-    if requested in audiences:
-        return requested
-    wanted = normalize(requested)
-    return next((audience for audience in audiences if normalize(audience) == wanted), None)
+def _match(requested: Sequence[str], registered: Sequence[str]) -> dict[str, str | None]:
+    """Return the registered audience for each requested one; ``None`` if it is not registered.
+
+    The registered spelling is issued, because verifiers compare ``aud`` byte by byte.
+    """
+    found: dict[str, str | None] = {target: target for target in requested if target in registered}
+    if len(found) < len(set(requested)):
+        # If two registered audiences are equivalent, the first one is meant.
+        by_form = {_form_of(audience): audience for audience in reversed(registered)}
+        found = {target: found.get(target) or by_form.get(normalize(target)) for target in requested}
+    return found
 
 
 def _list_some(tokens: Sequence[str], never_named: Sequence[str]) -> str:

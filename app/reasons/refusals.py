@@ -325,6 +325,11 @@ class RefusalReason(Reason):
         "A value of the parameter audience is neither a URI nor a name.",
         "Send the identifier of the API. TOKENHOUSE_AUDIENCE_PARAMETER=false ignores the parameter.",
     )
+    TOO_MANY_RESOURCES = (
+        "too_many_resources",
+        "Client {client} named more than 100 resources and audiences in one request.",
+        "Request a token for each API, or for a few.",
+    )
     TOKEN_TOO_LONG = (
         "token_too_long",
         "The token of client {client} would have more characters than TOKENHOUSE_TOKEN_MAX_CHARACTERS allows.",

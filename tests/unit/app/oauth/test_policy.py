@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.clients.scopes import parse_scope
 from app.errors import InvalidScope, InvalidTarget
-from app.oauth.policy import Policy, grant
+from app.oauth.policy import MOST_TARGETS, Policy, _form_of, grant
 from app.types import AccessTokenGrant, Client, GrantedApi
 
 POLICY = Policy(access_token_lifetime=3600, default_audience="https://tokens.example.com")
@@ -322,6 +322,28 @@ def test_a_token_never_has_a_scope_of_an_api_that_it_is_not_for(data: st.DataObj
     assert set(decided.scope) <= allowed
     assert asked is not None or set(decided.scope) == allowed
     assert set(decided.audiences) <= {*names, *audiences, ISSUER}
+
+
+def test_what_callers_request_fills_no_cache() -> None:
+    asking = client(audiences=("https://a.example", "https://b.example"))
+    assert decide(asking, "HTTPS://A.example").audiences == ("https://a.example",)
+    kept = _form_of.cache_info().currsize
+    for number in range(20):
+        with pytest.raises(InvalidTarget):
+            decide(asking, f"https://{number}.example/{'x' * 1000}")
+    assert _form_of.cache_info().currsize == kept
+
+
+def test_a_request_names_a_hundred_resources_at_most() -> None:
+    names = [f"n{number}" for number in range(MOST_TARGETS + 1)]
+    asking = client(audiences=tuple(names))
+    assert decide(asking, *names[:-1]).audiences == tuple(names[:-1])
+    with pytest.raises(InvalidTarget) as caught:
+        decide(asking, *names)
+    assert caught.value.description == "A request may name at most 100 resources."
+    assert (caught.value.error, caught.value.reason) == ("invalid_target", "too_many_resources")
+    with pytest.raises(InvalidTarget):
+        grant(asking, scope=None, resources=["urn:a"] * 60, audiences=names[:41], policy=POLICY)
 
 
 @pytest.mark.parametrize("asked", ["two words", "", "é", "https://api.example.com/#part", "*"])
