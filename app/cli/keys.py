@@ -89,7 +89,7 @@ def generate_key(alg: str | None, bits: str | None, *, if_none: bool, as_json: b
 
 @keys.command("rotate")
 @click.option("--if-due", is_flag=True, help="Only when the signing key is old, or no standby is announced: for cron.")
-@click.option("--alg", type=click.Choice(list(ALGORITHMS)), help="Of the keys for APIs with this algorithm.")
+@click.option("--alg", type=click.Choice(list(ALGORITHMS)), help="Rotate the keys of this algorithm, for APIs.")
 @click.option("--at", type=Moment(), help="When it begins to sign, such as 2026-01-31T12:00:00Z.")
 @click.option("--unsafe", is_flag=True, help="Even if some verifiers do not know it yet and reject its tokens.")
 @click.option("--yes", is_flag=True, help="With --unsafe, do not ask.")
@@ -107,16 +107,17 @@ def rotate_keys(  # noqa: PLR0913 - One for each option.
             "which are all fresh ones"
         )
         _ask(harm, yes=yes)
-    ring = _rotate_what_is_due(here, alg) if if_due else here.keys.manager.rotate(at, unsafe=unsafe, alg=alg)
+    rotated = _rotate_what_is_due(here, alg) if if_due else {alg: here.keys.manager.rotate(at, unsafe=unsafe, alg=alg)}
     now = here.clock()
-    if ring is None:
+    if not rotated:
         # Cron mails every output.
         if as_json:
             print_json(_describe_all(here.keys.manager.backend.read(), now))
         return
-    if standbys := ring.standbys(now, alg):
-        report(f"{standbys[0].kid} signs from {timestamp(standbys[0].signs_from)} on.")
-        _leave_trace(here, "rotated", [standby.kid for standby in standbys])
+    for of_alg, ring in rotated.items():
+        if standbys := ring.standbys(now, of_alg):
+            report(f"{standbys[0].kid} signs from {timestamp(standbys[0].signs_from)} on.")
+            _leave_trace(here, "rotated", [standby.kid for standby in standbys])
     if as_json:
         print_json(_describe_all(ring, now))
     else:
@@ -124,16 +125,14 @@ def rotate_keys(  # noqa: PLR0913 - One for each option.
     _report_warnings(here, ring)
 
 
-def _rotate_what_is_due(here: Services, alg: str | None) -> Ring | None:
-    """Do what is due for one algorithm, or for that of the settings and those of APIs that have keys."""
-    ring = here.keys.manager.rotate_if_due(alg)
-    if alg is not None:
-        return ring
-    usable = {key.alg for key in here.keys.manager.backend.read().usable(here.clock())}
-    if others := usable - {here.settings.signing_alg}:
-        for other in others.intersection(_algs_of_apis(here)):
-            ring = here.keys.manager.rotate_if_due(other) or ring
-    return ring
+def _rotate_what_is_due(here: Services, alg: str | None) -> dict[str | None, Ring]:
+    """Rotate what is due; return the ring after each rotation by algorithm, where ``None`` is that of the settings."""
+    rings = {alg: here.keys.manager.rotate_if_due(alg)}
+    if alg is None:
+        usable = {key.alg for key in here.keys.manager.backend.read().usable(here.clock())}
+        if others := usable - {here.settings.signing_alg}:
+            rings |= {one: here.keys.manager.rotate_if_due(one) for one in sorted(others & set(_algs_of_apis(here)))}
+    return {each: ring for each, ring in rings.items() if ring}
 
 
 def _algs_of_apis(here: Services) -> Sequence[str]:
@@ -161,9 +160,10 @@ def revoke_key(kid: str, *, yes: bool, as_json: bool) -> None:
     else:
         harm = _harm_of_revoking(ring, key, now, _longest_token(here))
         _ask(f"revoking {kid} cannot be undone and {harm}", yes=yes)
-        ring = here.keys.manager.revoke(kid)
+        alg = key.alg if key.alg in _algs_of_apis(here) else None
+        ring = here.keys.manager.revoke(kid, alg)
         _leave_trace(here, "revoked", [kid])
-        _tell_revocation(here, ring, kid, harm)
+        _tell_revocation(here, ring, kid, harm, alg)
     if as_json:
         print_json(_describe_all(ring, here.clock()))
 
@@ -307,7 +307,7 @@ def _file_home(here: Services, path: Path) -> KeyringBackend:
 
 
 def _report_start(here: Services, key: SigningKey) -> None:
-    if key.alg == here.settings.signing_alg:
+    if key.alg == here.settings.signing_alg or key.alg in _algs_of_apis(here):
         report(f"{key.kid} signs from {timestamp(key.signs_from)} on.")
     else:
         report(
@@ -336,12 +336,12 @@ def _harm_of_revoking(ring: Ring, key: SigningKey, now: datetime, longest_token:
     return f"breaks up to {seconds} s of live tokens" if seconds > 0 else "breaks no live token"
 
 
-def _tell_revocation(here: Services, ring: Ring, kid: str, harm: str) -> None:
+def _tell_revocation(here: Services, ring: Ring, kid: str, harm: str, alg: str | None) -> None:
     now = here.clock()
     wait = here.keys.manager.rules.propagation_seconds
     report(f"{kid} leaves the JWKS of each worker when it sees this, within {wait} s; it {harm}.")
     try:
-        signing = ring.signing_key(now)
+        signing = ring.signing_key(now, alg)
     except StartError as error:
         report(f"Warning: {error}.")
         return

@@ -116,9 +116,12 @@ class KeyringManager:
         ring = self._change(_of_algorithm(alg, step), alg)
         return ring if due[-1] else None
 
-    def revoke(self, kid: str) -> Ring:
-        """Revoke a key, in an emergency."""
-        return self._change(lambda planner, ring: planner.revoke(ring, kid))
+    def revoke(self, kid: str, alg: str | None = None) -> Ring:
+        """Revoke a key, in an emergency.
+
+        :param alg: the algorithm whose standby then signs; by default that of the settings.
+        """
+        return self._change(_of_algorithm(alg, lambda planner, ring: planner.revoke(ring, kid)), alg)
 
     def retire(self, alg: str) -> Ring:
         """Give up an algorithm that no longer signs."""
@@ -154,7 +157,7 @@ class KeyringManager:
 
 
 def _of_algorithm(alg: str | None, step: Step) -> Step:
-    """Return a step that changes the keys of ``alg``: each algorithm has a chain of keys of its own."""
+    """Return a step that changes the keys of ``alg``: keys are succeeded by keys of the same algorithm only."""
 
     def changed(planner: Planner, ring: Ring) -> Ring:
         return replace(step(planner, replace(ring, signing_alg=alg or ring.signing_alg)), signing_alg=ring.signing_alg)

@@ -3,6 +3,7 @@
 Changes of ``rotation_plan`` never fail here.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -20,15 +21,25 @@ def find_problems(ring: Ring, now: datetime, rules: Rules) -> list[str]:
         ring.signing_key(now)
     except StartError as error:
         found.append(str(error))
+    # Keys of other algorithms may sign the tokens of APIs.
+    for alg in sorted({ring.signing_alg, *(key.alg for key in ring.keys)}):
+        found += _problems_of_algorithm(replace(ring, signing_alg=alg), now, rules, may_end=alg != ring.signing_alg)
+    return found
+
+
+def _problems_of_algorithm(ring: Ring, now: datetime, rules: Rules, *, may_end: bool) -> Iterator[str]:
+    """Yield the steps of the algorithm that signs in ``ring``.
+
+    :param may_end: whether the algorithm may be given up.
+    """
     floor = timedelta(seconds=rules.floor_seconds(ring))
     for before, time in pairwise([now - floor, *(time for time in ring.changes() if time > now - floor)]):
         signs = signing_or_none(ring, time)
         if signs is None:
-            if time > now and signing_or_none(ring, before):
-                found.append(f"no key may sign from {format_time(time)} on")
+            if not may_end and time > now and signing_or_none(ring, before):
+                yield f"no key may sign from {format_time(time)} on"
         elif _takes_over(ring, signs, time, rules) and (early := _too_early(ring, signs, time, rules)):
-            found.append(early)
-    return found
+            yield early
 
 
 def find_unsafe_changes(old: Ring, new: Ring, now: datetime, rules: Rules) -> list[str]:

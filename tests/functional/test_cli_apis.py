@@ -1,11 +1,16 @@
 """``flask apis``: APIs, and which clients may call them."""
 
+import json
 from typing import Any
 
 import jwt
 import pytest
 from functional.commands import data, misuse, refusal
+from sqlalchemy import select
 from unit.harness import Harness
+
+from app.database.models import OutboxRow, db
+from app.keyring.model import Ring
 
 NOON = "2026-01-31T12:00:00Z"
 URI = "https://orders.example.com"
@@ -247,6 +252,34 @@ def test_keys_for_apis_are_rotated_too_and_not_retired(harness: Harness) -> None
         assert ring.standbys(harness.clock(), "ES256")
         assert harness.run("keys", "check").exit_code == 0
     assert len(states("ES256")) <= 3
+
+
+def test_each_algorithm_has_its_standby_which_replaces_a_revoked_key(harness: Harness) -> None:
+    create(harness, "orders", URI, "--signing-alg", "ES256")
+    done = harness.run("keys", "generate", "--alg", "ES256", "--json")
+    first = data(done)["kid"]
+    assert done.stderr.startswith(f"{first} signs from 2026-02-07T12:00:00Z on.\n")
+    harness.clock.advance(days=8)
+    assert harness.run("keys", "rotate", "--if-due").exit_code == 0
+    standbys = [ring_of(harness).standbys(harness.clock(), alg)[0].kid for alg in ("RS256", "ES256")]
+    assert rotated(harness) == [[kid] for kid in standbys]
+    done = harness.run("keys", "revoke", first, "--yes")
+    assert f"{standbys[1]} signs.\n" in done.stderr
+    harness.clock.advance(seconds=5)
+    assert ring_of(harness).signing_key(harness.clock(), "ES256").kid == standbys[1]
+    assert len(ring_of(harness).standbys(harness.clock(), "ES256")) == 1
+    assert ring_of(harness).signing_key(harness.clock()).alg == "RS256"
+
+
+def ring_of(harness: Harness) -> Ring:
+    return harness.services.keys.manager.backend.read()
+
+
+def rotated(harness: Harness) -> list[list[str]]:
+    """The keys of each rotation in the audit log."""
+    with harness.app.app_context():
+        rows = db.session.scalars(select(OutboxRow).where(OutboxRow.event == "KeyRingChanged")).all()
+        return [facts["kids"] for row in rows if (facts := json.loads(row.facts))["change"] == "rotated"]
 
 
 def test_delete_asks_and_says_how_many_clients_lose_it(harness: Harness) -> None:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from app.errors import ManagementError
 from app.keyring.model import RETIRE_AFTER, Ring, SigningKey
 from app.keyring.rotation_plan import FORGET_AFTER, NewKeys, Planner, Rules, find, rotation_due, with_max_age
+from app.keyring.validation import find_problems, find_unsafe_changes
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND, DAY = timedelta(seconds=1), timedelta(days=1)
@@ -225,6 +226,21 @@ def test_a_key_is_forgotten_when_it_has_been_gone_for_long() -> None:
     assert planner(T0 - SECOND).prune(revoked) is revoked
     unpublished = Ring((*RING.keys, key("x", -29 * DAY, 70 * DAY, revoked_at=T0 - 31 * DAY)))
     assert planner().prune(unpublished) is unpublished
+
+
+@pytest.mark.parametrize(("signs", "is_safe"), [(timedelta(), False), (FLOOR, True)])
+def test_an_edit_that_lets_a_key_for_apis_sign_too_early_is_refused(signs: timedelta, is_safe: bool) -> None:  # noqa: FBT001
+    old = Ring((*RING.keys, key("es-a", -40 * DAY, -40 * DAY, "ES256")), written_at=RING.written_at)
+    early = key("es-b", timedelta(), signs, "ES256")
+    found = find_unsafe_changes(old, Ring((*old.keys, early), written_at=old.written_at), T0, RULES)
+    told = "es-b would sign from 2026-01-01T00:00:00Z on, before verifiers know it: it is published at "
+    assert [each.startswith(told) for each in found] == ([] if is_safe else [True])
+
+
+def test_an_algorithm_of_apis_may_be_given_up_and_the_servers_may_not() -> None:
+    es = key("es", -40 * DAY, -40 * DAY, "ES256", signs_until=T0 + DAY)
+    assert find_problems(Ring((*RING.keys, es)), T0, RULES) == []
+    assert find_problems(Ring((*RING.keys, es), "ES256"), T0, RULES) == ["no key may sign from 2026-01-02T00:00:00Z on"]
 
 
 LONGER = replace(RULES, jwks_max_age_seconds=900)
