@@ -5,7 +5,6 @@ the documents of the last poll are served.
 """
 
 import json
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,9 +19,6 @@ from app.errors import ServiceUnavailable
 
 POLL_SECONDS = 5.0
 """How often all documents are read, for the server's metadata and for an outage of the database."""
-
-_REST = 100
-"""Wait 100 times as long as the last poll took before the next one, if there are very many APIs."""
 
 _COLUMNS: tuple[Any, ...] = (ApiRow.name, ApiRow.identifier, cast(ApiRow.scope, Text).label("scope"))
 _PUBLISHED = select(*_COLUMNS).where(ApiRow.publishes_document).order_by(ApiRow.name)
@@ -63,10 +59,9 @@ class ApiDocuments:
         self._publishes_scopes = publishes_scopes
         self._known: Mapping[str, PublishedApi] | None = None
         self._identifiers: tuple[str, ...] = ()
-        self._not_before = 0.0
 
     def identifiers(self) -> tuple[str, ...]:
-        """Return the identifiers of all APIs with a document, as of the last poll."""
+        """Return the identifiers of APIs with a document, as of the last poll; the same object until they change."""
         return self._identifiers
 
     def find(self, name: str) -> dict[str, Any] | None:
@@ -87,13 +82,11 @@ class ApiDocuments:
 
         :raises SQLAlchemyError: the database does not answer; the documents of the last poll stay.
         """
-        began = time.monotonic()
-        if began < self._not_before:
-            return
         with self._reading.connect() as connection:
             self._known = {row.name: PublishedApi(*row) for row in connection.execute(_PUBLISHED)}
-        self._identifiers = tuple(api.identifier for api in self._known.values())
-        self._not_before = time.monotonic() + _REST * (time.monotonic() - began)
+        identifiers = tuple(api.identifier for api in self._known.values())
+        if identifiers != self._identifiers:
+            self._identifiers = identifiers
 
     def _describe(self, api: Any) -> dict[str, Any]:
         scopes = json.loads(api.scope) if self._publishes_scopes else []

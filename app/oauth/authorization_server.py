@@ -121,10 +121,9 @@ class AuthorizationServer(rfc6749.AuthorizationServer):
         self._known: dict[str, set[str]] = {}
         self._resource_metadata: dict[str, str | None] = {}
         self._timed = timed
+        self.record_api_use: Callable[[str, tuple[str, ...], str], None] = lambda *_: None
+        """Called for each token for APIs, with client id, names of the APIs and scope."""
         self._authenticate: dict[str, Callable[[StrictRequest], Authentication]] = {}
-
-    record_api_use: Callable[[str, tuple[str, ...], str], None]
-    """Called with client id, names of APIs and scope of each token for APIs; set by ``create_app``."""
 
     def register_client_auth_method(self, method: str, func: Authenticator) -> None:
         """Register a client authentication method.

@@ -51,14 +51,13 @@ class Endpoint:
         lists their methods too.
     :param path: where it is, for one with :attr:`registered`.
     :param is_protected_resource: whether it has a metadata document of RFC 9728.
-    :param registered: the subclass of Authlib's ``TokenEndpoint`` that ``create_app`` registers; its constructor gets
-        the services.
+    :param registered: makes the ``TokenEndpoint`` of Authlib that ``create_app`` registers, from the services.
     """
 
     create_blueprint: Callable[[OAuthServices], Blueprint]
     metadata: Callable[[Settings], Metadata]
     authenticates: str | None = None
-    registered: Any = None
+    registered: Callable[[OAuthServices], Any] | None = None
     path: str = ""
     is_protected_resource: bool = False
 
@@ -87,7 +86,13 @@ class Endpoint:
 
             return blueprint
 
-        return cls(create_blueprint, metadata, authenticates, registered, path, is_protected_resource)
+        def create(services: OAuthServices) -> Any:
+            endpoint = registered(services)
+            if is_protected_resource:
+                endpoint.resource_metadata = resource_metadata_url(services.settings.issuer, path)
+            return endpoint
+
+        return cls(create_blueprint, metadata, authenticates, create, path, is_protected_resource)
 
 
 def resource_metadata_url(issuer: str, path: str) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Blueprint
@@ -24,8 +24,6 @@ OAUTH_METADATA_PATH = "/.well-known/oauth-authorization-server"
 OPENID_METADATA_PATH = "/.well-known/openid-configuration"
 
 
-_Content = TypeVar("_Content")
-
 _CONDITIONS = {
     "HTTP_IF_MATCH",
     "HTTP_IF_MODIFIED_SINCE",
@@ -41,10 +39,11 @@ def _create_blueprint(services: OAuthServices) -> Blueprint:
     blueprint = Blueprint("discovery", __name__)
     blueprint.after_request(let_browsers_read)
     max_age = services.settings.jwks_max_age
-    read_jwks = _reader(services.keys.active.published_keys, lambda keys: {"keys": [key.public_jwk for key in keys]})
-    scopes, apis = services.clients.registered_scopes, services.apis.documents
+    read_jwks = _reader(lambda keys: {"keys": [key.public_jwk for key in keys]}, services.keys.active.published_keys)
     read_metadata = _reader(
-        lambda: (scopes(), apis.identifiers()), lambda registered: _with_registered(services.metadata, *registered)
+        lambda scopes, resources: _with_registered(services.metadata, scopes, resources),
+        services.clients.registered_scopes,
+        services.apis.documents.identifiers,
     )
 
     @blueprint.get(JWKS_PATH)
@@ -73,17 +72,20 @@ def _with_registered(metadata: Mapping[str, Any], scopes: Sequence[str], resourc
     return {**metadata, **protected, **({"scopes_supported": scopes} if scopes else {})}
 
 
-def _reader(find: Callable[[], _Content], describe: Callable[[_Content], Any]) -> Callable[[], tuple[bytes, str]]:
-    """Return a function that returns a document and its ETag, encoded again only if its content has changed."""
-    latest: tuple[Any, bytes, str] = (None, b"", "")
+def _reader(describe: Callable[..., Any], *finders: Callable[[], object]) -> Callable[[], tuple[bytes, str]]:
+    """Return a function that returns a document and its ETag, encoded again only if a finder returns another object.
+
+    :param describe: returns the document for what the finders return.
+    """
+    latest: tuple[Sequence[object], bytes, str] = ((), b"", "")
 
     def read() -> tuple[bytes, str]:
         nonlocal latest
-        content = find()
+        content = [find() for find in finders]
         # Read once and replaced as a whole: other threads do the same, perhaps with other content.
         encoded, body, etag = latest
-        if encoded != content or not body:
-            body = json.dumps(describe(content), indent=2).encode()
+        if not body or any(before is not now for before, now in zip(encoded, content, strict=True)):
+            body = json.dumps(describe(*content), indent=2).encode()
             etag = etag_of(body)
             latest = content, body, etag
         return body, etag

@@ -17,7 +17,7 @@ from app.http.application import Request
 from app.http.forms import require_parameter
 from app.oauth.authorization_server import Document
 from app.oauth.requests import request_facts
-from app.oauth.services import Endpoint, OAuthServices, resource_metadata_url
+from app.oauth.services import Endpoint, OAuthServices
 from app.reasons import TokenReason
 from app.tokens.issuer import token_type
 from app.tokens.status import TokenStatus, may_introspect
@@ -36,7 +36,6 @@ class IntrospectionEndpoint(rfc7662.IntrospectionEndpoint):
 
     def __init__(self, services: OAuthServices) -> None:
         super().__init__(services.server)
-        self.resource_metadata = resource_metadata_url(services.settings.issuer, PATH)
         self._services = services
 
     def query_token(self, token_string: str, token_type_hint: str | None) -> TokenStatus:  # noqa: ARG002 - A hint.

@@ -14,7 +14,7 @@ from app.config.settings import Settings
 from app.errors import InvalidRequest, UnauthorizedClient
 from app.http.application import Request
 from app.oauth.authorization_server import NO_STORE, Document
-from app.oauth.services import Endpoint, OAuthServices, resource_metadata_url
+from app.oauth.services import Endpoint, OAuthServices
 from app.reasons import RefusalReason
 from app.tokens.revocation_feed import MAX_AGE_SECONDS, MEDIA_TYPE
 from app.types import Client, Metadata
@@ -32,7 +32,6 @@ class RevocationFeedEndpoint(TokenEndpoint):
 
     def __init__(self, services: OAuthServices) -> None:
         super().__init__(services.server)
-        self.resource_metadata = resource_metadata_url(services.settings.issuer, PATH)
         self._feed = services.tokens.revocation_feed
 
     def create_endpoint_response(self, request: Any) -> Any:
