@@ -50,7 +50,7 @@ class GrantedApi:
 
     :param identifier: the ``aud`` of its tokens.
     :param scope: those of its scopes that the client was granted.
-    :param access_token_lifetime: whole seconds, or ``None`` if the API has none of its own.
+    :param access_token_lifetime: whole seconds, or ``None`` if the API sets none.
     :param claims: are added to its tokens.
     :param signing_alg: the algorithm that signs its tokens, or ``None`` for the server's.
     """
@@ -75,7 +75,7 @@ class Client(ClientMixin):
     :param tokens_not_before: its tokens issued then or earlier are revoked.
     :param sender_constraints: what its tokens must be bound to, by the names in ``oauth.sender_constraints``.
     :param claims: are added to its tokens.
-    :param apis: the APIs that it may call besides ``audiences``, each with scopes of its own.
+    :param apis: further APIs that it may call, each with the scopes that it was granted there.
     """
 
     client_id: str

@@ -5,8 +5,7 @@ Run it on a quiet machine: `.venv/bin/python bench/apis.py 2>/dev/null`; migrati
 
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import SettableClock
+from timing import microseconds
 from unit.harness import Harness, open_harness
 
 from app.apis.fields import ApiFields
 from app.clients.authentication import to_client
 from app.oauth.policy import grant
 
-ROUNDS, CALLS = 5, 50_000
+CALLS = 50_000
 SCOPES = ("read", "write", "delete")
-
-
-def microseconds(call: Callable[[], object]) -> float:
-    """Return the time of one call, the best of some rounds."""
-    took = []
-    for _ in range(ROUNDS):
-        begun = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        took.append((time.perf_counter() - begun) / CALLS * 1e6)
-    return min(took)
 
 
 def open_with(harness: Harness, apis: int) -> Any:
@@ -54,9 +43,9 @@ def measure(harness: Harness, name: str, apis: int, resources: Sequence[str]) ->
     granted = grant(client, scope=None, resources=resources, policy=policy)
     scope = " ".join(granted.scope)
     parts = (
-        microseconds(lambda: to_client(row)),
-        microseconds(lambda: grant(client, scope=None, resources=resources, policy=policy)),
-        microseconds(lambda: usage.record(client.client_id, granted.apis, scope)) if granted.apis else 0,
+        microseconds(lambda: to_client(row), CALLS),
+        microseconds(lambda: grant(client, scope=None, resources=resources, policy=policy), CALLS),
+        microseconds(lambda: usage.record(client.client_id, granted.apis, scope), CALLS) if granted.apis else 0,
     )
     print(f"{name:>34}  {'  '.join(f'{part:5.2f}' for part in parts)}  {sum(parts):5.2f} µs")
 

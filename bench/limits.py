@@ -5,9 +5,7 @@ Run it on a quiet machine: `.venv/bin/python bench/limits.py 2>/dev/null`; migra
 
 import sys
 import tempfile
-import time
 import tracemalloc
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,30 +13,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import SettableClock
+from timing import microseconds
 from unit.harness import open_harness
 
 from app.oauth.rate_limiter import RateLimiter
 from app.oauth.rate_limits import MOST_CLIENTS
 from app.types import Rate
 
-ROUNDS, CALLS = 5, 200_000
+CALLS = 200_000
 RATE = {"ratelimit_enabled": "true", "ratelimit_tokens": "999999999/minute"}
 SETTINGS = {
     "no limit": {"ratelimit_enabled": "false"},
     "a rate": RATE,
     "a rate and a quota": RATE | {"token_quota": "999999999", "token_quota_mode": "enforce"},
 }
-
-
-def microseconds(call: Callable[[], object]) -> float:
-    """Return the time of one call, the best of some rounds."""
-    took = []
-    for _ in range(ROUNDS):
-        begun = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        took.append((time.perf_counter() - begun) / CALLS * 1e6)
-    return min(took)
 
 
 def per_token() -> None:
@@ -49,7 +37,7 @@ def per_token() -> None:
             with made.app.app_context():
                 client = made.verifier.query_client("a-client")
             count = partial(made.services.oauth.server.limits.count_request, "token", client)
-            print(f"{name:>20}  {microseconds(count):5.2f} µs per token")
+            print(f"{name:>20}  {microseconds(count, CALLS):5.2f} µs per token")
 
 
 def memory() -> None:

@@ -1,6 +1,6 @@
 """The metadata documents of APIs (RFC 9728 section 2), for APIs that cannot serve their own.
 
-A document is read from the database with each request, so that all machines say the same. While the database is away,
+Each request reads the document from the database, so that all machines return the same. While the database is away,
 the documents of the last poll are served.
 """
 

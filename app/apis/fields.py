@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.audiences import AUDIENCE_RULE, is_audience, normalize
+from app.audiences import normalize
 from app.clients.claims import check_claims
-from app.clients.fields import SCOPE_MAX_CHARACTERS, TEXT_MAX_CHARACTERS, check_scope_token
-from app.config.values import LONGEST_LIFETIME_SECONDS, format_duration, is_loopback
+from app.clients.fields import SCOPE_MAX_CHARACTERS, check_audience, check_lifetime, check_scope_token, check_text
+from app.config.values import is_loopback
 from app.crypto.algorithms import ALGORITHMS
 from app.errors import ManagementError
 
 NAME_MAX_CHARACTERS = 100
-IDENTIFIER_MAX_CHARACTERS = 2000
 SCOPES_MAX = 200
 SCOPE_TOKEN_MAX_CHARACTERS = 200
 
@@ -51,19 +50,13 @@ class ApiFields:
     def __post_init__(self) -> None:
         """Check all fields."""
         _check_name(self.name)
-        if not is_audience(self.identifier) or len(self.identifier) > IDENTIFIER_MAX_CHARACTERS:
-            raise ManagementError(
-                f"identifier {self.identifier!r} {AUDIENCE_RULE}, of at most {IDENTIFIER_MAX_CHARACTERS} characters"
-            )
+        check_audience("identifier", self.identifier)
         self._check_scopes()
-        lifetime = self.access_token_lifetime
-        if lifetime is not None and not 1 <= lifetime <= LONGEST_LIFETIME_SECONDS:
-            raise ManagementError(f"lifetime must be from 1s to {format_duration(LONGEST_LIFETIME_SECONDS)}")
+        check_lifetime(self.access_token_lifetime)
+        check_text("owner", self.owner)
+        check_claims(self.claims)
         if self.signing_alg is not None and self.signing_alg not in ALGORITHMS:
             raise ManagementError(f"signing algorithm must be one of {', '.join(ALGORITHMS)}")
-        if len(self.owner) > TEXT_MAX_CHARACTERS or not self.owner.isprintable():
-            raise ManagementError(f"owner must be up to {TEXT_MAX_CHARACTERS} printable characters in one line")
-        check_claims(self.claims)
         if self.publishes_document and not can_have_document(self.identifier):
             raise ManagementError(
                 f"identifier {self.identifier!r} must be an https URL without a query for a document of RFC 9728 "

@@ -1,7 +1,7 @@
 """Management of APIs, and of which clients may call them. Through the ORM, one transaction per call.
 
-A token request needs no further statement: with each change, what it needs is compiled into the rows of all clients
-concerned, in the same transaction. An API is locked before its clients, so that no two changes deadlock.
+Each change also writes what token requests need into the rows of all clients concerned, in the same transaction, so a
+token request needs no further statement. An API is locked before its clients, so that no two changes deadlock.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Records which APIs and scopes each client uses, in memory, and writes them to the database every few seconds.
 
-Used means that a token was issued. A day is precise enough to find what was unused for 90 days, so each worker writes
-once a day for each client and API. A worker that is killed loses at most :data:`FLUSH_SECONDS`.
+A scope is used when a token with it is issued. A day is precise enough to find what was unused for 90 days, so each
+worker writes once a day for each client and API. A worker that is killed loses at most :data:`FLUSH_SECONDS`.
 """
 
 import threading
@@ -22,7 +22,9 @@ THE_API = ""
 """Stands for the API itself among the scopes of ``ApiGrantRow.used``."""
 
 MOST_RECORDS = 10_000
-"""Requests that differ, and grants that wait, in one worker. More are recorded later or not at all."""
+"""Distinct requests that a worker remembers, and grants that wait to be written. While so many wait, further uses are
+not recorded.
+"""
 
 _Grant = tuple[str, str]
 """Client id and name of the API."""

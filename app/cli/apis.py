@@ -217,7 +217,7 @@ def _warn_of_missing_key(row: ApiRow) -> None:
         return
     ring, now = here.keys.manager.backend.read(), here.clock()
     if alg not in {key.alg for key in ring.usable(now)}:
-        report(f"Warning: nobody gets a token for {row.name} yet, since {ring.why_none_signs(now, alg)}.")
+        report(f"Warning: no client gets a token for {row.name} yet: {ring.why_none_signs(now, alg)}.")
 
 
 def _describe(row: ApiRow, callers: int) -> dict[str, Any]:

@@ -29,17 +29,17 @@ _PERSONS = (
     | {"website", "email", "email_verified", "gender", "birthdate", "zoneinfo", "locale", "phone_number"}
     | {"phone_number_verified", "address", "updated_at"}
 )
-"""OpenID Connect Core section 5.1. The clients of this server are no persons."""
+"""OpenID Connect Core section 5.1: they describe persons, and clients are services."""
 
 _PROOFS = {"htm", "htu", "ath", "vc", "vp", "vct", "_sd", "_sd_alg", "_claim_names", "_claim_sources"}
-"""RFC 9449 section 4.2, verifiable credentials, and claims that stand elsewhere."""
+"""RFC 9449 section 4.2, verifiable credentials, and references to claims in other places."""
 
 _INTROSPECTION = {"active", "token_type", "username", "token_introspection"}
-"""Members of an introspection response that are no claims: RFC 7662 section 2.2, RFC 9701."""
+"""Other members of an introspection response: RFC 7662 section 2.2, RFC 9701."""
 
 REGISTERED_CLAIMS = frozenset(_ISSUED | _AUTHENTICATION | _AUTHORIZATION | _PERSONS | _PROOFS | _INTROSPECTION)
-"""Names that have a meaning of their own. ``roles``, ``groups`` and ``entitlements`` are for operators: RFC 9068
-section 2.2.3.1.
+"""Claim names with a defined meaning, which operators may not set. ``roles``, ``groups`` and ``entitlements`` are not
+among them: RFC 9068 section 2.2.3.1 lets operators define their values.
 """
 
 
@@ -80,7 +80,7 @@ def check_claims(claims: Mapping[str, Any]) -> None:
                 "quote and backslash"
             )
         if name in REGISTERED_CLAIMS:
-            raise ManagementError(f"claim {name!r} is a registered name with a meaning of its own: choose another name")
+            raise ManagementError(f"{name!r} is a registered claim name: choose another name")
     try:
         size = len(orjson.dumps(claims))
     except (TypeError, ValueError):

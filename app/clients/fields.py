@@ -55,13 +55,13 @@ class ClientFields:
 
     def __post_init__(self) -> None:
         """Check all fields."""
-        _check_text("name", self.client_name, required=True)
-        _check_text("description", self.description)
+        check_text("name", self.client_name, required=True)
+        check_text("description", self.description)
         for contact in self.contacts:
-            _check_text("contact", contact, required=True)
+            check_text("contact", contact, required=True)
         for key, value in self.labels.items():
-            _check_text("label", key, required=True)
-            _check_text(f"label {key}", value)
+            check_text("label", key, required=True)
+            check_text(f"label {key}", value)
         for entries in (self.scope, self.audiences, self.introspects, self.contacts, self.labels):
             if len(entries) > LIST_MAX_ENTRIES:
                 raise ManagementError(
@@ -73,12 +73,12 @@ class ClientFields:
         for token in self.scope:
             check_scope_token(token)
         check_claims(self.claims)
-        _check_audiences("audience", self.audiences)
+        for audience in self.audiences:
+            check_audience("audience", audience)
         if self.introspects != (ALL_RESOURCES,):
-            _check_audiences("resource to introspect", self.introspects, f"; or {ALL_RESOURCES} alone")
-        lifetime = self.access_token_lifetime
-        if lifetime is not None and not 1 <= lifetime <= LONGEST_LIFETIME_SECONDS:
-            raise ManagementError(f"lifetime must be from 1s to {format_duration(LONGEST_LIFETIME_SECONDS)}")
+            for resource in self.introspects:
+                check_audience("resource to introspect", resource, f"; or {ALL_RESOURCES} alone")
+        check_lifetime(self.access_token_lifetime)
 
 
 def split_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
@@ -141,15 +141,33 @@ def check_scope_token(token: str) -> None:
         )
 
 
-def _check_audiences(what: str, audiences: Iterable[str], otherwise: str = "") -> None:
-    for audience in audiences:
-        if len(audience) > AUDIENCE_MAX_CHARACTERS:
-            raise ManagementError(f"{what} has more than {AUDIENCE_MAX_CHARACTERS} characters")
-        if not is_audience(audience):
-            raise ManagementError(f"{what} {audience!r} {AUDIENCE_RULE}{otherwise}")
+def check_audience(what: str, audience: str, otherwise: str = "") -> None:
+    """Check the identifier of an API.
+
+    :param what: its name in the message.
+    :param otherwise: what else is allowed.
+    :raises ManagementError: it is too long, or neither a URI nor a name.
+    """
+    if len(audience) > AUDIENCE_MAX_CHARACTERS:
+        raise ManagementError(f"{what} has more than {AUDIENCE_MAX_CHARACTERS} characters")
+    if not is_audience(audience):
+        raise ManagementError(f"{what} {audience!r} {AUDIENCE_RULE}{otherwise}")
 
 
-def _check_text(name: str, text: str, *, required: bool = False) -> None:
+def check_lifetime(seconds: int | None) -> None:
+    """Check the lifetime of tokens, if one is set.
+
+    :raises ManagementError: it is too short or too long.
+    """
+    if seconds is not None and not 1 <= seconds <= LONGEST_LIFETIME_SECONDS:
+        raise ManagementError(f"lifetime must be from 1s to {format_duration(LONGEST_LIFETIME_SECONDS)}")
+
+
+def check_text(name: str, text: str, *, required: bool = False) -> None:
+    """Check a text for people.
+
+    :raises ManagementError: it is too long, not one printable line, or missing.
+    """
     if (required and not text.strip()) or len(text) > TEXT_MAX_CHARACTERS or not text.isprintable():
         raise ManagementError(
             f"{name} must be {'1' if required else '0'} to {TEXT_MAX_CHARACTERS} printable characters in one line"

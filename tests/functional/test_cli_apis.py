@@ -159,7 +159,7 @@ def test_callers_with_scopes_that_they_did_not_use_in_90_days(harness: Harness) 
     }
     listed = harness.run("apis", "callers", "orders", "--unused-scopes").stdout.splitlines()
     assert listed[1].split("\t")[3:5] == ["read write", "read"]
-    # A client with another grant keeps what it used; a scope that it lost is forgotten.
+    # A new grant keeps the recorded uses, except those of a removed scope.
     harness.run("apis", "grant", "orders", "all", "--scope", "read")
     fetch("all")
     assert "all" not in unused()
@@ -186,7 +186,7 @@ def test_update_replaces_adds_and_removes(harness: Harness) -> None:
     [
         ((), "nothing to change: `flask apis update --help` shows what can be"),
         (("--remove-scope", "x"), "API 'orders' has no scope x"),
-        (("--claim", "aud=x"), "claim 'aud' is a registered name with a meaning of its own: choose another name"),
+        (("--claim", "aud=x"), "'aud' is a registered claim name: choose another name"),
         (("--identifier", "bills", "--document"), "identifier 'bills' must be an https URL without a query for a "),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_bad_update_changes_nothing(harness: Harness, words: tuple[str, ...], 
 
 
 NO_KEY = (
-    "Warning: nobody gets a token for orders yet, since the key ring has no ES256 key that may sign now: "
+    "Warning: no client gets a token for orders yet: the key ring has no ES256 key that may sign now: "
     "`flask keys generate --alg ES256`.\n"
 )
 

@@ -198,7 +198,7 @@ def decide(asking: Client, *targets: str, scope: str | None = None) -> AccessTok
         ({}, [], [ORDERS.identifier], "read write"),
         ({}, ["bills"], ["bills"], "read pay"),
         ({}, ["bills", ORDERS.identifier], ["bills", ORDERS.identifier], "read write pay"),
-        # A client with scopes or audiences of its own keeps what its requests got before it was granted an API.
+        # A client with registered scopes or audiences keeps its default audience when it is granted an API.
         ({"scope": ("own",)}, [], [ISSUER], "own"),
         ({"scope": ("own",), "audiences": ("urn:a",)}, [], ["urn:a"], "own"),
         ({"audiences": ("urn:a",)}, [], ["urn:a"], ""),
